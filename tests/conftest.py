@@ -1,0 +1,38 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import ARCHITECTURES, TWO, tiny
+
+import twotower as tt
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(params=ARCHITECTURES, scope="session")
+def any_model(request: pytest.FixtureRequest) -> tt.Model:
+    """A random model of each architecture in turn."""
+    return tiny(request.param)
+
+
+@pytest.fixture(scope="session")
+def llama() -> tt.Model:
+    """A random grouped-query Llama."""
+    return tiny("llama-grouped")
+
+
+@pytest.fixture(scope="session")
+def prompts(llama: tt.Model) -> tt.Prompts:
+    """Six prompts of unequal length, two classes, three shots."""
+    return tt.build_prompts(llama, TWO, shots=3, n=6, seed=1)
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> tt.Model:
+    """The demo model; fetched the first time."""
+    return tt.load("smollm2-135m")

@@ -1,0 +1,137 @@
+"""Small random models of every architecture, and tokenizers, made on the spot.
+
+Weights are drawn large enough that attention is far from uniform, and biases and norms are
+random too, so that leaving one out shows.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTJConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+import twotower as tt
+
+WORDS = (
+    "cat dog owl cow hen ape Paris Rome Oslo Kyoto Lima Cairo hammer saw drill "
+    "foo bar map key cup one two"
+).split()
+ANIMALS = ["cat", "dog", "owl", "cow", "hen", "ape", "black bear", "elephant", "sea lion", "yak"]
+CITIES = ["Paris", "Rome", "Oslo", "Kyoto", "Lima", "Cairo", "New York", "Timbuktu", "La Paz", "Ulm"]
+TOOLS = ["hammer", "saw", "drill", "pair of tongs", "plane", "chisel", "file", "axe", "vice", "awl"]
+
+TWO = tt.Task("animals-cities-tiny", {"animal": ANIMALS, "city": CITIES})
+THREE = tt.Task("three-tiny", {"animal": ANIMALS, "city": CITIES, "tool": TOOLS})
+
+_LINES = [f"{word}: {label}\n" for word in WORDS for label in ("foo", "bar", "map", "key")] * 4
+
+
+@cache
+def byte_level(bos: bool = False) -> PreTrainedTokenizerFast:
+    """Byte-level BPE as GPT-2's; labels with their leading space are one token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<s>", "</s>", "<pad>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(_LINES, trainer)
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+
+
+@cache
+def sentencepiece() -> PreTrainedTokenizerFast:
+    """SentencePiece-like BPE as Llama's: a mark for blanks, byte fallback, BOS added."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))],
+    )
+    tokenizer.train_from_iterator((f"{w}: {x}" for w in WORDS for x in WORDS), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def _configurations() -> dict[str, Any]:
+    llama = {
+        "hidden_size": 48,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 256,
+        "head_dim": 12,
+    }
+    neox = {k: v for k, v in llama.items() if k != "head_dim"}
+    neox |= {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0,
+                                 "partial_rotary_factor": 0.5}}
+    gpt = {"n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 256}
+    off = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+    return {
+        "gpt2": GPT2Config(**gpt, **off),
+        "gptj": GPTJConfig(**gpt, **off, rotary_dim=8),
+        "llama": LlamaConfig(**llama, num_key_value_heads=4),
+        "llama-grouped": LlamaConfig(**llama, num_key_value_heads=2, attention_bias=True),
+        "mistral": MistralConfig(**llama, num_key_value_heads=2, sliding_window=12),
+        "qwen2": Qwen2Config(**{k: v for k, v in llama.items() if k != "head_dim"},
+                             num_key_value_heads=2),
+        "qwen3": Qwen3Config(**llama, num_key_value_heads=2),
+        "neox-parallel": GPTNeoXConfig(**neox, use_parallel_residual=True),
+        "neox-sequential": GPTNeoXConfig(**neox, use_parallel_residual=False),
+    }
+
+
+ARCHITECTURES = list(_configurations())
+
+
+def hf_model(
+    name: str, attention: str = "eager", seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Any:
+    """A random transformers model of an architecture, in evaluation mode."""
+    config = _configurations()[name]
+    config.vocab_size = 704
+    config.pad_token_id = config.bos_token_id = config.eos_token_id = 0
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
+    with torch.no_grad():
+        for label, parameter in model.named_parameters():
+            noise = torch.randn_like(parameter)
+            if parameter.dim() == 1:
+                parameter.copy_((0 if label.endswith("bias") else 1) + 0.2 * noise)
+            else:
+                parameter.copy_(0.18 * noise)
+    return model.eval().requires_grad_(False)
+
+
+@cache
+def tiny(name: str, attention: str = "eager") -> tt.Model:
+    """A loaded random model of an architecture; the same object every time."""
+    return tt.load(hf_model(name, attention), tokenizer=byte_level())

@@ -1,0 +1,49 @@
+"""Find, measure and explain the attention heads by which language models learn in context.
+
+Names are imported when they are first used, so that importing the package is quick.
+"""
+
+import lazy_loader as _lazy
+
+# nnsight gives every object a method `save`, modules included, which would hide a name
+# that is looked up lazily; so these two are here from the start.
+from .results import open, save
+
+__version__ = "0.1.0"
+
+__getattr__, __dir__, __all__ = _lazy.attach(
+    __name__,
+    submod_attrs={
+        "errors": [
+            "CheckError",
+            "FetchError",
+            "FindingError",
+            "InputError",
+            "ModelError",
+            "SchemaError",
+            "StoreError",
+            "TwoTowerError",
+        ],
+        "intervention": ["KnockOut", "Scale"],
+        "measures": [
+            "analyze",
+            "attribution",
+            "head_effects",
+            "in_context_heads",
+            "ov_labels",
+            "predict",
+            "qk_similarity",
+            "two_tower_scores",
+        ],
+        "models": ["Architecture", "Head", "Model", "load"],
+        "prompts": [
+            "Prompts",
+            "Task",
+            "build_prompts",
+            "bundled_tasks",
+            "load_task",
+            "prompts_from_strings",
+        ],
+    },
+)
+__all__ += ["__version__", "open", "save"]

@@ -1,0 +1,36 @@
+"""The errors twotower raises, so that a script can tell them apart.
+
+Every message is one sentence that says what is wrong and what to do.
+"""
+
+
+class TwoTowerError(Exception):
+    """Base of every error that twotower raises on purpose."""
+
+
+class InputError(TwoTowerError, ValueError):
+    """An argument, a task or a prompt is not usable."""
+
+
+class ModelError(TwoTowerError, RuntimeError):
+    """A model could not be loaded, or its structure is not understood."""
+
+
+class CheckError(ModelError):
+    """A model was loaded, but the numbers read from it do not add up."""
+
+
+class FetchError(TwoTowerError, OSError):
+    """Something could not be downloaded."""
+
+
+class StoreError(TwoTowerError, OSError):
+    """A store of results is missing, foreign, damaged or unreadable."""
+
+
+class SchemaError(TwoTowerError, ValueError):
+    """A dataset does not have the form that `twotower.results.schema` fixes."""
+
+
+class FindingError(TwoTowerError, AssertionError):
+    """A result that should hold on the demo task does not hold."""

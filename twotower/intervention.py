@@ -1,0 +1,117 @@
+"""Edits of heads, as data. They say what is changed; measures carry them out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from .models import Head, Model
+    from .prompts import Prompts
+
+ABLATIONS = ("zero", "mean", "resample")
+
+
+@dataclass(frozen=True, eq=False)
+class KnockOut:
+    """Take heads' outputs z, before the output projection, out of play.
+
+    Parameters
+    ----------
+    heads
+        Heads, as `Head` or (layer, head).
+    positions
+        "all", "last", "labels", or a boolean (prompt, position) array.
+    ablation
+        "zero"; "mean": the mean of z over the reference prompts, by role and number of
+        demonstration; "resample": the z of another prompt, drawn by `seed` from the
+        reference prompts, role by role.
+    reference
+        Prompts for "mean" and "resample".
+    seed
+        Seed of the draw for "resample".
+
+    Notes
+    -----
+    All positions with "zero" equals zeroing the head's columns of the output projection,
+    which is how Yu & Ananiadou (2024) intervene.
+    """
+
+    heads: Sequence[Head]
+    positions: str | np.ndarray = "all"
+    ablation: str = "zero"
+    reference: Prompts | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_ablation(self.ablation, self.reference)
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """Multiply heads' outputs z by a factor.
+
+    Parameters
+    ----------
+    heads
+        Heads, as `Head` or (layer, head).
+    factor
+        1 changes nothing; 0 is a knock-out.
+    positions
+        As in `KnockOut`.
+    """
+
+    heads: Sequence[Head]
+    factor: float
+    positions: str | np.ndarray = "all"
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.factor):
+            raise InputError(f"factor={self.factor} must be finite")
+
+
+Edit = KnockOut | Scale
+
+
+def check_ablation(ablation: str, reference: Any) -> None:
+    """Refuse an ablation that is not known, or lacks or has no use for a reference."""
+    if ablation not in ABLATIONS:
+        raise InputError(f"ablation={ablation!r} is not known; use one of {', '.join(ABLATIONS)}")
+    if (ablation == "zero") != (reference is None):
+        need = "takes no" if ablation == "zero" else "needs"
+        raise InputError(f"ablation={ablation!r} {need} reference= prompts")
+
+
+def check_heads(heads: Iterable[Any], model: Model) -> list[Head]:
+    """Heads as `Head`, each in range and none twice.
+
+    Raises
+    ------
+    InputError
+        If a head is no pair of numbers, is out of range, or is given twice.
+    """
+    from .models import Head
+
+    if isinstance(heads, Head):
+        heads = [heads]
+    found = []
+    for item in heads:
+        try:
+            layer, head = (int(x) for x in item)
+        except (TypeError, ValueError):
+            raise InputError(f"{item!r} is not a head; give (layer, head)") from None
+        if not (0 <= layer < model.n_layers and 0 <= head < model.n_heads):
+            raise InputError(
+                f"head {layer}.{head} is out of range: the model has layers 0 to "
+                f"{model.n_layers - 1} and heads 0 to {model.n_heads - 1}"
+            )
+        found.append(Head(layer, head))
+    if len(set(found)) != len(found):
+        twice = next(h for h in found if found.count(h) > 1)
+        raise InputError(f"head {twice} is given twice")
+    return found

@@ -1,0 +1,201 @@
+"""What a head's output is replaced by: nothing, its mean, or another prompt's.
+
+All of it is settled before any batching: the mean is taken over all reference prompts, and
+each prompt's donor is drawn once. So results do not depend on how prompts are batched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..intervention import check_ablation
+from .batch import Batch, batches, make_batch
+from .walk import End, LayerView, Recorder, run_batch
+
+if TYPE_CHECKING:
+    from ..models import Model
+    from ..prompts import Prompts
+
+Key = tuple[str, int]
+"""Role and number of demonstration: what positions of two prompts are matched by."""
+
+
+class Replacement:
+    """Zero: heads' outputs are replaced by nothing."""
+
+    def values(self, batch: Batch, layers: Sequence[int]) -> torch.Tensor | None:
+        """(len(layers), B, T, H d_head) for a batch; None stands for zero.
+
+        Positions that are not going to be replaced hold anything.
+        """
+        return None
+
+
+def make_replacement(
+    model: Model,
+    prompts: Prompts,
+    at: np.ndarray,
+    ablation: str,
+    reference: Prompts | None,
+    seed: int,
+) -> Replacement:
+    """The replacement that an ablation asks for.
+
+    Parameters
+    ----------
+    model, prompts
+        What is measured.
+    at
+        (prompt, position) boolean: positions at which heads are going to be replaced.
+    ablation
+        "zero", "mean" or "resample".
+    reference
+        Prompts that means and donors are taken from.
+    seed
+        Seed of the draw of donors.
+
+    Raises
+    ------
+    InputError
+        If a position cannot be matched to one in the reference prompts.
+    """
+    check_ablation(ablation, reference)
+    if reference is None:
+        return Replacement()
+    if ablation == "mean":
+        return _Mean(model, prompts, at, reference)
+    return _Resample(model, prompts, at, reference, seed)
+
+
+def _keys(prompts: Prompts) -> list[list[Key]]:
+    return [
+        list(zip(roles, numbers, strict=True))
+        for roles, numbers in zip(
+            prompts.role.tolist(), prompts.demonstration.tolist(), strict=True
+        )
+    ]
+
+
+class _Mean(Replacement):
+    """Mean of z per layer, head, role and number of demonstration."""
+
+    def __init__(
+        self, model: Model, prompts: Prompts, at: np.ndarray, reference: Prompts
+    ) -> None:
+        reference_keys = _keys(reference)
+        numbers: dict[Key, int] = {}
+        for row in reference_keys:
+            for key in row:
+                numbers.setdefault(key, len(numbers))
+        for row, wanted in zip(_keys(prompts), at, strict=True):
+            for key, want in zip(row, wanted, strict=True):
+                if want and key not in numbers:
+                    raise InputError(
+                        f"no reference prompt has a position of role {key[0]!r} in demonstration "
+                        f"{key[1]}; take reference prompts with as many demonstrations"
+                    )
+        self.index = np.array([[numbers.get(k, 0) for k in row] for row in _keys(prompts)])
+        own = np.array([[numbers[k] for k in row] for row in reference_keys])
+        total = torch.zeros(len(numbers), model.n_layers, model.n_heads * model.d_head)
+        for batch in batches(model, reference, None):
+            (sums,) = run_batch(model, batch, [_Sums(batch.cut(own), len(numbers))])
+            total += sums["sums"]
+        counts = np.bincount(own[reference.token_id >= 0], minlength=len(numbers))
+        self.mean = total / torch.as_tensor(np.maximum(counts, 1))[:, None, None]
+
+    def values(self, batch: Batch, layers: Sequence[int]) -> torch.Tensor:
+        index = batch.cut(self.index).cpu()
+        return self.mean[index][:, :, list(layers)].permute(2, 0, 1, 3)
+
+
+class _Sums(Recorder):
+    """Sum of z over positions with the same key; padding counts for nothing."""
+
+    def __init__(self, index: torch.Tensor, n_keys: int) -> None:
+        self.index, self.n_keys = index, n_keys
+        self.sums: list[torch.Tensor] = []
+
+    def layer(self, view: LayerView) -> None:
+        z = view.z.flatten(-2).float() * view.attention_mask.to(view.z.device).unsqueeze(-1)
+        empty = torch.zeros(self.n_keys, z.shape[-1], device=z.device)
+        summed = empty.index_add(0, self.index.to(z.device).flatten(), z.flatten(0, 1))
+        self.sums.append(summed.cpu())
+
+    def finish(self, end: End) -> dict[str, torch.Tensor]:
+        return {"sums": torch.stack(self.sums, dim=1)}
+
+
+class _Resample(Replacement):
+    """The z of a donor prompt, position matched to position."""
+
+    def __init__(
+        self, model: Model, prompts: Prompts, at: np.ndarray, reference: Prompts, seed: int
+    ) -> None:
+        self.model, self.reference = model, reference
+        rng = np.random.default_rng([seed, 5])
+        strings = np.array(reference.strings, dtype=object)
+        reference_keys = _keys(reference)
+        self.donors = np.zeros(len(prompts), dtype=np.int64)
+        # Column of the donor's matching position, counted from its end (negative).
+        self.columns = np.full(at.shape, -1, dtype=np.int64)
+        for i, (string, keys) in enumerate(zip(prompts.strings, _keys(prompts), strict=True)):
+            others = np.flatnonzero(strings != string)
+            if not len(others):
+                raise InputError("resample needs a reference prompt that differs from the prompt")
+            donor = int(rng.choice(others))
+            self.donors[i] = donor
+            self.columns[i] = _match(keys, at[i], reference_keys[donor], i, donor)
+
+    def values(self, batch: Batch, layers: Sequence[int]) -> torch.Tensor:
+        donors = self.donors[batch.rows]
+        donor_batch = make_batch(self.model, self.reference, donors)
+        (found,) = run_batch(self.model, donor_batch, [_Heads(layers)])
+        z = found["z"]
+        columns = batch.cut(self.columns).cpu() + z.shape[2]
+        columns = columns.clamp(min=0)[None, :, :, None].expand(len(z), -1, -1, z.shape[-1])
+        return z.gather(2, columns)
+
+
+class _Heads(Recorder):
+    """z (layers, B, T, H d_head) of some layers."""
+
+    def __init__(self, layers: Sequence[int]) -> None:
+        self.layers = set(layers)
+        self.found: list[torch.Tensor] = []
+
+    def layer(self, view: LayerView) -> None:
+        if view.index in self.layers:
+            self.found.append(view.z.flatten(-2).cpu())
+
+    def finish(self, end: End) -> dict[str, torch.Tensor]:
+        return {"z": torch.stack(self.found)}
+
+
+def _match(
+    keys: list[Key], at: np.ndarray, donor_keys: list[Key], prompt: int, donor: int
+) -> np.ndarray:
+    """Donor's column, counted from its end, for every wanted position of a prompt."""
+    places: dict[Key, list[int]] = {}
+    for column, key in enumerate(donor_keys):
+        places.setdefault(key, []).append(column - len(donor_keys))
+    own: dict[Key, list[int]] = {}
+    for column, key in enumerate(keys):
+        own.setdefault(key, []).append(column)
+    columns = np.full(len(keys), -1, dtype=np.int64)
+    for key, mine in own.items():
+        if not at[mine].any():
+            continue
+        theirs = places.get(key, [])
+        if len(theirs) != len(mine):
+            raise InputError(
+                f"prompt {prompt} has {len(mine)} tokens of role {key[0]!r} in demonstration "
+                f"{key[1]} and its donor, reference prompt {donor}, has {len(theirs)}: they cannot "
+                "be aligned. Use ablation='mean', or positions='last' or 'labels'"
+            )
+        columns[mine] = theirs
+    return columns

@@ -1,0 +1,110 @@
+"""All measures of one set of prompts, from one forward per batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import InputError
+from ..results import make_tree, provenance
+from .collect import collect, dataset
+from .effects import sweep_maker
+from .recorders import Predictions
+from .scores import two_tower_scores
+from .towers import attribution_maker, similarity_maker, values_maker
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import xarray as xr
+
+    from ..models import Model
+    from ..prompts import Prompts
+
+MEASURES = ("predictions", "effects", "attribution", "qk", "ov")
+
+
+def analyze(
+    model: Model,
+    prompts: Prompts,
+    *,
+    measures: Sequence[str] = MEASURES,
+    norm: str = "frozen",
+    logprobs: bool = True,
+    keep: str = "all",
+    batch_size: int | None = None,
+    progress: bool | str = False,
+) -> xr.DataTree:
+    """Predictions, effects at the last position, attribution, QK and OV of every head.
+
+    Parameters
+    ----------
+    model, prompts
+        What is measured.
+    measures
+        Which of "predictions", "effects", "attribution", "qk", "ov".
+    norm
+        See `attribution`.
+    logprobs
+        See `head_effects`.
+    keep
+        "all" positions of QK and OV, or "labels".
+    batch_size
+        Prompts in a batch; by default as many as make about a thousand tokens.
+    progress
+        Show a bar; a text is its title.
+
+    Returns
+    -------
+    xarray.DataTree
+        A run: a group for each measure, `prompts`, and `scores` where they can be made.
+
+    Raises
+    ------
+    InputError
+        If a measure is not known.
+    """
+    unknown = [name for name in measures if name not in MEASURES]
+    if unknown or not measures:
+        raise InputError(f"measures={list(measures)}: choose from {', '.join(MEASURES)}")
+    makers: dict[str, Any] = {}
+    for name in dict.fromkeys(measures):
+        if name == "predictions":
+            makers[name] = lambda batch: Predictions(batch, prompts.label_ids)
+        elif name == "effects":
+            makers[name] = sweep_maker(model, prompts, logprobs=logprobs)
+        elif name == "attribution":
+            makers[name] = attribution_maker(model, prompts, norm)
+        elif name == "qk":
+            makers[name] = similarity_maker(prompts)
+        else:
+            makers[name] = values_maker(model, prompts)
+    found = collect(
+        model, prompts, list(makers.values()), batch_size=batch_size, keep=keep, progress=progress
+    )
+    settings: dict[str, dict[str, Any]] = {
+        "effects": {"positions": "last", "ablation": "zero"},
+        "attribution": {"norm": norm},
+        "qk": {"keep": keep},
+        "ov": {"keep": keep},
+    }
+    groups = {"prompts": prompts_dataset(model, prompts)}
+    for name, arrays in zip(makers, found, strict=True):
+        groups[name] = dataset(name, arrays, model, prompts, **settings.get(name, {}))
+    about = provenance(model, prompts, measures=list(makers))
+    run = make_tree(groups, about)
+    if "qk" in makers and "ov" in makers:
+        groups["scores"] = two_tower_scores(run)
+        run = make_tree(groups, about)
+    return run
+
+
+def prompts_dataset(model: Model, prompts: Prompts) -> xr.Dataset:
+    """The prompts themselves, token by token."""
+    arrays = {
+        "token_id": prompts.token_id,
+        "token": prompts.token,
+        "text": np.array([p.text for p in prompts], dtype=object),
+    }
+    return dataset("prompts", arrays, model, prompts)

@@ -1,0 +1,132 @@
+"""Batches: prompts of like length, left-padded, as tensors where the model wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..models import Model
+    from ..prompts import Prompts
+
+TOKENS_PER_BATCH = 1024
+"""Padded tokens of a batch when no size is asked for; more gains little on a CPU."""
+
+
+@dataclass
+class Batch:
+    """Some prompts, cut to the longest of them.
+
+    Attributes
+    ----------
+    rows
+        (B,) numbers of the prompts.
+    input_ids, attention_mask, position_ids
+        (B, T) tensors on the device of the embedding.
+    gold
+        (B,) number of the right label.
+    kept
+        (B, K) columns to keep of per-position results, -1 where there are fewer than K;
+        None to keep all T.
+    """
+
+    rows: np.ndarray
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    position_ids: torch.Tensor
+    gold: torch.Tensor
+    kept: torch.Tensor | None = None
+
+    @property
+    def width(self) -> int:
+        """Number of positions T."""
+        return int(self.input_ids.shape[1])
+
+    @property
+    def inputs(self) -> dict[str, torch.Tensor | bool | int]:
+        """What the model is called with; only the last position is unembedded."""
+        return {
+            "input_ids": self.input_ids,
+            "attention_mask": self.attention_mask,
+            "position_ids": self.position_ids,
+            "use_cache": False,
+            "logits_to_keep": 1,
+        }
+
+    def cut(self, by_position: np.ndarray) -> torch.Tensor:
+        """The batch's part (B, T) of a (prompt, position) array."""
+        part = by_position[self.rows][:, by_position.shape[1] - self.width :]
+        return torch.as_tensor(part, device=self.input_ids.device)
+
+
+def make_batch(
+    model: Model, prompts: Prompts, rows: np.ndarray, keep: str | None = None
+) -> Batch:
+    """Tensors of some prompts.
+
+    Parameters
+    ----------
+    model
+        Gives the device and the padding token.
+    prompts
+        All prompts.
+    rows
+        (B,) numbers of those wanted.
+    keep
+        "labels" to keep per-position results at label positions alone.
+    """
+    width = int(prompts.lengths[rows].max())
+    ids = prompts.token_id[rows][:, prompts.n_positions - width :]
+    mask = ids >= 0
+    pad = model.tokenizer.pad_token_id
+    device = model.device
+    kept = None
+    if keep == "labels":
+        columns = label_columns(prompts)[rows] - (prompts.n_positions - width)
+        kept = torch.as_tensor(np.where(columns < 0, -1, columns), device=device)
+    return Batch(
+        rows,
+        torch.as_tensor(np.where(mask, ids, 0 if pad is None else pad), device=device),
+        torch.as_tensor(mask.astype(np.int64), device=device),
+        torch.as_tensor(np.maximum(mask.cumsum(axis=1) - 1, 0), device=device),
+        torch.as_tensor(prompts.gold_index[rows], device=device),
+        kept,
+    )
+
+
+def label_columns(prompts: Prompts) -> np.ndarray:
+    """(prompt, K) columns of the label positions, right-aligned; -1 where there are fewer."""
+    found = [np.flatnonzero(row) for row in prompts.where("labels")]
+    width = max(map(len, found))
+    columns = np.full((len(prompts), width), -1, dtype=np.int64)
+    for i, row in enumerate(found):
+        columns[i, width - len(row) :] = row
+    return columns
+
+
+def batches(
+    model: Model, prompts: Prompts, batch_size: int | None, keep: str | None = None
+) -> Iterator[Batch]:
+    """Batches of prompts, like lengths together so that little is padding.
+
+    Raises
+    ------
+    InputError
+        If `batch_size` is not a whole number from 1 up, or prompts are too long.
+    """
+    if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
+        raise InputError(f"batch_size={batch_size!r} must be 1 or more")
+    if model.max_positions is not None and prompts.n_positions > model.max_positions:
+        raise InputError(
+            f"a prompt has {prompts.n_positions} tokens and the model takes {model.max_positions}"
+        )
+    order = np.argsort(prompts.lengths, kind="stable")
+    size = batch_size or max(1, TOKENS_PER_BATCH // prompts.n_positions)
+    for start in range(0, len(order), size):
+        yield make_batch(model, prompts, order[start : start + size], keep)

@@ -1,0 +1,172 @@
+"""Running recorders over all batches, and putting their results into datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..intervention import Edit
+from ..results import GROUPS, make_dataset, provenance
+from .batch import Batch, batches, label_columns
+from .edits import PreparedEdits
+from .walk import Recorder, run_batch
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from ..models import Model
+    from ..prompts import Prompts
+
+MakeRecorder = Callable[[Batch], Recorder]
+Arrays = dict[str, np.ndarray]
+
+
+def collect(
+    model: Model,
+    prompts: Prompts,
+    makers: Sequence[MakeRecorder],
+    *,
+    batch_size: int | None = None,
+    keep: str = "all",
+    edits: Sequence[Edit] = (),
+    progress: bool | str = False,
+) -> list[Arrays]:
+    """Results of several recorders from one forward per batch.
+
+    Parameters
+    ----------
+    model, prompts
+        What is measured.
+    makers
+        Each makes a recorder for a batch.
+    batch_size
+        Prompts in a batch; by default as many as make about a thousand tokens.
+    keep
+        "all" positions, or "labels".
+    edits
+        Edits in force during the forwards.
+    progress
+        True, or a text, to show a bar.
+
+    Returns
+    -------
+    list of dict
+        For each recorder its arrays, over all prompts in their order. Arrays by position
+        are right-aligned and NaN where padded.
+    """
+    if keep not in ("all", "labels"):
+        raise InputError(f"keep={keep!r} is not known; use 'all' or 'labels'")
+    width = prompts.n_positions if keep == "all" else label_columns(prompts).shape[1]
+    prepared = PreparedEdits(model, prompts, edits)
+    results: list[Arrays] = [{} for _ in makers]
+    with _bar(len(prompts), progress) as bar:
+        for batch in batches(model, prompts, batch_size, None if keep == "all" else keep):
+            recorders = [make(batch) for make in makers]
+            found = run_batch(model, batch, recorders, prepared.for_batch(batch))
+            for result, recorder, new in zip(results, recorders, found, strict=True):
+                for name, tensor in new.items():
+                    dims = GROUPS[recorder.group][name].dims
+                    _place(result, name, tensor, dims, batch.rows, len(prompts), width)
+            bar.update(len(batch.rows))
+    return results
+
+
+def _bar(total: int, progress: bool | str) -> Any:
+    from tqdm.auto import tqdm
+
+    description = progress if isinstance(progress, str) else None
+    return tqdm(total=total, desc=description, unit="prompt", disable=not progress, leave=False)
+
+
+def _place(
+    result: Arrays,
+    name: str,
+    tensor: torch.Tensor,
+    dims: tuple[str, ...],
+    rows: np.ndarray,
+    n: int,
+    width: int,
+) -> None:
+    """Write a batch's rows into the array over all prompts."""
+    values = tensor.numpy()
+    shape, target = [n, *values.shape[1:]], [slice(None)] * values.ndim
+    if "position" in dims:
+        axis = dims.index("position")
+        shape[axis] = width
+        target[axis] = slice(width - values.shape[axis], None)
+    if name not in result:
+        fill = {"f": np.nan, "i": -1}.get(values.dtype.kind, 0)
+        result[name] = np.full(shape, fill, dtype=values.dtype)
+    result[name][tuple(target)][rows] = values
+
+
+def dataset(
+    group: str,
+    arrays: Arrays,
+    model: Model,
+    prompts: Prompts,
+    *,
+    keep: str = "all",
+    coordinates: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> xr.Dataset:
+    """A group's dataset from its arrays, with coordinates and provenance.
+
+    Parameters
+    ----------
+    group
+        Name of the group.
+    arrays
+        Arrays by variable; token ids of "top_token" are turned into text here.
+    model, prompts
+        What was measured.
+    keep
+        Which positions the arrays hold.
+    coordinates
+        Further index coordinates.
+    **settings
+        The measure's own arguments, for the record.
+    """
+    variables = GROUPS[group]
+    dims = {dim for name in arrays for dim in variables[name].dims}
+    coords: dict[str, Any] = {
+        "prompt": np.arange(len(prompts)),
+        "gold": prompts.gold,
+        "query_class": prompts.query_class,
+    }
+    if "layer" in dims:
+        coords |= {"layer": np.arange(model.n_layers), "head": np.arange(model.n_heads)}
+    if "label" in dims:
+        coords["label"] = np.array(prompts.labels, dtype=object)
+    by_position = {
+        name: getattr(prompts, name)
+        for name in ("role", "demonstration", "demonstration_class", "label_text")
+    }
+    columns = np.arange(prompts.n_positions)
+    if keep == "labels":
+        kept = label_columns(prompts)
+        columns = np.arange(kept.shape[1])
+        for name, array in by_position.items():
+            fill = {"role": "pad", "demonstration": -1}.get(name, "")
+            taken = np.take_along_axis(array, np.maximum(kept, 0), axis=1)
+            by_position[name] = np.where(kept < 0, fill, taken)
+        by_position["token_position"] = kept - prompts.n_positions + 1
+    coords |= {"position": columns - len(columns) + 1, **by_position, **(coordinates or {})}
+    texts = {
+        name: _texts(array, model) if name == "top_token" else array
+        for name, array in arrays.items()
+    }
+    settings = {"keep": keep, **settings} if group in ("qk", "ov") else settings
+    return make_dataset(group, texts, coords, provenance(model, prompts, **settings))
+
+
+def _texts(ids: np.ndarray, model: Model) -> np.ndarray:
+    """Tokens' texts; "" where there is no token."""
+    known = {
+        int(i): "" if i < 0 else model.tokenizer.decode([int(i)]) for i in np.unique(ids)
+    }
+    return np.array([known[int(i)] for i in ids.ravel()], dtype=object).reshape(ids.shape)

@@ -1,0 +1,60 @@
+"""The model's answers, as it is or with heads edited."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..intervention import Edit
+from .collect import collect, dataset
+from .recorders import Predictions
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from ..models import Model
+    from ..prompts import Prompts
+
+
+def predict(
+    model: Model,
+    prompts: Prompts,
+    edits: Sequence[Edit] = (),
+    *,
+    batch_size: int | None = None,
+    progress: bool | str = False,
+) -> xr.Dataset:
+    """What the model answers at the last position.
+
+    Parameters
+    ----------
+    model, prompts
+        What is measured.
+    edits
+        Edits in force: `KnockOut`, `Scale`. They can be combined.
+    batch_size
+        Prompts in a batch; by default as many as make about a thousand tokens.
+    progress
+        Show a bar; a text is its title.
+
+    Returns
+    -------
+    xarray.Dataset
+        logit, logprob (prompt, label); margin, correct, top_token, top1_correct (prompt).
+        `correct` compares the labels alone; `top1_correct` the whole vocabulary, which is
+        the accuracy of Yu & Ananiadou (2024).
+
+    Raises
+    ------
+    InputError
+        If an edit does not fit the model or the prompts, or two edit the same thing.
+    """
+    (arrays,) = collect(
+        model,
+        prompts,
+        [lambda batch: Predictions(batch, prompts.label_ids)],
+        batch_size=batch_size,
+        edits=edits,
+        progress=progress,
+    )
+    return dataset("predictions", arrays, model, prompts, edits=[type(e).__name__ for e in edits])

@@ -1,0 +1,169 @@
+"""How a label's logit is taken from a vector.
+
+A label's direction is its unembedding row, pulled back through the final norm's scale
+(and centring, where the norm centres) and through each head's output projection. The
+logit of a value vector is then one dot product, divided by the statistic of the final
+norm at the last position. Biases belong to no head (see "label logit" in the glossary of
+`twotower.results.schema`).
+
+All of it is found by calling modules on chosen vectors, so it holds for quantized,
+offloaded and remote weights alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import nnsight
+import torch
+
+from ..errors import ModelError
+from .walk import End
+
+if TYPE_CHECKING:
+    from ..models import Architecture, Model
+
+UNEMBED_BYTES = 1 << 27
+"""Bytes of logits held at a time when many vectors are unembedded."""
+
+
+@dataclass
+class Readout:
+    """The way from a vector to the labels' logits.
+
+    Attributes
+    ----------
+    scale, shift
+        (d_model,) the final norm's weight and bias.
+    centred
+        Whether the final norm subtracts the mean.
+    rows, bias
+        (label, d_model) and (label,) the labels' unembedding rows and biases.
+    directions
+        (layer, head, d_head, label) the labels' directions pulled back to each head's z.
+    """
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+    centred: bool
+    epsilon: float
+    rows: torch.Tensor
+    bias: torch.Tensor
+    directions: torch.Tensor
+    label_ids: list[int]
+
+    @property
+    def label_directions(self) -> torch.Tensor:
+        """(label, d_model) dot with a vector, over `spread`, is the label's logit."""
+        pulled = self.rows * self.scale
+        return pulled - pulled.mean(dim=-1, keepdim=True) if self.centred else pulled
+
+    def spread(self, residual: torch.Tensor) -> torch.Tensor:
+        """The final norm's statistic (...,) of residuals (..., d_model), in float32."""
+        x = residual.float()
+        if self.centred:
+            x = x - x.mean(dim=-1, keepdim=True)
+        return (x.square().mean(dim=-1) + self.epsilon).sqrt()
+
+    def label_logits(self, normed: torch.Tensor) -> torch.Tensor:
+        """(..., label) full logits of normed vectors (..., d_model), biases included."""
+        rows, bias = self.rows.to(normed.device), self.bias.to(normed.device)
+        return normed.float() @ rows.T + bias
+
+    def frozen_norm(self, x: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
+        """The final norm of x (..., d_model) with a given statistic (...,)."""
+        x = x.float()
+        if self.centred:
+            x = x - x.mean(dim=-1, keepdim=True)
+        scale, shift = self.scale.to(x.device), self.shift.to(x.device)
+        return x / spread.unsqueeze(-1) * scale + shift
+
+    def logprobs(self, normed: torch.Tensor, end: End, dtype: torch.dtype) -> torch.Tensor:
+        """(..., label) log-probabilities over the whole vocabulary, in float32.
+
+        Unembeds a bounded number of vectors at a time.
+        """
+        flat = normed.flatten(0, -2).to(dtype)
+        parts = []
+        at, size = 0, 1
+        while at < len(flat):
+            logits = end.unembedding(flat[at : at + size]).float()
+            parts.append(logits[:, self.label_ids] - logits.logsumexp(dim=-1, keepdim=True))
+            at += size
+            size = max(1, UNEMBED_BYTES // (4 * logits.shape[-1]))
+        return torch.cat(parts).unflatten(0, normed.shape[:-1])
+
+
+def get_readout(model: Model, label_ids: tuple[int, ...]) -> Readout:
+    """The readout of some labels, made once per model.
+
+    Parameters
+    ----------
+    model
+        Its modules are called on probes in one short trace.
+    label_ids
+        Token ids of the labels.
+    """
+    key = ("readout", label_ids)
+    if key not in model.cache:
+        architecture, root, ids = model.architecture, model.traced, list(label_ids)
+        token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
+        where = {"remote": model.remote} if model.remote else {}
+        inputs = {"input_ids": token, "attention_mask": torch.ones_like(token)}
+        with torch.no_grad(), root.trace(**inputs, use_cache=False, **where):
+            found = nnsight.save(_probe(architecture, root, ids))
+        scale, shift, centred, rows, bias, directions = found
+        if not torch.isfinite(directions).all():
+            raise ModelError("the labels' directions are not finite; load the model in float32")
+        model.cache[key] = Readout(
+            scale, shift, bool(centred), architecture.norm_epsilon, rows, bias, directions, ids
+        )
+    return model.cache[key]
+
+
+def _probe(architecture: Architecture, root: Any, ids: list[int]) -> list[torch.Tensor]:
+    """Norm, label rows and label directions, by calling modules; inside a trace."""
+    projection_like = [architecture.projection(b).input for b in architecture.layers(root)]
+    norm, unembedding = architecture.final_norm(root), architecture.unembedding(root)
+    like = norm.input
+
+    width = like.shape[-1]
+    zero = torch.zeros(1, width, dtype=like.dtype, device=like.device)
+    # A vector of mean 0 and variance 1 comes out as plus and minus the norm's weight,
+    # whether or not the norm centres; ones come out as the bias alone where it does.
+    signs = torch.ones_like(zero)
+    signs[:, 1::2] = -1
+    root_epsilon = (1 + architecture.norm_epsilon) ** 0.5
+    shift = norm(zero).float()[0]
+    scale = (norm(signs).float()[0] - shift) * signs[0].float() * root_epsilon
+    centred = (norm(torch.ones_like(zero)).float()[0] - shift).abs().max() < 0.1 * scale.abs().max()
+
+    # The unembedding's rows, a few hundred elements at a time.
+    unembed_dtype, step = like.dtype, 256
+    bias = unembedding(zero)[0, ids].float()
+    rows = []
+    for start in range(0, width, step):
+        n = min(step, width - start)
+        probe = torch.zeros(n, width, dtype=unembed_dtype, device=like.device)
+        probe[torch.arange(n), start + torch.arange(n)] = 1
+        rows.append((unembedding(probe)[:, ids].float() - bias).T)
+    rows_by_label = torch.cat(rows, dim=1).to(scale.device)
+
+    pulled = rows_by_label * scale
+    pulled = torch.where(centred, pulled - pulled.mean(dim=-1, keepdim=True), pulled)
+    directions = []
+    for z, block in zip(projection_like, architecture.layers(root), strict=True):
+        projection = architecture.projection(block)
+        eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+        weight = projection(eye) - projection(torch.zeros_like(eye[:1]))
+        direction = weight.float() @ pulled.T.to(weight.device)
+        directions.append(direction.unflatten(0, (architecture.n_heads, -1)).cpu())
+    return [
+        scale.cpu(),
+        shift.cpu(),
+        centred.cpu(),
+        rows_by_label.cpu(),
+        bias.cpu(),
+        torch.stack(directions),
+    ]

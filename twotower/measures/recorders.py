@@ -1,0 +1,239 @@
+"""What each measure takes from a walk. Each class is one measure on one batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..models import Architecture
+from .batch import Batch
+from .readout import Readout
+from .walk import End, LayerView, Recorder
+
+
+def margin(logits: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
+    """Right label's logit minus the largest other label's: (B, ..., label) to (B, ...)."""
+    is_gold = torch.zeros(
+        len(gold), logits.shape[-1], dtype=torch.bool, device=logits.device
+    )
+    is_gold[torch.arange(len(gold)), gold] = True
+    is_gold = is_gold.view(len(gold), *[1] * (logits.dim() - 2), -1)
+    right = logits.masked_fill(~is_gold, -torch.inf).amax(dim=-1)
+    return right - logits.masked_fill(is_gold, -torch.inf).amax(dim=-1)
+
+
+class Predictions(Recorder):
+    """The model's answers at the last position."""
+
+    group = "predictions"
+
+    def __init__(self, batch: Batch, label_ids: tuple[int, ...]) -> None:
+        self.gold, self.label_ids = batch.gold, list(label_ids)
+
+    def finish(self, end: End) -> dict[str, torch.Tensor]:
+        logits = end.logits
+        gold = self.gold.to(logits.device)
+        labels = logits[:, self.label_ids]
+        top = logits.argmax(dim=-1)
+        ids = torch.tensor(self.label_ids, device=logits.device)
+        return {
+            "logit": labels,
+            "logprob": labels - logits.logsumexp(dim=-1, keepdim=True),
+            "margin": margin(labels, gold),
+            "correct": labels.argmax(dim=-1) == gold,
+            "top_token": top,
+            "top1_correct": top == ids[gold],
+        }
+
+
+class Similarity(Recorder):
+    """QK scores of the last position, their content part, and attention."""
+
+    group = "qk"
+
+    def __init__(self, batch: Batch, labels_at: torch.Tensor) -> None:
+        self.batch, self.labels_at = batch, labels_at
+        self.found: dict[str, list[torch.Tensor]] = {}
+        self.learned: torch.Tensor | None = None
+
+    def start(self, architecture: Architecture, root: Any) -> None:
+        embedding = architecture.learned_positions(root)
+        self.learned = None if embedding is None else embedding.output
+
+    def layer(self, view: LayerView) -> None:
+        hidden = ~view.attention_mask.bool().to(view.z.device)[:, None]
+        parts = {"score": view.scores, "attention": view.attention}
+        if self.learned is not None:
+            parts["score_content"] = self._without_learned(view, self.learned)
+        elif view.cos is not None:
+            parts["score_content"] = self._at_one_distance(view, None)
+            parts["score_content_mean"] = self._at_one_distance(view, self.labels_at)
+        for name, values in parts.items():
+            kept = keep(values.masked_fill(hidden, torch.nan), self.batch)
+            self.found.setdefault(name, []).append(kept.cpu())
+
+    def _at_one_distance(self, view: LayerView, over: torch.Tensor | None) -> torch.Tensor:
+        """Scores with every key at the same distance from the query.
+
+        Rotary scores depend on the distance alone. With the query's own tables on every
+        key the distance is 0. With tables averaged over the prompt's label positions
+        (rotation is linear in its tables) the score is the mean over their distances.
+        """
+        assert view.cos is not None and view.sin is not None
+        tables = []
+        for table in (view.cos, view.sin):
+            if over is None:
+                tables.append(table[:, -1:].float())
+            else:
+                weight = over.to(table.device).float()[:, :, None, None]
+                n = weight.sum(dim=1, keepdim=True).clamp(min=1)
+                tables.append((table.float() * weight).sum(dim=1, keepdim=True) / n)
+        key = view.architecture.rotate(view.key.float(), *tables)
+        return view.score(view.last_query, key)
+
+    def _without_learned(self, view: LayerView, learned: torch.Tensor) -> torch.Tensor:
+        """Scores without the direct path of the position embedding through the norm.
+
+        The norm's weight is not read: the norm of the embedding alone, less its bias,
+        is the weighted, centred embedding over the embedding's own deviation.
+        """
+        architecture, norm = view.architecture, view.architecture.attention_norm(view.block)
+        embedding = learned.to(view.residual.device, view.residual.dtype)
+        direct = (norm(embedding) - norm(torch.zeros_like(embedding[:, :1]))).float()
+        epsilon = architecture.norm_epsilon
+        deviation = [
+            (x.float().var(dim=-1, keepdim=True, unbiased=False) + epsilon).sqrt()
+            for x in (embedding, view.residual)
+        ]
+        content = norm(view.residual).float() - direct * deviation[0] / deviation[1]
+        content = content.to(view.residual.dtype)
+        projected = [module(content) for module in architecture.qkv(view.block)]
+        query, key, _ = architecture.split(view.block, projected)
+        return view.score(query[:, -1], key)
+
+    def finish(self, end: End) -> dict[str, torch.Tensor]:
+        return {name: torch.stack(values, dim=1) for name, values in self.found.items()}
+
+
+class LabelValues(Recorder):
+    """Label logits of every head's raw value-output vectors."""
+
+    group = "ov"
+
+    def __init__(self, batch: Batch, readout: Readout) -> None:
+        self.batch, self.readout = batch, readout
+        self.found: list[torch.Tensor] = []
+
+    def layer(self, view: LayerView) -> None:
+        directions = self.readout.directions[view.index].to(view.value.device)
+        grouped = directions.unflatten(0, (view.value.shape[2], -1))
+        # (B, K, T, D) with (K, D, G label): every head reads its own key-value head.
+        n_kv, per, d_head, n_labels = grouped.shape
+        flat = grouped.permute(0, 2, 1, 3).reshape(n_kv, d_head, per * n_labels)
+        logits = (view.value.float().transpose(1, 2) @ flat).unflatten(-1, (per, n_labels))
+        logits = logits.permute(0, 1, 3, 2, 4).flatten(1, 2)
+        hidden = ~view.attention_mask.bool().to(logits.device)[:, None, :, None]
+        masked = logits.masked_fill(hidden, torch.nan)
+        self.found.append(keep(masked.transpose(-1, -2), self.batch).transpose(-1, -2).cpu())
+
+    def finish(self, end: End) -> dict[str, torch.Tensor]:
+        spread = self.readout.spread(end.residual[:, -1]).cpu()
+        return {"label_logit": torch.stack(self.found, dim=1) / spread.view(-1, 1, 1, 1, 1)}
+
+
+class TopTokens(Recorder):
+    """Vocabulary token with the largest logit of a head's raw value-output vector."""
+
+    group = "ov"
+
+    def __init__(self, batch: Batch, readout: Readout, heads: list[tuple[int, int]]) -> None:
+        self.batch, self.readout, self.heads = batch, readout, heads
+        self.vectors: dict[tuple[int, int], torch.Tensor] = {}
+
+    def layer(self, view: LayerView) -> None:
+        n_heads, per = view.z.shape[2], view.z.shape[2] // view.value.shape[2]
+        for layer, head in self.heads:
+            if layer != view.index:
+                continue
+            value = keep(view.value[:, :, head // per].transpose(1, 2), self.batch)
+            alone = torch.zeros(*value.mT.shape[:2], n_heads, value.shape[1], dtype=value.dtype)
+            alone = alone.to(value.device)
+            alone[:, :, head] = value.mT.nan_to_num()
+            projection = view.architecture.projection(view.block)
+            nothing = projection(torch.zeros_like(alone[:1, :1]).flatten(-2))
+            self.vectors[layer, head] = projection(alone.flatten(-2)) - nothing
+
+    def finish(self, end: End) -> dict[str, torch.Tensor]:
+        spread = self.readout.spread(end.residual[:, -1])
+        tops = []
+        for head in self.heads:
+            vector = self.vectors[head].to(end.residual.device)
+            normed = self.readout.frozen_norm(vector, spread[:, None]) - self.readout.shift.to(
+                vector.device
+            )
+            zero = torch.zeros_like(end.residual[:1, -1:])
+            rows = [
+                # One position after the other: vocabularies are wide.
+                (end.unembedding(x[:, None].to(zero.dtype)) - end.unembedding(zero)).argmax(dim=-1)
+                for x in normed.unbind(dim=1)
+            ]
+            tops.append(torch.cat(rows, dim=1))
+        return {"top_token": torch.stack(tops, dim=1)}
+
+
+class Attribution(Recorder):
+    """Log-probability increase and label logit of every head's output.
+
+    Parameters
+    ----------
+    batch
+        The batch.
+    readout
+        Of the labels.
+    norm
+        "own" or "frozen": see `twotower.attribution`.
+    """
+
+    group = "attribution"
+
+    def __init__(self, batch: Batch, readout: Readout, norm: str) -> None:
+        self.batch, self.readout, self.norm = batch, readout, norm
+        self.base: list[torch.Tensor] = []
+        self.outputs: list[torch.Tensor] = []
+
+    def layer(self, view: LayerView) -> None:
+        n_heads = view.z.shape[2]
+        alone = torch.eye(n_heads, dtype=view.z.dtype, device=view.z.device)[..., None]
+        z = view.z[:, -1:] * alone
+        projection = view.architecture.projection(view.block)
+        nothing = projection(torch.zeros_like(z[:1, :1]).flatten(-2))
+        self.base.append(view.residual[:, -1])
+        self.outputs.append(projection(z.flatten(-2)) - nothing)
+
+    def finish(self, end: End) -> dict[str, torch.Tensor]:
+        device = end.residual.device
+        spread = self.readout.spread(end.residual[:, -1])
+        heads = torch.stack([x.to(device) for x in self.outputs], dim=1)
+        base = torch.stack([x.to(device) for x in self.base], dim=1).unsqueeze(2)
+        vectors = torch.cat((base, base + heads), dim=2)
+        if self.norm == "own":
+            normed = end.final_norm(vectors)
+        else:
+            normed = self.readout.frozen_norm(vectors, spread[:, None, None])
+        logprobs = self.readout.logprobs(normed, end, end.residual.dtype)
+        directions = self.readout.label_directions.to(device)
+        return {
+            "logprob_increase": logprobs[:, :, 1:] - logprobs[:, :, :1],
+            "label_logit": heads.float() @ directions.T / spread.view(-1, 1, 1, 1),
+        }
+
+
+def keep(values: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """(B, ..., T) cut to the columns that the batch keeps; NaN where there is none."""
+    if batch.kept is None:
+        return values
+    kept = batch.kept.to(values.device)
+    shape = (len(kept), *[1] * (values.dim() - 2), -1)
+    index = kept.clamp(min=0).view(shape).expand(*values.shape[:-1], -1)
+    return values.gather(-1, index).masked_fill((kept < 0).view(shape), torch.nan)

@@ -1,0 +1,117 @@
+"""Two numbers per head: does its QK find the right demonstrations, does its OV say labels."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import InputError
+from ..results import make_dataset
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def two_tower_scores(run: xr.DataTree) -> xr.Dataset:
+    """QK AUC and OV AUC of every head, and its mean effect.
+
+    Parameters
+    ----------
+    run
+        A run with the groups `qk` and `ov`, as `analyze` returns it.
+
+    Returns
+    -------
+    xarray.Dataset
+        (layer, head): qk_auc, qk_auc_content, ov_auc, and margin_drop where the run holds
+        effects. Chance is 0.5. A head's AUC is NaN where no prompt allows a comparison.
+
+    Raises
+    ------
+    InputError
+        If the run lacks `qk` or `ov`.
+    """
+    for name in ("qk", "ov"):
+        if name not in run.children:
+            raise InputError(f"two-tower scores need the group {name!r}; analyze with it")
+    qk, ov = run["qk"].to_dataset(inherit=False), run["ov"].to_dataset(inherit=False)
+    arrays = {"qk_auc": qk_auc(qk["score"])}
+    if "score_content" in qk:
+        arrays["qk_auc_content"] = qk_auc(qk["score_content"])
+    arrays["ov_auc"] = ov_auc(ov["label_logit"])
+    if "effects" in run.children:
+        arrays["margin_drop"] = run["effects"]["margin_drop"].mean("prompt").values
+    about = {k: v for k, v in qk.attrs.items() if not k.startswith("twotower_")}
+    about["settings"] = json.dumps({"prompts": qk.sizes["prompt"]})
+    coordinates = {"layer": qk["layer"].values, "head": qk["head"].values}
+    return make_dataset("scores", arrays, coordinates, about)
+
+
+def qk_auc(scores: xr.DataArray) -> np.ndarray:
+    """(layer, head) probability that a label position of the query's class scores higher.
+
+    Parameters
+    ----------
+    scores
+        (prompt, layer, head, position), with role, demonstration_class and query_class.
+    """
+    found = []
+    for prompt in range(scores.sizes["prompt"]):
+        one = scores.isel(prompt=prompt)
+        at = one["role"].values == "label"
+        same = one["demonstration_class"].values[at] == one["query_class"].item()
+        found.append(auc(one.transpose("position", ...).values[at], same))
+    return _mean(found)
+
+
+def ov_auc(logits: xr.DataArray) -> np.ndarray:
+    """(layer, head) probability that a position holding a label says it more than others do.
+
+    Parameters
+    ----------
+    logits
+        (prompt, layer, head, position, label), with role and label_text.
+    """
+    found = []
+    labels = logits["label"].values
+    for prompt in range(logits.sizes["prompt"]):
+        one = logits.isel(prompt=prompt)
+        at = one["role"].values == "label"
+        held = one["label_text"].values[at]
+        values = one.transpose("position", "layer", "head", "label").values[at]
+        total = values.sum(axis=-1)
+        for number, label in enumerate(labels):
+            others = (total - values[..., number]) / (len(labels) - 1)
+            found.append(auc(values[..., number] - others, held == label))
+    return _mean(found)
+
+
+def auc(values: np.ndarray, positive: np.ndarray) -> np.ndarray | None:
+    """Probability that a positive's value exceeds a negative's, ties counting half.
+
+    Parameters
+    ----------
+    values
+        (n, ...).
+    positive
+        (n,) boolean.
+
+    Returns
+    -------
+    array (...) or None
+        None where there are no positives or no negatives.
+    """
+    high, low = values[positive][:, None], values[~positive][None]
+    if not high.size or not low.size:
+        return None
+    return ((high > low) + 0.5 * (high == low)).mean(axis=(0, 1))
+
+
+def _mean(found: list[Any]) -> np.ndarray:
+    """Mean over comparisons that could be made; NaN where none could."""
+    kept = [x for x in found if x is not None]
+    if not kept:
+        raise InputError("no prompt has demonstrations both of its query's class and of another")
+    return np.mean(kept, axis=0)

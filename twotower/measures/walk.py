@@ -1,0 +1,219 @@
+"""One trace over the layers; every measure sees the same view of each layer.
+
+A measure gives a *recorder* for each batch. The walk shows it every layer in turn and
+then the end of the model; the recorder gives back tensors. Everything here runs inside
+an nnsight trace, the same for local, sharded, quantized and remote models: modules are
+called, no weight is read, and only torch is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import nnsight
+import torch
+
+from .batch import Batch
+
+if TYPE_CHECKING:
+    from ..models import Architecture, Model
+
+
+@dataclass
+class LayerView:
+    """What a layer computed on a batch of B prompts of T positions.
+
+    Attributes
+    ----------
+    index
+        Number of the layer.
+    block
+        nnsight's envoy of the block; its modules can be called.
+    residual
+        (B, T, d_model) residual stream entering the block.
+    query, key, value
+        (B, T, H, d_head), (B, T, K, d_head) twice; before rotary.
+    cos, sin
+        (B or 1, T, 1, rotated) rotary tables, or None.
+    z
+        (B, T, H, d_head) heads' outputs before the output projection, after edits.
+    attention_output
+        (B, T, d_model) the output projection's output.
+    mlp_output
+        (B, T, d_model).
+    """
+
+    architecture: Architecture
+    index: int
+    block: Any
+    attention_mask: torch.Tensor
+    residual: torch.Tensor
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    cos: torch.Tensor | None
+    sin: torch.Tensor | None
+    z: torch.Tensor
+    attention_output: torch.Tensor | None = None
+    mlp_output: torch.Tensor | None = None
+
+    def rotate(self, x: torch.Tensor, positions: slice) -> torch.Tensor:
+        """Rotary embedding of x (B, ..., S, heads, d_head) at S of the positions."""
+        if self.cos is None or self.sin is None:
+            return x
+        cos, sin = self.cos[:, positions], self.sin[:, positions]
+        while cos.dim() < x.dim():
+            cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+        return self.architecture.rotate(x, cos.to(x.dtype), sin.to(x.dtype))
+
+    @cached_property
+    def rotated_key(self) -> torch.Tensor:
+        """(B, T, K, d_head) keys after rotary."""
+        return self.rotate(self.key, slice(None))
+
+    @cached_property
+    def last_query(self) -> torch.Tensor:
+        """(B, H, d_head) the last position's queries after rotary."""
+        return self.rotate(self.query[:, -1:], slice(-1, None))[:, 0]
+
+    def visible(self, n_queries: int = 1) -> torch.Tensor:
+        """(B, n_queries, T) boolean: what the last positions may attend to."""
+        return visible(self.attention_mask.to(self.z.device), n_queries, self.window)
+
+    @property
+    def window(self) -> int | None:
+        """Number of positions a query sees, itself included; None for all."""
+        return self.architecture.window(self.index)
+
+    @cached_property
+    def scores(self) -> torch.Tensor:
+        """(B, H, T) float32 QK scores of the last position, scaled, unmasked."""
+        return self.score(self.last_query, self.rotated_key)
+
+    def score(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        """q.k times the model's scaling, in float32: (B, H, D) and (B, T, K, D) to (B, H, T)."""
+        grouped = query.float().unflatten(1, (key.shape[2], -1))
+        product = grouped @ key.float().permute(0, 2, 3, 1)
+        return product.flatten(1, 2) * self.architecture.scaling(self.index)
+
+    @cached_property
+    def attention(self) -> torch.Tensor:
+        """(B, H, T) float32 attention of the last position."""
+        return self.scores.masked_fill(~self.visible(), -torch.inf).softmax(dim=-1)
+
+
+def visible(mask: torch.Tensor, n_queries: int, window: int | None) -> torch.Tensor:
+    """(B, n_queries, T) boolean: which of T positions the last n_queries may attend to.
+
+    A padded query sees itself alone, so that no row of a softmax is empty.
+    """
+    width = mask.shape[1]
+    columns = torch.arange(width, device=mask.device)
+    queries = columns[width - n_queries :, None]
+    seen = columns <= queries
+    if window is not None:
+        seen &= queries - columns < window
+    return (seen & mask.bool()[:, None]) | (columns == queries)
+
+
+@dataclass
+class End:
+    """What stands after the last layer.
+
+    Attributes
+    ----------
+    residual
+        (B, T, d_model) residual stream entering the final norm.
+    logits
+        (B, vocabulary) float32, of the last position.
+    final_norm, unembedding
+        Envoys that can be called.
+    """
+
+    residual: torch.Tensor
+    logits: torch.Tensor
+    final_norm: Any
+    unembedding: Any
+
+
+class Recorder:
+    """Takes from a walk what a measure is made of; one per batch."""
+
+    group: str = ""
+    """Group of the schema that names the results."""
+
+    def start(self, architecture: Architecture, root: Any) -> None:
+        """Called before the first layer."""
+
+    def layer(self, view: LayerView) -> None:
+        """Called at every layer, in order."""
+
+    def finish(self, end: End) -> dict[str, torch.Tensor]:
+        """Called after the last layer; gives the batch's results."""
+        return {}
+
+
+class BatchEdit:
+    """An edit made ready for a batch."""
+
+    def apply(self, view: LayerView, z: torch.Tensor) -> torch.Tensor:
+        """The edited z of a layer; z itself where the layer is not concerned."""
+        raise NotImplementedError
+
+
+def walk(
+    architecture: Architecture,
+    root: Any,
+    attention_mask: torch.Tensor,
+    recorders: Sequence[Recorder],
+    edits: Sequence[BatchEdit] = (),
+) -> list[dict[str, torch.Tensor]]:
+    """Show every layer to every recorder. Only works inside a trace of `root`.
+
+    Values are read in the order in which the model makes them, as nnsight requires.
+    """
+    for recorder in recorders:
+        recorder.start(architecture, root)
+    for index, block in enumerate(architecture.layers(root)):
+        residual = block.input
+        attention = architecture.attention(block)
+        tables = architecture.rotary_tables(attention)
+        projected = [module.output for module in architecture.qkv(block)]
+        query, key, value = architecture.split(block, projected)
+        projection = architecture.projection(block)
+        z = projection.input.unflatten(-1, (architecture.n_heads, -1))
+        cos, sin = (None, None) if tables is None else (t.unsqueeze(-2) for t in tables)
+        view = LayerView(
+            architecture, index, block, attention_mask, residual, query, key, value, cos, sin, z
+        )
+        for edit in edits:
+            edited = edit.apply(view, view.z)
+            if edited is not view.z:
+                view.z = edited
+                projection.input = edited.flatten(-2)
+        view.attention_output = projection.output
+        view.mlp_output = architecture.mlp(block).output
+        for recorder in recorders:
+            recorder.layer(view)
+    final_norm, unembedding = architecture.final_norm(root), architecture.unembedding(root)
+    end = End(
+        final_norm.input, unembedding.output[:, -1].float(), final_norm, unembedding
+    )
+    return [recorder.finish(end) for recorder in recorders]
+
+
+def run_batch(
+    model: Model,
+    batch: Batch,
+    recorders: Sequence[Recorder],
+    edits: Sequence[BatchEdit] = (),
+) -> list[dict[str, torch.Tensor]]:
+    """One forward of a batch, and what the recorders took from it, on the CPU."""
+    architecture, root, mask = model.architecture, model.traced, batch.attention_mask
+    inputs, where = batch.inputs, {"remote": model.remote} if model.remote else {}
+    with torch.no_grad(), root.trace(**inputs, **where):
+        results = nnsight.save(walk(architecture, root, mask, recorders, edits))
+    return [{name: x.cpu() for name, x in result.items()} for result in results]

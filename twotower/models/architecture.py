@@ -1,0 +1,224 @@
+"""What twotower must be told about an architecture, and nothing more.
+
+An adapter names submodules and says how a block adds up. It never computes with a
+weight: modules are called, so that plain, quantized, offloaded and remote models are
+read by the same code. Every method takes nnsight envoys or plain modules alike, because
+both give submodules as attributes.
+
+Shapes use B prompts, T positions, H query heads, K key-value heads, D = d_head.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import Any, ClassVar
+
+import torch
+
+
+class Architecture(abc.ABC):
+    """How one family of transformers is laid out.
+
+    Parameters
+    ----------
+    config
+        The transformers configuration of the model.
+    """
+
+    model_types: ClassVar[tuple[str, ...]]
+    """`config.model_type` values that are known to have this layout."""
+
+    layers_path: ClassVar[str]
+    """Where the list of blocks is, from the root module."""
+
+    final_norm_path: ClassVar[str]
+    """Where the norm before the unembedding is, from the root module."""
+
+    unembedding_path: ClassVar[str]
+    """Where the unembedding is, from the root module."""
+
+    attention_norm_name: ClassVar[str]
+    mlp_norm_name: ClassVar[str]
+    attention_name: ClassVar[str]
+    mlp_name: ClassVar[str] = "mlp"
+    """Names of a block's parts."""
+
+    qkv_names: ClassVar[tuple[str, ...]]
+    """The attention module's projections to queries, keys and values, as they run."""
+
+    projection_name: ClassVar[str]
+    """The attention module's output projection; its input is z."""
+
+    interleaved_rotary: ClassVar[bool] = False
+    """Whether rotary turns neighbouring elements (GPT-J) or the two halves (Llama)."""
+
+    learned_positions_path: ClassVar[str | None] = None
+    """Where a learned position embedding is, from the root module, if there is one."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self.n_layers: int = config.num_hidden_layers
+        self.n_heads: int = config.num_attention_heads
+        self.n_kv_heads: int = getattr(config, "num_key_value_heads", None) or self.n_heads
+        self.d_model: int = config.hidden_size
+        self.d_head: int = getattr(config, "head_dim", None) or self.d_model // self.n_heads
+        self.vocabulary_size: int = config.vocab_size
+        self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
+
+    # ---- places -----------------------------------------------------------------
+
+    def layers(self, root: Any) -> Any:
+        """List of blocks."""
+        return resolve(root, self.layers_path)
+
+    def final_norm(self, root: Any) -> Any:
+        """Norm before the unembedding."""
+        return resolve(root, self.final_norm_path)
+
+    def unembedding(self, root: Any) -> Any:
+        """Map from the normed residual stream to logits."""
+        return resolve(root, self.unembedding_path)
+
+    def learned_positions(self, root: Any) -> Any | None:
+        """Learned position embedding, or None where positions are rotary."""
+        return resolve(root, self.learned_positions_path) if self.learned_positions_path else None
+
+    def attention(self, block: Any) -> Any:
+        return getattr(block, self.attention_name)
+
+    def attention_norm(self, block: Any) -> Any:
+        return getattr(block, self.attention_norm_name)
+
+    def mlp_norm(self, block: Any) -> Any:
+        """Norm that the MLP reads; in GPT-J it is the attention's own."""
+        return getattr(block, self.mlp_norm_name)
+
+    def mlp(self, block: Any) -> Any:
+        return getattr(block, self.mlp_name)
+
+    def projection(self, block: Any) -> Any:
+        """Output projection; its input holds the heads' outputs side by side."""
+        return getattr(self.attention(block), self.projection_name)
+
+    def qkv(self, block: Any) -> list[Any]:
+        """Projections to queries, keys and values."""
+        attention = self.attention(block)
+        return [getattr(attention, name) for name in self.qkv_names]
+
+    # ---- how a block computes -----------------------------------------------------
+
+    @property
+    def parallel(self) -> bool:
+        """Whether attention and MLP both read the block's input."""
+        return False
+
+    @abc.abstractmethod
+    def split(
+        self, block: Any, projected: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values of every head, from what `qkv` put out.
+
+        Parameters
+        ----------
+        block
+            The block, should heads be normed after the projection (Qwen3).
+        projected
+            Outputs of the modules of `qkv`, each (..., features).
+
+        Returns
+        -------
+        tuple of Tensor
+            Queries (..., H, D), keys and values (..., K, D), before rotary.
+        """
+
+    def rotary_tables(self, attention: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Cosines and sines (B or 1, T, rotated elements) of a block; None without rotary.
+
+        Read from the attention module's inputs inside a trace, so that scaled and
+        per-layer rotary embeddings are the model's own.
+        """
+        cos, sin = attention.inputs[1]["position_embeddings"]
+        return cos, sin
+
+    def rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """Rotary embedding of x (..., heads, D) by tables (..., 1, rotated elements)."""
+        rotated = cos.shape[-1]
+        head, rest = x[..., :rotated], x[..., rotated:]
+        if self.interleaved_rotary:
+            turned = torch.stack((-head[..., 1::2], head[..., ::2]), dim=-1).flatten(-2)
+        else:
+            half = rotated // 2
+            turned = torch.cat((-head[..., half:], head[..., :half]), dim=-1)
+        out = head * cos + turned * sin
+        return torch.cat((out, rest), dim=-1) if rest.shape[-1] else out
+
+    def scaling(self, layer: int) -> float:
+        """Factor on q.k before the softmax."""
+        return self.d_head**-0.5
+
+    def window(self, layer: int) -> int | None:
+        """Number of positions a query sees, itself included; None for all."""
+        return None
+
+    @property
+    def norm_epsilon(self) -> float:
+        """Epsilon under the root of the final norm."""
+        for name in ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps"):
+            if getattr(self.config, name, None) is not None:
+                return float(getattr(self.config, name))
+        raise AttributeError(f"{type(self.config).__name__} names no norm epsilon")
+
+    # ---- recognition ----------------------------------------------------------------
+
+    @classmethod
+    def block_names(cls) -> set[str]:
+        """Names of everything with parameters that a block may contain."""
+        return {cls.attention_norm_name, cls.mlp_norm_name, cls.attention_name, cls.mlp_name}
+
+    @classmethod
+    def attention_names(cls) -> set[str]:
+        """Names of everything with parameters that an attention module may contain."""
+        return {*cls.qkv_names, cls.projection_name}
+
+    @classmethod
+    def misfit(cls, module: torch.nn.Module) -> str | None:
+        """Why a plain module does not have this layout; None if it has.
+
+        A block or attention module with parts that the adapter does not know (further
+        norms, cross-attention) does not fit: leaving such a part out would give
+        silently wrong numbers.
+        """
+        for path in (cls.layers_path, cls.final_norm_path, cls.unembedding_path):
+            if resolve(module, path, default=None) is None:
+                return f"it has no {path}"
+        for index, block in enumerate(resolve(module, cls.layers_path)):
+            attention = getattr(block, cls.attention_name, None)
+            if attention is None:
+                return f"layer {index} has no {cls.attention_name}"
+            for owner, place, expected in (
+                (block, "block", cls.block_names()),
+                (attention, cls.attention_name, cls.attention_names()),
+            ):
+                found = {
+                    name
+                    for name, child in owner.named_children()
+                    if any(True for _ in child.parameters())
+                }
+                if found != expected:
+                    return (
+                        f"layer {index}'s {place} holds {sorted(found)} "
+                        f"where {sorted(expected)} is expected"
+                    )
+        return None
+
+
+_MISSING = object()
+
+
+def resolve(root: Any, path: str, default: Any = _MISSING) -> Any:
+    """The submodule at a dotted path."""
+    for name in path.split("."):
+        if default is not _MISSING and not hasattr(root, name):
+            return default
+        root = getattr(root, name)
+    return root

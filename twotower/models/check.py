@@ -1,0 +1,192 @@
+"""Proof, at load, that a model is read and edited right.
+
+Two short prompts of unequal length are run three times: as they are, with every head's
+output written back unchanged, and with every head's output halved. From the first run
+the parts are put together again and compared with what the model computed itself.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import nnsight
+import torch
+
+from ..errors import CheckError
+
+if TYPE_CHECKING:
+    from .architecture import Architecture
+    from .model import Model
+
+TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "float16": 2e-2, "bfloat16": 6e-2}
+"""Largest max |a - b| / max |b| that is accepted, by dtype."""
+
+QUANTIZED_TOLERANCES = {"int8": 8e-2, "nf4": 6e-2}
+"""The same for quantized models: int8 rounds activations row by row, so that parts do not
+sum to the whole exactly, and nf4 computes in the compute dtype."""
+
+IDENTITIES = (
+    "the heads' outputs do not sum to the attention output",
+    "recomputed attention does not give the heads' outputs",
+    "residual stream, attention and MLP do not sum to the block's output",
+    "halving the heads' outputs does not reach the output projection",
+)
+
+
+def tolerance(model: Model) -> float:
+    """What the check accepts for a model's dtype and quantization."""
+    by_dtype = TOLERANCES[str(model.dtype).removeprefix("torch.")]
+    return max(by_dtype, QUANTIZED_TOLERANCES.get(model.quantization or "", 0.0))
+
+
+def check_model(model: Model) -> dict[str, float]:
+    """Prove the identities that every measure rests on.
+
+    Parameters
+    ----------
+    model
+        A loaded model.
+
+    Returns
+    -------
+    dict
+        For each identity the largest error found over the layers, relative to the largest
+        element of what the model itself computed.
+
+    Raises
+    ------
+    CheckError
+        Naming the identity, the layer, the error and the tolerance.
+    """
+    limit = tolerance(model)
+    ids, mask = _prompts(model)
+    positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    plain = _run(model, inputs, mask, None)
+    same = _run(model, inputs, mask, 1.0)
+    halved = _run(model, inputs, mask, 0.5)
+    worst: dict[str, float] = {}
+    for name, errors in zip(
+        IDENTITIES,
+        (plain["sum"], plain["attention"], plain["block"], halved["edit"]),
+        strict=True,
+    ):
+        for layer, error in enumerate(errors.tolist()):
+            if not error <= limit:
+                raise CheckError(
+                    f"{model.name}, layer {layer}: {name} (error {error:.2g}, at most {limit:.2g} "
+                    f"is accepted). The adapter {type(model.architecture).__name__} does not fit "
+                    "this model; load with check=False only to find out why"
+                )
+        worst[name] = float(errors.max())
+    unembedded = _error(plain["unembedded"], plain["logits"])
+    if not unembedded <= limit:
+        raise CheckError(
+            f"{model.name}: norm and unembedding of the last residual stream do not give the "
+            f"logits (error {unembedded:.2g}, at most {limit:.2g} is accepted)"
+        )
+    moved = _error(same["logits"], plain["logits"])
+    if not moved <= limit:
+        raise CheckError(
+            f"{model.name}: writing the heads' outputs back unchanged moves the logits by "
+            f"{moved:.2g} (at most {limit:.2g} is accepted)"
+        )
+    if torch.equal(halved["logits"], plain["logits"]):
+        raise CheckError(f"{model.name}: editing the heads' outputs does not move the logits")
+    return {**worst, "unembedding": unembedded, "no-op edit": moved}
+
+
+def _prompts(model: Model) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and mask of two prompts, 7 and 4 tokens long, left-padded."""
+    vocabulary = model.architecture.vocabulary_size
+    ids = torch.arange(14).view(2, 7) * 97 % max(vocabulary - 11, 1) + min(10, vocabulary - 1)
+    ids = ids % vocabulary
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    return ids.to(model.device), mask.to(model.device)
+
+
+def _run(
+    model: Model, inputs: dict[str, torch.Tensor], mask: torch.Tensor, factor: float | None
+) -> dict[str, torch.Tensor]:
+    architecture, root = model.architecture, model.traced
+    with torch.no_grad(), root.trace(**inputs, use_cache=False):
+        found = nnsight.save(_walk(architecture, root, mask, factor))
+    return found
+
+
+def _walk(
+    architecture: Architecture, root: Any, mask: torch.Tensor, factor: float | None
+) -> dict[str, torch.Tensor]:
+    """Errors of every layer, and the logits; inside a trace."""
+    errors: dict[str, list[torch.Tensor]] = {"sum": [], "attention": [], "block": [], "edit": []}
+    for index, block in enumerate(architecture.layers(root)):
+        residual = block.input
+        tables = architecture.rotary_tables(architecture.attention(block))
+        projected = [module.output for module in architecture.qkv(block)]
+        projection = architecture.projection(block)
+        z = projection.input
+        if factor is not None:
+            z = z * factor
+            projection.input = z
+        attention_output = projection.output
+        mlp_output = architecture.mlp(block).output
+        output = block.output
+        output = output[0] if isinstance(output, tuple) else output
+        if factor is None:
+            q, k, v = architecture.split(block, projected)
+            heads = z.unflatten(-1, (architecture.n_heads, -1))
+            again = attend(architecture, index, q, k, v, tables, mask)
+            kept = mask.bool().to(z.device)
+            errors["attention"].append(_relative(again[kept], heads[kept]))
+            alone = torch.eye(heads.shape[2], dtype=z.dtype, device=z.device)[:, None, None, :, None]
+            nothing = projection(torch.zeros_like(z[:1, :1]))
+            parts = projection((heads * alone).flatten(-2)) - nothing
+            errors["sum"].append(_relative(parts.float().sum(dim=0) + nothing, attention_output))
+            whole = residual.float() + attention_output.float() + mlp_output.float()
+            errors["block"].append(_relative(whole[kept], output[kept]))
+        else:
+            errors["edit"].append(_relative(projection(z), attention_output))
+    norm, unembedding = architecture.final_norm(root), architecture.unembedding(root)
+    end = norm.input
+    logits = unembedding.output
+    found = {name: torch.stack(values).cpu() for name, values in errors.items() if values}
+    found["logits"] = logits[:, -1].float().cpu()
+    found["unembedded"] = unembedding(norm(end[:, -1])).float().cpu()
+    return found
+
+
+def attend(
+    architecture: Architecture,
+    layer: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    tables: tuple[torch.Tensor, torch.Tensor] | None,
+    mask: torch.Tensor,
+) -> torch.Tensor:
+    """z (B, T, H, d_head) of every position, recomputed from queries, keys and values."""
+    if tables is not None:
+        cos, sin = (t.unsqueeze(-2).to(query.dtype) for t in tables)
+        query, key = (architecture.rotate(x, cos, sin) for x in (query, key))
+    per = query.shape[2] // key.shape[2]
+    key, value = (x.repeat_interleave(per, dim=2).transpose(1, 2) for x in (key, value))
+    scores = query.transpose(1, 2).float() @ key.float().mT * architecture.scaling(layer)
+    columns = torch.arange(mask.shape[1], device=scores.device)
+    seen = columns <= columns[:, None]
+    window = architecture.window(layer)
+    if window is not None:
+        seen = seen & (columns[:, None] - columns < window)
+    seen = (seen & mask.bool().to(scores.device)[:, None]) | (columns == columns[:, None])
+    weights = scores.masked_fill(~seen[:, None], -torch.inf).softmax(dim=-1)
+    return (weights.to(value.dtype) @ value).transpose(1, 2)
+
+
+def _relative(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """Largest difference over the largest expected element, as a tensor."""
+    difference = (found.float() - expected.float()).abs().max()
+    return (difference / expected.float().abs().max()).cpu()
+
+
+def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float(_relative(found, expected))

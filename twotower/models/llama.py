@@ -1,0 +1,36 @@
+"""Llama and its relatives: three projections, rotary by halves, RMSNorm, gated MLP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .architecture import Architecture
+
+
+class Llama(Architecture):
+    """Llama, Mistral and Qwen2; keys and values may have fewer heads than queries."""
+
+    model_types = ("llama", "mistral", "qwen2")
+    layers_path = "model.layers"
+    final_norm_path = "model.norm"
+    unembedding_path = "lm_head"
+    attention_norm_name = "input_layernorm"
+    mlp_norm_name = "post_attention_layernorm"
+    attention_name = "self_attn"
+    qkv_names = ("q_proj", "k_proj", "v_proj")
+    projection_name = "o_proj"
+
+    def split(
+        self, block: Any, projected: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        q, k, v = (x.unflatten(-1, (-1, self.d_head)) for x in projected)
+        return q, k, v
+
+    def window(self, layer: int) -> int | None:
+        window = getattr(self.config, "sliding_window", None)
+        layer_types = getattr(self.config, "layer_types", None)
+        if layer_types is not None:
+            return window if layer_types[layer] == "sliding_attention" else None
+        return window

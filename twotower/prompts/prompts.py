@@ -1,0 +1,283 @@
+"""Prompts ready for a model: token ids, and for every position the role it plays."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import InputError
+from .segments import Prompt
+from .tokens import check_label_positions, label_token_ids, tokenize
+
+if TYPE_CHECKING:
+    from .build import Recipe
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """Tokenized prompts, left-padded to one length T.
+
+    Attributes
+    ----------
+    items
+        The prompts as segments.
+    labels
+        Label texts, in the order of the dim `label`.
+    label_ids
+        Token id of each label.
+    token_id
+        (prompt, position), -1 where padded.
+    token, role, demonstration_class, label_text
+        (prompt, position) strings, "" where padded or not in a demonstration; a padded
+        position's role is "pad".
+    demonstration
+        (prompt, position) number of the demonstration, -1 where there is none.
+    """
+
+    items: tuple[Prompt, ...]
+    labels: tuple[str, ...]
+    label_ids: tuple[int, ...]
+    token_id: np.ndarray = field(repr=False)
+    token: np.ndarray = field(repr=False)
+    role: np.ndarray = field(repr=False)
+    demonstration: np.ndarray = field(repr=False)
+    demonstration_class: np.ndarray = field(repr=False)
+    label_text: np.ndarray = field(repr=False)
+    tokenizer: Any = field(repr=False)
+    recipe: Recipe | None = field(default=None, repr=False)
+    task_name: str = ""
+    seed: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __repr__(self) -> str:
+        return (
+            f"Prompts({len(self)} of {self.task_name or 'own texts'!r}, "
+            f"labels {self.labels}, up to {self.n_positions} tokens)"
+        )
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return iter(self.items)
+
+    def __getitem__(self, index: int | slice | Sequence[int] | np.ndarray) -> Prompts:
+        """Some of the prompts, without padding that none of them needs."""
+        if isinstance(index, (int, np.integer)):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"prompt {index} of {len(self)}")
+            index = [int(index)]
+        rows = np.arange(len(self))[index]
+        keep = self.token_id[rows]
+        width = int((keep >= 0).sum(axis=1).max()) if len(rows) else 0
+        cut = {
+            name: getattr(self, name)[rows][:, self.n_positions - width :] for name in _BY_POSITION
+        }
+        return Prompts(
+            tuple(self.items[i] for i in rows),
+            self.labels,
+            self.label_ids,
+            tokenizer=self.tokenizer,
+            task_name=self.task_name,
+            seed=self.seed,
+            **cut,
+        )
+
+    @property
+    def n_positions(self) -> int:
+        """Length of the longest prompt, in tokens."""
+        return int(self.token_id.shape[1])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(prompt,) number of tokens."""
+        return (self.token_id >= 0).sum(axis=1)
+
+    @property
+    def strings(self) -> list[str]:
+        """The prompts as text."""
+        return [p.string for p in self.items]
+
+    @property
+    def gold(self) -> np.ndarray:
+        """(prompt,) the right label's text."""
+        return np.array([p.gold for p in self.items], dtype=object)
+
+    @property
+    def gold_index(self) -> np.ndarray:
+        """(prompt,) the right label's number among `labels`."""
+        return np.array([self.labels.index(p.gold) for p in self.items])
+
+    @property
+    def query_class(self) -> np.ndarray:
+        """(prompt,) class of the query."""
+        return np.array([p.query_class for p in self.items], dtype=object)
+
+    @property
+    def texts(self) -> set[str]:
+        """All texts that stand in any prompt."""
+        return set().union(*(p.texts for p in self.items)) if self.items else set()
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the prompts' texts, roles, labels and token ids."""
+        content = [
+            self.labels,
+            self.label_ids,
+            [[p.gold, p.query_class, [list(vars(s).values()) for s in p.segments]] for p in self],
+            self.token_id.tolist(),
+        ]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def where(self, positions: str) -> np.ndarray:
+        """(prompt, position) boolean: the positions that a name stands for.
+
+        Parameters
+        ----------
+        positions
+            "last", "labels" or "all" (all that are not padding).
+        """
+        if positions == "last":
+            return np.asarray(self.role == "last")
+        if positions == "labels":
+            return np.asarray(self.role == "label")
+        if positions == "all":
+            return np.asarray(self.token_id >= 0)
+        raise InputError(f"positions={positions!r} is not known; use 'last', 'labels' or 'all'")
+
+    def reversed_labels(self) -> Prompts:
+        """The same prompts with each label replaced by the next (the last by the first).
+
+        With two labels this swaps them, as the paper's contrast does (Yu & Ananiadou
+        2024, section 3.3). Classes and texts stay; the right answer moves along.
+        """
+        shifted = dict(zip(self.labels, self.labels[1:] + self.labels[:1], strict=True))
+        items = [p.relabelled(shifted) for p in self.items]
+        twin = assemble(
+            items, self.labels, self.tokenizer, task_name=self.task_name, seed=self.seed
+        )
+        if not np.array_equal(twin.role, self.role):
+            raise InputError("with the labels reversed the prompts no longer align, token by token")
+        return twin
+
+    def split(self, fraction: float = 0.5, seed: int = 0) -> tuple[Prompts, Prompts]:
+        """Two sets of prompts; no text of one stands in the other.
+
+        Prompts made by `build_prompts` share texts among their demonstrations, so the
+        task's texts are parted and both sets drawn anew from their part, by the same
+        settings; together they have as many prompts as there are here. Prompts from
+        strings, and slices, are parted as they are where they fall into groups without
+        common texts.
+
+        Parameters
+        ----------
+        fraction
+            Share of the prompts in the first set, strictly between 0 and 1.
+        seed
+            Seed of the draw.
+
+        Raises
+        ------
+        InputError
+            If a part would be empty, or has too few texts for the demonstrations.
+        """
+        if not 0 < fraction < 1:
+            raise InputError(f"fraction={fraction} must lie strictly between 0 and 1")
+        n_first = round(fraction * len(self))
+        if not 0 < n_first < len(self):
+            raise InputError(f"{len(self)} prompts cannot be split by {fraction}: a part is empty")
+        if self.recipe is not None:
+            return self.recipe.split(fraction, seed, n_first, len(self) - n_first, self.tokenizer)
+        return self._split_groups(n_first, seed)
+
+    def _split_groups(self, n_first: int, seed: int) -> tuple[Prompts, Prompts]:
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
+        numbers = {text: i for i, text in enumerate(sorted(self.texts))}
+        pairs = [(i, numbers[text]) for i, p in enumerate(self.items) for text in sorted(p.texts)]
+        rows, columns = np.array(pairs).T
+        shape = (len(self), len(numbers))
+        shares = coo_array((np.ones(len(pairs)), (rows, columns)), shape=shape).tocsr()
+        n_groups, group = connected_components(shares @ shares.T)
+        order = np.random.default_rng([seed, 11]).permutation(n_groups)
+        sizes = np.cumsum(np.bincount(group, minlength=n_groups)[order])
+        cut = int(np.argmin(np.abs(sizes - n_first))) + 1
+        if cut >= n_groups:
+            raise InputError(
+                "these prompts cannot be split: all of them are linked by common texts. Split "
+                "the prompts that build_prompts returned, or the task (task.split)"
+            )
+        first = np.isin(group, order[:cut])
+        return self[np.flatnonzero(first)], self[np.flatnonzero(~first)]
+
+
+_BY_POSITION = ("token_id", "token", "role", "demonstration", "demonstration_class", "label_text")
+
+
+def assemble(
+    items: Sequence[Prompt],
+    labels: Sequence[str],
+    tokenizer: Any,
+    *,
+    recipe: Recipe | None = None,
+    task_name: str = "",
+    seed: int | None = None,
+    max_positions: int | None = None,
+) -> Prompts:
+    """Tokenize prompts and line up their arrays.
+
+    Raises
+    ------
+    InputError
+        If there are no prompts, labels are equal or not one token, or a prompt is longer
+        than `max_positions`.
+    """
+    items, labels = tuple(items), tuple(labels)
+    if not items:
+        raise InputError("there are no prompts")
+    if len(set(labels)) != len(labels):
+        raise InputError(f"labels must differ: {', '.join(labels)}")
+    ids = label_token_ids(items, labels, tokenizer)
+    tokens = tokenize(items, tokenizer)
+    check_label_positions(tokens, dict(zip(labels, ids, strict=True)), tokenizer)
+    width = max(map(len, tokens))
+    if max_positions is not None and width > max_positions:
+        raise InputError(
+            f"a prompt has {width} tokens and the model takes {max_positions}; use fewer shots "
+            "or shorter texts"
+        )
+    shape = (len(items), width)
+    arrays: dict[str, np.ndarray] = {
+        "token_id": np.full(shape, -1, dtype=np.int64),
+        "token": np.full(shape, "", dtype=object),
+        "role": np.full(shape, "pad", dtype=object),
+        "demonstration": np.full(shape, -1, dtype=np.int64),
+        "demonstration_class": np.full(shape, "", dtype=object),
+        "label_text": np.full(shape, "", dtype=object),
+    }
+    pieces: dict[int, str] = {}
+    for row, prompt in enumerate(tokens):
+        for column, (token, role, segment) in enumerate(prompt, start=width - len(prompt)):
+            if token not in pieces:
+                pieces[token] = tokenizer.decode([token], clean_up_tokenization_spaces=False)
+            arrays["token_id"][row, column] = token
+            arrays["token"][row, column] = pieces[token]
+            arrays["role"][row, column] = role
+            arrays["demonstration"][row, column] = segment.demonstration
+            arrays["demonstration_class"][row, column] = segment.demonstration_class
+            arrays["label_text"][row, column] = segment.label
+    return Prompts(
+        items,
+        labels,
+        tuple(ids),
+        tokenizer=tokenizer,
+        recipe=recipe,
+        task_name=task_name,
+        seed=seed,
+        **arrays,
+    )

@@ -1,0 +1,131 @@
+"""A prompt as a list of segments, each of which knows the role it plays.
+
+Prompts are never searched for their parts: they are put together from segments, and a
+token belongs to the segment in which its last character lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ..errors import InputError
+
+ROLES = ("pad", "bos", "text", "separator", "label", "query", "last")
+"""Every role a position can have; "last" is the position that predicts the label."""
+
+TEMPLATE = "{text}: {label}\n"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a prompt.
+
+    Parameters
+    ----------
+    text
+        The characters.
+    role
+        One of `ROLES`.
+    demonstration
+        Number of the demonstration it belongs to, from 0; -1 for the query.
+    demonstration_class, label
+        That demonstration's class and label; "" for the query.
+    """
+
+    text: str
+    role: str
+    demonstration: int = -1
+    demonstration_class: str = ""
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt: its segments, the query's text, and the right answer."""
+
+    segments: tuple[Segment, ...]
+    text: str
+    gold: str
+    query_class: str
+
+    @property
+    def string(self) -> str:
+        """The prompt as the tokenizer sees it."""
+        return "".join(s.text for s in self.segments)
+
+    @property
+    def texts(self) -> set[str]:
+        """Texts of the demonstrations and of the query."""
+        return {s.text for s in self.segments if s.role in ("text", "query")}
+
+    def relabelled(self, new: dict[str, str]) -> Prompt:
+        """The same prompt with every label replaced by another."""
+        segments = tuple(
+            replace(
+                s,
+                text=s.text.replace(s.label, new[s.label]) if s.role == "label" else s.text,
+                label=new.get(s.label, s.label),
+            )
+            for s in self.segments
+        )
+        return replace(self, segments=segments, gold=new[self.gold])
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a text and its label are written.
+
+    Parameters
+    ----------
+    form
+        Holds {text} and then {label}, once each. The query is written with the same
+        form up to {label}, less trailing blanks.
+    instruction
+        Stands once before the first demonstration.
+    """
+
+    form: str = TEMPLATE
+    instruction: str = ""
+
+    def __post_init__(self) -> None:
+        ok = self.form.count("{text}") == 1 and self.form.count("{label}") == 1
+        if not ok or self.form.index("{text}") > self.form.index("{label}"):
+            raise InputError(
+                f"template {self.form!r} must hold {{text}} and then {{label}}, once each, as in "
+                f"{TEMPLATE!r}"
+            )
+        if not self.parts[1].strip():
+            raise InputError(
+                f"template {self.form!r} needs something that is not blank between {{text}} and "
+                "{label}: the last position is the token before the label"
+            )
+
+    @property
+    def parts(self) -> tuple[str, str, str]:
+        """What stands before the text, between text and label, and after the label."""
+        before, rest = self.form.split("{text}")
+        between, after = rest.split("{label}")
+        return before, between, after
+
+    def prompt(
+        self, demonstrations: Sequence[tuple[str, str, str]], query: str, query_class: str, gold: str
+    ) -> Prompt:
+        """A prompt of demonstrations (text, class, label) and a query."""
+        before, between, after = self.parts
+        segments = [Segment(self.instruction, "separator")]
+        for number, (text, cls, label) in enumerate(demonstrations):
+            about = (number, cls, label)
+            segments += [
+                Segment(before, "separator", *about),
+                Segment(text, "text", *about),
+                Segment(between, "separator", *about),
+                Segment(label, "label", *about),
+                Segment(after, "separator", *about),
+            ]
+        segments += [
+            Segment(before, "separator"),
+            Segment(query, "query"),
+            Segment(between.rstrip(), "separator"),
+        ]
+        return Prompt(tuple(s for s in segments if s.text), query, gold, query_class)

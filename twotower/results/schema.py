@@ -1,0 +1,243 @@
+"""The form of every dataset: its variables, their dims, units and definitions.
+
+It is checked whenever a dataset is made, saved or opened.
+
+Definitions, in the notation of Yu & Ananiadou (2024, arXiv 2402.02872): layer l, head h,
+position p, last position T; x_p^l is the residual stream entering layer l, z the head's
+output before the output projection, W_O^h the projection's slice for the head, a the
+attention weights, v the values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import SchemaError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import xarray as xr
+
+SCHEMA_VERSION = 1
+PAPER = "Yu & Ananiadou 2024, arXiv:2402.02872"
+
+DIMS = ("prompt", "layer", "head", "position", "label", "chosen")
+"""All dims; every dataset gives each of its dims a coordinate."""
+
+
+@dataclass(frozen=True)
+class Variable:
+    """What a variable is.
+
+    Parameters
+    ----------
+    dims
+        Its dims, in order.
+    kind
+        "float", "int", "bool" or "str".
+    long_name
+        What it is, in words.
+    reference
+        Its definition, and where that comes from.
+    units
+        "1" where dimensionless, "nat" for natural logarithms of probabilities.
+    required
+        Whether a dataset of the group must have it.
+    """
+
+    dims: tuple[str, ...]
+    kind: str
+    long_name: str
+    reference: str
+    units: str = "1"
+    required: bool = True
+
+
+_P, _PL = ("prompt",), ("prompt", "label")
+_PP = ("prompt", "position")
+_HEADS = ("prompt", "layer", "head")
+_LOGIT = "x W_U through the final norm with the last position's statistic; biases left out"
+
+COORDINATES = {
+    "gold": Variable(_P, "str", "right label", "text of the label that answers the query"),
+    "query_class": Variable(_P, "str", "class of the query", "class of the query's text"),
+    "role": Variable(_PP, "str", "role of the position", "pad, bos, text, separator, label, "
+                     "query or last", required=False),
+    "demonstration": Variable(_PP, "int", "number of the demonstration", "from 0; -1 outside "
+                              "demonstrations", required=False),
+    "demonstration_class": Variable(_PP, "str", "class of the demonstration", "class of the "
+                                    "demonstration's text", required=False),
+    "label_text": Variable(_PP, "str", "label of the demonstration", "text of the "
+                           "demonstration's label", required=False),
+    "token_position": Variable(_PP, "int", "position in the prompt", "counted from the end, the "
+                               "last being 0; stored with keep='labels'", required=False),
+}
+
+GROUPS: dict[str, dict[str, Variable]] = {
+    "prompts": {
+        "token_id": Variable(_PP, "int", "token id", "-1 where padded"),
+        "token": Variable(_PP, "str", "token", "the token's text"),
+        "text": Variable(_P, "str", "query", "the query's text"),
+    },
+    "predictions": {
+        "logit": Variable(_PL, "float", "label logit", "the model's own logit of the label"),
+        "logprob": Variable(_PL, "float", "label log-probability", "over the whole vocabulary",
+                            "nat"),
+        "margin": Variable(_P, "float", "margin", "logit of the right label minus the largest "
+                           "logit among the other labels"),
+        "correct": Variable(_P, "bool", "right among the labels", "the right label has the "
+                            "largest logit of all labels"),
+        "top_token": Variable(_P, "str", "most likely token", "over the whole vocabulary"),
+        "top1_correct": Variable(_P, "bool", "right over the vocabulary", "the most likely token "
+                                 f"is the right label ({PAPER}, accuracy)"),
+    },
+    "effects": {
+        "margin_drop": Variable(_HEADS, "float", "drop of the margin", "margin of the clean run "
+                                "minus margin with the head knocked out"),
+        "logprob_drop": Variable((*_HEADS, "label"), "float", "drop of the label's "
+                                 "log-probability", "clean minus knocked out, over the whole "
+                                 "vocabulary", "nat", required=False),
+    },
+    "attribution": {
+        "logprob_increase": Variable((*_HEADS, "label"), "float", "log-probability increase",
+                                     "log p(label given x_T^l + W_O^h z_T) - log p(label given "
+                                     f"x_T^l) ({PAPER})", "nat"),
+        "label_logit": Variable((*_HEADS, "label"), "float", "label logit of the head's output",
+                                f"W_O^h z_T: {_LOGIT}"),
+    },
+    "qk": {
+        "score": Variable(_HEADS + ("position",), "float", "QK score", "q_T . k_p times the "
+                          "model's scaling, rotary included"),
+        "score_content": Variable(_HEADS + ("position",), "float", "content part of the QK score",
+                                  "rotary models: query and key rotated to distance 0; learned "
+                                  "positions: less the direct path of the position embedding "
+                                  "through the attention's norm. The position part is score - "
+                                  "score_content", required=False),
+        "score_content_mean": Variable(_HEADS + ("position",), "float", "content part of the QK "
+                                       "score, at the usual distances", "rotary models: mean of "
+                                       "the score over the distances of the prompt's label "
+                                       "positions", required=False),
+        "attention": Variable(_HEADS + ("position",), "float", "attention of the last position",
+                              "softmax of the masked scores"),
+    },
+    "ov": {
+        "label_logit": Variable((*_HEADS, "position", "label"), "float", "label logit of the raw "
+                                f"value-output vector", f"W_O^h v_p: {_LOGIT}. Weighted: "
+                                "attention times this"),
+        "top_token": Variable(("prompt", "chosen", "position"), "str", "most likely token of the "
+                              "raw value-output vector", f"largest over the vocabulary; {_LOGIT}",
+                              required=False),
+    },
+    "scores": {
+        "qk_auc": Variable(("layer", "head"), "float", "QK AUC", "probability that a label "
+                           "position of the query's class has a larger QK score than one of "
+                           "another class, ties counting half; mean over prompts"),
+        "qk_auc_content": Variable(("layer", "head"), "float", "QK AUC of the content part", "the "
+                                   "same on score_content", required=False),
+        "ov_auc": Variable(("layer", "head"), "float", "OV AUC", "probability that a label "
+                           "position holding a label has a larger label logit, less the mean of "
+                           "the other labels', than one that does not; mean over labels and "
+                           "prompts"),
+        "margin_drop": Variable(("layer", "head"), "float", "mean drop of the margin", "mean of "
+                                "effects.margin_drop over prompts", required=False),
+    },
+}
+
+_KINDS = {"float": "f", "int": "iu", "bool": "b", "str": "OUT"}
+
+
+def make_dataset(
+    group: str,
+    values: Mapping[str, np.ndarray],
+    coordinates: Mapping[str, Any],
+    attributes: Mapping[str, Any],
+) -> xr.Dataset:
+    """A dataset of a group, with names, units and definitions filled in, and checked.
+
+    Parameters
+    ----------
+    group
+        One of `GROUPS`.
+    values
+        Arrays by variable, with the schema's dims.
+    coordinates
+        Index coordinates by dim, and arrays of `COORDINATES` by name.
+    attributes
+        Attributes of the dataset, such as provenance.
+    """
+    import xarray as xr
+
+    variables = {
+        name: (GROUPS[group][name].dims, array, _describe(GROUPS[group][name]))
+        for name, array in values.items()
+    }
+    coords: dict[str, Any] = {}
+    for name, array in coordinates.items():
+        known = COORDINATES.get(name)
+        coords[name] = (name, array) if known is None else (known.dims, array, _describe(known))
+    about = {"twotower_schema": SCHEMA_VERSION, "twotower_group": group, **attributes}
+    dataset = xr.Dataset(variables, coords, about)
+    check_dataset(dataset, group)
+    return dataset
+
+
+def _describe(variable: Variable) -> dict[str, str]:
+    return {
+        "long_name": variable.long_name,
+        "units": variable.units,
+        "reference": variable.reference,
+    }
+
+
+def check_dataset(dataset: xr.Dataset, group: str | None = None) -> None:
+    """Refuse a dataset that does not have its group's form.
+
+    Parameters
+    ----------
+    dataset
+        What is checked.
+    group
+        Name of the group; by default what the dataset says of itself.
+
+    Raises
+    ------
+    SchemaError
+        With the variable, and what was found where something else was expected.
+    """
+    group = dataset.attrs.get("twotower_group") if group is None else group
+    if group not in GROUPS:
+        raise SchemaError(f"{group!r} is not a group; groups are {', '.join(GROUPS)}")
+    version = dataset.attrs.get("twotower_schema")
+    if version != SCHEMA_VERSION:
+        raise SchemaError(f"{group} has schema {version}; this version reads {SCHEMA_VERSION}")
+    known = GROUPS[group]
+    for name in dataset.data_vars:
+        if name not in known:
+            raise SchemaError(f"{group} has no variable {name!r}; it has {', '.join(known)}")
+    for name, variable in known.items():
+        if name in dataset.data_vars:
+            _check_variable(f"{group}.{name}", dataset[name], variable)
+        elif variable.required:
+            raise SchemaError(f"{group} lacks the variable {name!r}")
+    for dim in dataset.dims:
+        if dim not in DIMS:
+            raise SchemaError(f"{group} has a dim {dim!r}; dims are {', '.join(DIMS)}")
+        if dim not in dataset.coords:
+            raise SchemaError(f"{group} has no coordinate for its dim {dim!r}")
+    for name, variable in COORDINATES.items():
+        if name in dataset.coords:
+            _check_variable(f"{group}.{name}", dataset[name], variable)
+        elif set(variable.dims) <= set(dataset.dims) and name != "token_position":
+            raise SchemaError(f"{group} lacks the coordinate {name!r}")
+
+
+def _check_variable(name: str, array: xr.DataArray, variable: Variable) -> None:
+    if array.dims != variable.dims:
+        raise SchemaError(f"{name} has dims {array.dims}, not {variable.dims}")
+    if array.dtype.kind not in _KINDS[variable.kind]:
+        raise SchemaError(f"{name} has dtype {array.dtype}, not {variable.kind}")
+    for attribute in ("long_name", "units", "reference"):
+        if not array.attrs.get(attribute):
+            raise SchemaError(f"{name} lacks the attribute {attribute!r}")
