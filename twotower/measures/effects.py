@@ -18,7 +18,7 @@ from .sweep import Sweep
 if TYPE_CHECKING:
     import xarray as xr
 
-    from ..models import Head, Model
+    from ..models import Model
     from ..prompts import Prompts
 
 
@@ -105,54 +105,3 @@ def sweep_maker(
         return Sweep(batch, readout, batch.cut(at), values, logprobs)
 
     return make
-
-
-def in_context_heads(
-    effects: xr.Dataset | xr.DataTree, k: int = 12, *, label: str | None = None
-) -> list[Head]:
-    """The heads that in-context learning needs most.
-
-    Parameters
-    ----------
-    effects
-        What `head_effects` returned, or a run that holds it.
-    k
-        Number of heads.
-    label
-        If given, that label's heads: those whose knock-out lowers its log-probability most
-        where it is the right answer (the foo-heads and bar-heads of Yu & Ananiadou 2024).
-        Otherwise heads are ranked by the mean drop of the margin.
-
-    Returns
-    -------
-    list of Head
-        Strongest first. The first k of a larger k.
-
-    Raises
-    ------
-    InputError
-        If k is out of range, or the label is not known or never right.
-    """
-    from ..models import Head
-
-    if "effects" in getattr(effects, "children", {}):
-        effects = effects["effects"]
-    if label is None:
-        mean = effects["margin_drop"].mean("prompt")
-    else:
-        if "logprob_drop" not in effects:
-            raise InputError("a label's heads need effects with logprobs=True")
-        if label not in effects["label"].values:
-            known = ", ".join(map(str, effects["label"].values))
-            raise InputError(f"label {label!r} is not among {known}")
-        right = effects["logprob_drop"].sel(label=label).where(effects["gold"] == label, drop=True)
-        if not right.sizes["prompt"]:
-            raise InputError(f"label {label!r} is the right answer of no prompt")
-        mean = right.mean("prompt")
-    values = mean.transpose("layer", "head").values
-    if isinstance(k, bool) or not 1 <= k <= values.size:
-        raise InputError(f"k={k!r} must be from 1 to {values.size}, the number of heads")
-    order = np.argsort(-values, axis=None, kind="stable")[:k]
-    layers, heads = mean["layer"].values, mean["head"].values
-    rows, columns = np.unravel_index(order, values.shape)
-    return [Head(int(layers[x]), int(heads[y])) for x, y in zip(rows, columns, strict=True)]

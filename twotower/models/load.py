@@ -129,6 +129,9 @@ def _from_checkpoint(
         revision_used: str | None = f"{REQUIREMENT} sha256:{WHEEL_SHA256}"
     else:
         revision_used = revision
+    looks_like_a_folder = name.startswith((".", "~", os.sep)) or name.count("/") > 1
+    if name != DEMO_MODEL and looks_like_a_folder and not Path(name).is_dir():
+        raise ModelError(f"there is no folder {name}")
     hub = {"revision": revision} if revision is not None else {}
     shared = {
         key: options[key] for key in ("token", "cache_dir", "trust_remote_code") if key in options
@@ -143,13 +146,21 @@ def _from_checkpoint(
         else:
             if quantization is not None:
                 options["quantization_config"] = _bitsandbytes(quantization, dtype)
-            module = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **hub, **options)
+            module, info = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, output_loading_info=True, **hub, **options
+            )
             config = module.config
             revision_used = revision_used or getattr(config, "_commit_hash", None)
             traced = None
     except Exception as error:
         raise _readable(name, error) from error
     if traced is None:
+        absent = sorted(info["missing_keys"])
+        if absent:  # transformers fills them with random numbers and goes on
+            raise ModelError(
+                f"the files of {name} hold no weights for {absent[0]} ({len(absent)} are absent); "
+                "copy or download it again"
+            )
         module.eval().requires_grad_(False)
         architecture = find_architecture(config, module)
         traced = nnsight.TransformersModel(module, task="text-generation", tokenizer=tok)
@@ -178,7 +189,7 @@ def _from_object(model: Any, tokenizer: Any, remote: bool | str) -> Model:
             f"cannot load a {type(model).__name__}; give a hub id, a folder, a transformers "
             "model with tokenizer=, or an nnsight.TransformersModel"
         )
-    tok = _tokenizer(tok, {}) if isinstance(tok, (str, os.PathLike)) else tok
+    tok = _tokenizer(tok, {})
     architecture = find_architecture(module.config, module)
     module.eval()
     if traced is None:
@@ -189,11 +200,19 @@ def _from_object(model: Any, tokenizer: Any, remote: bool | str) -> Model:
 
 
 def _tokenizer(source: Any, options: dict[str, Any]) -> Any:
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-    if not isinstance(source, (str, os.PathLike)):
+    if isinstance(source, PreTrainedTokenizerBase):
         return source
-    return AutoTokenizer.from_pretrained(source, **options)
+    if not isinstance(source, (str, os.PathLike)):
+        raise InputError(
+            f"a {type(source).__name__} is no tokenizer; pass tokenizer= a transformers "
+            "tokenizer, a hub id or a folder"
+        )
+    try:
+        return AutoTokenizer.from_pretrained(source, **options)
+    except Exception as error:
+        raise _readable(str(source), error) from error
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
@@ -204,6 +223,8 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
         if not isinstance(found, torch.dtype):
             raise InputError(f"dtype={dtype!r} is not a torch dtype; try float32 or bfloat16")
         dtype = found
+    if not isinstance(dtype, torch.dtype):
+        raise InputError(f"dtype={dtype!r} is not a torch dtype; try float32 or bfloat16")
     if not dtype.is_floating_point:
         raise InputError(f"dtype={dtype} is not a floating-point type")
     return dtype

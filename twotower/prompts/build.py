@@ -226,6 +226,8 @@ def build_prompts(
         raise InputError("shots must leave at least one demonstration")
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
         raise InputError(f"n={n!r} must be a whole number, 1 or more")
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise InputError(f"seed={seed!r} must be a whole number, 0 or more")
     if order not in ORDERS:
         raise InputError(f"order={order!r} is not known; use one of {', '.join(ORDERS)}")
     recipe = Recipe(
@@ -295,7 +297,10 @@ def prompts_from_strings(
             f"{len(strings)} strings, {len(label_spans)} lists of spans and {len(gold)} right "
             "labels; there must be one of each per prompt"
         )
-    items, seen = [], dict.fromkeys(labels or ())
+    for name, given in (("classes", classes), ("query_class", query_class)):
+        if given is not None and len(given) != len(strings):
+            raise InputError(f"{len(strings)} strings and {len(given)} entries of {name}=")
+    items, seen = [], dict.fromkeys(labels if labels is not None else ())
     for i, (string, spans) in enumerate(zip(strings, label_spans, strict=True)):
         segments, at = [], 0
         given = classes[i] if classes is not None else [string[s:e].strip() for s, e in spans]

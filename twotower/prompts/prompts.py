@@ -206,12 +206,12 @@ class Prompts:
         n_groups, group = connected_components(shares @ shares.T)
         order = np.random.default_rng([seed, 11]).permutation(n_groups)
         sizes = np.cumsum(np.bincount(group, minlength=n_groups)[order])
-        cut = int(np.argmin(np.abs(sizes - n_first))) + 1
-        if cut >= n_groups:
+        if n_groups == 1:
             raise InputError(
                 "these prompts cannot be split: all of them are linked by common texts. Split "
                 "the prompts that build_prompts returned, or the task (task.split)"
             )
+        cut = int(np.argmin(np.abs(sizes[:-1] - n_first))) + 1  # one group is left at least
         first = np.isin(group, order[:cut])
         return self[np.flatnonzero(first)], self[np.flatnonzero(~first)]
 
@@ -242,8 +242,8 @@ def assemble(
         raise InputError("there are no prompts")
     if len(set(labels)) != len(labels):
         raise InputError(f"labels must differ: {', '.join(labels)}")
-    ids = label_token_ids(items, labels, tokenizer)
     tokens = tokenize(items, tokenizer)
+    ids = label_token_ids(items, labels, tokenizer)
     check_label_positions(tokens, dict(zip(labels, ids, strict=True)), tokenizer)
     width = max(map(len, tokens))
     if max_positions is not None and width > max_positions:

@@ -56,8 +56,11 @@ class Prompt:
 
     @property
     def texts(self) -> set[str]:
-        """Texts of the demonstrations and of the query."""
-        return {s.text for s in self.segments if s.role in ("text", "query")}
+        """Texts of the demonstrations and of the query, less the blanks around them.
+
+        In a user's own string the blanks depend on where in the prompt a text stands.
+        """
+        return {s.text.strip() for s in self.segments if s.role in ("text", "query")}
 
     def relabelled(self, new: dict[str, str]) -> Prompt:
         """The same prompt with every label replaced by another."""

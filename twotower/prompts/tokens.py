@@ -67,7 +67,8 @@ def label_token_ids(prompts: Sequence[Prompt], labels: Sequence[str], tokenizer:
     Parameters
     ----------
     prompts
-        The first is used: each label is written behind it as it is in a demonstration.
+        The first that has a demonstration is used: each label is written behind it as it
+        is in the demonstration.
     labels
         Label texts.
 
@@ -76,8 +77,9 @@ def label_token_ids(prompts: Sequence[Prompt], labels: Sequence[str], tokenizer:
     InputError
         If a label is not exactly one token there, or two labels are the same token.
     """
-    query = prompts[0].string
-    gap = _gap(prompts[0])
+    gaps = ((p, _gap(p)) for p in prompts)
+    prompt, gap = next((found for found in gaps if found[1] is not None), (prompts[0], " "))
+    query = prompt.string
     base = tokenizer(query)["input_ids"]
     ids: dict[int, str] = {}
     for label in labels:
@@ -127,12 +129,16 @@ def check_label_positions(
                 )
 
 
-def _gap(prompt: Prompt) -> str:
-    """Blanks between the query's end and a label, as demonstrations have them."""
+def _gap(prompt: Prompt) -> str | None:
+    """Blanks between the query's end and a label, as the first demonstration has them.
+
+    A user's span may hold them together with the label. None without demonstrations.
+    """
     for before, segment in zip(prompt.segments, prompt.segments[1:], strict=False):
         if segment.role == "label":
-            return before.text[len(before.text.rstrip()) :]
-    return " "
+            start = before.text[len(before.text.rstrip()) :]
+            return start + segment.text[: len(segment.text) - len(segment.text.lstrip())]
+    return None
 
 
 def _suggest(start: str, base: list[int], labels: Sequence[str], tokenizer: Any) -> str:

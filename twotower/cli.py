@@ -1,0 +1,268 @@
+"""The command line. Heavy libraries are imported by the command that needs them.
+
+Exit codes: 0 done; 1 a finding that should hold does not, or something unforeseen went
+wrong; 2 the input, the environment or a file is not usable; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+from . import __version__
+from .errors import FindingError, TwoTowerError
+from .runs.configuration import Configuration, read_yaml
+
+app = App(
+    name="twotower",
+    help="Find, measure and explain the attention heads by which language models learn in context.",
+    version=__version__,
+    help_format="markdown",
+)
+
+
+@app.command
+def demo(
+    *,
+    output: Path = Path("runs/demo.zarr"),
+    task: str = "animals-cities",
+    seed: int = 0,
+    threads: int | None = None,
+) -> None:
+    """Find the in-context heads of a real model, and test them on other prompts.
+
+    Fetches SmolLM2-135M-Instruct once (93 MB).
+
+    Parameters
+    ----------
+    output
+        Where the run is written; an earlier run of the demo is replaced.
+    task
+        A task of two classes.
+    seed
+        Decides prompts and random heads.
+    threads
+        CPU threads; by default torch's choice.
+    """
+    import time
+
+    console = _console()
+    start = time.perf_counter()
+    model = Configuration(threads=threads).load_model()
+    seconds = time.perf_counter() - start
+    console.print(f"{model!r}, loaded and checked in {seconds:.1f} s", soft_wrap=True)
+    from .runs.demo import check_finding, report, run_demo, save_finding
+
+    finding = run_demo(model, task, seed, progress=sys.stderr.isatty())
+    report(finding, console)
+    paths = save_finding(finding, output)
+    saved = " and ".join(map(str, paths))
+    console.print(f"Saved {saved}; open them with twotower.open.", soft_wrap=True)
+    check_finding(finding)
+    console.print(
+        f"The finding holds: {len(finding.heads)} of {finding.run['scores']['qk_auc'].size} heads "
+        "carry in-context learning here; those that write the answer look for the query's class "
+        f"(QK) and copy its label (OV). {time.perf_counter() - start:.0f} s in all.",
+        soft_wrap=True,
+    )
+
+
+@app.command
+def analyze(*, config: Annotated[Configuration | None, Parameter(name="*")] = None) -> None:
+    """Measure every head of a model on a task, and save the run.
+
+    Settings can also be read from a YAML file: twotower analyze --config run.yaml. What is
+    given on the command line comes before what the file says.
+    """
+    from .errors import StoreError
+    from .measures import analyze as measure
+    from .measures import in_context_heads
+    from .results import save
+
+    config = config or Configuration()
+    console = _console()
+    if config.store.exists() and not config.overwrite:
+        raise StoreError(f"{config.store} exists already; pass --overwrite or another --output")
+    task = config.load_task()
+    model = config.load_model()
+    console.print(repr(model), soft_wrap=True)
+    prompts = config.build_prompts(model, task)
+    console.print(repr(prompts), soft_wrap=True)
+    run = measure(
+        model,
+        prompts,
+        measures=config.measures,
+        norm=config.norm,
+        logprobs=config.logprobs,
+        keep=config.keep,
+        batch_size=config.batch_size,
+        progress="measuring" if sys.stderr.isatty() else False,  # no bars in log files
+    )
+    save(run, config.store, overwrite=config.overwrite)
+    if "predictions" in run.children:
+        found = run["predictions"]
+        console.print(
+            f"Accuracy {float(found['correct'].mean()):.2f} between the labels, "
+            f"{float(found['top1_correct'].mean()):.2f} over the vocabulary"
+        )
+    if "effects" in run.children:
+        k = min(12, model.n_layers * model.n_heads)
+        strongest = ", ".join(map(str, in_context_heads(run, k)))
+        console.print(f"Strongest heads by effect: {strongest}")
+    console.print(f"Saved {config.store}")
+
+
+@app.command
+def check(
+    model: str = "smollm2-135m",
+    *,
+    dtype: str | None = None,
+    device_map: str | None = None,
+    quantization: str | None = None,
+    revision: str | None = None,
+) -> None:
+    """Prove on a short prompt that a model is read and edited right.
+
+    Parameters
+    ----------
+    model
+        Hub id, folder, or smollm2-135m.
+    dtype
+        float32, bfloat16 or float16; by default the checkpoint's.
+    device_map
+        Where the model goes: auto, balanced, cuda:0, cpu.
+    quantization
+        int8 or nf4.
+    revision
+        Branch, tag or commit on the hub.
+    """
+    from .models import load
+    from .models.check import check_model, tolerance
+
+    loaded = load(
+        model,
+        dtype=dtype,
+        device_map=device_map,
+        quantization=quantization,
+        revision=revision,
+        check=False,
+    )
+    console = _console()
+    console.print(repr(loaded), soft_wrap=True)
+    limit = tolerance(loaded)
+    for name, error in check_model(loaded).items():
+        console.print(f"  {error:8.1e} of {limit:.0e}  {_affirm(name)}", soft_wrap=True)
+    console.print("All hold.")
+
+
+@app.command
+def fetch() -> None:
+    """Fetch the demo model, and say where it is."""
+    from .models.fetch import fetch_demo_model
+
+    _console().print(str(fetch_demo_model()), soft_wrap=True)
+
+
+@app.command
+def tasks(name: str | None = None) -> None:
+    """List the bundled tasks, or show some texts of one.
+
+    Parameters
+    ----------
+    name
+        A task to show.
+    """
+    from rich.table import Table
+
+    from .prompts import bundled_tasks, load_task
+
+    console = _console()
+    if name is not None:
+        task = load_task(name)
+        console.print(f"{task.name}: {task.description} ({task.kind}; {task.source})")
+        for cls, texts in task.texts.items():
+            shown = ", ".join(texts[:6]) if task.kind == "words" else "; ".join(texts[:3])
+            console.print(f"  {cls} ({len(texts)}): {shown}, ...", soft_wrap=True)
+        return
+    table = Table()
+    for column in ("task", "kind", "classes", "texts a class", ""):
+        table.add_column(column)
+    for item in map(load_task, bundled_tasks()):
+        least = min(map(len, item.texts.values()))
+        hard = "hard for small models" if item.hard else ""
+        table.add_row(item.name, item.kind, ", ".join(item.classes), str(least), hard)
+    console.print(table)
+
+
+def _affirm(identity: str) -> str:
+    """An identity of the check, as a statement of what was proved."""
+    return identity.replace(" do not ", " ").replace(" does not give ", " gives ").replace(
+        " does not reach ", " reaches "
+    )
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False)
+
+
+@app.meta.default
+def _launch(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    config: Path | None = None,
+    debug: bool = False,
+) -> None:
+    """Run a command.
+
+    Parameters
+    ----------
+    config
+        A YAML file of settings for `analyze`.
+    debug
+        Show the traceback of an error.
+    """
+    arguments = list(tokens)
+    if config is not None:
+        from cyclopts.config import Dict
+
+        settings = {name.replace("_", "-"): value for name, value in read_yaml(config).items()}
+        app.config = [Dict(settings, source=str(config), use_commands_as_keys=False)]
+    app(arguments, exit_on_error=False, print_error=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; errors become one line."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        app.meta(arguments, exit_on_error=False, print_error=False)
+    except (TwoTowerError, CycloptsError) as error:
+        if "--debug" in arguments:
+            raise
+        text = " ".join(str(error).split())
+        print(f"twotower: {text}", file=sys.stderr)
+        sys.exit(1 if isinstance(error, FindingError) else 2)
+    except KeyboardInterrupt:
+        print("twotower: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if "--debug" in arguments:
+            raise
+        text = " ".join(str(error).split())[:500]
+        print(
+            f"twotower: something unforeseen went wrong ({type(error).__name__}: {text}); "
+            "run again with --debug to see where",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

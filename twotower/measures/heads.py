@@ -1,0 +1,102 @@
+"""Choosing heads: which of them in-context learning rests on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from ..models import Head
+
+GROUP_OF = {"margin_drop": "effects", "label_logit": "attribution"}
+"""Group that holds each variable by which heads can be ranked."""
+
+
+def in_context_heads(
+    effects: xr.Dataset | xr.DataTree,
+    k: int = 12,
+    *,
+    label: str | None = None,
+    by: str = "margin_drop",
+) -> list[Head]:
+    """The heads that in-context learning rests on most.
+
+    Parameters
+    ----------
+    effects
+        What `head_effects` (or, for by="label_logit", `attribution`) returned, or a run
+        that holds it.
+    k
+        Number of heads.
+    label
+        If given, that label's heads, judged on the prompts where it is right: those whose
+        knock-out lowers its log-probability most (the foo-heads and bar-heads of Yu &
+        Ananiadou 2024), or that write its logit most.
+    by
+        "margin_drop": heads whose knock-out costs most of the margin; they may act through
+        later heads. "label_logit": heads whose own output raises the right label's logit
+        most, above the mean of the other labels'; they write the answer.
+
+    Returns
+    -------
+    list of Head
+        Strongest first, by the mean over prompts. A larger k only adds heads.
+
+    Raises
+    ------
+    InputError
+        If k is out of range, or the label is not known or never right.
+    """
+    from ..models import Head
+
+    if by not in GROUP_OF:
+        raise InputError(f"by={by!r} is not known; use one of {', '.join(GROUP_OF)}")
+    if hasattr(effects, "children"):
+        if GROUP_OF[by] not in effects.children:
+            raise InputError(f"this run has no group {GROUP_OF[by]!r}; analyze with it")
+        effects = effects[GROUP_OF[by]].to_dataset(inherit=False)
+    elif by not in effects or "position" in effects[by].dims:
+        source = "head_effects" if by == "margin_drop" else "attribution"
+        raise InputError(f"by={by!r} needs what {source} returns")
+    values = _strength(effects, label, by)
+    mean = values.mean("prompt").transpose("layer", "head")
+    size = mean.size
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= size:
+        raise InputError(f"k={k!r} must be from 1 to {size}, the number of heads")
+    order = np.argsort(-mean.values, axis=None, kind="stable")[:k]
+    layers, heads = mean["layer"].values, mean["head"].values
+    rows, columns = np.unravel_index(order, mean.shape)
+    return [Head(int(layers[x]), int(heads[y])) for x, y in zip(rows, columns, strict=True)]
+
+
+def _strength(effects: xr.Dataset, label: str | None, by: str) -> xr.DataArray:
+    """(prompt, layer, head) what heads are ranked by, on the prompts that count."""
+    if label is None:
+        if by == "margin_drop":
+            return effects[by]
+        return _above_others(effects[by])
+    name = "logprob_drop" if by == "margin_drop" else by
+    if name not in effects:
+        raise InputError("a label's heads need effects with logprobs=True")
+    known = [str(x) for x in effects["label"].values]
+    if label not in known:
+        raise InputError(f"label {label!r} is not among {', '.join(known)}")
+    right = effects["gold"] == label
+    if not right.any():
+        raise InputError(f"label {label!r} is the right answer of no prompt")
+    values = effects[name] if by == "margin_drop" else _above_others(effects[name])
+    if "label" in values.dims:
+        values = values.sel(label=label)
+    return values.isel(prompt=np.flatnonzero(right.values))
+
+
+def _above_others(logits: xr.DataArray) -> xr.DataArray:
+    """Right label's logit less the mean of the others' (..., label) to (...)."""
+    is_gold = logits["label"] == logits["gold"]
+    right = logits.where(is_gold, 0).sum("label")
+    return right - logits.where(~is_gold, 0).sum("label") / (logits.sizes["label"] - 1)
