@@ -36,7 +36,7 @@ def main() -> None:
 
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
     figure, (left, middle, right) = plt.subplots(
-        1, 3, figsize=(10.5, 3.7), width_ratios=(1.35, 0.8, 1.25), layout="constrained"
+        1, 3, figsize=(11, 4), width_ratios=(1.3, 1, 1.2), layout="constrained"
     )
 
     bound = float(np.abs(effect).max())
@@ -47,7 +47,7 @@ def main() -> None:
     left.set_yticks(range(effect.sizes["head"]))
     figure.colorbar(image, ax=left, shrink=0.85, label="logits")
 
-    names = ["nothing", f"{len(heads)} in-context\nheads", f"{len(heads)} random\nheads"]
+    names = ["nothing", f"{len(heads)} in-\ncontext", f"{len(heads)}\nrandom"]
     keys = ["before", "after", "random heads"]
     for offset, (measure, colour, words) in enumerate(
         (("correct", BLUE, "between the labels"), ("top1_correct", ORANGE, "top-1 of all tokens"))
@@ -60,7 +60,7 @@ def main() -> None:
     n = accuracy["before"]["correct"][3]
     middle.set(ylim=(0, 1.28), yticks=(0, 0.5, 1), title=f"Accuracy, {n} other prompts")
     middle.set_xticks(range(3), names, fontsize=8)
-    middle.set_xlabel("knocked out at all positions")
+    middle.set_xlabel("heads knocked out, at all positions")
     middle.axhline(0.5, color=GREY, lw=0.8, ls=":")
     middle.legend(frameon=False, loc="upper center", fontsize=8)
 
@@ -72,14 +72,12 @@ def main() -> None:
     right.scatter(x, y, s=42, marker="s", fc="none", ec="black", label="in-context heads")
     x, y = np.array([(qk[h], ov[h]) for h in writers]).T
     right.scatter(x, y, s=34, color=ORANGE, lw=0, label="heads that write the answer")
-    for head in sorted(writers, key=lambda h: -qk[h])[:3]:
-        right.annotate(
-            f"{head[0]}.{head[1]}", (qk[head], ov[head]), (4, -11), textcoords="offset points",
-            fontsize=8,
-        )
+    best = max(writers, key=lambda h: qk[h])
+    name = f"{best[0]}.{best[1]}"
+    right.annotate(name, (qk[best], ov[best]), (0, -13), textcoords="offset points", ha="center")
     right.set(xlabel="QK AUC: finds the query's class", ylabel="OV AUC: says the label",
-              title="The two towers of every head", ylim=(-0.05, 1.05))
-    right.legend(frameon=False, fontsize=8, loc="lower right")
+              title="The two towers of every head", ylim=(-0.36, 1.05), yticks=(0, 0.5, 1))
+    right.legend(fontsize=8, loc="lower right", frameon=False)
 
     options.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(options.out, dpi=160)

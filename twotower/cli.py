@@ -228,6 +228,7 @@ def _launch(
         Show the traceback of an error.
     """
     arguments = list(tokens)
+    app.config = []
     if config is not None:
         from cyclopts.config import Dict
 

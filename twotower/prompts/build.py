@@ -297,9 +297,9 @@ def prompts_from_strings(
             f"{len(strings)} strings, {len(label_spans)} lists of spans and {len(gold)} right "
             "labels; there must be one of each per prompt"
         )
-    for name, given in (("classes", classes), ("query_class", query_class)):
-        if given is not None and len(given) != len(strings):
-            raise InputError(f"{len(strings)} strings and {len(given)} entries of {name}=")
+    for name, entries in (("classes", classes), ("query_class", query_class)):
+        if entries is not None and len(entries) != len(strings):
+            raise InputError(f"{len(strings)} strings and {len(entries)} entries of {name}=")
     items, seen = [], dict.fromkeys(labels if labels is not None else ())
     for i, (string, spans) in enumerate(zip(strings, label_spans, strict=True)):
         segments, at = [], 0

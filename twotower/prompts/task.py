@@ -64,14 +64,16 @@ class Task:
         for name, texts in self.texts.items():
             if isinstance(texts, str) or not isinstance(texts, Iterable):
                 raise InputError(f"task {self.name!r}: class {name!r} needs a list of texts")
-            unique = tuple(dict.fromkeys(texts))
-            if not unique:
-                raise InputError(f"task {self.name!r}: class {name!r} has no texts")
-            for text in unique:
+            texts = tuple(texts)
+            for text in texts:
                 if not isinstance(text, str) or not text.strip():
                     raise InputError(
                         f"task {self.name!r}: class {name!r} holds {text!r}, which is no text"
                     )
+            unique = tuple(dict.fromkeys(texts))
+            if not unique:
+                raise InputError(f"task {self.name!r}: class {name!r} has no texts")
+            for text in unique:
                 if owner.setdefault(text, name) != name:
                     raise InputError(
                         f"task {self.name!r}: {text!r} stands in the classes "
@@ -229,6 +231,8 @@ def _from_hub(name: str, entry: HubTask, max_per_class: int, seed: int) -> Task:
     rows, kept = [], {}
     for row in table:
         value = row[entry.label]
+        if value is None or (names and value == -1):  # not labelled, as test splits are
+            continue
         cls = names[value] if names and isinstance(value, int) else value
         kept[cls] = kept.get(cls, 0) + 1
         if kept[cls] <= max_per_class:
@@ -250,6 +254,8 @@ def _task(
                 f"row {number} of {name} lacks the column {text!r} or {label!r}; it has {has}. "
                 "Name the columns with text= and label="
             )
+        if row[label] is None or not str(row[label]).strip():
+            raise InputError(f"row {number} of {name} has no class in the column {label!r}")
         # Templates put one demonstration on one line.
         value, cls = " ".join(str(row[text] or "").split()), str(row[label])
         if not strict and (not value or owner.setdefault(value, cls) != cls):

@@ -1,0 +1,165 @@
+"""The command line: what it prints, what it refuses, and with which exit code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import byte_level, hf_model
+
+import twotower as tt
+from twotower.cli import main
+from twotower.runs.configuration import Configuration
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    hf_model("llama-grouped").save_pretrained(folder)
+    byte_level().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def task_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tasks") / "mine.csv"
+    rows = [f"{text},{cls}" for cls, texts in
+            {"animal": ["cat", "dog", "owl", "cow"], "city": ["Paris", "Rome", "Oslo", "Lima"]}.items()
+            for text in texts]
+    path.write_text("text,label\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def run(*arguments: str | Path) -> int:
+    """Exit code of the command line, in this process."""
+    try:
+        main([str(x) for x in arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_analyze(checkpoint: Path, task_file: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "run.zarr"
+    code = run("analyze", "--model", checkpoint, "--task", task_file, "--shots", 2, "--n", 4,
+               "--output", out)
+    assert code == 0
+    tree = tt.open(out)
+    assert tree["effects"]["margin_drop"].shape == (4, 3, 4)
+    assert tree["prompts"].attrs["task"] == "mine"
+    assert f"Saved {out}" in capsys.readouterr().out
+
+
+def test_yaml_and_what_is_given_beside_it(
+    checkpoint: Path, task_file: Path, tmp_path: Path, capsys
+) -> None:
+    settings = tmp_path / "run.yaml"
+    settings.write_text(
+        f"model: {checkpoint}\ntask: {task_file}\nshots: 1\nn: 4\nbatch_size: 3\n"
+        f"labels: [bar, foo]\nmeasures: [predictions, qk]\noutput: {tmp_path / 'y.zarr'}\n"
+    )
+    assert run("analyze", "--config", settings, "--n", 2) == 0
+    tree = tt.open(tmp_path / "y.zarr")
+    assert set(tree.children) == {"prompts", "predictions", "qk"}
+    assert tree["predictions"].sizes["prompt"] == 2
+    assert tree["predictions"]["label"].values.tolist() == ["bar", "foo"]
+    assert Configuration.from_yaml(settings).batch_size == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["frob"], "Unknown command"),
+        (["analyze", "--nn", "3"], "Unknown option"),
+        (["analyze", "--n", "many"], "--n"),
+        (["analyze", "--task", "nope"], "there is no task 'nope'"),
+        (["analyze", "--task", "missing.csv"], "there is no file missing.csv"),
+        (["analyze", "--order", "sideways"], "--order"),
+        (["analyze", "--config", "missing.yaml"], "cannot be read"),
+        (["check", "/no/such/folder"], "there is no folder"),
+        (["check", "smollm2-135m", "--quantization", "int3"], "quantization='int3'"),
+        (["tasks", "nope"], "there is no task"),
+    ],
+)
+def test_one_line_and_exit_code_2(arguments: list[str], message: str, capsys) -> None:
+    assert run(*arguments) == 2
+    printed = capsys.readouterr().err.strip()
+    assert message in printed
+    assert len(printed.splitlines()) == 1
+    assert printed.startswith("twotower: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("modle: x\n", "'modle' is no setting"),
+        ("- a\n- b\n", "must hold names and values"),
+        ("a: [1\n", "is not YAML"),
+    ],
+)
+def test_bad_yaml(content: str, message: str, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(content)
+    assert run("analyze", "--config", path) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["--shots", "1", "--labels", "foo", "--labels", "unfathomable"], "is not one token"),
+        (["--shots", "1", "--labels", "foo", "--labels", "foo"], "labels must differ"),
+        (["--shots", "9"], "9 shots and a query need 10"),
+        (["--shots", "1", "--n", "0"], "n=0"),
+        (["--shots", "1", "--batch-size", "0"], "batch_size=0"),
+    ],
+)
+def test_bad_settings_write_nothing(
+    settings: list[str], message: str, checkpoint: Path, task_file: Path, tmp_path: Path, capsys
+) -> None:
+    out = tmp_path / "runs" / "run.zarr"
+    code = run("analyze", "--model", checkpoint, "--task", task_file, "--output", out, *settings)
+    assert code == 2
+    assert message in capsys.readouterr().err
+    assert not out.parent.exists()
+
+
+def test_an_existing_run_is_not_touched(task_file: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "run.zarr").mkdir()
+    assert run("analyze", "--task", task_file, "--output", tmp_path / "run.zarr") == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_debug_shows_where(tmp_path: Path) -> None:
+    with pytest.raises(tt.InputError):
+        main(["analyze", "--task", "nope", "--debug"])
+
+
+def test_check_prints_the_identities(checkpoint: Path, capsys) -> None:
+    assert run("check", checkpoint) == 0
+    printed = capsys.readouterr().out
+    assert "heads' outputs sum to the attention output" in printed
+    assert "All hold." in printed
+
+
+def test_tasks(capsys) -> None:
+    assert run("tasks") == 0
+    printed = capsys.readouterr().out
+    for name in tt.bundled_tasks():
+        assert name[:10] in printed
+    assert run("tasks", "animals-cities") == 0
+    assert "animal (48): cat, dog" in capsys.readouterr().out
+
+
+def test_help_does_not_import_heavy_libraries() -> None:
+    code = (
+        "import sys\n"
+        "from twotower.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'transformers', 'nnsight', 'xarray', 'zarr', 'pandas', 'matplotlib'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().splitlines()[-1] == "[]"
