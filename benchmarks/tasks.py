@@ -1,6 +1,6 @@
 """How well a model does each bundled task: the table in twotower/prompts/tasks/README.md.
 
-    python benchmarks/tasks.py --write
+python benchmarks/tasks.py --write
 """
 
 from __future__ import annotations
@@ -46,9 +46,7 @@ def main() -> None:
     rows = []
     for name in tt.bundled_tasks():
         task = tt.load_task(name)
-        prompts = tt.build_prompts(
-            model, task, shots=options.shots, n=options.n, seed=options.seed
-        )
+        prompts = tt.build_prompts(model, task, shots=options.shots, n=options.n, seed=options.seed)
         answers = tt.predict(model, prompts)
         found = [bootstrap_mean(answers[x].values) for x in ("correct", "top1_correct")]
         rows.append(

@@ -22,6 +22,7 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8a8a8a"  # told apart without colou
 
 
 def main() -> None:
+    """Draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, default=Path("runs/demo.zarr"))
     parser.add_argument("--selection", type=Path, default=Path("runs/demo-selection.zarr"))
@@ -75,8 +76,13 @@ def main() -> None:
     best = max(writers, key=lambda h: qk[h])
     name = f"{best[0]}.{best[1]}"
     right.annotate(name, (qk[best], ov[best]), (0, -13), textcoords="offset points", ha="center")
-    right.set(xlabel="QK AUC: finds the query's class", ylabel="OV AUC: says the label",
-              title="The two towers of every head", ylim=(-0.36, 1.05), yticks=(0, 0.5, 1))
+    right.set(
+        xlabel="QK AUC: finds the query's class",
+        ylabel="OV AUC: says the label",
+        title="The two towers of every head",
+        ylim=(-0.36, 1.05),
+        yticks=(0, 0.5, 1),
+    )
     right.legend(fontsize=8, loc="lower right", frameon=False)
 
     options.out.parent.mkdir(parents=True, exist_ok=True)

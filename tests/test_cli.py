@@ -25,9 +25,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def task_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tasks") / "mine.csv"
-    rows = [f"{text},{cls}" for cls, texts in
-            {"animal": ["cat", "dog", "owl", "cow"], "city": ["Paris", "Rome", "Oslo", "Lima"]}.items()
-            for text in texts]
+    rows = [
+        f"{text},{cls}"
+        for cls, texts in {
+            "animal": ["cat", "dog", "owl", "cow"],
+            "city": ["Paris", "Rome", "Oslo", "Lima"],
+        }.items()
+        for text in texts
+    ]
     path.write_text("text,label\n" + "\n".join(rows) + "\n")
     return path
 
@@ -43,8 +48,19 @@ def run(*arguments: str | Path) -> int:
 
 def test_analyze(checkpoint: Path, task_file: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "run.zarr"
-    code = run("analyze", "--model", checkpoint, "--task", task_file, "--shots", 2, "--n", 4,
-               "--output", out)
+    code = run(
+        "analyze",
+        "--model",
+        checkpoint,
+        "--task",
+        task_file,
+        "--shots",
+        2,
+        "--n",
+        4,
+        "--output",
+        out,
+    )
     assert code == 0
     tree = tt.open(out)
     assert tree["effects"]["margin_drop"].shape == (4, 3, 4)

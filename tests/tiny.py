@@ -30,7 +30,18 @@ WORDS = (
     "foo bar map key cup one two"
 ).split()
 ANIMALS = ["cat", "dog", "owl", "cow", "hen", "ape", "black bear", "elephant", "sea lion", "yak"]
-CITIES = ["Paris", "Rome", "Oslo", "Kyoto", "Lima", "Cairo", "New York", "Timbuktu", "La Paz", "Ulm"]
+CITIES = [
+    "Paris",
+    "Rome",
+    "Oslo",
+    "Kyoto",
+    "Lima",
+    "Cairo",
+    "New York",
+    "Timbuktu",
+    "La Paz",
+    "Ulm",
+]
 TOOLS = ["hammer", "saw", "drill", "pair of tongs", "plane", "chisel", "file", "axe", "vice", "awl"]
 
 TWO = tt.Task("animals-cities-tiny", {"animal": ANIMALS, "city": CITIES})
@@ -66,7 +77,12 @@ def sentencepiece() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
     trainer = trainers.BpeTrainer(
         vocab_size=700,
@@ -91,8 +107,13 @@ def _configurations() -> dict[str, Any]:
         "head_dim": 12,
     }
     neox = {k: v for k, v in llama.items() if k != "head_dim"}
-    neox |= {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0,
-                                 "partial_rotary_factor": 0.5}}
+    neox |= {
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.5,
+        }
+    }
     gpt = {"n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 256}
     off = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
     return {
@@ -101,8 +122,9 @@ def _configurations() -> dict[str, Any]:
         "llama": LlamaConfig(**llama, num_key_value_heads=4),
         "llama-grouped": LlamaConfig(**llama, num_key_value_heads=2, attention_bias=True),
         "mistral": MistralConfig(**llama, num_key_value_heads=2, sliding_window=12),
-        "qwen2": Qwen2Config(**{k: v for k, v in llama.items() if k != "head_dim"},
-                             num_key_value_heads=2),
+        "qwen2": Qwen2Config(
+            **{k: v for k, v in llama.items() if k != "head_dim"}, num_key_value_heads=2
+        ),
         "qwen3": Qwen3Config(**llama, num_key_value_heads=2),
         "neox-parallel": GPTNeoXConfig(**neox, use_parallel_residual=True),
         "neox-sequential": GPTNeoXConfig(**neox, use_parallel_residual=False),

@@ -201,8 +201,10 @@ def tasks(name: str | None = None) -> None:
 
 def _affirm(identity: str) -> str:
     """An identity of the check, as a statement of what was proved."""
-    return identity.replace(" do not ", " ").replace(" does not give ", " gives ").replace(
-        " does not reach ", " reaches "
+    return (
+        identity.replace(" do not ", " ")
+        .replace(" does not give ", " gives ")
+        .replace(" does not reach ", " reaches ")
     )
 
 

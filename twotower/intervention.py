@@ -51,6 +51,13 @@ class KnockOut:
     def __post_init__(self) -> None:
         check_ablation(self.ablation, self.reference)
 
+    def describe(self) -> dict[str, Any]:
+        """What is edited, for the record."""
+        about = {"ablation": self.ablation}
+        if self.reference is not None:
+            about |= {"reference": self.reference.hash, "seed": str(self.seed)}
+        return _describe(self, about)
+
 
 @dataclass(frozen=True, eq=False)
 class Scale:
@@ -74,8 +81,33 @@ class Scale:
         if not np.isfinite(self.factor):
             raise InputError(f"factor={self.factor} must be finite")
 
+    def describe(self) -> dict[str, Any]:
+        """What is edited, for the record."""
+        return _describe(self, {"factor": self.factor})
+
 
 Edit = KnockOut | Scale
+
+
+def as_edits(edits: Edit | Sequence[Edit]) -> list[Edit]:
+    """Edits as a list; one edit may stand for a list of one.
+
+    Raises
+    ------
+    InputError
+        If something in it is not an edit.
+    """
+    found = [edits] if isinstance(edits, (KnockOut, Scale)) else list(edits)
+    for edit in found:
+        if not isinstance(edit, (KnockOut, Scale)):
+            raise InputError(f"{edit!r} is not an edit; use KnockOut or Scale")
+    return found
+
+
+def _describe(edit: Edit, about: dict[str, Any]) -> dict[str, Any]:
+    heads = [tuple(map(int, head)) for head in _as_list(edit.heads)]
+    positions = edit.positions if isinstance(edit.positions, str) else "given"
+    return {"edit": type(edit).__name__, "heads": heads, "positions": positions, **about}
 
 
 def check_ablation(ablation: str, reference: Any) -> None:
@@ -85,6 +117,13 @@ def check_ablation(ablation: str, reference: Any) -> None:
     if (ablation == "zero") != (reference is None):
         need = "takes no" if ablation == "zero" else "needs"
         raise InputError(f"ablation={ablation!r} {need} reference= prompts")
+
+
+def _as_list(heads: Any) -> list[Any]:
+    """Heads as a list; one head may stand for a list of one."""
+    from .models import Head
+
+    return [heads] if isinstance(heads, Head) else list(heads)
 
 
 def check_heads(heads: Iterable[Any], model: Model) -> list[Head]:
@@ -97,10 +136,8 @@ def check_heads(heads: Iterable[Any], model: Model) -> list[Head]:
     """
     from .models import Head
 
-    if isinstance(heads, Head):
-        heads = [heads]
     found = []
-    for item in heads:
+    for item in _as_list(heads):
         try:
             layer, head = (int(x) for x in item)
         except (TypeError, ValueError):

@@ -48,7 +48,9 @@ def test_selecting_by_role_class_and_label(run: xr.DataTree, prompts: tt.Prompts
     chosen = attention.where((attention.role == "label") & (attention.label_text == "foo"))
     assert int(chosen.notnull().sum()) == 3 * len(prompts)
     by_hand = [
-        run["qk"]["attention"].values[i, 1, 2][(prompts.role[i] == "label") & (prompts.label_text[i] == "foo")].sum()
+        run["qk"]["attention"]
+        .values[i, 1, 2][(prompts.role[i] == "label") & (prompts.label_text[i] == "foo")]
+        .sum()
         for i in range(len(prompts))
     ]
     np.testing.assert_allclose(chosen.sum("position").values, by_hand, rtol=1e-6)

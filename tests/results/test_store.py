@@ -54,7 +54,9 @@ def test_a_single_dataset(llama: tt.Model, prompts: tt.Prompts, tmp_path: Path) 
 
 
 def test_texts_of_every_script_survive(llama: tt.Model, tmp_path: Path) -> None:
-    task = tt.Task("scripts", {"a": ["naïve café", "日本語", "😀 ok"], "b": ["שלום", "x\u0301y", "b"]})
+    task = tt.Task(
+        "scripts", {"a": ["naïve café", "日本語", "😀 ok"], "b": ["שלום", "x\u0301y", "b"]}
+    )
     prompts = tt.build_prompts(llama, task, shots=1, n=4)
     tt.save(tt.analyze(llama, prompts, measures=("predictions",)), tmp_path / "s.zarr")
     again = tt.open(tmp_path / "s.zarr")

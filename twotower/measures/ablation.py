@@ -84,9 +84,7 @@ def _keys(prompts: Prompts) -> list[list[Key]]:
 class _Mean(Replacement):
     """Mean of z per layer, head, role and number of demonstration."""
 
-    def __init__(
-        self, model: Model, prompts: Prompts, at: np.ndarray, reference: Prompts
-    ) -> None:
+    def __init__(self, model: Model, prompts: Prompts, at: np.ndarray, reference: Prompts) -> None:
         reference_keys = _keys(reference)
         numbers: dict[Key, int] = {}
         for row in reference_keys:

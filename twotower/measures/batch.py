@@ -65,9 +65,7 @@ class Batch:
         return torch.as_tensor(part, device=self.input_ids.device)
 
 
-def make_batch(
-    model: Model, prompts: Prompts, rows: np.ndarray, keep: str | None = None
-) -> Batch:
+def make_batch(model: Model, prompts: Prompts, rows: np.ndarray, keep: str | None = None) -> Batch:
     """Tensors of some prompts.
 
     Parameters

@@ -166,7 +166,5 @@ def dataset(
 
 def _texts(ids: np.ndarray, model: Model) -> np.ndarray:
     """Tokens' texts; "" where there is no token."""
-    known = {
-        int(i): "" if i < 0 else model.tokenizer.decode([int(i)]) for i in np.unique(ids)
-    }
+    known = {int(i): "" if i < 0 else model.tokenizer.decode([int(i)]) for i in np.unique(ids)}
     return np.array([known[int(i)] for i in ids.ravel()], dtype=object).reshape(ids.shape)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from ..intervention import Edit, KnockOut, Scale, check_heads
+from ..intervention import Edit, KnockOut, Scale, as_edits, check_heads
 from .ablation import make_replacement
 from .batch import Batch
 from .walk import BatchEdit, LayerView
@@ -30,14 +30,10 @@ class PreparedEdits:
     """
 
     def __init__(self, model: Model, prompts: Prompts, edits: Sequence[Edit]) -> None:
-        if isinstance(edits, (KnockOut, Scale)):
-            edits = [edits]
         self.model = model
         self.parts = []
         taken: dict[Head, np.ndarray] = {}
-        for edit in edits:
-            if not isinstance(edit, (KnockOut, Scale)):
-                raise InputError(f"{edit!r} is not an edit; use KnockOut or Scale")
+        for edit in as_edits(edits):
             heads = check_heads(edit.heads, model)
             at = position_mask(prompts, edit.positions)
             for head in heads:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..intervention import Edit
+from ..intervention import Edit, as_edits
 from .collect import collect, dataset
 from .recorders import Predictions
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def predict(
     model: Model,
     prompts: Prompts,
-    edits: Sequence[Edit] = (),
+    edits: Edit | Sequence[Edit] = (),
     *,
     batch_size: int | None = None,
     progress: bool | str = False,
@@ -49,6 +49,7 @@ def predict(
     InputError
         If an edit does not fit the model or the prompts, or two edit the same thing.
     """
+    edits = as_edits(edits)
     (arrays,) = collect(
         model,
         prompts,
@@ -57,4 +58,4 @@ def predict(
         edits=edits,
         progress=progress,
     )
-    return dataset("predictions", arrays, model, prompts, edits=[type(e).__name__ for e in edits])
+    return dataset("predictions", arrays, model, prompts, edits=[e.describe() for e in edits])

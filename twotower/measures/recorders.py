@@ -14,9 +14,7 @@ from .walk import End, LayerView, Recorder
 
 def margin(logits: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
     """Right label's logit minus the largest other label's: (B, ..., label) to (B, ...)."""
-    is_gold = torch.zeros(
-        len(gold), logits.shape[-1], dtype=torch.bool, device=logits.device
-    )
+    is_gold = torch.zeros(len(gold), logits.shape[-1], dtype=torch.bool, device=logits.device)
     is_gold[torch.arange(len(gold)), gold] = True
     is_gold = is_gold.view(len(gold), *[1] * (logits.dim() - 2), -1)
     right = logits.masked_fill(~is_gold, -torch.inf).amax(dim=-1)
@@ -80,7 +78,8 @@ class Similarity(Recorder):
         key the distance is 0. With tables averaged over the prompt's label positions
         (rotation is linear in its tables) the score is the mean over their distances.
         """
-        assert view.cos is not None and view.sin is not None
+        assert view.cos is not None
+        assert view.sin is not None
         tables = []
         for table in (view.cos, view.sin):
             if over is None:

@@ -98,9 +98,7 @@ def qk_similarity(
         NaN at padding.
     """
     make = similarity_maker(prompts)
-    (arrays,) = collect(
-        model, prompts, [make], batch_size=batch_size, keep=keep, progress=progress
-    )
+    (arrays,) = collect(model, prompts, [make], batch_size=batch_size, keep=keep, progress=progress)
     return dataset("qk", arrays, model, prompts, keep=keep)
 
 

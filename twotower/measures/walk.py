@@ -199,9 +199,7 @@ def walk(
         for recorder in recorders:
             recorder.layer(view)
     final_norm, unembedding = architecture.final_norm(root), architecture.unembedding(root)
-    end = End(
-        final_norm.input, unembedding.output[:, -1].float(), final_norm, unembedding
-    )
+    end = End(final_norm.input, unembedding.output[:, -1].float(), final_norm, unembedding)
     return [recorder.finish(end) for recorder in recorders]
 
 

@@ -84,9 +84,11 @@ class Architecture(abc.ABC):
         return resolve(root, self.learned_positions_path) if self.learned_positions_path else None
 
     def attention(self, block: Any) -> Any:
+        """Attention module of a block."""
         return getattr(block, self.attention_name)
 
     def attention_norm(self, block: Any) -> Any:
+        """Norm that attention reads."""
         return getattr(block, self.attention_norm_name)
 
     def mlp_norm(self, block: Any) -> Any:
@@ -94,6 +96,7 @@ class Architecture(abc.ABC):
         return getattr(block, self.mlp_norm_name)
 
     def mlp(self, block: Any) -> Any:
+        """MLP of a block."""
         return getattr(block, self.mlp_name)
 
     def projection(self, block: Any) -> Any:

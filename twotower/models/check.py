@@ -139,7 +139,9 @@ def _walk(
             again = attend(architecture, index, q, k, v, tables, mask)
             kept = mask.bool().to(z.device)
             errors["attention"].append(_relative(again[kept], heads[kept]))
-            alone = torch.eye(heads.shape[2], dtype=z.dtype, device=z.device)[:, None, None, :, None]
+            alone = torch.eye(heads.shape[2], dtype=z.dtype, device=z.device)[
+                :, None, None, :, None
+            ]
             nothing = projection(torch.zeros_like(z[:1, :1]))
             parts = projection((heads * alone).flatten(-2)) - nothing
             errors["sum"].append(_relative(parts.float().sum(dim=0) + nothing, attention_output))

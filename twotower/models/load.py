@@ -257,7 +257,10 @@ def _readable(name: str, error: Exception) -> Exception:
     folder = Path(name)
     if isinstance(error, (ModelError, InputError)):
         return error
-    if isinstance(error, (SafetensorError, json.JSONDecodeError)) or "Error while deserializing" in reason:
+    if (
+        isinstance(error, (SafetensorError, json.JSONDecodeError))
+        or "Error while deserializing" in reason
+    ):
         return ModelError(f"a file of {name} is damaged ({reason}); copy or download it again")
     if isinstance(error, OSError) and folder.is_dir():
         return ModelError(f"the folder {name} holds no complete model: {reason}")

@@ -255,7 +255,7 @@ def prompts_from_strings(
     classes: Sequence[Sequence[str]] | None = None,
     query_class: Sequence[str] | None = None,
 ) -> Prompts:
-    """Prompts from a user's own texts.
+    r"""Prompts from a user's own texts.
 
     Parameters
     ----------
@@ -287,7 +287,7 @@ def prompts_from_strings(
 
     Examples
     --------
-    >>> strings = ["cat: foo\\nParis: bar\\ndog:"]
+    >>> strings = ["cat: foo\nParis: bar\ndog:"]
     >>> prompts = prompts_from_strings(model, strings, [[(5, 8), (16, 19)]], ["foo"])
     >>> prompts.labels
     ('foo', 'bar')

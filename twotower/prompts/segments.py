@@ -129,6 +129,7 @@ class Template:
         segments += [
             Segment(before, "separator"),
             Segment(query, "query"),
-            Segment(between.rstrip(), "separator"),
+            # A blank goes with the label's token; a line break is a token of its own.
+            Segment(between.rstrip(" "), "separator"),
         ]
         return Prompt(tuple(s for s in segments if s.text), query, gold, query_class)

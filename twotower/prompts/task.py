@@ -231,7 +231,7 @@ def _from_hub(name: str, entry: HubTask, max_per_class: int, seed: int) -> Task:
     rows, kept = [], {}
     for row in table:
         value = row[entry.label]
-        if value is None or (names and value == -1):  # not labelled, as test splits are
+        if value in (None, "") or (names and value == -1):  # not labelled, as test splits are
             continue
         cls = names[value] if names and isinstance(value, int) else value
         kept[cls] = kept.get(cls, 0) + 1

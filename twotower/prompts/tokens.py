@@ -136,8 +136,8 @@ def _gap(prompt: Prompt) -> str | None:
     """
     for before, segment in zip(prompt.segments, prompt.segments[1:], strict=False):
         if segment.role == "label":
-            start = before.text[len(before.text.rstrip()) :]
-            return start + segment.text[: len(segment.text) - len(segment.text.lstrip())]
+            start = before.text[len(before.text.rstrip(" ")) :]
+            return start + segment.text[: len(segment.text) - len(segment.text.lstrip(" "))]
     return None
 
 

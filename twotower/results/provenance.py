@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -48,7 +48,7 @@ def provenance(model: Model, prompts: Prompts, **settings: Any) -> dict[str, Any
         "settings": json.dumps(settings, default=str, sort_keys=True),
         "versions": json.dumps(_versions()),
         "git_commit": _git_commit(),
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 

@@ -63,16 +63,41 @@ _LOGIT = "x W_U through the final norm with the last position's statistic; biase
 COORDINATES = {
     "gold": Variable(_P, "str", "right label", "text of the label that answers the query"),
     "query_class": Variable(_P, "str", "class of the query", "class of the query's text"),
-    "role": Variable(_PP, "str", "role of the position", "pad, bos, text, separator, label, "
-                     "query or last", required=False),
-    "demonstration": Variable(_PP, "int", "number of the demonstration", "from 0; -1 outside "
-                              "demonstrations", required=False),
-    "demonstration_class": Variable(_PP, "str", "class of the demonstration", "class of the "
-                                    "demonstration's text", required=False),
-    "label_text": Variable(_PP, "str", "label of the demonstration", "text of the "
-                           "demonstration's label", required=False),
-    "token_position": Variable(_PP, "int", "position in the prompt", "counted from the end, the "
-                               "last being 0; stored with keep='labels'", required=False),
+    "role": Variable(
+        _PP,
+        "str",
+        "role of the position",
+        "pad, bos, text, separator, label, query or last",
+        required=False,
+    ),
+    "demonstration": Variable(
+        _PP,
+        "int",
+        "number of the demonstration",
+        "from 0; -1 outside demonstrations",
+        required=False,
+    ),
+    "demonstration_class": Variable(
+        _PP,
+        "str",
+        "class of the demonstration",
+        "class of the demonstration's text",
+        required=False,
+    ),
+    "label_text": Variable(
+        _PP,
+        "str",
+        "label of the demonstration",
+        "text of the demonstration's label",
+        required=False,
+    ),
+    "token_position": Variable(
+        _PP,
+        "int",
+        "position in the prompt",
+        "counted from the end, the last being 0; stored with keep='labels'",
+        required=False,
+    ),
 }
 
 GROUPS: dict[str, dict[str, Variable]] = {
@@ -83,65 +108,135 @@ GROUPS: dict[str, dict[str, Variable]] = {
     },
     "predictions": {
         "logit": Variable(_PL, "float", "label logit", "the model's own logit of the label"),
-        "logprob": Variable(_PL, "float", "label log-probability", "over the whole vocabulary",
-                            "nat"),
-        "margin": Variable(_P, "float", "margin", "logit of the right label minus the largest "
-                           "logit among the other labels"),
-        "correct": Variable(_P, "bool", "right among the labels", "the right label has the "
-                            "largest logit of all labels"),
+        "logprob": Variable(
+            _PL, "float", "label log-probability", "over the whole vocabulary", "nat"
+        ),
+        "margin": Variable(
+            _P,
+            "float",
+            "margin",
+            "logit of the right label minus the largest logit among the other labels",
+        ),
+        "correct": Variable(
+            _P,
+            "bool",
+            "right among the labels",
+            "the right label has the largest logit of all labels",
+        ),
         "top_token": Variable(_P, "str", "most likely token", "over the whole vocabulary"),
-        "top1_correct": Variable(_P, "bool", "right over the vocabulary", "the most likely token "
-                                 f"is the right label ({PAPER}, accuracy)"),
+        "top1_correct": Variable(
+            _P,
+            "bool",
+            "right over the vocabulary",
+            f"the most likely token is the right label ({PAPER}, accuracy)",
+        ),
     },
     "effects": {
-        "margin_drop": Variable(_HEADS, "float", "drop of the margin", "margin of the clean run "
-                                "minus margin with the head knocked out"),
-        "logprob_drop": Variable((*_HEADS, "label"), "float", "drop of the label's "
-                                 "log-probability", "clean minus knocked out, over the whole "
-                                 "vocabulary", "nat", required=False),
+        "margin_drop": Variable(
+            _HEADS,
+            "float",
+            "drop of the margin",
+            "margin of the clean run minus margin with the head knocked out",
+        ),
+        "logprob_drop": Variable(
+            (*_HEADS, "label"),
+            "float",
+            "drop of the label's log-probability",
+            "clean minus knocked out, over the whole vocabulary",
+            "nat",
+            required=False,
+        ),
     },
     "attribution": {
-        "logprob_increase": Variable((*_HEADS, "label"), "float", "log-probability increase",
-                                     "log p(label given x_T^l + W_O^h z_T) - log p(label given "
-                                     f"x_T^l) ({PAPER})", "nat"),
-        "label_logit": Variable((*_HEADS, "label"), "float", "label logit of the head's output",
-                                f"W_O^h z_T: {_LOGIT}"),
+        "logprob_increase": Variable(
+            (*_HEADS, "label"),
+            "float",
+            "log-probability increase",
+            f"log p(label given x_T^l + W_O^h z_T) - log p(label given x_T^l) ({PAPER})",
+            "nat",
+        ),
+        "label_logit": Variable(
+            (*_HEADS, "label"), "float", "label logit of the head's output", f"W_O^h z_T: {_LOGIT}"
+        ),
     },
     "qk": {
-        "score": Variable(_HEADS + ("position",), "float", "QK score", "q_T . k_p times the "
-                          "model's scaling, rotary included"),
-        "score_content": Variable(_HEADS + ("position",), "float", "content part of the QK score",
-                                  "rotary models: query and key rotated to distance 0; learned "
-                                  "positions: less the direct path of the position embedding "
-                                  "through the attention's norm. The position part is score - "
-                                  "score_content", required=False),
-        "score_content_mean": Variable(_HEADS + ("position",), "float", "content part of the QK "
-                                       "score, at the usual distances", "rotary models: mean of "
-                                       "the score over the distances of the prompt's label "
-                                       "positions", required=False),
-        "attention": Variable(_HEADS + ("position",), "float", "attention of the last position",
-                              "softmax of the masked scores"),
+        "score": Variable(
+            (*_HEADS, "position"),
+            "float",
+            "QK score",
+            "q_T . k_p times the model's scaling, rotary included",
+        ),
+        "score_content": Variable(
+            (*_HEADS, "position"),
+            "float",
+            "content part of the QK score",
+            "rotary models: query and key rotated to distance 0; learned "
+            "positions: less the direct path of the position embedding "
+            "through the attention's norm. The position part is score - "
+            "score_content",
+            required=False,
+        ),
+        "score_content_mean": Variable(
+            (*_HEADS, "position"),
+            "float",
+            "content part of the QK score, at the usual distances",
+            "rotary models: mean of the score over the distances of the prompt's label positions",
+            required=False,
+        ),
+        "attention": Variable(
+            (*_HEADS, "position"),
+            "float",
+            "attention of the last position",
+            "softmax of the masked scores",
+        ),
     },
     "ov": {
-        "label_logit": Variable((*_HEADS, "position", "label"), "float", "label logit of the raw "
-                                f"value-output vector", f"W_O^h v_p: {_LOGIT}. Weighted: "
-                                "attention times this"),
-        "top_token": Variable(("prompt", "chosen", "position"), "str", "most likely token of the "
-                              "raw value-output vector", f"largest over the vocabulary; {_LOGIT}",
-                              required=False),
+        "label_logit": Variable(
+            (*_HEADS, "position", "label"),
+            "float",
+            "label logit of the raw value-output vector",
+            f"W_O^h v_p: {_LOGIT}. Weighted: attention times this",
+        ),
+        "top_token": Variable(
+            ("prompt", "chosen", "position"),
+            "str",
+            "most likely token of the raw value-output vector",
+            f"largest over the vocabulary; {_LOGIT}",
+            required=False,
+        ),
     },
     "scores": {
-        "qk_auc": Variable(("layer", "head"), "float", "QK AUC", "probability that a label "
-                           "position of the query's class has a larger QK score than one of "
-                           "another class, ties counting half; mean over prompts"),
-        "qk_auc_content": Variable(("layer", "head"), "float", "QK AUC of the content part", "the "
-                                   "same on score_content", required=False),
-        "ov_auc": Variable(("layer", "head"), "float", "OV AUC", "probability that a label "
-                           "position holding a label has a larger label logit, less the mean of "
-                           "the other labels', than one that does not; mean over labels and "
-                           "prompts"),
-        "margin_drop": Variable(("layer", "head"), "float", "mean drop of the margin", "mean of "
-                                "effects.margin_drop over prompts", required=False),
+        "qk_auc": Variable(
+            ("layer", "head"),
+            "float",
+            "QK AUC",
+            "probability that a label "
+            "position of the query's class has a larger QK score than one of "
+            "another class, ties counting half; mean over prompts",
+        ),
+        "qk_auc_content": Variable(
+            ("layer", "head"),
+            "float",
+            "QK AUC of the content part",
+            "the same on score_content",
+            required=False,
+        ),
+        "ov_auc": Variable(
+            ("layer", "head"),
+            "float",
+            "OV AUC",
+            "probability that a label "
+            "position holding a label has a larger label logit, less the mean of "
+            "the other labels', than one that does not; mean over labels and "
+            "prompts",
+        ),
+        "margin_drop": Variable(
+            ("layer", "head"),
+            "float",
+            "mean drop of the margin",
+            "mean of effects.margin_drop over prompts",
+            required=False,
+        ),
     },
 }
 
