@@ -178,7 +178,11 @@ class TopTokens(Recorder):
                 for x in normed.unbind(dim=1)
             ]
             tops.append(torch.cat(rows, dim=1))
-        return {"top_token": torch.stack(tops, dim=1)}
+        padded = self.batch.attention_mask == 0
+        if self.batch.kept is not None:
+            padded = self.batch.kept < 0
+        found = torch.stack(tops, dim=1)
+        return {"top_token": found.masked_fill(padded.to(found.device)[:, None], -1)}
 
 
 class Attribution(Recorder):
