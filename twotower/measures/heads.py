@@ -56,7 +56,7 @@ def in_context_heads(
 
     if by not in GROUP_OF:
         raise InputError(f"by={by!r} is not known; use one of {', '.join(GROUP_OF)}")
-    effects = effects.children.get(GROUP_OF[by], effects) if _is_tree(effects) else effects
+    effects = getattr(effects, "children", {}).get(GROUP_OF[by], effects)
     if by not in effects or "position" in effects[by].dims:
         source = "head_effects" if by == "margin_drop" else "attribution"
         raise InputError(f"by={by!r} needs what {source} returns, or a run that holds it")
@@ -69,10 +69,6 @@ def in_context_heads(
     layers, heads = mean["layer"].values, mean["head"].values
     rows, columns = np.unravel_index(order, mean.shape)
     return [Head(int(layers[x]), int(heads[y])) for x, y in zip(rows, columns, strict=True)]
-
-
-def _is_tree(effects: xr.Dataset | xr.DataTree) -> bool:
-    return hasattr(effects, "children")
 
 
 def _strength(effects: xr.Dataset, label: str | None, by: str) -> xr.DataArray:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..models import Architecture
+from ..models.architecture import Architecture, call
 from .batch import Batch
 from .readout import Readout
 from .walk import End, LayerView, Recorder
@@ -160,8 +160,8 @@ class TopTokens(Recorder):
             alone = alone.to(value.device)
             alone[:, :, head] = value.mT.nan_to_num()
             projection = view.architecture.projection(view.block)
-            nothing = projection(torch.zeros_like(alone[:1, :1]).flatten(-2))
-            self.vectors[layer, head] = projection(alone.flatten(-2)) - nothing
+            nothing = call(projection, torch.zeros_like(alone[:1, :1]).flatten(-2))
+            self.vectors[layer, head] = call(projection, alone.flatten(-2)) - nothing
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
         spread = self.readout.spread(end.residual[:, -1])
@@ -210,9 +210,9 @@ class Attribution(Recorder):
         alone = torch.eye(n_heads, dtype=view.z.dtype, device=view.z.device)[..., None]
         z = view.z[:, -1:] * alone
         projection = view.architecture.projection(view.block)
-        nothing = projection(torch.zeros_like(z[:1, :1]).flatten(-2))
+        nothing = call(projection, torch.zeros_like(z[:1, :1]).flatten(-2))
         self.base.append(view.residual[:, -1])
-        self.outputs.append(projection(z.flatten(-2)) - nothing)
+        self.outputs.append(call(projection, z.flatten(-2)) - nothing)
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
         device = end.residual.device

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from ..models.architecture import call
 from .walk import LayerView
 
 
@@ -82,7 +83,7 @@ def new_rows(
     swap_at = mask[:, None, :, None, None] & swap[None, :, None, :, None]
     changed = torch.where(swap_at, replacement.to(z.dtype)[:, None], z[:, None])
     architecture, block = clean.view.architecture, clean.view.block
-    attention_output = architecture.projection(block)(changed.flatten(-2))
+    attention_output = call(architecture.projection(block), changed.flatten(-2))
     mlp_output = None if clean.mlp_output is None else clean.mlp_output[:, None]
     return _finish(clean, clean.residual[:, None], attention_output, mlp_output)
 
@@ -95,13 +96,14 @@ def advance(clean: Clean, rows: torch.Tensor, only_last: bool = False) -> torch.
     """
     architecture, block = clean.view.architecture, clean.view.block
     normed = architecture.attention_norm(block)(rows)
-    query, key, value = architecture.split(block, [m(normed) for m in architecture.qkv(block)])
+    projected = [call(module, normed) for module in architecture.qkv(block)]
+    query, key, value = architecture.split(block, projected)
     n_row = rows.shape[2]
     key = clean.view.rotate(key, slice(-n_row, None))
     n_query = 1 if only_last else n_row
     query = clean.view.rotate(query[:, :, -n_query:], slice(-n_query, None))
     z = _attend_one(clean, query, key, value) if n_row == 1 else _attend(clean, query, key, value)
-    attention_output = architecture.projection(block)(z.flatten(-2))
+    attention_output = call(architecture.projection(block), z.flatten(-2))
     return _finish(clean, rows[:, :, -n_query:], attention_output, None)
 
 
@@ -116,7 +118,7 @@ def _finish(
     middle = residual + attention_output
     if mlp_output is None:
         source = residual if architecture.parallel else middle
-        mlp_output = architecture.mlp(block)(architecture.mlp_norm(block)(source))
+        mlp_output = call(architecture.mlp(block), architecture.mlp_norm(block)(source))
     return middle + mlp_output
 
 

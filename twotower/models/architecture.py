@@ -215,6 +215,14 @@ class Architecture(abc.ABC):
         return None
 
 
+def call(module: Any, x: torch.Tensor) -> torch.Tensor:
+    """A module's output on vectors (..., features), as one matrix.
+
+    bitsandbytes' int8 layers take at most three dims.
+    """
+    return module(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+
+
 _MISSING = object()
 
 

@@ -13,6 +13,7 @@ import nnsight
 import torch
 
 from ..errors import CheckError
+from .architecture import call
 
 if TYPE_CHECKING:
     from .architecture import Architecture
@@ -143,7 +144,7 @@ def _walk(
                 :, None, None, :, None
             ]
             nothing = projection(torch.zeros_like(z[:1, :1]))
-            parts = projection((heads * alone).flatten(-2)) - nothing
+            parts = call(projection, (heads * alone).flatten(-2)) - nothing
             errors["sum"].append(_relative(parts.float().sum(dim=0) + nothing, attention_output))
             whole = residual.float() + attention_output.float() + mlp_output.float()
             errors["block"].append(_relative(whole[kept], output[kept]))
