@@ -23,5 +23,7 @@ def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     printed = capsys.readouterr().out.splitlines()
     before, after = map(float, printed[0].split())
     assert before > after
-    near, far = map(float, next(x for x in printed[1:] if re.fullmatch(r"[\d.]+ [\d.]+", x)).split())
+    near, far = map(
+        float, next(x for x in printed[1:] if re.fullmatch(r"[\d.]+ [\d.]+", x)).split()
+    )
     assert near > far

@@ -88,7 +88,7 @@ def sentencepiece() -> PreTrainedTokenizerFast:
         vocab_size=700,
         special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))],
     )
-    tokenizer.train_from_iterator((f"{w}: {x}" for w in WORDS for x in WORDS), trainer)
+    tokenizer.train_from_iterator((f"{w} : {x}" for w in WORDS for x in WORDS), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
     )

@@ -171,9 +171,10 @@ def test_keeping_labels_alone(any_model: tt.Model) -> None:
                     array.isel(prompt=i, position=j).values,
                     full.isel(prompt=i).sel(position=at).values,
                 )
-                assert array["label_text"].values[i, j] == full["label_text"].sel(
-                    position=at
-                ).values[i]
+                assert (
+                    array["label_text"].values[i, j]
+                    == full["label_text"].sel(position=at).values[i]
+                )
     for name in kept["scores"].data_vars:
         np.testing.assert_array_equal(kept["scores"][name], whole["scores"][name])
 
@@ -287,7 +288,9 @@ def test_a_labels_heads(run: xr.DataTree) -> None:
     effects = run["effects"]
     right = effects["gold"].values == "foo"
     drops = effects["logprob_drop"].values[right][..., 0].mean(axis=0)
-    assert tt.in_context_heads(run, 1, label="foo")[0] == np.unravel_index(drops.argmax(), drops.shape)
+    assert tt.in_context_heads(run, 1, label="foo")[0] == np.unravel_index(
+        drops.argmax(), drops.shape
+    )
 
 
 def test_heads_that_write(run: xr.DataTree) -> None:
@@ -347,7 +350,10 @@ def test_analyze_equals_the_separate_measures(llama: tt.Model) -> None:
         (lambda m, p: tt.analyze(m, p, keep="some"), "keep='some'"),
         (lambda m, p: tt.attribution(m, p, norm="soft"), "norm='soft'"),
         (lambda m, p: tt.head_effects(m, p, "first"), "positions='first'"),
-        (lambda m, p: tt.head_effects(m, p, np.zeros((2, 2), dtype=bool)), "boolean array of shape"),
+        (
+            lambda m, p: tt.head_effects(m, p, np.zeros((2, 2), dtype=bool)),
+            "boolean array of shape",
+        ),
         (lambda m, p: tt.head_effects(m, p, np.zeros(p.token_id.shape, dtype=bool)), "are empty"),
         (lambda m, p: tt.head_effects(m, p, ablation="noise"), "ablation='noise'"),
         (lambda m, p: tt.head_effects(m, p, ablation="mean"), "needs reference="),

@@ -155,6 +155,12 @@ def _pieces(prompts: tt.Prompts, row: int) -> list[tuple[tuple[str, int], str]]:
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 def test_decoding_by_role_gives_the_segments_back(tokenizer: Any, template: Template) -> None:
+    by_bytes = "ByteLevel" in str(tokenizer.backend_tokenizer.pre_tokenizer)
+    if template.parts[1].endswith("\n") and not by_bytes:
+        # SentencePiece knows these labels only with the mark of a word's start.
+        with pytest.raises(InputError, match="is not one token"):
+            _prompts(tokenizer, template)
+        return
     prompts = _prompts(tokenizer, template)
     assert {t for texts in AWKWARD.values() for t in texts} == prompts.texts
     for row, item in enumerate(prompts.items):
@@ -263,7 +269,9 @@ def test_a_tokenizer_that_ends_with_a_special_token_is_refused() -> None:
         single="$A </s>", special_tokens=[("</s>", end)]
     )
     ending = PreTrainedTokenizerFast(tokenizer_object=inner)
-    with pytest.raises(InputError, match="ends prompt 0 with a special token.*adds none at the end"):
+    with pytest.raises(
+        InputError, match="ends prompt 0 with a special token.*adds none at the end"
+    ):
         _prompts(ending, TEMPLATES["plain"])
 
 
@@ -322,7 +330,10 @@ def test_a_label_that_merges_with_what_follows_is_refused() -> None:
 def test_the_gap_before_a_label_comes_from_a_prompt_with_demonstrations() -> None:
     """The first prompt has none; labels stand right behind the arrow."""
     template = Template("{text}->{label}\n")
-    items = [template.prompt([], "cat", "x", "foo"), template.prompt([("cat", "x", "foo")], "dog", "x", "foo")]
+    items = [
+        template.prompt([], "cat", "x", "foo"),
+        template.prompt([("cat", "x", "foo")], "dog", "x", "foo"),
+    ]
     prompts = assemble(items, LABELS, _without_blanks())
     assert prompts.token[prompts.role == "label"].tolist() == ["foo"]
 

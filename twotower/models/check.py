@@ -121,8 +121,12 @@ def _walk(
 ) -> dict[str, torch.Tensor]:
     """Errors of every layer, and the logits; inside a trace."""
     errors: dict[str, list[torch.Tensor]] = {"sum": [], "attention": [], "block": [], "edit": []}
+    kept = mask.bool()
+    whole = None
     for index, block in enumerate(architecture.layers(root)):
         residual = block.input
+        if whole is not None:
+            errors["block"].append(_relative(whole, residual[kept.to(residual.device)]))
         tables = architecture.rotary_tables(architecture.attention(block))
         projected = [module.output for module in architecture.qkv(block)]
         projection = architecture.projection(block)
@@ -132,30 +136,33 @@ def _walk(
             projection.input = z
         attention_output = projection.output
         mlp_output = architecture.mlp(block).output
-        output = block.output
-        output = output[0] if isinstance(output, tuple) else output
         if factor is None:
             q, k, v = architecture.split(block, projected)
             heads = z.unflatten(-1, (architecture.n_heads, -1))
             again = attend(architecture, index, q, k, v, tables, mask)
-            kept = mask.bool().to(z.device)
-            errors["attention"].append(_relative(again[kept], heads[kept]))
+            seen = kept.to(z.device)
+            errors["attention"].append(_relative(again[seen], heads[seen]))
             alone = torch.eye(heads.shape[2], dtype=z.dtype, device=z.device)[
                 :, None, None, :, None
             ]
             nothing = projection(torch.zeros_like(z[:1, :1]))
             parts = call(projection, (heads * alone).flatten(-2)) - nothing
             errors["sum"].append(_relative(parts.float().sum(dim=0) + nothing, attention_output))
-            whole = residual.float() + attention_output.float() + mlp_output.float()
-            errors["block"].append(_relative(whole[kept], output[kept]))
+            # Compared with what the next layer reads, not with the block's own output:
+            # nothing may come in between.
+            whole = (residual.float() + attention_output.float() + mlp_output.float())[seen]
         else:
             errors["edit"].append(_relative(projection(z), attention_output))
     norm, unembedding = architecture.final_norm(root), architecture.unembedding(root)
     end = norm.input
-    logits = unembedding.output
+    if whole is not None:
+        errors["block"].append(_relative(whole, end[kept.to(end.device)]))
+    unembedded = unembedding(norm(end[:, -1])).float().cpu()
+    # The model's own answer, after whatever it does to the unembedding's output.
+    logits = root.output.logits
     found = {name: torch.stack(values).cpu() for name, values in errors.items() if values}
     found["logits"] = logits[:, -1].float().cpu()
-    found["unembedded"] = unembedding(norm(end[:, -1])).float().cpu()
+    found["unembedded"] = unembedded
     return found
 
 
@@ -187,7 +194,7 @@ def attend(
 
 def _relative(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     """Largest difference over the largest expected element, as a tensor."""
-    difference = (found.float() - expected.float()).abs().max()
+    difference = (found.float().to(expected.device) - expected.float()).abs().max()
     return (difference / expected.float().abs().max()).cpu()
 
 
