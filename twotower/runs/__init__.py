@@ -1,0 +1,1 @@
+"""Runs: one configuration, and what is done with it."""

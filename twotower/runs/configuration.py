@@ -1,0 +1,185 @@
+"""What a run is made of: one dataclass, from the command line or a YAML file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..models import Model
+    from ..prompts import Prompts, Task
+
+Measure = Literal["predictions", "effects", "attribution", "qk", "ov"]
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A model, a task, and what is measured.
+
+    Attributes
+    ----------
+    model
+        Hub id, folder, or smollm2-135m (the demo model).
+    task
+        A bundled task, a ready hub dataset, a .csv or .jsonl file, or hub:owner/dataset.
+    output
+        Where the run is written; by default runs/TASK.zarr.
+    overwrite
+        Replace a run that is there.
+    labels
+        One word per class, each one token; by default foo, bar, map, ...
+    shots
+        Demonstrations per label.
+    n
+        Number of prompts.
+    seed
+        Decides every draw.
+    template
+        How a demonstration is written, with {text} and then {label}.
+    instruction
+        Text before the first demonstration.
+    order
+        Order of the demonstrations.
+    permute_labels
+        Let the label of a class change between prompts.
+    shared_demonstrations
+        Give all prompts the same demonstrations.
+    text_column
+        Column of the texts in a file or hub dataset.
+    label_column
+        Column of the classes in a file or hub dataset.
+    measures
+        What is measured.
+    norm
+        Final norm of the log-probability increase: its own statistics, or frozen.
+    logprobs
+        Give head effects on log-probabilities too.
+    keep
+        Keep QK and OV at all positions, or at label positions alone.
+    batch_size
+        Prompts in a batch; by default as many as make about a thousand tokens.
+    dtype
+        float32, bfloat16 or float16; by default the checkpoint's.
+    device_map
+        Where the model goes: auto, balanced, cuda:0, cpu.
+    quantization
+        int8 or nf4.
+    revision
+        Branch, tag or commit on the hub.
+    threads
+        CPU threads; by default torch's choice.
+    """
+
+    model: str = "smollm2-135m"
+    task: str = "animals-cities"
+    output: Path | None = None
+    overwrite: bool = False
+    labels: tuple[str, ...] | None = None
+    shots: int = 8
+    n: int = 40
+    seed: int = 0
+    template: str = "{text}: {label}\n"
+    instruction: str = ""
+    order: Literal["shuffled", "alternating", "blocked"] = "shuffled"
+    permute_labels: bool = True
+    shared_demonstrations: bool = False
+    text_column: str = "text"
+    label_column: str = "label"
+    measures: tuple[Measure, ...] = ("predictions", "effects", "attribution", "qk", "ov")
+    norm: Literal["own", "frozen"] = "frozen"
+    logprobs: bool = True
+    keep: Literal["all", "labels"] = "all"
+    batch_size: int | None = None
+    dtype: str | None = None
+    device_map: str | None = None
+    quantization: Literal["int8", "nf4"] | None = None
+    revision: str | None = None
+    threads: int | None = None
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Configuration:
+        """A configuration from a YAML file of these names.
+
+        Raises
+        ------
+        InputError
+            If the file cannot be read, or holds a name that is none of these.
+        """
+        return cls(**read_yaml(Path(path)))
+
+    @property
+    def store(self) -> Path:
+        """Where the run is written."""
+        return self.output or Path("runs") / f"{Path(self.task).stem}.zarr"
+
+    def load_model(self) -> Model:
+        """The model."""
+        import torch
+
+        from ..models import load
+
+        if self.threads is not None:
+            if self.threads < 1:
+                raise InputError(f"threads={self.threads} must be 1 or more")
+            torch.set_num_threads(self.threads)
+        return load(
+            self.model,
+            dtype=self.dtype,
+            device_map=self.device_map,
+            quantization=self.quantization,
+            revision=self.revision,
+        )
+
+    def load_task(self) -> Task:
+        """The task."""
+        from ..prompts import load_task
+
+        return load_task(self.task, text=self.text_column, label=self.label_column)
+
+    def build_prompts(self, model: Model, task: Task) -> Prompts:
+        """The prompts."""
+        from ..prompts import build_prompts
+
+        return build_prompts(
+            model,
+            task,
+            self.labels,
+            self.shots,
+            self.n,
+            self.seed,
+            template=self.template,
+            instruction=self.instruction,
+            order=self.order,
+            permute_labels=self.permute_labels,
+            shared_demonstrations=self.shared_demonstrations,
+        )
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Settings of a YAML file, by the names of `Configuration`."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())[:200]}") from error
+    if found is None:
+        return {}
+    known = [field.name for field in fields(Configuration)]
+    if not isinstance(found, dict):
+        raise InputError(f"{path} must hold names and values, such as 'model: smollm2-135m'")
+    for name in found:
+        if name not in known:
+            raise InputError(f"{path}: {name!r} is no setting; settings are {', '.join(known)}")
+    for name in ("labels", "measures"):
+        if isinstance(found.get(name), list):
+            found[name] = tuple(found[name])
+    for name in ("output",):
+        if isinstance(found.get(name), str):
+            found[name] = Path(found[name])
+    return found
