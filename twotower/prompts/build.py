@@ -329,6 +329,4 @@ def prompts_from_strings(
         raise InputError(f"the right label {unknown[0]!r} is not among the labels {list(seen)}")
     if labels is not None and set(seen) != set(labels):
         raise InputError(f"the prompts hold labels that are not in labels={list(labels)}")
-    return assemble(
-        items, list(seen), model.tokenizer, max_positions=model.max_positions
-    )
+    return assemble(items, list(seen), model.tokenizer, max_positions=model.max_positions)

@@ -112,7 +112,11 @@ class Template:
         return before, between, after
 
     def prompt(
-        self, demonstrations: Sequence[tuple[str, str, str]], query: str, query_class: str, gold: str
+        self,
+        demonstrations: Sequence[tuple[str, str, str]],
+        query: str,
+        query_class: str,
+        gold: str,
     ) -> Prompt:
         """A prompt of demonstrations (text, class, label) and a query."""
         before, between, after = self.parts

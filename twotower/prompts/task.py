@@ -133,7 +133,9 @@ HUB_TASKS = {
 def bundled_tasks() -> list[str]:
     """Names of the tasks that come with the package."""
     folder = resources.files(__package__) / "tasks"
-    return sorted(f.name.removesuffix(".json") for f in folder.iterdir() if f.name.endswith(".json"))
+    return sorted(
+        f.name.removesuffix(".json") for f in folder.iterdir() if f.name.endswith(".json")
+    )
 
 
 def load_task(
@@ -153,7 +155,7 @@ def load_task(
     source
         A bundled task ("animals-cities"; `bundled_tasks` lists them), a ready hub entry
         ("sst2", "ag_news", "trec", "dbpedia_14", "emotion"), a CSV or JSONL file, or
-        "hub:owner/dataset" (needs the extra `twotower[hub]`). A folder or file that
+        "hub:owner/dataset" (needs the extra `twotower[hub]`). A folder that
         `datasets.load_dataset` reads also works as "hub:folder".
     text, label
         Names of the columns that hold the texts and the classes.
@@ -211,8 +213,7 @@ def _from_hub(name: str, entry: HubTask, max_per_class: int, seed: int) -> Task:
         import datasets
     except ImportError as error:
         raise InputError(
-            f"{name!r} is on the hub, which needs the package datasets: "
-            "pip install 'twotower[hub]'"
+            f"{name!r} is on the hub, which needs the package datasets: pip install 'twotower[hub]'"
         ) from error
     try:
         table = datasets.load_dataset(entry.dataset, entry.config, split=entry.split)
@@ -238,7 +239,9 @@ def _from_hub(name: str, entry: HubTask, max_per_class: int, seed: int) -> Task:
         if kept[cls] <= max_per_class:
             rows.append({entry.text: row[entry.text], entry.label: cls})
     source = f"hub {entry.dataset}, split {entry.split}"
-    return _task(name.split("/")[-1], rows, entry.text, entry.label, source, strict=False)
+    return _task(
+        name.rstrip("/").split("/")[-1], rows, entry.text, entry.label, source, strict=False
+    )
 
 
 def _task(

@@ -101,8 +101,7 @@ def label_token_ids(prompts: Sequence[Prompt], labels: Sequence[str], tokenizer:
             )
         if tail[0] in ids:
             raise InputError(
-                f"the labels {ids[tail[0]]!r} and {label!r} are the same token; "
-                "labels must differ"
+                f"the labels {ids[tail[0]]!r} and {label!r} are the same token; labels must differ"
             )
         ids[tail[0]] = label
     return list(ids)
