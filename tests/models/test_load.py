@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import nnsight
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import TWO, byte_level, hf_model
-from transformers import BloomConfig, BloomForCausalLM
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 import twotower as tt
 
@@ -101,6 +112,9 @@ def test_bfloat16_is_close(folder: Path) -> None:
         ({"quantization": "int3"}, "quantization='int3' is not known"),
         ({"dtype": "float17"}, "dtype='float17'"),
         ({"dtype": "int64"}, "not a floating-point type"),
+        ({"dtype": torch.int8}, "not a floating-point type"),
+        ({"dtype": 16}, "dtype=16 is not a torch dtype"),
+        ({"tokenizer": 5}, "a int is no tokenizer"),
     ],
 )
 def test_bad_arguments(folder: Path, arguments: dict, message: str) -> None:
@@ -118,7 +132,7 @@ def test_objects_that_are_no_models() -> None:
 
 
 def test_no_such_folder() -> None:
-    with pytest.raises(tt.ModelError, match="there is no folder ./nowhere"):
+    with pytest.raises(tt.ModelError, match=r"there is no folder ./nowhere"):
         tt.load("./nowhere")
 
 
@@ -157,7 +171,7 @@ def test_a_folder_without_a_tokenizer(folder: Path) -> None:
 def test_unknown_architecture() -> None:
     torch.manual_seed(0)
     module = BloomForCausalLM(BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=400))
-    with pytest.raises(tt.ModelError, match="'bloom' .*Known architectures: gpt2, gpt_neox"):
+    with pytest.raises(tt.ModelError, match=r"'bloom' .*Known architectures: gpt2, gpt_neox"):
         tt.load(module, tokenizer=byte_level())
 
 
@@ -176,3 +190,186 @@ def test_an_unnamed_relative_is_served_by_structure(folder: Path) -> None:
 def test_what_is_no_tokenizer() -> None:
     with pytest.raises(tt.InputError, match="a dict is no tokenizer"):
         tt.load(hf_model("llama"), tokenizer={"cat": 1})
+
+
+def test_a_slow_tokenizer(folder: Path) -> None:
+    from transformers import ByT5Tokenizer
+
+    with pytest.raises(tt.ModelError, match=r"slow tokenizer.*pass a fast one as tokenizer="):
+        tt.load(folder, tokenizer=ByT5Tokenizer())
+    with pytest.raises(tt.ModelError, match="LlamaForCausalLM has a slow tokenizer"):
+        tt.load(hf_model("llama"), tokenizer=ByT5Tokenizer())
+
+
+def test_a_tokenizer_from_another_folder(folder: Path, tmp_path_factory) -> None:
+    bare = tmp_path_factory.mktemp("bare")
+    module = hf_model("gpt2")
+    module.save_pretrained(bare)
+    expected = margins(tt.load(module, tokenizer=byte_level()))
+    np.testing.assert_allclose(margins(tt.load(bare, tokenizer=folder)), expected, rtol=1e-5)
+    np.testing.assert_array_equal(margins(tt.load(module, tokenizer=str(folder))), expected)
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_a_tokenizer_that_is_not_there(
+    folder: Path, loaded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tokenizer is named, not the model, which is fine."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    model = hf_model("llama") if loaded else folder
+    with pytest.raises(tt.ModelError, match="'nobody/tokenizer' is not a folder here") as caught:
+        tt.load(model, tokenizer="nobody/tokenizer")
+    assert str(folder) not in str(caught.value)
+
+
+def test_an_nnsight_model_that_is_not_loaded_yet(folder: Path) -> None:
+    traced = nnsight.TransformersModel(
+        str(folder), task="text-generation", tokenizer=byte_level(), dispatch=False
+    )
+    model = tt.load(traced)
+    assert model.traced is traced
+    assert {p.device.type for p in model.module.parameters()} == {"cpu"}
+    np.testing.assert_allclose(margins(model), margins(tt.load(folder)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dtype": "bfloat16"},
+        {"device_map": "cpu"},
+        {"quantization": "nf4"},
+        {"revision": "main"},
+        {"attn_implementation": "eager"},
+        {"max_memory": {0: "1GB"}},
+        {"trust_remote_code": True},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_options_for_a_model_that_is_loaded(options: dict) -> None:
+    module = hf_model("llama")
+    traced = nnsight.TransformersModel(module, task="text-generation", tokenizer=byte_level())
+    for model in (module, traced):
+        with pytest.raises(tt.InputError, match="this model is loaded already"):
+            tt.load(model, tokenizer=byte_level(), **options)
+
+
+def test_weights_that_the_file_lacks(folder: Path) -> None:
+    """transformers would fill them with random numbers and only warn."""
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    for name in list(weights):
+        if name.startswith("model.layers.2.mlp."):
+            del weights[name]
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(
+        tt.ModelError, match=r"no weights for model\.layers\.2\.mlp.*\(3 are absent\)"
+    ):
+        tt.load(folder)
+
+
+def test_a_tied_unembedding_lacks_nothing(tmp_path: Path) -> None:
+    module = hf_model("gpt2")
+    assert module.config.tie_word_embeddings
+    module.save_pretrained(tmp_path)
+    byte_level().save_pretrained(tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    np.testing.assert_allclose(
+        margins(tt.load(tmp_path)), margins(tt.load(module, tokenizer=byte_level())), rtol=1e-5
+    )
+
+
+def test_a_shard_that_is_missing_or_cut(tmp_path: Path) -> None:
+    hf_model("llama").save_pretrained(tmp_path, max_shard_size="60KB")
+    byte_level().save_pretrained(tmp_path)
+    shard = sorted(tmp_path.glob("*.safetensors"))[1]
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-100])
+    with pytest.raises(tt.ModelError, match=r"is damaged.*copy or download it again"):
+        tt.load(tmp_path)
+    shard.unlink()
+    with pytest.raises(tt.ModelError, match=f"holds no complete model.*{shard.name}"):
+        tt.load(tmp_path)
+
+
+def test_weights_of_another_shape(folder: Path) -> None:
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "intermediate_size": 32}))
+    with pytest.raises(tt.ModelError, match=f"{folder} could not be loaded"):
+        tt.load(folder)
+
+
+def test_an_unknown_architecture_in_a_folder(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = OPTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        ffn_dim=32,
+        word_embed_proj_dim=32,
+        vocab_size=400,
+    )
+    OPTForCausalLM(config).save_pretrained(tmp_path)
+    byte_level().save_pretrained(tmp_path)
+    with pytest.raises(tt.ModelError, match=r"'opt' .*llama, mistral.*subclassing") as caught:
+        tt.load(tmp_path)
+    assert "it has no model.layers" in str(caught.value)
+
+
+def test_a_relative_with_a_factor_of_its_own_is_refused() -> None:
+    """Granite has Llama's structure and scales what it adds to the residual stream."""
+    shape = {
+        "vocab_size": 400,
+        "hidden_size": 48,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "attention_multiplier": 12**-0.5,
+    }
+    torch.manual_seed(0)
+    module = GraniteForCausalLM(GraniteConfig(**shape, residual_multiplier=0.3)).eval()
+    with pytest.raises(tt.ModelError) as caught:
+        tt.load(module, tokenizer=byte_level())
+    assert isinstance(caught.value, tt.CheckError)
+    assert "layer 0: residual stream, attention and MLP do not sum" in str(caught.value)
+    assert "at most 0.0001" in str(caught.value)
+    assert "adapter Llama" in str(caught.value)
+    assert tt.load(module, tokenizer=byte_level(), check=False).n_layers == 2
+
+
+@pytest.mark.parametrize("name", ["../nowhere", "~/nowhere", "a/b/nowhere", "/nowhere/at/all"])
+def test_paths_are_not_taken_for_hub_ids(name: str) -> None:
+    with pytest.raises(tt.ModelError, match=f"^there is no folder {re.escape(name)}$"):
+        tt.load(name)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "layer"), [("int8", "Linear8bitLt"), ("nf4", "Linear4bit")]
+)
+def test_quantized_with_the_checkpoints_own_dtype(
+    quantization: str, layer: str, tmp_path: Path
+) -> None:
+    """The layers are quantized, the unembedding is not, and the check at load passes."""
+    shape = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    torch.manual_seed(0)
+    whole = LlamaForCausalLM(LlamaConfig(**shape, **heads, vocab_size=400))
+    whole.save_pretrained(tmp_path)
+    byte_level().save_pretrained(tmp_path)
+    model = tt.load(tmp_path, quantization=quantization)
+    assert model.quantization == quantization
+    assert type(model.module.model.layers[1].self_attn.o_proj).__name__ == layer
+    assert type(model.module.lm_head) is torch.nn.Linear
+    # The same weights, but for their rounding; a plain model of the rounded ones agrees.
+    rounded = whole.state_dict()
+    for name, module in model.module.named_modules():
+        if type(module).__name__ == layer:
+            weight = module(torch.eye(module.in_features)).T
+            original = rounded[f"{name}.weight"]
+            assert 0 < (weight - original).abs().max() < 0.2 * original.abs().max()
+            rounded[f"{name}.weight"] = weight
+    whole.load_state_dict(rounded)
+    expected = margins(tt.load(whole, tokenizer=byte_level()))
+    assert np.abs(margins(model) - expected).max() < 0.05 * np.abs(expected).max()
+    # A quantized module that is passed in is known for what it is.
+    again = tt.load(model.module, tokenizer=byte_level())
+    assert again.quantization == quantization

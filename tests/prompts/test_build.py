@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -53,6 +54,93 @@ def test_a_prompt_depends_on_the_seed_and_its_number_alone(llama: tt.Model) -> N
     many = tt.build_prompts(llama, TWO, shots=3, n=12, seed=7)
     assert many.strings[:4] == few.strings
     assert tt.build_prompts(llama, TWO, shots=3, n=4, seed=8).strings != few.strings
+
+
+@pytest.mark.parametrize("task", [TWO, THREE])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"order": "alternating"},
+        {"permute_labels": False},
+        {"shared_demonstrations": True},
+        {"shots": {"foo": 1, "bar": 3, "map": 2}},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_more_prompts_leave_the_first_as_they_are(
+    llama: tt.Model, task: tt.Task, options: dict
+) -> None:
+    if "shots" in options:
+        labels = ("foo", "bar", "map")[: len(task.classes)]
+        options = {"shots": {label: options["shots"][label] for label in labels}}
+    build = partial(tt.build_prompts, llama, task, seed=3, **{"shots": 3, **options})
+    many, few = build(n=25), build(n=7)
+    assert many[:7].hash == few.hash == build(n=7).hash
+    # Unlike prompts: other queries, other demonstrations.
+    assert len(set(many.strings)) > 20
+
+
+@pytest.mark.parametrize("task", [TWO, THREE])
+def test_classes_are_balanced_where_labels_stay(llama: tt.Model, task: tt.Task) -> None:
+    n = len(task.classes)
+    prompts = tt.build_prompts(llama, task, shots=2, n=2 * n * n, permute_labels=False)
+    for block in (prompts[: n * n], prompts[n * n :]):
+        assert Counter(block.query_class) == dict.fromkeys(task.classes, n)
+        assert Counter(block.gold) == dict.fromkeys(prompts.labels, n)
+
+
+def test_every_text_is_asked_before_one_is_asked_again(llama: tt.Model) -> None:
+    asked = [p.text for p in tt.build_prompts(llama, TWO, shots=2, n=24)]
+    by_class = {c: [t for t in asked if t in texts] for c, texts in TWO.texts.items()}
+    for texts in by_class.values():
+        assert len(texts) == 12
+        assert len(set(texts[:10])) == 10
+
+
+def test_default_labels_and_shots(llama: tt.Model) -> None:
+    task = tt.Task("many", {c: [f"{c} {i}" for i in range(9)] for c in ("one", "two", "dog")})
+    prompts = tt.build_prompts(llama, task)
+    assert len(prompts) == 40
+    assert prompts.labels == ("foo", "bar", "map")
+    assert (prompts.where("labels").sum(axis=1) == 3 * 8).all()
+    assert prompts.seed == 0
+    assert prompts.task_name == "many"
+
+
+def test_unbalanced_shots_of_three_labels(llama: tt.Model) -> None:
+    shots = {"foo": 0, "map": 4, "bar": 1}
+    prompts = tt.build_prompts(llama, THREE, shots=shots, n=9, order="alternating")
+    shown = [demonstrations(p) for p in prompts]
+    assert all(Counter(label for *_, label in row) == {"map": 4, "bar": 1} for row in shown)
+    assert {Counter(c for _, c, _ in row).most_common(1)[0][0] for row in shown} == {*THREE.classes}
+    for row in shown:  # in turn as long as there are two, then the rest
+        assert sorted(label for *_, label in row[:2]) == ["bar", "map"]
+
+
+def test_shared_demonstrations_of_unbalanced_shots(llama: tt.Model) -> None:
+    """Where labels stay there is one set; where they change, the shorter is its start."""
+    build = partial(
+        tt.build_prompts, llama, TWO, shots={"foo": 4, "bar": 2}, n=8, shared_demonstrations=True
+    )
+    fixed = build(permute_labels=False)
+    assert len({tuple(demonstrations(p)) for p in fixed}) == 1
+    moving = build()
+    for cls in TWO.classes:
+        by_size = {
+            len(texts): texts
+            for texts in ([t for t, c, _ in demonstrations(p) if c == cls] for p in moving)
+        }
+        assert set(by_size) == {2, 4}
+        assert set(by_size[2]) < set(by_size[4])
+    shown = {t for p in moving for t, _, _ in demonstrations(p)}
+    assert not shown & {p.text for p in moving}
+
+
+def test_shared_demonstrations_differ_in_labels_alone(llama: tt.Model) -> None:
+    prompts = tt.build_prompts(llama, THREE, shots=2, n=9, shared_demonstrations=True)
+    assert len({tuple(t for t, _, _ in demonstrations(p)) for p in prompts}) == 1
+    assert len({tuple(x for *_, x in demonstrations(p)) for p in prompts}) == 3
+    assert len({p.text for p in prompts}) == 9
 
 
 def test_unbalanced_shots_go_with_labels(llama: tt.Model) -> None:
@@ -109,6 +197,18 @@ def test_templates(llama: tt.Model) -> None:
         ({"shots": {"foo": 1}}, "shots names the labels foo, not foo, bar"),
         ({"shots": -1}, "whole numbers"),
         ({"shots": 0}, "at least one demonstration"),
+        ({"shots": True}, "whole numbers"),
+        ({"shots": {"foo": 0, "bar": 0}}, "at least one demonstration"),
+        ({"shots": {"foo": 2, "bar": 0.5}}, "whole numbers"),
+        ({"shots": {"foo": 2, "bar": 10}}, "10 shots and a query need 11"),
+        ({"shots": 5, "shared_demonstrations": True, "labels": ("foo", "qux")}, "'qux' is not one"),
+        ({"seed": -1}, "seed=-1"),
+        ({"seed": 0.5}, "seed=0.5"),
+        ({"labels": ("foo", "")}, "label '' must be a word"),
+        ({"labels": ("foo", 5)}, "label 5 must be a word"),
+        ({"labels": ("foo", "bar", "map")}, "2 classes .* there are 3 labels"),
+        ({"n": 2.0}, "n=2.0"),
+        ({"template": "{text}{text}: {label}"}, "must hold {text} and then {label}"),
         ({"shots": 2.5}, "whole numbers"),
         ({"n": 0}, "n=0"),
         ({"n": True}, "n=True"),
@@ -158,8 +258,8 @@ def test_splits_that_cannot_be(llama: tt.Model, arguments: tuple, message: str) 
 
 
 def own(llama: tt.Model) -> tt.Prompts:
-    strings = [f"{a}: foo\n{b}: bar\n{c}:" for a, b, c in
-               (("cat", "Rome", "dog"), ("dog", "Oslo", "hen"), ("owl", "Lima", "ape"))]  # fmt: skip
+    texts = (("cat", "Rome", "dog"), ("dog", "Oslo", "hen"), ("owl", "Lima", "ape"))
+    strings = [f"{a}: foo\n{b}: bar\n{c}:" for a, b, c in texts]
     spans = []
     for string in strings:
         first = string.index("foo")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import itertools
 import json
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny import WORDS, byte_level, sentencepiece
 from tokenizers import Tokenizer, decoders, models, normalizers, processors
@@ -80,7 +80,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     (folder / "config.json").write_text('{"model_type": "llama"}')
     tokenizer = AutoTokenizer.from_pretrained(folder)
     processor = library.SentencePieceProcessor(model_proto=buffer.getvalue())
-    sample = "elephant 😀: foo\nשלום:"
+    sample = "elephant 😀: foo\nשלום:"  # noqa: RUF001
     assert tokenizer(sample)["input_ids"] == [1, *processor.encode(sample)]
     return tokenizer
 
@@ -229,6 +229,31 @@ def test_ends_padding_and_bos(tokenizer: Any) -> None:
         assert {prompts.label_text[row, c] for c in asked} == {""}
 
 
+def test_a_label_on_a_line_of_its_own() -> None:
+    """The line break is a token of its own and predicts the label."""
+    prompts = _prompts(byte_level(), TEMPLATES["label on its own line"])
+    assert set(prompts.token[prompts.where("labels")].tolist()) == {"foo", "bar"}
+    assert set(prompts.token[:, -1].tolist()) == {"\n"}
+    assert set(prompts.token[:, -2].tolist()) == {":"}
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_a_token_has_the_role_of_its_last_character(template: Template) -> None:
+    """Decoded beginnings of a prompt say how far its tokens have come."""
+    prompts = _prompts(byte_level(bos=True), template)
+    for row, item in enumerate(prompts.items):
+        owners = [(s.role, s.demonstration) for s in item.segments for _ in s.text]
+        columns = np.flatnonzero(prompts.token_id[row] >= 0)
+        ids = prompts.token_id[row, columns].tolist()
+        for count, column in enumerate(columns[1:], start=2):
+            before = prompts.tokenizer.decode(ids[1:count])
+            if before.endswith("\N{REPLACEMENT CHARACTER}"):  # some bytes of a character
+                before = before.rstrip("\N{REPLACEMENT CHARACTER}") + "?"
+            role, demonstration = owners[len(before) - 1]
+            assert prompts.role[row, column] == ("last" if count == len(ids) else role)
+            assert prompts.demonstration[row, column] == demonstration
+
+
 def test_token_strings_are_single_tokens_decoded() -> None:
     prompts = _prompts(byte_level(), TEMPLATES["plain"])
     labels = prompts.token[prompts.role == "label"]
@@ -270,7 +295,7 @@ def test_a_tokenizer_that_ends_with_a_special_token_is_refused() -> None:
     )
     ending = PreTrainedTokenizerFast(tokenizer_object=inner)
     with pytest.raises(
-        InputError, match="ends prompt 0 with a special token.*adds none at the end"
+        InputError, match=r"ends prompt 0 with a special token.*adds none at the end"
     ):
         _prompts(ending, TEMPLATES["plain"])
 
@@ -314,7 +339,7 @@ def test_a_query_that_changes_with_its_label_is_refused() -> None:
     inner = Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, [(":", " ")]))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
     items = [Template().prompt([("c", "x", "f")], "c", "x", "f")]
-    with pytest.raises(InputError, match="with the label 'f' behind it the query .* differently"):
+    with pytest.raises(InputError, match=r"with the label 'f' behind it the query .* differently"):
         assemble(items, ("f", "b"), tokenizer)
 
 
@@ -354,7 +379,7 @@ def _without_blanks() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=inner)
 
 
-def test_roles_do_not_depend_on_what_texts_say(tmp_path: Path) -> None:
+def test_roles_do_not_depend_on_what_texts_say() -> None:
     """Texts, query and instruction hold whole demonstrations; roles stay by place."""
     task = tt.Task("tricky", {"x": [f"cat{i}: foo" for i in range(6)], "y": ["bar: bar", *"defgh"]})
     model: Any = SimpleNamespace(tokenizer=byte_level(), max_positions=None)
