@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -78,6 +79,8 @@ class Scale:
     positions: str | np.ndarray = "all"
 
     def __post_init__(self) -> None:
+        if isinstance(self.factor, str) or not np.isscalar(self.factor):
+            raise InputError(f"factor={self.factor!r} must be a number")
         if not np.isfinite(self.factor):
             raise InputError(f"factor={self.factor} must be finite")
 
@@ -139,7 +142,8 @@ def check_heads(heads: Iterable[Any], model: Model) -> list[Head]:
     found = []
     for item in _as_list(heads):
         try:
-            layer, head = (int(x) for x in item)
+            # Not int(): it would take 0.5 for 0, and a text's digits for a head.
+            layer, head = (operator.index(x) for x in item)
         except (TypeError, ValueError):
             raise InputError(f"{item!r} is not a head; give (layer, head)") from None
         if not (0 <= layer < model.n_layers and 0 <= head < model.n_heads):
