@@ -39,12 +39,13 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=48)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tasks", nargs="+", default=tt.bundled_tasks())
     parser.add_argument("--write", action="store_true", help="write the README of the tasks")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = tt.load(options.model)
     rows = []
-    for name in tt.bundled_tasks():
+    for name in options.tasks:
         task = tt.load_task(name)
         prompts = tt.build_prompts(model, task, shots=options.shots, n=options.n, seed=options.seed)
         answers = tt.predict(model, prompts)

@@ -252,9 +252,8 @@ def test_qk_auc_by_hand() -> None:
     assert found.item() == pytest.approx((1.0 + 0.75) / 2)
 
 
-def test_qk_auc_needs_a_comparison() -> None:
-    with pytest.raises(tt.InputError, match="no prompt"):
-        qk_auc(scores([[1, 2]], [["a", "a"]], ["a"]))
+def test_auc_is_nan_where_nothing_can_be_compared() -> None:
+    assert np.isnan(qk_auc(scores([[1, 2]], [["a", "a"]], ["a"]))).tolist() == [[True]]
 
 
 def test_ov_auc_by_hand() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -62,8 +62,8 @@ def qk_auc(scores: xr.DataArray) -> np.ndarray:
         one = scores.isel(prompt=prompt)
         at = one["role"].values == "label"
         same = one["demonstration_class"].values[at] == one["query_class"].item()
-        found.append(auc(one.transpose("position", ...).values[at], same))
-    return _mean(found)
+        found.append(auc(one.transpose("position", "layer", "head").values[at], same))
+    return _mean(found, scores)
 
 
 def ov_auc(logits: xr.DataArray) -> np.ndarray:
@@ -85,7 +85,7 @@ def ov_auc(logits: xr.DataArray) -> np.ndarray:
         for number, label in enumerate(labels):
             others = (total - values[..., number]) / (len(labels) - 1)
             found.append(auc(values[..., number] - others, held == label))
-    return _mean(found)
+    return _mean(found, logits)
 
 
 def auc(values: np.ndarray, positive: np.ndarray) -> np.ndarray | None:
@@ -109,9 +109,9 @@ def auc(values: np.ndarray, positive: np.ndarray) -> np.ndarray | None:
     return ((high > low) + 0.5 * (high == low)).mean(axis=(0, 1))
 
 
-def _mean(found: list[Any]) -> np.ndarray:
-    """Mean over comparisons that could be made; NaN where none could."""
+def _mean(found: list[np.ndarray | None], measured: xr.DataArray) -> np.ndarray:
+    """(layer, head) mean over comparisons that could be made; NaN where none could."""
     kept = [x for x in found if x is not None]
     if not kept:
-        raise InputError("no prompt has demonstrations both of its query's class and of another")
+        return np.full((measured.sizes["layer"], measured.sizes["head"]), np.nan)
     return np.mean(kept, axis=0)

@@ -1,0 +1,183 @@
+"""AUCs pair by pair, heads by sorting, and runs that cannot be compared."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+from tiny import THREE, TWO
+
+import twotower as tt
+
+
+def pairs(high: list[float], low: list[float]) -> float | None:
+    """Share of pairs in which the first is larger; a tie is half a pair."""
+    if not high or not low:
+        return None
+    wins = 0.0
+    for x in high:
+        for y in low:
+            wins += 1.0 if x > y else 0.5 if x == y else 0.0
+    return wins / (len(high) * len(low))
+
+
+def qk_by_pairs(scores: xr.DataArray, layer: int, head: int) -> float:
+    found = []
+    for i in range(scores.sizes["prompt"]):
+        high, low = [], []
+        for p in range(scores.sizes["position"]):
+            if scores["role"].values[i, p] != "label":
+                continue
+            same = scores["demonstration_class"].values[i, p] == scores["query_class"].values[i]
+            (high if same else low).append(float(scores.values[i, layer, head, p]))
+        if (share := pairs(high, low)) is not None:
+            found.append(share)
+    return sum(found) / len(found)
+
+
+def ov_by_pairs(logits: xr.DataArray, layer: int, head: int) -> float:
+    found, labels = [], logits["label"].values.tolist()
+    for i in range(logits.sizes["prompt"]):
+        for number, label in enumerate(labels):
+            high, low = [], []
+            for p in range(logits.sizes["position"]):
+                if logits["role"].values[i, p] != "label":
+                    continue
+                values = [float(x) for x in logits.values[i, layer, head, p]]
+                others = [x for n, x in enumerate(values) if n != number]
+                said = values[number] - sum(others) / len(others)
+                holds = logits["label_text"].values[i, p] == label
+                (high if holds else low).append(said)
+            if (share := pairs(high, low)) is not None:
+                found.append(share)
+    return sum(found) / len(found)
+
+
+@pytest.fixture(scope="module", params=["all", "labels"])
+def run(request: pytest.FixtureRequest, llama: tt.Model) -> xr.DataTree:
+    shots = {"foo": 3, "bar": 2, "map": 0}  # in some prompts the query's class is missing
+    prompts = tt.build_prompts(llama, THREE, shots=shots, n=7, seed=4)
+    run = tt.analyze(llama, prompts, keep=request.param)
+    for group, name in (("qk", "score"), ("qk", "score_content"), ("ov", "label_logit")):
+        # Ties, and numbers that float32 adds and halves without rounding.
+        run[group][name] = (run[group][name] * 4).round() / 4
+    return run
+
+
+def test_aucs_are_shares_of_pairs(run: xr.DataTree) -> None:
+    missing = [
+        c not in set(classes)
+        for c, classes in zip(
+            run["qk"]["query_class"].values,
+            run["qk"]["demonstration_class"].values.tolist(),
+            strict=True,
+        )
+    ]
+    assert any(missing)
+    assert not all(missing)
+    scores = tt.two_tower_scores(run)
+    tied = 0
+    for layer, head in np.ndindex(3, 4):
+        one = scores.isel(layer=layer, head=head)
+        for name, variable in (("qk_auc", "score"), ("qk_auc_content", "score_content")):
+            expected = qk_by_pairs(run["qk"][variable], layer, head)
+            assert one[name].item() == pytest.approx(expected, abs=1e-12)
+        tied += len(np.unique(run["qk"]["score"].values[0, layer, head])) < 6
+        expected = ov_by_pairs(run["ov"]["label_logit"], layer, head)
+        assert one["ov_auc"].item() == pytest.approx(expected, abs=1e-12)
+        effects = run["effects"]["margin_drop"].values[:, layer, head]
+        assert one["margin_drop"].item() == pytest.approx(effects.mean(), rel=1e-5)
+    assert tied
+
+
+def test_ov_auc_pair_by_pair(llama: tt.Model) -> None:
+    """As measured, where no two positions say the same."""
+    prompts = tt.build_prompts(llama, THREE, shots={"foo": 3, "bar": 2, "map": 1}, n=4, seed=4)
+    run = tt.analyze(llama, prompts, measures=("qk", "ov"))
+    scores = tt.two_tower_scores(run)
+    assert "margin_drop" not in scores
+    for layer, head in np.ndindex(3, 4):
+        expected = ov_by_pairs(run["ov"]["label_logit"], layer, head)
+        found = scores["ov_auc"].values[layer, head]
+        assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_constant_scores_are_chance(run: xr.DataTree) -> None:
+    flat = run.copy(deep=True)
+    flat["qk"]["score"] = flat["qk"]["score"] * 0 + 3
+    flat["ov"]["label_logit"] = flat["ov"]["label_logit"] * 0
+    scores = tt.two_tower_scores(flat)
+    assert (scores["qk_auc"] == 0.5).all()
+    assert (scores["ov_auc"] == 0.5).all()
+
+
+def test_perfect_heads_have_one(run: xr.DataTree) -> None:
+    best = run.copy(deep=True)
+    qk, ov = best["qk"].to_dataset(inherit=False), best["ov"].to_dataset(inherit=False)
+    same = (qk["demonstration_class"] == qk["query_class"]) * 1.0
+    says = (ov["label_text"] == ov["label"]) * 1.0
+    best["qk"]["score"] = qk["score"] * 0 + same
+    best["ov"]["label_logit"] = ov["label_logit"] * 0 + says
+    scores = tt.two_tower_scores(best)
+    assert (scores["qk_auc"] == 1).all()
+    assert (scores["ov_auc"] == 1).all()
+
+
+def test_a_run_without_any_comparison_is_still_a_run(llama: tt.Model) -> None:
+    prompts = tt.build_prompts(llama, TWO, shots={"foo": 2, "bar": 0}, n=2, seed=1)
+    run = tt.analyze(llama, prompts)
+    assert np.isfinite(run["effects"]["margin_drop"]).all()
+    for name in ("qk_auc", "qk_auc_content", "ov_auc"):
+        assert run["scores"][name].shape == (3, 4)
+        assert np.isnan(run["scores"][name]).all()
+    assert np.isfinite(run["scores"]["margin_drop"]).all()
+
+
+def test_head_choice_by_sorting(run: xr.DataTree) -> None:
+    effects = run["effects"].to_dataset(inherit=False)
+    everything = [tt.Head(layer, head) for layer, head in np.ndindex(3, 4)]
+    for label in (None, "foo", "bar"):
+        strength = {}
+        for head in everything:
+            rows = [
+                float(effects["margin_drop"].values[i][head])
+                if label is None
+                else float(effects["logprob_drop"].values[i][head][("foo", "bar").index(label)])
+                for i in range(7)
+                if label is None or effects["gold"].values[i] == label
+            ]
+            strength[head] = sum(rows) / len(rows)
+        order = sorted(everything, key=lambda head: -strength[head])
+        assert len({round(x, 6) for x in strength.values()}) == 12  # no two alike
+        for k in range(1, 13):
+            found = tt.in_context_heads(run, k, label=label)
+            assert found == order[:k]
+            assert all(isinstance(head, tt.Head) for head in found)
+
+
+def test_equal_heads_keep_their_order(run: xr.DataTree) -> None:
+    effects = run["effects"].to_dataset(inherit=False)
+    flat = effects.assign(margin_drop=effects["margin_drop"] * 0)
+    assert tt.in_context_heads(flat, 5) == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0)]
+
+
+def test_a_part_of_the_heads_keeps_its_names(run: xr.DataTree) -> None:
+    upper = run["effects"].to_dataset(inherit=False).isel(layer=[1, 2], head=[1, 3])
+    found = tt.in_context_heads(upper, 4)
+    assert set(found) == {(1, 1), (1, 3), (2, 1), (2, 3)}
+    mean = upper["margin_drop"].mean("prompt")
+    drops = [mean.sel(layer=layer, head=head).item() for layer, head in found]
+    assert drops == sorted(drops, reverse=True)
+
+
+@pytest.mark.parametrize("k", [0, -1, 13, True, 2.0, "3", None])
+def test_bad_numbers_of_heads(run: xr.DataTree, k) -> None:
+    with pytest.raises(tt.InputError, match="must be from 1 to 12"):
+        tt.in_context_heads(run, k)
+
+
+def test_a_label_that_is_never_right(run: xr.DataTree) -> None:
+    effects = run["effects"].to_dataset(inherit=False)
+    wrong = effects.isel(prompt=np.flatnonzero(effects["gold"].values != "foo"))
+    with pytest.raises(tt.InputError, match="right answer of no prompt"):
+        tt.in_context_heads(wrong, 3, label="foo")
