@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from .prompts import Prompts
 
 ABLATIONS = ("zero", "mean", "resample")
+"""What `KnockOut` can replace a head's output by."""
+
+CHANGES = (*ABLATIONS, "patch", "scale")
+"""What a sweep can change a head's output to."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,10 +83,7 @@ class Scale:
     positions: str | np.ndarray = "all"
 
     def __post_init__(self) -> None:
-        if isinstance(self.factor, str) or not np.isscalar(self.factor):
-            raise InputError(f"factor={self.factor!r} must be a number")
-        if not np.isfinite(self.factor):
-            raise InputError(f"factor={self.factor} must be finite")
+        check_factor(self.factor)
 
     def describe(self) -> dict[str, Any]:
         """What is edited, for the record."""
@@ -113,13 +114,29 @@ def _describe(edit: Edit, about: dict[str, Any]) -> dict[str, Any]:
     return {"edit": type(edit).__name__, "heads": heads, "positions": positions, **about}
 
 
-def check_ablation(ablation: str, reference: Any) -> None:
+def check_ablation(ablation: str, reference: Any, known: Sequence[str] = ABLATIONS) -> None:
     """Refuse an ablation that is not known, or lacks or has no use for a reference."""
-    if ablation not in ABLATIONS:
-        raise InputError(f"ablation={ablation!r} is not known; use one of {', '.join(ABLATIONS)}")
-    if (ablation == "zero") != (reference is None):
-        need = "takes no" if ablation == "zero" else "needs"
+    if ablation not in known:
+        raise InputError(f"ablation={ablation!r} is not known; use one of {', '.join(known)}")
+    if (ablation in ("zero", "scale")) != (reference is None):
+        need = "needs" if reference is None else "takes no"
         raise InputError(f"ablation={ablation!r} {need} reference= prompts")
+
+
+def check_change(ablation: str, reference: Any, factor: Any) -> None:
+    """Refuse what a sweep cannot change heads to."""
+    check_ablation(ablation, reference, CHANGES)
+    check_factor(factor)
+    if factor and ablation != "scale":
+        raise InputError(f"factor={factor} has a meaning with ablation='scale' alone")
+
+
+def check_factor(factor: Any) -> None:
+    """Refuse a factor that is no finite number."""
+    if isinstance(factor, (str, bool)) or not np.isscalar(factor):
+        raise InputError(f"factor={factor!r} must be a number")
+    if not np.isfinite(factor):
+        raise InputError(f"factor={factor} must be finite")
 
 
 def _as_list(heads: Any) -> list[Any]:

@@ -7,13 +7,12 @@ each prompt's donor is drawn once. So results do not depend on how prompts are b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from ..errors import InputError
-from ..intervention import check_ablation
 from .batch import Batch, batches, make_batch
 from .walk import End, LayerView, Recorder, run_batch
 
@@ -28,12 +27,18 @@ Key = tuple[str, int]
 class Replacement:
     """Zero: heads' outputs are replaced by nothing."""
 
-    def values(self, batch: Batch, layers: Sequence[int]) -> torch.Tensor | None:
-        """(len(layers), B, T, H d_head) for a batch; None stands for zero.
+    def values(
+        self, batch: Batch, layers: Sequence[int], index: torch.Tensor
+    ) -> dict[int, torch.Tensor] | None:
+        """(..., H, d_head) by layer, at an index (...,) into a batch's flattened (B T).
 
-        Positions that are not going to be replaced hold anything.
+        None stands for zero. Positions that are not going to be replaced hold anything.
         """
         return None
+
+    def kinds(self, batch: Batch) -> np.ndarray:
+        """(B, T) numbers, equal where a position is replaced by the same thing."""
+        return np.zeros((len(batch.rows), batch.width), dtype=np.int64)
 
 
 def make_replacement(
@@ -53,9 +58,9 @@ def make_replacement(
     at
         (prompt, position) boolean: positions at which heads are going to be replaced.
     ablation
-        "zero", "mean" or "resample".
+        "zero", "mean", "resample" or "patch".
     reference
-        Prompts that means and donors are taken from.
+        Prompts that means and donors are taken from; for "patch", each prompt's donor.
     seed
         Seed of the draw of donors.
 
@@ -64,12 +69,30 @@ def make_replacement(
     InputError
         If a position cannot be matched to one in the reference prompts.
     """
-    check_ablation(ablation, reference)
     if reference is None:
         return Replacement()
     if ablation == "mean":
         return _Mean(model, prompts, at, reference)
-    return _Resample(model, prompts, at, reference, seed)
+    if ablation == "resample":
+        return _Donated(model, prompts, at, reference, _draw(prompts, reference, seed))
+    if len(reference) != len(prompts):
+        raise InputError(
+            f"there are {len(reference)} donors for {len(prompts)} prompts; give one for each"
+        )
+    return _Donated(model, prompts, at, reference, np.arange(len(prompts)))
+
+
+def _draw(prompts: Prompts, reference: Prompts, seed: int) -> np.ndarray:
+    """Each prompt's donor: one of the reference prompts that differs from it."""
+    rng = np.random.default_rng([seed, 5])
+    strings = np.array(reference.strings, dtype=object)
+    donors = np.zeros(len(prompts), dtype=np.int64)
+    for i, string in enumerate(prompts.strings):
+        others = np.flatnonzero(strings != string)
+        if not len(others):
+            raise InputError("resample needs a reference prompt that differs from the prompt")
+        donors[i] = int(rng.choice(others))
+    return donors
 
 
 def _keys(prompts: Prompts) -> list[list[Key]]:
@@ -104,11 +127,17 @@ class _Mean(Replacement):
             (sums,) = run_batch(model, batch, [_Sums(batch.cut(own), len(numbers))])
             total += sums["sums"]
         counts = np.bincount(own[reference.token_id >= 0], minlength=len(numbers))
-        self.mean = total / torch.as_tensor(np.maximum(counts, 1))[:, None, None]
+        mean = total / torch.as_tensor(np.maximum(counts, 1))[:, None, None]
+        self.mean = mean.unflatten(-1, (model.n_heads, -1))
 
-    def values(self, batch: Batch, layers: Sequence[int]) -> torch.Tensor:
-        index = batch.cut(self.index).cpu()
-        return self.mean[index][:, :, list(layers)].permute(2, 0, 1, 3)
+    def values(
+        self, batch: Batch, layers: Sequence[int], index: torch.Tensor
+    ) -> dict[int, torch.Tensor]:
+        keys = batch.cut(self.index).flatten()[index].cpu()
+        return {layer: self.mean[:, layer][keys].to(index.device) for layer in layers}
+
+    def kinds(self, batch: Batch) -> np.ndarray:
+        return batch.cut(self.index).cpu().numpy()
 
 
 class _Sums(Recorder):
@@ -128,50 +157,51 @@ class _Sums(Recorder):
         return {"sums": torch.stack(self.sums, dim=1)}
 
 
-class _Resample(Replacement):
+class _Donated(Replacement):
     """The z of a donor prompt, position matched to position."""
 
     def __init__(
-        self, model: Model, prompts: Prompts, at: np.ndarray, reference: Prompts, seed: int
+        self,
+        model: Model,
+        prompts: Prompts,
+        at: np.ndarray,
+        reference: Prompts,
+        donors: np.ndarray,
     ) -> None:
-        self.model, self.reference = model, reference
-        rng = np.random.default_rng([seed, 5])
-        strings = np.array(reference.strings, dtype=object)
+        self.model, self.reference, self.donors = model, reference, donors
         reference_keys = _keys(reference)
-        self.donors = np.zeros(len(prompts), dtype=np.int64)
         # Column of the donor's matching position, counted from its end (negative).
         self.columns = np.full(at.shape, -1, dtype=np.int64)
-        for i, (string, keys) in enumerate(zip(prompts.strings, _keys(prompts), strict=True)):
-            others = np.flatnonzero(strings != string)
-            if not len(others):
-                raise InputError("resample needs a reference prompt that differs from the prompt")
-            donor = int(rng.choice(others))
-            self.donors[i] = donor
+        for i, (keys, donor) in enumerate(zip(_keys(prompts), donors, strict=True)):
             self.columns[i] = _match(keys, at[i], reference_keys[donor], i, donor)
 
-    def values(self, batch: Batch, layers: Sequence[int]) -> torch.Tensor:
-        donors = self.donors[batch.rows]
-        donor_batch = make_batch(self.model, self.reference, donors)
-        (found,) = run_batch(self.model, donor_batch, [_Heads(layers)])
-        z = found["z"]
-        columns = batch.cut(self.columns).cpu() + z.shape[2]
-        columns = columns.clamp(min=0)[None, :, :, None].expand(len(z), -1, -1, z.shape[-1])
-        return z.gather(2, columns)
+    def values(
+        self, batch: Batch, layers: Sequence[int], index: torch.Tensor
+    ) -> dict[int, torch.Tensor]:
+        donors = make_batch(self.model, self.reference, self.donors[batch.rows])
+        columns = (batch.cut(self.columns) + donors.width).clamp(min=0)
+        starts = torch.arange(len(columns), device=columns.device)[:, None] * donors.width
+        recorder = _Heads(layers, (columns + starts).flatten()[index])
+        (found,) = run_batch(self.model, donors, [recorder], on_cpu=False)
+        return found
+
+    def kinds(self, batch: Batch) -> np.ndarray:
+        return np.broadcast_to(np.arange(len(batch.rows))[:, None], (len(batch.rows), batch.width))
 
 
 class _Heads(Recorder):
-    """z (layers, B, T, H d_head) of some layers."""
+    """z (..., H, d_head) of some layers at an index (...,) into the batch's positions."""
 
-    def __init__(self, layers: Sequence[int]) -> None:
-        self.layers = set(layers)
-        self.found: list[torch.Tensor] = []
+    def __init__(self, layers: Sequence[int], index: torch.Tensor) -> None:
+        self.layers, self.index = set(layers), index
+        self.found: dict[int, torch.Tensor] = {}
 
     def layer(self, view: LayerView) -> None:
         if view.index in self.layers:
-            self.found.append(view.z.flatten(-2).cpu())
+            self.found[view.index] = view.z.flatten(0, 1)[self.index.to(view.z.device)]
 
-    def finish(self, end: End) -> dict[str, torch.Tensor]:
-        return {"z": torch.stack(self.found)}
+    def finish(self, end: End) -> dict[Any, torch.Tensor]:
+        return self.found
 
 
 def _match(

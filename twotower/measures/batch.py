@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -109,9 +110,15 @@ def label_columns(prompts: Prompts) -> np.ndarray:
 
 
 def batches(
-    model: Model, prompts: Prompts, batch_size: int | None, keep: str | None = None
+    model: Model,
+    prompts: Prompts,
+    batch_size: int | None,
+    keep: str | None = None,
+    shared: bool = False,
 ) -> Iterator[Batch]:
     """Batches of prompts, like lengths together so that little is padding.
+
+    With `shared`, prompts that begin alike come together first.
 
     Raises
     ------
@@ -124,7 +131,25 @@ def batches(
         raise InputError(
             f"a prompt has {prompts.n_positions} tokens and the model takes {model.max_positions}"
         )
-    order = np.argsort(prompts.lengths, kind="stable")
+    lengths = prompts.lengths
+    families = _families(prompts) if shared else np.arange(len(prompts))
+    longest = np.zeros(len(prompts), dtype=np.int64)
+    np.maximum.at(longest, families, lengths)
+    order = np.lexsort((lengths, families, longest[families]))
     size = batch_size or max(1, TOKENS_PER_BATCH // prompts.n_positions)
     for start in range(0, len(order), size):
         yield make_batch(model, prompts, order[start : start + size], keep)
+
+
+def _families(prompts: Prompts) -> np.ndarray:
+    """(prompt,) a number for each prompt, the same where half of the tokens are common."""
+    tokens = [tuple(row[row >= 0]) for row in prompts.token_id]
+    families = np.zeros(len(tokens), dtype=np.int64)
+    before: tuple[int, ...] = ()
+    family = -1
+    for i in sorted(range(len(tokens)), key=tokens.__getitem__):
+        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(tokens[i], before)))
+        if 2 * common < len(tokens[i]) or family < 0:
+            family += 1
+        families[i], before = family, tokens[i]
+    return families

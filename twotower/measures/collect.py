@@ -33,6 +33,7 @@ def collect(
     batch_size: int | None = None,
     keep: str = "all",
     edits: Sequence[Edit] = (),
+    shared: bool = False,
     progress: bool | str = False,
 ) -> list[Arrays]:
     """Results of several recorders from one forward per batch.
@@ -49,6 +50,8 @@ def collect(
         "all" positions, or "labels".
     edits
         Edits in force during the forwards.
+    shared
+        Whether prompts that begin alike should come into one batch.
     progress
         True, or a text, to show a bar.
 
@@ -64,7 +67,8 @@ def collect(
     prepared = PreparedEdits(model, prompts, edits)
     results: list[Arrays] = [{} for _ in makers]
     with _bar(len(prompts), progress) as bar:
-        for batch in batches(model, prompts, batch_size, None if keep == "all" else keep):
+        kept = None if keep == "all" else keep
+        for batch in batches(model, prompts, batch_size, kept, shared):
             recorders = [make(batch) for make in makers]
             found = run_batch(model, batch, recorders, prepared.for_batch(batch))
             for result, recorder, new in zip(results, recorders, found, strict=True):

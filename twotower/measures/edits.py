@@ -61,10 +61,9 @@ class PreparedEdits:
             if isinstance(edit, Scale):
                 ready.append(_ScaleHeads(by_layer, mask, edit.factor))
             elif replacement is not None:
-                layers = sorted(by_layer)
-                values = replacement.values(batch, layers)
-                by_number = None if values is None else dict(zip(layers, values, strict=True))
-                ready.append(_ReplaceHeads(by_layer, mask, by_number))
+                every = torch.arange(mask.numel(), device=mask.device).view(mask.shape)
+                values = replacement.values(batch, sorted(by_layer), every)
+                ready.append(_ReplaceHeads(by_layer, mask, values))
         return ready
 
 
@@ -111,7 +110,7 @@ class _ReplaceHeads(BatchEdit):
             return z
         new = torch.zeros((), dtype=z.dtype, device=z.device)
         if self.values is not None:
-            new = self.values[view.index].to(z.device, z.dtype).unflatten(-1, z.shape[-2:])
+            new = self.values[view.index].to(z.device, z.dtype)
         return torch.where(_chosen(self.heads[view.index], self.mask, z), new, z)
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import InputError
+from ..intervention import check_change
 from .ablation import make_replacement
 from .batch import Batch
 from .collect import collect, dataset
+from .counterfactuals import Group
 from .edits import position_mask
+from .layout import make_layout
+from .memory import rows_that_fit
 from .readout import get_readout
+from .rows import Change
 from .sweep import Sweep
 
 if TYPE_CHECKING:
@@ -30,11 +35,13 @@ def head_effects(
     ablation: str = "zero",
     reference: Prompts | None = None,
     seed: int = 0,
+    factor: float = 0.0,
     logprobs: bool = True,
+    memory_budget: int | str | None = None,
     batch_size: int | None = None,
     progress: bool | str = False,
 ) -> xr.Dataset:
-    """Effect of knocking out every head, one at a time.
+    """Effect of changing every head, one at a time.
 
     Every number equals that of a separate forward with the head's output replaced, but
     all heads are swept in one walk over the layers (see `twotower.measures.rows`): at the
@@ -48,12 +55,16 @@ def head_effects(
         Where a head's output is replaced: "last", "labels", "all", or a boolean (prompt,
         position) array. "labels" cuts what heads write at label positions, not what the
         last position reads from them.
-    ablation, reference, seed
-        What it is replaced by: "zero"; or "mean" or "resample" from reference prompts (see
-        `KnockOut`).
+    ablation, reference, seed, factor
+        What it is replaced by: "zero"; "mean" or "resample" from reference prompts (see
+        `KnockOut`); "patch": the head's output in the reference prompt of the same number,
+        role by role (activation patching); "scale": itself times `factor`.
     logprobs
         Whether to give drops of log-probabilities, which needs the whole vocabulary for
         every head. Without them only the labels' logits are computed.
+    memory_budget
+        Bytes, or a text such as "2GiB", that a batch may take beyond the weights; by
+        default half of what is free. Rows go through the layers in chunks that fit.
     batch_size
         Prompts in a batch; by default as many as make about a thousand tokens.
     progress
@@ -68,10 +79,28 @@ def head_effects(
     Raises
     ------
     InputError
-        If positions, ablation and reference do not fit, or prompts cannot be aligned.
+        If positions, ablation and reference do not fit, prompts cannot be aligned, or not
+        one row fits the memory budget; the message says how much is needed.
     """
-    make = sweep_maker(model, prompts, positions, ablation, reference, seed, logprobs)
-    (arrays,) = collect(model, prompts, [make], batch_size=batch_size, progress=progress)
+    make = sweep_maker(
+        model,
+        prompts,
+        positions,
+        ablation=ablation,
+        reference=reference,
+        seed=seed,
+        factor=factor,
+        logprobs=logprobs,
+        memory_budget=memory_budget,
+    )
+    (arrays,) = collect(
+        model,
+        prompts,
+        [make],
+        batch_size=batch_size,
+        shared=not (isinstance(positions, str) and positions == "last"),
+        progress=progress,
+    )
     return dataset(
         "effects",
         arrays,
@@ -80,6 +109,7 @@ def head_effects(
         positions=positions if isinstance(positions, str) else "given",
         ablation=ablation,
         ablation_seed=seed,
+        factor=factor,
         reference=None if reference is None else reference.hash,
     )
 
@@ -88,20 +118,44 @@ def sweep_maker(
     model: Model,
     prompts: Prompts,
     positions: str | np.ndarray = "last",
+    *,
     ablation: str = "zero",
     reference: Prompts | None = None,
     seed: int = 0,
+    factor: float = 0.0,
     logprobs: bool = True,
+    memory_budget: int | str | None = None,
+    groups: Sequence[Group] | None = None,
 ) -> Callable[[Batch], Sweep]:
-    """What makes a sweep's recorder for each batch."""
+    """What makes a sweep's recorder for each batch.
+
+    Without `groups` every head is one, and results are by layer and head. Groups cost
+    least in sorted order, in which those that share lower heads stand together.
+    """
+    check_change(ablation, reference, factor)
     at = position_mask(prompts, positions)
     if not at.any():
-        raise InputError("positions are empty: nothing would be knocked out")
+        raise InputError("positions are empty: nothing would be changed")
     replacement = make_replacement(model, prompts, at, ablation, reference, seed)
     readout = get_readout(model, prompts.label_ids)
+    name, shape = "group_effects", (-1,)
+    if groups is None:
+        name, shape = "effects", (model.n_layers, model.n_heads)
+        groups = [(head,) for head in model.heads]
 
     def make(batch: Batch) -> Sweep:
-        values = replacement.values(batch, range(model.n_layers))
-        return Sweep(batch, readout, batch.cut(at), values, logprobs)
+        where = batch.cut(at)
+        layout = make_layout(
+            batch.cut(prompts.token_id).cpu().numpy(),
+            where.cpu().numpy(),
+            replacement.kinds(batch),
+            6 * model.d_model,
+            model.device,
+        )
+        values = replacement.values(batch, range(model.n_layers), layout.source)
+        change = Change(where.flatten()[layout.source], factor, values)
+        size = rows_that_fit(model, layout, memory_budget)
+        chunks = [groups[i : i + size] for i in range(0, len(groups), size)]
+        return Sweep(batch, readout, layout, change, chunks, logprobs, shape, name)
 
     return make

@@ -1,137 +1,286 @@
-"""Counterfactual rows: what the end of a prompt would be, had a head been changed.
+"""Counterfactual rows: what a prompt's positions would be, had heads been changed.
 
-A change at position s and later leaves everything before s as it was. So a counterfactual
-is kept as a *row*: the residual stream of the last S = T - s positions. A row joins at the
-layer of its head and goes through the blocks above; its queries attend to the clean keys
-and values of the earlier positions and to the row's own. With S = 1 (the last position)
-one walk sweeps all heads for about the cost of one more forward; with S = T a row is a
-whole sequence. Each row is exact: it equals a separate forward with the head changed.
+A row is the residual stream of a pack's changed positions (see `layout`) in one
+counterfactual run (see `counterfactuals`). It branches off at the layer of its heads and
+goes through the blocks above; its queries attend to the clean keys and values of the
+unchanged positions and to the row's own. Each row is exact: it equals a separate forward
+with the heads changed. With changes at the last position alone a row is one vector, and
+one walk sweeps all heads for about the cost of one more forward.
 
-Shapes: B prompts, n rows of each, S positions, H heads on K key-value heads, D = d_head.
+Shapes: G packs of S changed positions, n rows, H heads on K key-value heads, D = d_head.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+from ..models import Architecture
 from ..models.architecture import call
+from .counterfactuals import Step
+from .layout import Layout
 from .walk import LayerView
 
 
 @dataclass
+class Moves:
+    """A step's numbers as tensors, made before the walk so that it never waits for them.
+
+    Attributes
+    ----------
+    n_before, n_kept, n_new
+        Rows that come from below, those of them that go on, and those that branch off.
+    kept
+        (n_kept,) which go on; None for all.
+    parents
+        (n_new,) parents of those that branch off, the clean run being 0 and row i being
+        i + 1; None where all branch off the clean run.
+    swap
+        (n_new, H) boolean: heads changed in each.
+    """
+
+    n_before: int
+    n_kept: int
+    n_new: int
+    kept: torch.Tensor | None
+    parents: torch.Tensor | None
+    swap: torch.Tensor
+
+    @classmethod
+    def of(cls, step: Step, n_heads: int, device: torch.device) -> Moves:
+        """The tensors of a step."""
+        swap = torch.zeros(len(step.heads), n_heads, dtype=torch.bool)
+        for row, numbers in enumerate(step.heads):
+            swap[row, list(numbers)] = True
+        kept, parents = torch.tensor(step.kept), torch.tensor(step.parents) + 1
+        every, clean = len(step.kept) == step.n_before, not parents.any()
+        return cls(
+            step.n_before,
+            len(step.kept),
+            len(step.parents),
+            None if every else kept.to(device),
+            None if clean else parents.to(device),
+            swap.to(device),
+        )
+
+    def going_on(self, rows: torch.Tensor) -> torch.Tensor:
+        """(G, n_kept, ...) of rows (G, n_before, ...)."""
+        return rows if self.kept is None else rows[:, self.kept.to(rows.device)]
+
+    def branching(self, clean: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        """(G, n_new or 1, ...) what parents have, of the clean run (G, ...) and of rows."""
+        if self.parents is None:
+            return clean[:, None]
+        assert rows is not None
+        both = torch.cat((clean[:, None], rows), dim=1)
+        return both[:, self.parents.to(both.device)]
+
+
+@dataclass
+class Change:
+    """What a changed head's z becomes.
+
+    Attributes
+    ----------
+    at
+        (G, S) boolean: positions at which it is changed.
+    factor
+        What z is multiplied by; 0 is a knock-out.
+    values
+        (G, S, H, D) by layer: what z is replaced by; None to multiply.
+    """
+
+    at: torch.Tensor
+    factor: float = 0.0
+    values: dict[int, torch.Tensor] | None = None
+
+    def apply(self, z: torch.Tensor, swap: torch.Tensor, layer: int, last: Layout | None) -> Any:
+        """z (G, n or 1, S, H, D) to (G, n, S, H, D), in each row its heads changed."""
+        device = z.device
+        at = self.at if last is None else last.ends(self.at)
+        chosen = at.to(device)[:, None, :, None, None] & swap.to(device)[None, :, None, :, None]
+        if self.values is None:
+            new = z * self.factor if self.factor else z.new_zeros(())
+        else:
+            values = self.values[layer].to(device, z.dtype)
+            new = (values if last is None else last.ends(values))[:, None]
+        return torch.where(chosen, new, z)
+
+
+@dataclass
 class Clean:
-    """What rows need of a layer of the clean run; kept small, so that layers can wait.
+    """What rows need of a layer of the clean run.
 
     Attributes
     ----------
     residual, mlp_output
-        (B, S, d_model); the latter only where the block is parallel.
+        (G, S, d_model); the latter only where the block is parallel.
     z
-        (B, S, H, D).
+        (G, S, H, D).
     key, value
-        (B, s, K, D) of the positions before the rows, keys after rotary.
+        (G, E, K, D) of the unchanged positions, keys after rotary.
+    cos, sin
+        (G, S, 1, 1, rotated) rotary tables, or None.
     """
 
-    view: LayerView
+    architecture: Architecture
+    index: int
+    block: Any
     residual: torch.Tensor
+    mlp_output: torch.Tensor | None
     z: torch.Tensor
     key: torch.Tensor
     value: torch.Tensor
-    mlp_output: torch.Tensor | None
+    cos: torch.Tensor | None
+    sin: torch.Tensor | None
 
     @classmethod
-    def of(cls, view: LayerView, n_row: int) -> Clean:
-        """The part of a view that rows of S = `n_row` positions need."""
-        width = view.residual.shape[1]
-        before = width - n_row
-        parallel = view.architecture.parallel
+    def of(cls, view: LayerView, layout: Layout) -> Clean:
+        """The part of a view that rows need, copied."""
+
+        def at(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+            return x.flatten(0, 1)[index.to(x.device)]
+
+        tables = [None, None]
+        if view.cos is not None and view.sin is not None:
+            n = len(view.residual)
+            tables = [
+                at(t.expand(n, -1, -1, -1), layout.source).unsqueeze(1)
+                for t in (view.cos, view.sin)
+            ]
+        parallel = view.architecture.parallel and view.mlp_output is not None
         return cls(
-            view,
-            view.residual[:, before:],
-            view.z[:, before:],
-            view.rotated_key[:, :before],
-            view.value[:, :before],
-            view.mlp_output[:, before:] if parallel and view.mlp_output is not None else None,
+            view.architecture,
+            view.index,
+            view.block,
+            at(view.residual, layout.source),
+            at(view.mlp_output, layout.source) if parallel else None,
+            at(view.z, layout.source),
+            at(view.rotated_key, layout.earlier),
+            at(view.value, layout.earlier),
+            *tables,
         )
 
+    def ends(self, layout: Layout) -> Clean:
+        """The same at prompts' last positions alone; keys, values and tables whole."""
+        mlp_output = None if self.mlp_output is None else layout.ends(self.mlp_output)
+        return replace(
+            self,
+            residual=layout.ends(self.residual),
+            z=layout.ends(self.z),
+            mlp_output=mlp_output,
+        )
 
-def new_rows(
-    clean: Clean, heads: list[int], mask: torch.Tensor, replacement: torch.Tensor | None
-) -> torch.Tensor:
-    """Rows (B, n, S, d_model) leaving a layer in which one head each was changed.
+    def rotate(self, x: torch.Tensor) -> torch.Tensor:
+        """Rotary embedding of x (G, n, S, heads, D)."""
+        if self.cos is None or self.sin is None:
+            return x
+        return self.architecture.rotate(x, self.cos.to(x.dtype), self.sin.to(x.dtype))
+
+
+def advance(
+    clean: Clean,
+    rows: torch.Tensor | None,
+    moves: Moves,
+    change: Change,
+    layout: Layout,
+    only_last: bool = False,
+) -> torch.Tensor | None:
+    """Rows taken through a block, and those that branch off in it.
 
     Parameters
     ----------
     clean
         The layer in the clean run.
-    heads
-        The n heads, one for each row.
-    mask
-        (B, S) boolean: positions at which z is replaced.
-    replacement
-        (B, S, H, D) what it is replaced by; None for zero.
+    rows
+        (G, n_before, S, d_model) entering the block; None where there are none yet.
+    moves
+        Which of them go on, and which branch off.
+    change
+        What the heads of those that branch off become.
+    layout
+        Where rows lie.
+    only_last
+        Whether to leave out all but prompts' last positions; nothing else is read of the
+        last block.
+
+    Returns
+    -------
+    Tensor or None
+        (G, n_kept + n_new, S or Q, d_model) leaving the block.
     """
-    z = clean.z
-    if replacement is None:
-        replacement = torch.zeros_like(z)
-    swap = torch.zeros(len(heads), z.shape[2], dtype=torch.bool, device=z.device)
-    swap[torch.arange(len(heads)), heads] = True
-    swap_at = mask[:, None, :, None, None] & swap[None, :, None, :, None]
-    changed = torch.where(swap_at, replacement.to(z.dtype)[:, None], z[:, None])
-    architecture, block = clean.view.architecture, clean.view.block
-    attention_output = call(architecture.projection(block), changed.flatten(-2))
-    mlp_output = None if clean.mlp_output is None else clean.mlp_output[:, None]
-    return _finish(clean, clean.residual[:, None], attention_output, mlp_output)
+    if rows is None and not moves.n_new:
+        return None
+    architecture, block = clean.architecture, clean.block
+    last = layout if only_last and layout.n_changed > 1 else None
+    if last is not None:
+        clean = clean.ends(last)
+    z = None
+    if rows is not None:
+        z = _attend(clean, rows, layout, last)
+        rows = rows if last is None else last.row_ends(rows)
+
+    def together(
+        of_clean: torch.Tensor, of_rows: torch.Tensor | None, changed: bool = False
+    ) -> torch.Tensor:
+        parts = [] if of_rows is None or not moves.n_kept else [moves.going_on(of_rows)]
+        if moves.n_new:
+            new = moves.branching(of_clean, of_rows)
+            if changed:
+                new = change.apply(new, moves.swap, clean.index, last)
+            parts.append(new.expand(-1, moves.n_new, *[-1] * (new.dim() - 2)))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    residual = together(clean.residual, rows)
+    heads = together(clean.z, z, changed=True)
+    middle = residual + call(architecture.projection(block), heads.flatten(-2))
+    mlp, norm = architecture.mlp(block), architecture.mlp_norm(block)
+    if not architecture.parallel:
+        return middle + call(mlp, norm(middle))
+    # Here the MLP reads what enters the block, which in a branching row is its parent's.
+    assert clean.mlp_output is not None
+    of_rows = None if rows is None else call(mlp, norm(rows))
+    return middle + together(clean.mlp_output, of_rows)
 
 
-def advance(clean: Clean, rows: torch.Tensor, only_last: bool = False) -> torch.Tensor:
-    """Rows (B, n, S, d_model) taken through a block.
-
-    With `only_last` the answer holds the last position alone, (B, n, 1, d_model); the
-    last block needs no more.
-    """
-    architecture, block = clean.view.architecture, clean.view.block
-    normed = architecture.attention_norm(block)(rows)
-    projected = [call(module, normed) for module in architecture.qkv(block)]
-    query, key, value = architecture.split(block, projected)
-    n_row = rows.shape[2]
-    key = clean.view.rotate(key, slice(-n_row, None))
-    n_query = 1 if only_last else n_row
-    query = clean.view.rotate(query[:, :, -n_query:], slice(-n_query, None))
-    z = _attend_one(clean, query, key, value) if n_row == 1 else _attend(clean, query, key, value)
-    attention_output = call(architecture.projection(block), z.flatten(-2))
-    return _finish(clean, rows[:, :, -n_query:], attention_output, None)
-
-
-def _finish(
-    clean: Clean,
-    residual: torch.Tensor,
-    attention_output: torch.Tensor,
-    mlp_output: torch.Tensor | None,
+def _attend(
+    clean: Clean, rows: torch.Tensor, layout: Layout, last: Layout | None
 ) -> torch.Tensor:
-    """What leaves the block, from what entered it and what its attention gave."""
-    architecture, block = clean.view.architecture, clean.view.block
-    middle = residual + attention_output
-    if mlp_output is None:
-        source = residual if architecture.parallel else middle
-        mlp_output = call(architecture.mlp(block), architecture.mlp_norm(block)(source))
-    return middle + mlp_output
+    """z (G, n, S or Q, H, D) of the rows."""
+    architecture, block = clean.architecture, clean.block
+    normed = architecture.attention_norm(block)(rows)
+    query, key, value = architecture.split(
+        block, [call(module, normed) for module in architecture.qkv(block)]
+    )
+    query, key = clean.rotate(query), clean.rotate(key)
+    if last is not None:
+        query = last.row_ends(query)
+    window, scale = architecture.window(clean.index), architecture.scaling(clean.index)
+    if layout.n_changed == 1:
+        seen = layout.seen(window, False, rows.device)[..., :-1]
+        return _attend_one(clean, query, key, value, seen, scale)
+    causal = layout.causal and window is None and last is None
+    seen = None if causal else layout.seen(window, last is not None, rows.device)
+    return _attend_many(clean, query, key, value, seen, scale)
 
 
-def _attend_one(clean: Clean, query: Any, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """z (B, n, 1, H, D) of rows of one position: clean keys are shared, not copied."""
-    view = clean.view
+def _attend_one(
+    clean: Clean,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    seen: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """z (G, n, 1, H, D) of rows of one position: clean keys are shared, not copied."""
     n_kv, n_rows = key.shape[3], query.shape[1]
-    scale = view.architecture.scaling(view.index)
-    # (B, n, 1, H, D) to (B, K, n G, D), so that each key head's queries are one matrix.
+    # (G, n, 1, H, D) to (G, K, n H/K, D), so that each key head's queries are one matrix.
     q = query[:, :, 0].unflatten(2, (n_kv, -1)).permute(0, 2, 1, 3, 4).flatten(2, 3)
     earlier = (q @ clean.key.permute(0, 2, 3, 1)).float() * scale
-    seen = view.visible()[:, :, :-1].unsqueeze(1)
-    earlier = earlier.masked_fill(~seen, -torch.inf)
+    earlier = earlier.masked_fill(~seen.unsqueeze(1), -torch.inf)
     k, v = (x[:, :, 0].permute(0, 2, 1, 3).unsqueeze(3) for x in (key, value))
     own_query = q.unflatten(2, (n_rows, -1))
     own = ((own_query * k).sum(dim=-1).flatten(2).float() * scale).unsqueeze(-1)
@@ -141,22 +290,33 @@ def _attend_one(clean: Clean, query: Any, key: torch.Tensor, value: torch.Tensor
     return z.permute(0, 2, 1, 3, 4).flatten(2, 3).unsqueeze(2)
 
 
-def _attend(clean: Clean, query: Any, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """z (B, n, Q, H, D) of rows of several positions."""
-    view = clean.view
-    batch, n_rows = query.shape[:2]
+def _attend_many(
+    clean: Clean,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    seen: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    """z (G, n, S or Q, H, D) of rows of several positions; `seen` None is causal."""
+    n_packs, n_rows = query.shape[:2]
 
     def whole(earlier: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        shared = earlier[:, None].expand(-1, n_rows, -1, -1, -1)
-        return torch.cat((shared, own), dim=2).flatten(0, 1).transpose(1, 2)
+        if earlier.shape[1]:
+            shared = earlier[:, None].expand(-1, n_rows, -1, -1, -1)
+            own = torch.cat((shared, own), dim=2)
+        return own.flatten(0, 1).transpose(1, 2)
 
-    seen = view.visible(query.shape[2])[:, None].expand(-1, n_rows, -1, -1).flatten(0, 1)
+    mask = None
+    if seen is not None:
+        mask = seen[:, None].expand(-1, n_rows, -1, -1).flatten(0, 1)[:, None]
     z = functional.scaled_dot_product_attention(
         query.flatten(0, 1).transpose(1, 2),
         whole(clean.key, key),
         whole(clean.value, value),
-        attn_mask=seen[:, None],
-        scale=view.architecture.scaling(view.index),
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scale,
         enable_gqa=True,
     )
-    return z.transpose(1, 2).unflatten(0, (batch, n_rows))
+    return z.transpose(1, 2).unflatten(0, (n_packs, n_rows))

@@ -208,10 +208,13 @@ def run_batch(
     batch: Batch,
     recorders: Sequence[Recorder],
     edits: Sequence[BatchEdit] = (),
-) -> list[dict[str, torch.Tensor]]:
-    """One forward of a batch, and what the recorders took from it, on the CPU."""
+    on_cpu: bool = True,
+) -> list[dict[Any, torch.Tensor]]:
+    """One forward of a batch, and what the recorders took from it, brought to the CPU."""
     architecture, root, mask = model.architecture, model.traced, batch.attention_mask
     inputs, where = batch.inputs, {"remote": model.remote} if model.remote else {}
     with torch.no_grad(), root.trace(**inputs, **where):
         results = nnsight.save(walk(architecture, root, mask, recorders, edits))
+    if not on_cpu:
+        return list(results)
     return [{name: x.cpu() for name, x in result.items()} for result in results]

@@ -62,6 +62,11 @@ class Architecture(abc.ABC):
         self.n_kv_heads: int = getattr(config, "num_key_value_heads", None) or self.n_heads
         self.d_model: int = config.hidden_size
         self.d_head: int = getattr(config, "head_dim", None) or self.d_model // self.n_heads
+        self.d_mlp: int = (
+            getattr(config, "intermediate_size", None)
+            or getattr(config, "n_inner", None)
+            or 4 * self.d_model
+        )
         self.vocabulary_size: int = config.vocab_size
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
 

@@ -1,0 +1,108 @@
+"""How much memory a sweep takes, and how many rows fit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..models import Model
+    from .layout import Layout
+
+SHARE = 0.5
+"""Share of the free memory that a sweep takes where no budget is given."""
+
+
+TOKENS_PER_CHUNK = 4096
+"""Tokens of rows that are carried through the layers at a time; more gains nothing."""
+
+
+def rows_that_fit(model: Model, layout: Layout, budget: int | str | None) -> int:
+    """How many rows can be carried through the layers at a time.
+
+    Raises
+    ------
+    InputError
+        If not one fits.
+    """
+    n_packs, n_changed = layout.source.shape
+    sizes = (n_packs, n_changed, layout.earlier.shape[1])
+    fixed, each = clean_bytes(model, *sizes), row_bytes(model, *sizes)
+    given = as_bytes(budget, model.device)
+    if fixed + each > given:
+        raise InputError(
+            f"memory_budget={budget!r} is too small for a batch of {len(layout.prompt)} prompts: "
+            f"its smallest is {readable(fixed + each)} ({fixed + each} bytes); give that, or a "
+            "smaller batch_size"
+        )
+    return min((given - fixed) // each, max(1, TOKENS_PER_CHUNK // (n_packs * n_changed)))
+
+
+def as_bytes(budget: int | str | None, device: torch.device) -> int:
+    """A memory budget in bytes; by default a share of what is free on the device.
+
+    Raises
+    ------
+    InputError
+        If it is no positive number of bytes and no text like "2GiB".
+    """
+    from accelerate.utils.modeling import convert_file_size_to_int
+
+    if budget is None:
+        return int(SHARE * free_bytes(device))
+    wrong = InputError(f"memory_budget={budget!r} must be a number of bytes, or like '2GiB'")
+    if isinstance(budget, bool) or not isinstance(budget, (int, str)):
+        raise wrong
+    try:
+        found = int(convert_file_size_to_int(budget))
+    except ValueError:
+        raise wrong from None
+    if found <= 0:
+        raise wrong
+    return found
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on a device."""
+    if device.type == "cuda":
+        # What torch holds without using it is free for tensors, too.
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + unused)
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def readable(n_bytes: float) -> str:
+    """Bytes in MiB or GiB."""
+    mib = n_bytes / 2**20
+    return f"{mib / 1024:.2f}GiB" if mib >= 1024 else f"{mib:.1f}MiB"
+
+
+def clean_bytes(model: Model, n_packs: int, n_changed: int, n_earlier: int) -> int:
+    """What is kept of all layers of the clean run while rows go through them in chunks."""
+    a = model.architecture
+    of_changed = n_changed * (a.d_model * (2 if a.parallel else 1) + a.n_heads * a.d_head)
+    of_earlier = n_earlier * 2 * a.n_kv_heads * a.d_head
+    return model.n_layers * n_packs * (of_changed + of_earlier) * model.dtype.itemsize
+
+
+def row_bytes(model: Model, n_packs: int, n_changed: int, n_earlier: int) -> int:
+    """What one row takes at its largest, on its way through a block.
+
+    Counts what is held at a time in the attention and in the MLP, whichever is more.
+    """
+    a, size = model.architecture, model.dtype.itemsize
+    of_heads, of_keys = a.n_heads * a.d_head, a.n_kv_heads * a.d_head
+    seen = n_earlier + n_changed
+    in_attention = size * (2 * a.d_model + 5 * of_heads + 5 * of_keys)
+    if n_changed == 1:
+        in_attention += 3 * 4 * a.n_heads * seen
+    else:
+        copies = 2 if n_earlier else 0
+        in_attention += size * copies * of_keys * seen // n_changed + 5 * seen
+    in_mlp = size * (4 * a.d_model + of_heads + 4 * a.d_mlp)
+    return n_packs * n_changed * max(in_attention, in_mlp)
