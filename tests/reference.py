@@ -315,36 +315,53 @@ def answer(logits: torch.Tensor, prompts: tt.Prompts, i: int) -> tuple[float, np
     return float(labels[gold]) - others, logprobs.numpy()
 
 
+Value = Callable[[int, int], torch.Tensor]
+"""Takes a prompt's and a layer's number; gives (T, H, D) what replaces z."""
+
+
 def knocked_out(
-    reference: Reference,
-    prompts: tt.Prompts,
-    at: np.ndarray,
-    value: Callable[[int, int], torch.Tensor] | None = None,
+    reference: Reference, prompts: tt.Prompts, at: np.ndarray, value: Value | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Margin and log-probability drops, a forward of its own for every head and prompt.
 
-    `at` is (prompt, position); `value(prompt, layer)` gives (T, H, D) what replaces z.
+    `at` is (prompt, position); zero replaces z where there is no `value`.
     """
-    margins = np.zeros((len(prompts), reference.n_layers, reference.n_heads))
+    heads = list(np.ndindex(reference.n_layers, reference.n_heads))
+    found = changed(reference, prompts, at, [[head] for head in heads], value)
+    shape = (len(prompts), reference.n_layers, reference.n_heads)
+    return tuple(x.reshape(*shape, *x.shape[2:]) for x in found)
+
+
+def changed(
+    reference: Reference,
+    prompts: tt.Prompts,
+    at: np.ndarray,
+    groups: list,
+    value: Value | None = None,
+    factor: float = 0.0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same for groups of heads changed together: (prompt, group), (prompt, group, label)."""
+    margins = np.zeros((len(prompts), len(groups)))
     logprobs = np.zeros((*margins.shape, len(prompts.labels)))
     for i in range(len(prompts)):
         ids, mask = ids_of(prompts, i), torch.as_tensor(at[i][real(prompts, i)])
         clean = answer(reference.run(ids).logits[-1], prompts, i)
-        heads = list(np.ndindex(reference.n_layers, reference.n_heads))
 
-        def edit(index, z, heads=heads, mask=mask, i=i):
+        def edit(index, z, mask=mask, i=i):
             if index == 0:
-                z = z.expand(len(heads), -1, -1, -1).clone()
-            for row, (layer, head) in enumerate(heads):
-                if index == layer:
-                    z[row, mask, head] = 0 if value is None else value(i, layer)[mask, head]
+                z = z.expand(len(groups), -1, -1, -1).clone()
+            for row, group in enumerate(groups):
+                for layer, head in group:
+                    if index == layer:
+                        new = z[row] * factor if value is None else value(i, layer)
+                        z[row, mask, head] = new[mask, head]
             return z
 
         rows = reference.run(ids, edit).logits[:, -1]
-        for (layer, head), row in zip(heads, rows, strict=True):
-            changed = answer(row, prompts, i)
-            margins[i, layer, head] = clean[0] - changed[0]
-            logprobs[i, layer, head] = clean[1] - changed[1]
+        for number, row in enumerate(rows):
+            after = answer(row, prompts, i)
+            margins[i, number] = clean[0] - after[0]
+            logprobs[i, number] = clean[1] - after[1]
     return margins, logprobs
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .checks import finite
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Scale:
     positions: str | np.ndarray = "all"
 
     def __post_init__(self) -> None:
-        check_factor(self.factor)
+        finite("factor", self.factor)
 
     def describe(self) -> dict[str, Any]:
         """What is edited, for the record."""
@@ -126,17 +127,9 @@ def check_ablation(ablation: str, reference: Any, known: Sequence[str] = ABLATIO
 def check_change(ablation: str, reference: Any, factor: Any) -> None:
     """Refuse what a sweep cannot change heads to."""
     check_ablation(ablation, reference, CHANGES)
-    check_factor(factor)
+    finite("factor", factor)
     if factor and ablation != "scale":
         raise InputError(f"factor={factor} has a meaning with ablation='scale' alone")
-
-
-def check_factor(factor: Any) -> None:
-    """Refuse a factor that is no finite number."""
-    if isinstance(factor, (str, bool)) or not np.isscalar(factor):
-        raise InputError(f"factor={factor!r} must be a number")
-    if not np.isfinite(factor):
-        raise InputError(f"factor={factor} must be finite")
 
 
 def _as_list(heads: Any) -> list[Any]:

@@ -22,9 +22,7 @@ def test_forward(any_model: tt.Model) -> None:
         ids = ids_of(prompts, i)
         run = reference.run(ids)
         with torch.no_grad():
-            own = module(
-                input_ids=ids[None], output_attentions=True, output_hidden_states=True
-            )
+            own = module(input_ids=ids[None], output_attentions=True, output_hidden_states=True)
         assert error(own.logits[0], run.logits) <= 1e-5
         assert error(torch.stack(own.attentions)[:, 0], torch.stack(run.attention)) <= 1e-5
         # transformers' last hidden state is the normed one.

@@ -9,7 +9,14 @@ import pytest
 import torch
 from reference import Reference, error, ids_of, knocked_out, random_model, real
 from tiny import ARCHITECTURES, THREE, TWO, byte_level, tiny
-from transformers import GPT2Config, GPTJConfig, GPTNeoXConfig, LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    GPT2Config,
+    GPTJConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 import twotower as tt
 

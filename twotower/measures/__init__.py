@@ -1,19 +1,32 @@
 """Measures: (model, prompts) to labelled datasets."""
 
+from .agreement import Agreement, agreement
 from .analyze import analyze
 from .effects import head_effects
+from .gradients import attribution_patching
+from .groups import greedy_heads, group_effects, pair_effects, strongest_group, subset_effects
 from .heads import in_context_heads
 from .predict import predict
 from .scores import two_tower_scores
 from .towers import attribution, ov_labels, qk_similarity
+from .tracing import causal_tracing
 
 __all__ = [
+    "Agreement",
+    "agreement",
     "analyze",
     "attribution",
+    "attribution_patching",
+    "causal_tracing",
+    "greedy_heads",
+    "group_effects",
     "head_effects",
     "in_context_heads",
     "ov_labels",
+    "pair_effects",
     "predict",
     "qk_similarity",
+    "strongest_group",
+    "subset_effects",
     "two_tower_scores",
 ]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ..checks import whole
 from ..errors import InputError
 
 if TYPE_CHECKING:
@@ -125,8 +126,8 @@ def batches(
     InputError
         If `batch_size` is not a whole number from 1 up, or prompts are too long.
     """
-    if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
-        raise InputError(f"batch_size={batch_size!r} must be 1 or more")
+    if batch_size is not None:
+        whole("batch_size", batch_size, 1)
     if model.max_positions is not None and prompts.n_positions > model.max_positions:
         raise InputError(
             f"a prompt has {prompts.n_positions} tokens and the model takes {model.max_positions}"

@@ -34,6 +34,7 @@ def collect(
     keep: str = "all",
     edits: Sequence[Edit] = (),
     shared: bool = False,
+    gradients: bool = False,
     progress: bool | str = False,
 ) -> list[Arrays]:
     """Results of several recorders from one forward per batch.
@@ -52,6 +53,8 @@ def collect(
         Edits in force during the forwards.
     shared
         Whether prompts that begin alike should come into one batch.
+    gradients
+        Whether recorders take gradients.
     progress
         True, or a text, to show a bar.
 
@@ -70,7 +73,8 @@ def collect(
         kept = None if keep == "all" else keep
         for batch in batches(model, prompts, batch_size, kept, shared):
             recorders = [make(batch) for make in makers]
-            found = run_batch(model, batch, recorders, prepared.for_batch(batch))
+            ready = prepared.for_batch(batch)
+            found = run_batch(model, batch, recorders, ready, gradients=gradients)
             for result, recorder, new in zip(results, recorders, found, strict=True):
                 for name, tensor in new.items():
                     dims = GROUPS[recorder.group][name].dims

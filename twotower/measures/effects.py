@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from ..errors import InputError
 from ..intervention import check_change
@@ -126,11 +127,13 @@ def sweep_maker(
     logprobs: bool = True,
     memory_budget: int | str | None = None,
     groups: Sequence[Group] | None = None,
+    gold: np.ndarray | None = None,
 ) -> Callable[[Batch], Sweep]:
     """What makes a sweep's recorder for each batch.
 
     Without `groups` every head is one, and results are by layer and head. Groups cost
-    least in sorted order, in which those that share lower heads stand together.
+    least in sorted order, in which those that share lower heads stand together. `gold`
+    (prompt,) is the number of the label whose margin is read, by default the right one.
     """
     check_change(ablation, reference, factor)
     at = position_mask(prompts, positions)
@@ -156,6 +159,9 @@ def sweep_maker(
         change = Change(where.flatten()[layout.source], factor, values)
         size = rows_that_fit(model, layout, memory_budget)
         chunks = [groups[i : i + size] for i in range(0, len(groups), size)]
-        return Sweep(batch, readout, layout, change, chunks, logprobs, shape, name)
+        answer = batch.gold
+        if gold is not None:
+            answer = torch.as_tensor(gold[batch.rows], device=answer.device)
+        return Sweep(answer, readout, layout, change, chunks, logprobs, shape, name)
 
     return make

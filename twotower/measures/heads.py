@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..checks import whole
 from ..errors import InputError
 
 if TYPE_CHECKING:
@@ -62,9 +63,7 @@ def in_context_heads(
         raise InputError(f"by={by!r} needs what {source} returns, or a run that holds it")
     values = _strength(effects, label, by)
     mean = values.mean("prompt").transpose("layer", "head")
-    size = mean.size
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= size:
-        raise InputError(f"k={k!r} must be from 1 to {size}, the number of heads")
+    whole("k", k, 1, mean.size)
     order = np.argsort(-mean.values, axis=None, kind="stable")[:k]
     layers, heads = mean["layer"].values, mean["head"].values
     rows, columns = np.unravel_index(order, mean.shape)

@@ -246,9 +246,7 @@ def advance(
     return middle + together(clean.mlp_output, of_rows)
 
 
-def _attend(
-    clean: Clean, rows: torch.Tensor, layout: Layout, last: Layout | None
-) -> torch.Tensor:
+def _attend(clean: Clean, rows: torch.Tensor, layout: Layout, last: Layout | None) -> torch.Tensor:
     """z (G, n, S or Q, H, D) of the rows."""
     architecture, block = clean.architecture, clean.block
     normed = architecture.attention_norm(block)(rows)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 
-from .batch import Batch
 from .counterfactuals import Group, plan
 from .layout import Layout
 from .readout import Readout
@@ -20,8 +19,8 @@ class Sweep(Recorder):
 
     Parameters
     ----------
-    batch
-        The batch.
+    gold
+        (B,) number of the label whose margin is read.
     readout
         Of the labels.
     layout
@@ -42,7 +41,7 @@ class Sweep(Recorder):
 
     def __init__(
         self,
-        batch: Batch,
+        gold: torch.Tensor,
         readout: Readout,
         layout: Layout,
         change: Change,
@@ -52,11 +51,11 @@ class Sweep(Recorder):
         group: str = "effects",
     ) -> None:
         self.group, self.shape = group, shape
-        self.gold, self.readout, self.layout, self.change = batch.gold, readout, layout, change
+        self.gold, self.readout, self.layout, self.change = gold, readout, layout, change
         self.logprobs = logprobs
         n_layers, n_heads = readout.directions.shape[:2]
         self.top = n_layers - 1
-        device = batch.input_ids.device
+        device = gold.device
         plans = [plan(chunk, n_layers) for chunk in chunks]
         self.orders = [torch.tensor(p.order, device=device) for p in plans]
         self.moves = [[Moves.of(step, n_heads, device) for step in p.steps] for p in plans]

@@ -170,15 +170,20 @@ def walk(
     attention_mask: torch.Tensor,
     recorders: Sequence[Recorder],
     edits: Sequence[BatchEdit] = (),
-) -> list[dict[str, torch.Tensor]]:
+    gradients: bool = False,
+) -> list[dict[Any, torch.Tensor]]:
     """Show every layer to every recorder. Only works inside a trace of `root`.
 
-    Values are read in the order in which the model makes them, as nnsight requires.
+    Values are read in the order in which the model makes them, as nnsight requires. With
+    `gradients` the graph begins at the first layer, and every z stands in it.
     """
     for recorder in recorders:
         recorder.start(architecture, root)
     for index, block in enumerate(architecture.layers(root)):
         residual = block.input
+        if gradients and index == 0:
+            residual = residual.detach().requires_grad_()
+            block.input = residual
         attention = architecture.attention(block)
         tables = architecture.rotary_tables(attention)
         projected = [module.output for module in architecture.qkv(block)]
@@ -194,6 +199,8 @@ def walk(
             if edited is not view.z:
                 view.z = edited
                 projection.input = edited.flatten(-2)
+        if gradients:
+            projection.input = view.z.flatten(-2)
         view.attention_output = projection.output
         view.mlp_output = architecture.mlp(block).output
         for recorder in recorders:
@@ -208,13 +215,15 @@ def run_batch(
     batch: Batch,
     recorders: Sequence[Recorder],
     edits: Sequence[BatchEdit] = (),
+    *,
+    gradients: bool = False,
     on_cpu: bool = True,
 ) -> list[dict[Any, torch.Tensor]]:
     """One forward of a batch, and what the recorders took from it, brought to the CPU."""
     architecture, root, mask = model.architecture, model.traced, batch.attention_mask
     inputs, where = batch.inputs, {"remote": model.remote} if model.remote else {}
-    with torch.no_grad(), root.trace(**inputs, **where):
-        results = nnsight.save(walk(architecture, root, mask, recorders, edits))
+    with torch.set_grad_enabled(gradients), root.trace(**inputs, **where):
+        results = nnsight.save(walk(architecture, root, mask, recorders, edits, gradients))
     if not on_cpu:
         return list(results)
     return [{name: x.cpu() for name, x in result.items()} for result in results]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..checks import whole
 from ..errors import InputError
 from .prompts import Prompts, assemble
 from .segments import TEMPLATE, Prompt, Segment, Template
@@ -220,14 +221,10 @@ def build_prompts(
         numbers = list(shots.values())
     else:
         numbers = [shots]
-    if any(isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 0 for k in numbers):
-        raise InputError(f"shots={shots!r} must be whole numbers, 0 or more")
-    if sum(numbers) == 0:
+    if sum(whole("shots", k) for k in numbers) == 0:
         raise InputError("shots must leave at least one demonstration")
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
-        raise InputError(f"n={n!r} must be a whole number, 1 or more")
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise InputError(f"seed={seed!r} must be a whole number, 0 or more")
+    whole("n", n, 1)
+    whole("seed", seed)
     if order not in ORDERS:
         raise InputError(f"order={order!r} is not known; use one of {', '.join(ORDERS)}")
     recipe = Recipe(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..checks import whole
 from ..errors import InputError
 from .segments import Prompt
 from .tokens import check_label_positions, label_token_ids, tokenize
@@ -164,6 +165,44 @@ class Prompts:
             raise InputError("with the labels reversed the prompts no longer align, token by token")
         return twin
 
+    def other_queries(self, seed: int = 0) -> Prompts:
+        """The same demonstrations, each asked about a query of another class.
+
+        The queries are those of the other prompts here. The right answer changes with
+        the class.
+
+        Parameters
+        ----------
+        seed
+            Seed of the draw.
+
+        Raises
+        ------
+        InputError
+            If no other prompt asks about another class that stands among a prompt's
+            demonstrations.
+        """
+        rng = np.random.default_rng([whole("seed", seed), 19])
+        items = []
+        for i, prompt in enumerate(self.items):
+            labels = {s.demonstration_class: s.label for s in prompt.segments if s.role == "label"}
+            others = [
+                other
+                for other in self.items
+                if other.query_class != prompt.query_class
+                and other.query_class in labels
+                and other.text not in prompt.texts
+            ]
+            if not others:
+                raise InputError(
+                    f"prompt {i}: no other prompt asks about another class of its demonstrations"
+                )
+            other = others[int(rng.integers(len(others)))]
+            items.append(prompt.asking(other, labels[other.query_class]))
+        return assemble(
+            items, self.labels, self.tokenizer, task_name=self.task_name, seed=self.seed
+        )
+
     def split(self, fraction: float = 0.5, seed: int = 0) -> tuple[Prompts, Prompts]:
         """Two sets of prompts; no text of one stands in the other.
 
@@ -187,6 +226,7 @@ class Prompts:
         """
         if not 0 < fraction < 1:
             raise InputError(f"fraction={fraction} must lie strictly between 0 and 1")
+        whole("seed", seed)
         n_first = round(fraction * len(self))
         if not 0 < n_first < len(self):
             raise InputError(f"{len(self)} prompts cannot be split by {fraction}: a part is empty")

@@ -74,6 +74,12 @@ class Prompt:
         )
         return replace(self, segments=segments, gold=new[self.gold])
 
+    def asking(self, other: Prompt, gold: str) -> Prompt:
+        """The same demonstrations with another prompt's query."""
+        (query,) = (s for s in other.segments if s.role == "query")
+        segments = tuple(query if s.role == "query" else s for s in self.segments)
+        return Prompt(segments, other.text, gold, other.query_class)
+
 
 @dataclass(frozen=True)
 class Template:

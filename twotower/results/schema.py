@@ -23,7 +23,18 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 PAPER = "Yu & Ananiadou 2024, arXiv:2402.02872"
 
-DIMS = ("prompt", "layer", "head", "position", "label", "chosen")
+DIMS = (
+    "prompt",
+    "layer",
+    "head",
+    "position",
+    "label",
+    "chosen",
+    "group",
+    "other_layer",
+    "other_head",
+    "step",
+)
 """All dims; every dataset gives each of its dims a coordinate."""
 
 
@@ -145,6 +156,57 @@ GROUPS: dict[str, dict[str, Variable]] = {
             "clean minus knocked out, over the whole vocabulary",
             "nat",
             required=False,
+        ),
+    },
+    "group_effects": {
+        "margin_drop": Variable(
+            ("prompt", "group"),
+            "float",
+            "drop of the margin",
+            "margin of the clean run minus margin with the group's heads changed together",
+        ),
+        "logprob_drop": Variable(
+            ("prompt", "group", "label"),
+            "float",
+            "drop of the label's log-probability",
+            "clean minus changed, over the whole vocabulary",
+            "nat",
+            required=False,
+        ),
+        "n_heads": Variable(("group",), "int", "heads of the group", "number of heads changed"),
+    },
+    "pair_effects": {
+        "margin_drop": Variable(
+            (*_HEADS, "other_layer", "other_head"),
+            "float",
+            "drop of the margin",
+            "margin of the clean run minus margin with both heads changed; a head's pair with "
+            "itself is the head alone",
+        ),
+    },
+    "greedy": {
+        "chosen_layer": Variable(("step",), "int", "layer of the head chosen", "from 0"),
+        "chosen_head": Variable(("step",), "int", "head chosen", "number in its layer, from 0"),
+        "margin_drop": Variable(
+            ("prompt", "step"),
+            "float",
+            "drop of the margin",
+            "margin of the clean run minus margin with the heads of all steps so far changed",
+        ),
+    },
+    "tracing": {
+        "margin_gain": Variable(
+            _HEADS,
+            "float",
+            "gain of the margin",
+            "margin of the clean prompt's answer in the corrupted run with the head's clean "
+            "output put in, minus that of the corrupted run",
+        ),
+        "margin_clean": Variable(
+            _P, "float", "margin of the clean run", "towards the clean prompt's answer"
+        ),
+        "margin_corrupted": Variable(
+            _P, "float", "margin of the corrupted run", "towards the clean prompt's answer"
         ),
     },
     "attribution": {

@@ -1,0 +1,110 @@
+"""Causal tracing of heads: what each head's clean output restores in a corrupted run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import InputError
+from .collect import collect, dataset
+from .effects import sweep_maker
+from .recorders import Predictions
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from ..models import Model
+    from ..prompts import Prompts
+
+
+def causal_tracing(
+    model: Model,
+    prompts: Prompts,
+    corrupted: Prompts,
+    positions: str | np.ndarray = "last",
+    *,
+    memory_budget: int | str | None = None,
+    batch_size: int | None = None,
+    progress: bool | str = False,
+) -> xr.Dataset:
+    """How much of the clean answer each head's clean output restores in a corrupted run.
+
+    The heads' outputs of a clean prompt are put into its corrupted twin, one head at a
+    time, and the margin of the *clean* prompt's answer is read. All heads are swept in
+    one walk, as in `head_effects`. Also called activation patching, denoising direction.
+
+    Parameters
+    ----------
+    model
+        The model.
+    prompts
+        Clean prompts.
+    corrupted
+        As many others, such as `prompts.reversed_labels()` or `prompts.other_queries()`;
+        prompt i is traced in number i.
+    positions
+        Where outputs are put in, as in `head_effects`; other positions than "last" need
+        twins that align token by token there.
+    memory_budget, batch_size, progress
+        As in `head_effects`.
+
+    Returns
+    -------
+    xarray.Dataset
+        margin_gain (prompt, layer, head): margin with the head's clean output put in less
+        the corrupted run's own; margin_clean, margin_corrupted (prompt). Their difference
+        is what there is to restore.
+
+    Raises
+    ------
+    InputError
+        If the prompts have other labels or another number, or cannot be aligned.
+    """
+    if corrupted.labels != prompts.labels:
+        raise InputError(
+            f"the corrupted prompts have labels {corrupted.labels}, the clean ones {prompts.labels}"
+        )
+    make = sweep_maker(
+        model,
+        corrupted,
+        positions,
+        ablation="patch",
+        reference=prompts,
+        logprobs=False,
+        memory_budget=memory_budget,
+        gold=prompts.gold_index,
+    )
+    (traced, own) = collect(
+        model,
+        corrupted,
+        [make, lambda batch: Predictions(batch, prompts.label_ids)],
+        batch_size=batch_size,
+        progress=progress,
+    )
+    (clean,) = collect(
+        model,
+        prompts,
+        [lambda batch: Predictions(batch, prompts.label_ids)],
+        batch_size=batch_size,
+    )
+    arrays = {
+        "margin_gain": -traced["margin_drop"],
+        "margin_clean": clean["margin"],
+        "margin_corrupted": _margins(own["logit"], prompts.gold_index),
+    }
+    return dataset(
+        "tracing",
+        arrays,
+        model,
+        prompts,
+        positions=positions if isinstance(positions, str) else "given",
+        corrupted=corrupted.hash,
+    )
+
+
+def _margins(logits: np.ndarray, gold: np.ndarray) -> np.ndarray:
+    """(prompt,) right label's logit less the largest other of (prompt, label)."""
+    is_gold = np.arange(logits.shape[1]) == gold[:, None]
+    others = np.where(is_gold, -np.inf, logits).max(axis=1)
+    return np.asarray(logits[is_gold] - others)
