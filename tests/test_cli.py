@@ -148,9 +148,13 @@ def test_an_existing_run_is_not_touched(task_file: Path, tmp_path: Path, capsys)
     assert "exists already" in capsys.readouterr().err
 
 
-def test_debug_shows_where(tmp_path: Path) -> None:
-    with pytest.raises(tt.InputError):
+def test_debug_shows_where(capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
         main(["analyze", "--task", "nope", "--debug"])
+    assert caught.value.code == 2
+    printed = capsys.readouterr().err
+    assert "Traceback" in printed
+    assert printed.splitlines()[-1].startswith("twotower: there is no task 'nope'")
 
 
 def test_check_prints_the_identities(checkpoint: Path, capsys) -> None:

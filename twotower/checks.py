@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from .errors import InputError
+
+
+def check_is(value: Any, kind: str, name: str) -> None:
+    """Refuse what is not a `Model`, `Prompts` or `Task`.
+
+    Told by the class's name, since the classes are above this module.
+    """
+    if kind not in (cls.__name__ for cls in type(value).__mro__):
+        made_by = {"Model": "load", "Prompts": "build_prompts", "Task": "load_task"}[kind]
+        raise InputError(
+            f"{name} must be what {made_by} returns (a {kind}); this is a {type(value).__name__}"
+        )
+
+
+def check_measured(model: Any, prompts: Any) -> None:
+    """Refuse other things than a model and prompts, one or more, of two labels or more."""
+    check_is(model, "Model", "model")
+    check_is(prompts, "Prompts", "prompts")
+    if not len(prompts):
+        raise InputError("there are no prompts")
+    if len(prompts.labels) < 2:
+        raise InputError(f"there is one label, {prompts.labels[0]!r}: nothing to tell it from")
 
 
 def whole(name: str, value: Any, least: int = 0, most: int | None = None) -> int:
@@ -42,6 +65,11 @@ def finite(name: str, value: Any) -> float:
         If it is none.
     """
     ok = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not ok or not np.isfinite(value):
-        raise InputError(f"{name}={value!r} must be a finite number")
-    return float(value)
+    try:
+        number = float(value) if ok else math.nan
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        shown = repr(value) if len(repr(value)) < 50 else f"{repr(value)[:50]}..."
+        raise InputError(f"{name}={shown} must be a finite number")
+    return number

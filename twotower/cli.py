@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 
 from . import __version__
-from .errors import FindingError, TwoTowerError
+from .errors import FindingError, InputError, TwoTowerError
 from .runs.configuration import Configuration, read_yaml
 
 app = App(
@@ -51,13 +52,14 @@ def demo(
     """
     import time
 
+    from .runs.demo import check_finding, check_places, report, run_demo, save_finding
+
     console = _console()
+    check_places(output)
     start = time.perf_counter()
     model = Configuration(threads=threads).load_model()
     seconds = time.perf_counter() - start
     console.print(f"{model!r}, loaded and checked in {seconds:.1f} s", soft_wrap=True)
-    from .runs.demo import check_finding, report, run_demo, save_finding
-
     finding = run_demo(model, task, seed, progress=sys.stderr.isatty())
     report(finding, console)
     paths = save_finding(finding, output)
@@ -79,15 +81,13 @@ def analyze(*, config: Annotated[Configuration | None, Parameter(name="*")] = No
     Settings can also be read from a YAML file: twotower analyze --config run.yaml. What is
     given on the command line comes before what the file says.
     """
-    from .errors import StoreError
     from .measures import analyze as measure
     from .measures import in_context_heads
-    from .results import save
+    from .results.store import check_place, save
 
     config = config or Configuration()
     console = _console()
-    if config.store.exists() and not config.overwrite:
-        raise StoreError(f"{config.store} exists already; pass --overwrite or another --output")
+    check_place(config.store, config.overwrite)
     task = config.load_task()
     model = config.load_model()
     console.print(repr(model), soft_wrap=True)
@@ -232,6 +232,8 @@ def _launch(
     arguments = list(tokens)
     app.config = []
     if config is not None:
+        if arguments[:1] != ["analyze"]:
+            raise InputError("--config holds settings of `twotower analyze` alone")
         from cyclopts.config import Dict
 
         settings = {name.replace("_", "-"): value for name, value in read_yaml(config).items()}
@@ -248,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app.meta(arguments, exit_on_error=False, print_error=False)
     except (TwoTowerError, CycloptsError) as error:
         if "--debug" in arguments:
-            raise
+            traceback.print_exc()
         text = " ".join(str(error).split())
         print(f"twotower: {text}", file=sys.stderr)
         sys.exit(1 if isinstance(error, FindingError) else 2)
@@ -257,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
     except Exception as error:
         if "--debug" in arguments:
-            raise
+            traceback.print_exc()
         text = " ".join(str(error).split())[:500]
         print(
             f"twotower: something unforeseen went wrong ({type(error).__name__}: {text}); "

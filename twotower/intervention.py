@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .checks import finite
+from .checks import check_is, finite, whole
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -55,7 +55,9 @@ class KnockOut:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "heads", tuple(_as_list(self.heads)))
         check_ablation(self.ablation, self.reference)
+        whole("seed", self.seed)
 
     def describe(self) -> dict[str, Any]:
         """What is edited, for the record."""
@@ -84,6 +86,7 @@ class Scale:
     positions: str | np.ndarray = "all"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "heads", tuple(_as_list(self.heads)))
         finite("factor", self.factor)
 
     def describe(self) -> dict[str, Any]:
@@ -102,6 +105,8 @@ def as_edits(edits: Edit | Sequence[Edit]) -> list[Edit]:
     InputError
         If something in it is not an edit.
     """
+    if not isinstance(edits, (KnockOut, Scale, Iterable)):
+        raise InputError(f"edits={edits!r} must be a list of edits, such as [KnockOut(heads)]")
     found = [edits] if isinstance(edits, (KnockOut, Scale)) else list(edits)
     for edit in found:
         if not isinstance(edit, (KnockOut, Scale)):
@@ -122,6 +127,8 @@ def check_ablation(ablation: str, reference: Any, known: Sequence[str] = ABLATIO
     if (ablation in ("zero", "scale")) != (reference is None):
         need = "needs" if reference is None else "takes no"
         raise InputError(f"ablation={ablation!r} {need} reference= prompts")
+    if reference is not None:
+        check_is(reference, "Prompts", "reference")
 
 
 def check_change(ablation: str, reference: Any, factor: Any) -> None:
@@ -136,6 +143,8 @@ def _as_list(heads: Any) -> list[Any]:
     """Heads as a list; one head may stand for a list of one."""
     from .models import Head
 
+    if isinstance(heads, str) or not isinstance(heads, Iterable):
+        raise InputError(f"heads={heads!r} must be a list of (layer, head)")
     return [heads] if isinstance(heads, Head) else list(heads)
 
 
@@ -153,6 +162,8 @@ def check_heads(heads: Iterable[Any], model: Model) -> list[Head]:
     for item in _as_list(heads):
         try:
             # Not int(): it would take 0.5 for 0, and a text's digits for a head.
+            if any(isinstance(x, (bool, np.bool_)) for x in item):
+                raise TypeError
             layer, head = (operator.index(x) for x in item)
         except (TypeError, ValueError):
             raise InputError(f"{item!r} is not a head; give (layer, head)") from None

@@ -47,7 +47,7 @@ def by_prompt(array: xr.DataArray, prompts: tt.Prompts) -> list[np.ndarray]:
 
 
 def test_attention_and_scores(case) -> None:
-    model, prompts, reference, runs = case
+    model, prompts, _, runs = case
     qk = tt.qk_similarity(model, prompts)
     scores, attentions = (by_prompt(qk[name], prompts) for name in ("score", "attention"))
     for i, run in enumerate(runs):

@@ -270,8 +270,8 @@ def mask_of(prompts: tt.Prompts) -> np.ndarray:
             lambda p: tt.KnockOut([(0, 1)], ablation="resample", reference=p),
             "cannot be aligned",
         ),
-        (lambda p: tt.Scale([(0, 1)], float("inf")), "must be finite"),
-        (lambda p: tt.Scale([(0, 1)], "much"), "must be a number"),
+        (lambda p: tt.Scale([(0, 1)], float("inf")), "must be a finite number"),
+        (lambda p: tt.Scale([(0, 1)], "much"), "must be a finite number"),
     ],
 )
 def test_refusals(llama: tt.Model, edits, message: str) -> None:

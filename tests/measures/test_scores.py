@@ -169,7 +169,7 @@ def test_a_part_of_the_heads_keeps_its_names(run: xr.DataTree) -> None:
 
 @pytest.mark.parametrize("k", [0, -1, 13, True, 2.0, "3", None])
 def test_bad_numbers_of_heads(run: xr.DataTree, k) -> None:
-    with pytest.raises(tt.InputError, match="must be from 1 to 12"):
+    with pytest.raises(tt.InputError, match="must be a whole number, from 1 to 12"):
         tt.in_context_heads(run, k)
 
 

@@ -264,9 +264,8 @@ def test_variants(name: str) -> None:
                 own = getattr(plain, variable)[layer][:, -1]
                 assert error(run["qk"][variable].values[i, layer][:, at], own) <= 1e-5
         weighted = (run["ov"]["label_logit"] * run["qk"]["attention"]).sum("position")
-        written = torch.stack(
-            [torch.einsum("hd,hde->he", z[-1], b.out) for z, b in zip(plain.z, reference.blocks)]
-        )
+        blocks = zip(plain.z, reference.blocks, strict=True)
+        written = torch.stack([torch.einsum("hd,hde->he", z[-1], b.out) for z, b in blocks])
         expected = reference.label_logit(written, plain.residual[-1][-1], prompts.label_ids)
         direct = run["attribution"]["label_logit"]
         assert error(direct.values[i], expected) <= 1e-5

@@ -304,9 +304,9 @@ def test_heads_that_write(run: xr.DataTree) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"k": 0}, "must be from 1 to 12"),
-        ({"k": 13}, "must be from 1 to 12"),
-        ({"k": 2.5}, "must be from 1 to 12"),
+        ({"k": 0}, "must be a whole number, from 1 to 12"),
+        ({"k": 13}, "must be a whole number, from 1 to 12"),
+        ({"k": 2.5}, "must be a whole number, from 1 to 12"),
         ({"label": "baz"}, "not among foo, bar"),
         ({"by": "charm"}, "by='charm'"),
     ],
@@ -344,8 +344,8 @@ def test_analyze_equals_the_separate_measures(llama: tt.Model) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m, p: tt.analyze(m, p, measures=()), "choose from"),
-        (lambda m, p: tt.analyze(m, p, measures=("magic",)), "choose from"),
+        (lambda m, p: tt.analyze(m, p, measures=()), "choose a list from"),
+        (lambda m, p: tt.analyze(m, p, measures=("magic",)), "choose a list from"),
         (lambda m, p: tt.analyze(m, p, keep="some"), "keep='some'"),
         (lambda m, p: tt.attribution(m, p, norm="soft"), "norm='soft'"),
         (lambda m, p: tt.head_effects(m, p, "first"), "positions='first'"),
@@ -367,7 +367,7 @@ def test_analyze_equals_the_separate_measures(llama: tt.Model) -> None:
             lambda m, p: tt.predict(m, p, [tt.KnockOut([(0, 1)]), tt.Scale([(0, 1)], 2.0)]),
             "edited twice",
         ),
-        (lambda m, p: tt.Scale([(0, 1)], float("nan")), "must be finite"),
+        (lambda m, p: tt.Scale([(0, 1)], float("nan")), "must be a finite number"),
         (lambda m, p: tt.ov_labels(m, p, top_tokens=[(0, 99)]), "out of range"),
         (lambda m, p: tt.two_tower_scores(tt.analyze(m, p, measures=("qk",))), "group 'ov'"),
     ],

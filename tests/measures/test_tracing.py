@@ -151,7 +151,7 @@ def test_agreement(llama: tt.Model) -> None:
     assert against.missed == tt.in_context_heads(exact, 5)
     assert against.found == 0
     half = exact.copy(deep=True)
-    best, second = tt.in_context_heads(exact, 2)
+    best, _ = tt.in_context_heads(exact, 2)
     half["margin_drop"][:, best.layer, best.head] = -100
     assert tt.agreement(exact, half, k=2).missed == [best]
     assert tt.agreement(exact, half, k=2).found == 0.5

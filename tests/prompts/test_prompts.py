@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import Any
 
@@ -217,7 +218,7 @@ def test_one_large_group_and_one_small(llama: tt.Model) -> None:
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.5, 1.5, 0.05, 0.95, float("nan")])
 def test_an_empty_part_is_refused(six: tt.Prompts, fraction: float) -> None:
-    with pytest.raises(tt.InputError, match=r"strictly between 0 and 1|a part is empty"):
+    with pytest.raises(tt.InputError, match="strictly between|a part is empty|finite"):
         six.split(fraction)
 
 
@@ -281,7 +282,7 @@ def test_the_hash_tells_golds_and_classes_apart(llama: tt.Model) -> None:
     hashes = {
         own(llama, written).hash,
         own(llama, written, gold=["bar"], query_class=["foo"]).hash,
-        own(llama, written, classes=[["x", "y"]]).hash,
+        own(llama, written, classes=[["x", "y"]], query_class=["x"]).hash,
         own(llama, written, query_class=["x"]).hash,
     }
     assert len(hashes) == 4
@@ -405,3 +406,17 @@ def test_labels_of_a_demonstration_off_the_querys_form(llama: tt.Model) -> None:
     string = "cat: foo\nRome:foo\ndog:"
     with pytest.raises(tt.InputError, match="prompt 0, demonstration 1: the label 'foo'"):
         own(llama, (string, [(5, 8), (14, 17)]))
+
+
+# ---- the record ---------------------------------------------------------------------
+
+
+def test_results_say_how_their_prompts_were_built(llama: tt.Model, six: tt.Prompts) -> None:
+    def record(prompts: tt.Prompts) -> dict:
+        return json.loads(tt.predict(llama, prompts).attrs["prompts"])
+
+    assert record(six)["shots"] == 2
+    assert record(six)["template"] == "{text}: {label}\n"
+    first, second = (record(part)["part"] for part in six.split(0.5, seed=4))
+    assert (first, second) == ("split(0.5, 4)[0]", "split(0.5, 4)[1]")
+    assert record(six[:2]) == {}

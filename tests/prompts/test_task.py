@@ -140,7 +140,7 @@ def test_a_jsonl_file_with_other_columns(tmp_path: Path) -> None:
          "has word, label. Name the columns with text= and label="),
         ("t.jsonl", b'{"text": "cat", "label": "a"}\n{"text": "x"}', "row 2 of t lacks .*has text"),
         ("t.jsonl", b'["cat", "a"]', r"row 1 of t lacks the column .*it has \['cat', 'a'\]"),
-        ("t.jsonl", b'{"text": "cat"', "t.jsonl cannot be read: Expecting"),
+        ("t.jsonl", b'{"text": "cat"', "t.jsonl, line 1: Expecting"),
         ("t.csv", b"text,label\n\xff\xfe,pet\n", "t.csv cannot be read: .*utf-8"),
         ("t.csv", b"text,label\ncat,pet\ndog\n", "row 2 of t has no class in the column 'label'"),
         ("t.csv", b"text,label\ncat,\n", "row 1 of t has no class in the column 'label'"),

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..checks import check_measured
 from ..errors import InputError
 from ..results import make_tree, provenance
 from .collect import collect, dataset
 from .effects import sweep_maker
 from .recorders import Predictions
 from .scores import two_tower_scores
-from .towers import attribution_maker, similarity_maker, values_maker
+from .towers import attribution_maker, check_norm, similarity_maker, values_maker
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import xarray as xr
 
     from ..models import Model
@@ -65,9 +65,12 @@ def analyze(
     InputError
         If a measure is not known.
     """
-    unknown = [name for name in measures if name not in MEASURES]
-    if unknown or not measures:
-        raise InputError(f"measures={list(measures)}: choose from {', '.join(MEASURES)}")
+    check_measured(model, prompts)
+    listed = isinstance(measures, Iterable) and not isinstance(measures, str)
+    measures = list(measures) if listed else measures
+    if not listed or not measures or any(name not in MEASURES for name in measures):
+        raise InputError(f"measures={measures!r}: choose a list from {', '.join(MEASURES)}")
+    check_norm(norm)
     makers: dict[str, Any] = {}
     for name in dict.fromkeys(measures):
         if name == "predictions":

@@ -149,7 +149,8 @@ def _families(prompts: Prompts) -> np.ndarray:
     before: tuple[int, ...] = ()
     family = -1
     for i in sorted(range(len(tokens)), key=tokens.__getitem__):
-        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(tokens[i], before)))
+        pairs = zip(tokens[i], before, strict=False)
+        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         if 2 * common < len(tokens[i]) or family < 0:
             family += 1
         families[i], before = family, tokens[i]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ..checks import check_measured, whole
 from ..errors import InputError
 from ..intervention import check_change
 from .ablation import make_replacement
@@ -83,6 +84,7 @@ def head_effects(
         If positions, ablation and reference do not fit, prompts cannot be aligned, or not
         one row fits the memory budget; the message says how much is needed.
     """
+    check_measured(model, prompts)
     make = sweep_maker(
         model,
         prompts,
@@ -136,6 +138,7 @@ def sweep_maker(
     (prompt,) is the number of the label whose margin is read, by default the right one.
     """
     check_change(ablation, reference, factor)
+    whole("seed", seed)
     at = position_mask(prompts, positions)
     if not at.any():
         raise InputError("positions are empty: nothing would be changed")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..checks import check_measured, whole
 from ..errors import InputError
 from ..intervention import check_change
 from .ablation import make_replacement
@@ -110,9 +111,11 @@ def attribution_patching(
     ----------
     Nanda (2023), "Attribution patching: activation patching at industrial scale".
     """
+    check_measured(model, prompts)
     if model.quantization or model.remote:
         raise InputError("gradients need a local model that is not quantized; use head_effects")
     check_change(ablation, reference, factor)
+    whole("seed", seed)
     at = position_mask(prompts, positions)
     if not at.any():
         raise InputError("positions are empty: nothing would be changed")

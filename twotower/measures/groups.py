@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checks import whole
+from ..checks import check_measured, whole
 from ..errors import InputError
 from ..intervention import check_heads
 from .collect import collect, dataset
 from .counterfactuals import Group, plan
-from .effects import sweep_maker
 from .edits import position_mask
+from .effects import sweep_maker
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -73,6 +73,7 @@ def group_effects(
         If a group is empty or given twice, a head is out of range, or what `head_effects`
         raises.
     """
+    check_measured(model, prompts)
     return _group_effects(
         model,
         prompts,
@@ -201,6 +202,7 @@ def pair_effects(
         round; a head's pair with itself has its own effect. What two heads do together
         beyond what each does alone is the pair's drop less the two heads' own.
     """
+    check_measured(model, prompts)
     singles: list[Group] = [(head,) for head in model.heads]
     groups = singles + [tuple(pair) for pair in combinations(model.heads, 2)]
     effects = _group_effects(
@@ -263,6 +265,7 @@ def subset_effects(
     InputError
         If the pool is empty or too large.
     """
+    check_measured(model, prompts)
     heads = check_heads(pool, model)
     if not 1 <= len(heads) <= LARGEST_POOL:
         raise InputError(
@@ -338,6 +341,7 @@ def greedy_heads(
     InputError
         If k is not from 1 to the number of heads in the pool.
     """
+    check_measured(model, prompts)
     heads = list(model.heads) if pool is None else check_heads(pool, model)
     whole("k", k, 1, len(heads))
     chosen: list[Head] = []

@@ -55,13 +55,16 @@ def in_context_heads(
     """
     from ..models import Head
 
-    if by not in GROUP_OF:
+    if not isinstance(by, str) or by not in GROUP_OF:
         raise InputError(f"by={by!r} is not known; use one of {', '.join(GROUP_OF)}")
     effects = getattr(effects, "children", {}).get(GROUP_OF[by], effects)
-    if by not in effects or "position" in effects[by].dims:
+    dims = effects[by].dims if hasattr(effects, "data_vars") and by in effects else ()
+    if "prompt" not in dims or "position" in dims:
         source = "head_effects" if by == "margin_drop" else "attribution"
         raise InputError(f"by={by!r} needs what {source} returns, or a run that holds it")
     values = _strength(effects, label, by)
+    if not values.sizes["prompt"] or not np.isfinite(values).all():
+        raise InputError("there are no effects to choose by, or some are not finite")
     mean = values.mean("prompt").transpose("layer", "head")
     whole("k", k, 1, mean.size)
     order = np.argsort(-mean.values, axis=None, kind="stable")[:k]

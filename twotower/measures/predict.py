@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..checks import check_measured
 from ..intervention import Edit, as_edits
 from .collect import collect, dataset
 from .recorders import Predictions
@@ -49,6 +50,7 @@ def predict(
     InputError
         If an edit does not fit the model or the prompts, or two edit the same thing.
     """
+    check_measured(model, prompts)
     edits = as_edits(edits)
     (arrays,) = collect(
         model,

@@ -34,7 +34,7 @@ def two_tower_scores(run: xr.DataTree) -> xr.Dataset:
         If the run lacks `qk` or `ov`.
     """
     for name in ("qk", "ov"):
-        if name not in run.children:
+        if name not in getattr(run, "children", ()):
             raise InputError(f"two-tower scores need the group {name!r}; analyze with it")
     qk, ov = run["qk"].to_dataset(inherit=False), run["ov"].to_dataset(inherit=False)
     arrays = {"qk_auc": qk_auc(qk["score"])}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..checks import check_measured
 from ..errors import InputError
 from ..intervention import check_heads
 from .batch import Batch
@@ -53,17 +54,23 @@ def attribution(
     InputError
         If `norm` is not known.
     """
+    check_measured(model, prompts)
     make = attribution_maker(model, prompts, norm)
     (arrays,) = collect(model, prompts, [make], batch_size=batch_size, progress=progress)
     return dataset("attribution", arrays, model, prompts, norm=norm)
+
+
+def check_norm(norm: str) -> None:
+    """Refuse a final norm that is neither of the two."""
+    if norm not in ("own", "frozen"):
+        raise InputError(f"norm={norm!r} is not known; use 'own' or 'frozen'")
 
 
 def attribution_maker(
     model: Model, prompts: Prompts, norm: str = "frozen"
 ) -> Callable[[Batch], Attribution]:
     """What makes attribution's recorder for each batch."""
-    if norm not in ("own", "frozen"):
-        raise InputError(f"norm={norm!r} is not known; use 'own' or 'frozen'")
+    check_norm(norm)
     readout = get_readout(model, prompts.label_ids)
     return lambda batch: Attribution(batch, readout, norm)
 
@@ -97,6 +104,7 @@ def qk_similarity(
         models score_content_mean: the content part at the label positions' distances.
         NaN at padding.
     """
+    check_measured(model, prompts)
     make = similarity_maker(prompts)
     (arrays,) = collect(model, prompts, [make], batch_size=batch_size, keep=keep, progress=progress)
     return dataset("qk", arrays, model, prompts, keep=keep)
@@ -140,6 +148,7 @@ def ov_labels(
         times it is that of the weighted vectors. top_token (prompt, chosen, position),
         where `chosen` names heads as "layer.head". NaN or "" at padding.
     """
+    check_measured(model, prompts)
     readout = get_readout(model, prompts.label_ids)
     makers: list[Any] = [values_maker(model, prompts)]
     heads = check_heads(top_tokens, model)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..checks import check_is, check_measured
 from ..errors import InputError
 from .collect import collect, dataset
 from .effects import sweep_maker
@@ -61,6 +62,8 @@ def causal_tracing(
     InputError
         If the prompts have other labels or another number, or cannot be aligned.
     """
+    check_measured(model, prompts)
+    check_is(corrupted, "Prompts", "corrupted")
     if corrupted.labels != prompts.labels:
         raise InputError(
             f"the corrupted prompts have labels {corrupted.labels}, the clean ones {prompts.labels}"

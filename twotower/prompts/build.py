@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checks import whole
+from ..checks import check_is, whole
 from ..errors import InputError
 from .prompts import Prompts, assemble
 from .segments import TEMPLATE, Prompt, Segment, Template
@@ -34,6 +35,20 @@ class Recipe:
     permute_labels: bool
     shared_demonstrations: bool
     max_positions: int | None
+    part: str = ""
+    """Which part of the task's texts this is, after a split."""
+
+    def describe(self) -> dict[str, Any]:
+        """What `build_prompts` was given, for the record."""
+        return {
+            "shots": self.shots,
+            "template": self.template.form,
+            "instruction": self.template.instruction,
+            "order": self.order,
+            "permute_labels": self.permute_labels,
+            "shared_demonstrations": self.shared_demonstrations,
+            "part": self.part,
+        }
 
     def make(self, n: int, tokenizer: Any) -> Prompts:
         """The first n prompts."""
@@ -53,7 +68,10 @@ class Recipe:
     ) -> tuple[Prompts, Prompts]:
         """Prompts of two parts of the task's texts."""
         halves = self.task.split(fraction, seed)
-        first, second = (Recipe(**{**vars(self), "task": half}) for half in halves)
+        first, second = (
+            replace(self, task=half, part=f"{self.part}split({fraction}, {seed})[{number}]")
+            for number, half in enumerate(halves)
+        )
         for part in (first, second):
             part.check_texts()
         return first.make(n_first, tokenizer), second.make(n_second, tokenizer)
@@ -198,9 +216,18 @@ def build_prompts(
         If labels are not distinct single tokens, one per class; if a class has too few
         texts; or if a prompt is longer than the model's context.
     """
+    if not hasattr(model, "tokenizer"):
+        check_is(model, "Model", "model")
+    check_is(task, "Task", "task")
+    for name, flag in (
+        ("permute_labels", permute_labels),
+        ("shared_demonstrations", shared_demonstrations),
+    ):
+        if not isinstance(flag, (bool, np.bool_)):
+            raise InputError(f"{name}={flag!r} must be True or False")
     if labels is None:
         labels = CANDIDATE_LABELS[: len(task.classes)]
-    elif isinstance(labels, str):
+    elif isinstance(labels, (str, Mapping)) or not isinstance(labels, Iterable):
         raise InputError(f"labels={labels!r} must be a list of words, one per class")
     labels = tuple(labels)
     if len(labels) != len(task.classes):
@@ -240,6 +267,16 @@ def build_prompts(
     )
     recipe.check_texts()
     return recipe.make(n, model.tokenizer)
+
+
+def _spans(spans: Any, prompt: int) -> list[tuple[int, int]]:
+    """Spans as pairs of whole numbers."""
+    try:
+        return [(operator.index(start), operator.index(end)) for start, end in spans]
+    except (TypeError, ValueError):
+        raise InputError(
+            f"prompt {prompt}: label_spans={spans!r} must be a list of (start, end), in characters"
+        ) from None
 
 
 def prompts_from_strings(
@@ -289,6 +326,9 @@ def prompts_from_strings(
     >>> prompts.labels
     ('foo', 'bar')
     """
+    for name, value in (("strings", strings), ("gold", gold)):
+        if isinstance(value, str) or not all(isinstance(text, str) for text in value):
+            raise InputError(f"{name}= must be a list of texts")
     if not len(strings) == len(label_spans) == len(gold):
         raise InputError(
             f"{len(strings)} strings, {len(label_spans)} lists of spans and {len(gold)} right "
@@ -300,10 +340,16 @@ def prompts_from_strings(
     items, seen = [], dict.fromkeys(labels if labels is not None else ())
     for i, (string, spans) in enumerate(zip(strings, label_spans, strict=True)):
         segments, at = [], 0
+        spans = _spans(spans, i)
         given = classes[i] if classes is not None else [string[s:e].strip() for s, e in spans]
         if len(given) != len(spans):
             raise InputError(f"prompt {i} has {len(spans)} labels and {len(given)} classes")
-        for number, ((start, end), cls) in enumerate(zip(spans, given, strict=True)):
+        if classes is not None and not all(isinstance(cls, str) and cls for cls in given):
+            raise InputError(f"prompt {i}: classes={given!r} must be texts")
+        if classes is not None and query_class is None and gold[i] not in given:
+            raise InputError("classes= other than the labels need query_class= beside them")
+        for number, (span, cls) in enumerate(zip(spans, given, strict=True)):
+            start, end = span
             label = string[start:end].strip()
             if not at <= start < end <= len(string) or not label:
                 raise InputError(
@@ -317,6 +363,10 @@ def prompts_from_strings(
         query = string[at:]
         if not query.strip():
             raise InputError(f"prompt {i} ends with a label; nothing is asked")
+        if query[-1] in " \t":
+            raise InputError(
+                f"prompt {i} ends in a blank, which belongs to the label's token; leave it out"
+            )
         segments.append(Segment(query, "query"))
         answer_class = query_class[i] if query_class is not None else gold[i]
         kept = tuple(s for s in segments if s.text)

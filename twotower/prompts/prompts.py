@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checks import whole
+from ..checks import finite, whole
 from ..errors import InputError
 from .segments import Prompt
 from .tokens import check_label_positions, label_token_ids, tokenize
@@ -224,6 +224,7 @@ class Prompts:
         InputError
             If a part would be empty, or has too few texts for the demonstrations.
         """
+        finite("fraction", fraction)
         if not 0 < fraction < 1:
             raise InputError(f"fraction={fraction} must lie strictly between 0 and 1")
         whole("seed", seed)

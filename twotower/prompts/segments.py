@@ -98,6 +98,9 @@ class Template:
     instruction: str = ""
 
     def __post_init__(self) -> None:
+        for name, text in (("template", self.form), ("instruction", self.instruction)):
+            if not isinstance(text, str):
+                raise InputError(f"{name}={text!r} must be a text")
         ok = self.form.count("{text}") == 1 and self.form.count("{label}") == 1
         if not ok or self.form.index("{text}") > self.form.index("{label}"):
             raise InputError(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import finite, whole
 from ..errors import InputError
 
 
@@ -62,6 +63,8 @@ class Task:
         owner: dict[str, str] = {}
         kept: dict[str, tuple[str, ...]] = {}
         for name, texts in self.texts.items():
+            if not isinstance(name, str) or not name.strip():
+                raise InputError(f"task {self.name!r}: the class {name!r} needs a name, as text")
             if isinstance(texts, str) or not isinstance(texts, Iterable):
                 raise InputError(f"task {self.name!r}: class {name!r} needs a list of texts")
             texts = tuple(texts)
@@ -74,12 +77,13 @@ class Task:
             if not unique:
                 raise InputError(f"task {self.name!r}: class {name!r} has no texts")
             for text in unique:
-                if owner.setdefault(text, name) != name:
+                key = " ".join(text.split())
+                if owner.setdefault(key, name) != name:
                     raise InputError(
                         f"task {self.name!r}: {text!r} stands in the classes "
-                        f"{owner[text]!r} and {name!r}; keep it in one"
+                        f"{owner[key]!r} and {name!r}; keep it in one"
                     )
-            kept[str(name)] = unique
+            kept[name] = unique
         object.__setattr__(self, "texts", kept)
 
     @property
@@ -96,7 +100,15 @@ class Task:
             Share of each class's texts that goes to the first, between 0 and 1.
         seed
             Seed of the draw.
+
+        Raises
+        ------
+        InputError
+            If the fraction is not between 0 and 1, or a class has one text.
         """
+        if not 0 < finite("fraction", fraction) < 1:
+            raise InputError(f"fraction={fraction} must lie strictly between 0 and 1")
+        whole("seed", seed)
         rng = np.random.default_rng([seed, 7])
         first, second = {}, {}
         for name, texts in self.texts.items():
@@ -175,6 +187,9 @@ def load_task(
     InputError
         If there is no such task, file or column, or the texts do not make a task.
     """
+    source = str(source) if isinstance(source, Path) else source
+    if not isinstance(source, str):
+        raise InputError(f"{source!r} is no task's name; for texts of your own see Task")
     if source in bundled_tasks():
         path = resources.files(__package__) / "tasks" / f"{source}.json"
         return Task(**json.loads(path.read_text(encoding="utf-8")))
@@ -200,8 +215,13 @@ def _from_file(path: Path, text: str, label: str) -> Task:
             if path.suffix.lower() == ".csv":
                 rows: list[dict[str, Any]] = list(csv.DictReader(file))
             else:
-                rows = [json.loads(line) for line in file if line.strip()]
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+                rows = []
+                for number, line in enumerate(file, start=1):
+                    try:
+                        rows += [json.loads(line)] if line.strip() else []
+                    except json.JSONDecodeError as error:
+                        raise InputError(f"{path}, line {number}: {error.msg}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     if not rows:
         raise InputError(f"{path} holds no rows")
@@ -255,12 +275,15 @@ def _task(
             has = ", ".join(map(str, row)) if isinstance(row, dict) else repr(row)
             raise InputError(
                 f"row {number} of {name} lacks the column {text!r} or {label!r}; it has {has}. "
-                "Name the columns with text= and label="
+                "Name the columns with text= and label= (--text-column and --label-column)"
             )
         if row[label] is None or not str(row[label]).strip():
             raise InputError(f"row {number} of {name} has no class in the column {label!r}")
         # Templates put one demonstration on one line.
-        value, cls = " ".join(str(row[text] or "").split()), str(row[label])
+        if not isinstance(row[text], (str, int, float, type(None))):
+            raise InputError(f"row {number} of {name} holds {row[text]!r} in {text!r}, no text")
+        value = " ".join(("" if row[text] is None else str(row[text])).split())
+        cls = str(row[label])
         if not strict and (not value or owner.setdefault(value, cls) != cls):
             continue
         texts.setdefault(cls, []).append(value)

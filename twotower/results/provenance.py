@@ -44,6 +44,7 @@ def provenance(model: Model, prompts: Prompts, **settings: Any) -> dict[str, Any
         "task": prompts.task_name,
         "labels": json.dumps(prompts.labels, ensure_ascii=False),
         "prompts_hash": prompts.hash,
+        "prompts": json.dumps(prompts.recipe.describe() if prompts.recipe else {}),
         "seed": -1 if prompts.seed is None else prompts.seed,
         "settings": json.dumps(settings, default=str, sort_keys=True),
         "versions": json.dumps(_versions()),

@@ -214,7 +214,9 @@ GROUPS: dict[str, dict[str, Variable]] = {
             (*_HEADS, "label"),
             "float",
             "log-probability increase",
-            f"log p(label given x_T^l + W_O^h z_T) - log p(label given x_T^l) ({PAPER})",
+            f"log p(label given x_T^l + W_O^h z_T) - log p(label given x_T^l) ({PAPER}); the "
+            "attribute `settings` says whether the final norm keeps the statistic of the last "
+            "position's final residual stream (norm frozen) or takes the vector's (own)",
             "nat",
         ),
         "label_logit": Variable(

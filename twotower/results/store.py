@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import uuid
 import warnings
@@ -22,7 +24,8 @@ def make_tree(groups: Mapping[str, xr.Dataset], attributes: Mapping[str, Any]) -
 
     for name, dataset in groups.items():
         check_dataset(dataset, name)
-    root = xr.Dataset(attrs={"twotower_schema": SCHEMA_VERSION, **attributes})
+    about = {"twotower_schema": SCHEMA_VERSION, "groups": json.dumps(sorted(groups))}
+    root = xr.Dataset(attrs={**attributes, **about})
     return xr.DataTree.from_dict({"/": root, **groups})
 
 
@@ -34,11 +37,16 @@ def check_tree(tree: xr.DataTree) -> None:
     SchemaError
         If a group is unknown or does not have its form.
     """
+    if tree.data_vars or not tree.children:
+        raise SchemaError("a run has groups, and no variables beside them")
     if tree.attrs.get("twotower_schema") != SCHEMA_VERSION:
         raise SchemaError(
             f"this is no twotower run of schema {SCHEMA_VERSION} (its root says "
             f"{tree.attrs.get('twotower_schema')!r})"
         )
+    missing = set(json.loads(tree.attrs.get("groups", "[]"))) - set(tree.children)
+    if missing:
+        raise SchemaError(f"the groups {', '.join(sorted(missing))} are missing")
     for name, node in tree.children.items():
         check_dataset(node.to_dataset(inherit=False), name)
 
@@ -51,7 +59,7 @@ def save(run: xr.DataTree | xr.Dataset, path: str | Path, overwrite: bool = Fals
     Parameters
     ----------
     run
-        What `twotower.analyze` or a measure returned.
+        What `twotower.analyze` or a measure returned, or a group of a run.
     path
         A folder, by custom ending in ".zarr".
     overwrite
@@ -70,14 +78,16 @@ def save(run: xr.DataTree | xr.Dataset, path: str | Path, overwrite: bool = Fals
     """
     import xarray as xr
 
+    if isinstance(run, xr.DataTree) and "twotower_group" in run.attrs:
+        run = run.to_dataset(inherit=False)
     if isinstance(run, xr.Dataset):
         run = make_tree({run.attrs.get("twotower_group", ""): run}, _root_attributes(run))
+    if not isinstance(run, xr.DataTree):
+        raise SchemaError(f"a {type(run).__name__} is no run; save what a measure returned")
+    run = run.copy()
+    run.attrs["groups"] = json.dumps(sorted(run.children))
     check_tree(run)
-    path = Path(path)
-    if path.exists():
-        if not overwrite:
-            raise StoreError(f"{path} exists already; pass overwrite=True or another path")
-        _require_run(path)  # never remove what is not a run
+    path = check_place(path, overwrite)
     work = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
     old = work.with_name(f"{work.name}-old")
     try:
@@ -96,11 +106,53 @@ def save(run: xr.DataTree | xr.Dataset, path: str | Path, overwrite: bool = Fals
     return path
 
 
+def check_place(path: str | Path, overwrite: bool = False) -> Path:
+    """Refuse a place at which a run cannot be saved; better before it is measured.
+
+    Parameters
+    ----------
+    path, overwrite
+        As in `save`.
+
+    Returns
+    -------
+    Path
+        With "~" expanded.
+
+    Raises
+    ------
+    StoreError
+        If something is there that may not be replaced, or nothing can be written there.
+    """
+    path = _as_path(path)
+    if _exists(path):
+        if not overwrite:
+            raise StoreError(f"{path} exists already; pass overwrite=True or another path")
+        _require_run(path)  # never remove what is not a run
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise StoreError(f"{path} cannot be written: {folder} is no folder that can be written to")
+    return path
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:  # a name that is too long, or a folder that cannot be looked into
+        raise StoreError(f"{path} is no place for a store: {error.strerror}") from error
+
+
+def _as_path(path: str | Path) -> Path:
+    if not isinstance(path, (str, Path)):
+        raise StoreError(f"{path!r} is no path")
+    return Path(path).expanduser()
+
+
 def open(path: str | Path) -> xr.DataTree:
     """Open a run that `save` wrote.
 
-    Values are read when they are used. `xarray.open_datatree` opens it as well; this adds
-    the check of the schema.
+    Values are read when they are used, so damage among them shows only then.
+    `xarray.open_datatree` opens it as well; this adds the check of the schema.
 
     Parameters
     ----------
@@ -114,9 +166,10 @@ def open(path: str | Path) -> xr.DataTree:
     Raises
     ------
     StoreError
-        If there is no store, or it is foreign or damaged.
+        If there is no store, or it is foreign, or groups or variables of it are damaged.
     """
-    tree = _require_run(Path(path))
+    path = _as_path(path)
+    tree = _require_run(path)
     try:
         check_tree(tree)
     except SchemaError as error:
@@ -128,7 +181,7 @@ def _require_run(path: Path) -> xr.DataTree:
     """The tree at a path, if it says of itself that it is a run."""
     import xarray as xr
 
-    if not path.exists():
+    if not _exists(path):
         raise StoreError(f"there is no store at {path}")
     try:
         with warnings.catch_warnings():

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from cyclopts import Parameter
+
+from ..checks import whole
 from ..errors import InputError
 
 if TYPE_CHECKING:
     from ..models import Model
     from ..prompts import Prompts, Task
 
+
+def _whole(kind: Any, tokens: Sequence[Any]) -> int:
+    """A whole number from the command line; 4.5 is none."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise InputError(f"{tokens[0].value!r} must be a whole number") from None
+
+
+Whole = Annotated[int, Parameter(converter=_whole)]
+Words = Parameter(consume_multiple=True)
 Measure = Literal["predictions", "effects", "attribution", "qk", "ov"]
 
 
@@ -77,10 +92,10 @@ class Configuration:
     task: str = "animals-cities"
     output: Path | None = None
     overwrite: bool = False
-    labels: tuple[str, ...] | None = None
-    shots: int = 8
-    n: int = 40
-    seed: int = 0
+    labels: Annotated[tuple[str, ...] | None, Words] = None
+    shots: Whole = 8
+    n: Whole = 40
+    seed: Whole = 0
     template: str = "{text}: {label}\n"
     instruction: str = ""
     order: Literal["shuffled", "alternating", "blocked"] = "shuffled"
@@ -88,16 +103,22 @@ class Configuration:
     shared_demonstrations: bool = False
     text_column: str = "text"
     label_column: str = "label"
-    measures: tuple[Measure, ...] = ("predictions", "effects", "attribution", "qk", "ov")
+    measures: Annotated[tuple[Measure, ...], Words] = (
+        "predictions",
+        "effects",
+        "attribution",
+        "qk",
+        "ov",
+    )
     norm: Literal["own", "frozen"] = "frozen"
     logprobs: bool = True
     keep: Literal["all", "labels"] = "all"
-    batch_size: int | None = None
+    batch_size: Annotated[int | None, Parameter(converter=_whole)] = None
     dtype: str | None = None
     device_map: str | None = None
     quantization: Literal["int8", "nf4"] | None = None
     revision: str | None = None
-    threads: int | None = None
+    threads: Annotated[int | None, Parameter(converter=_whole)] = None
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Configuration:
@@ -113,7 +134,9 @@ class Configuration:
     @property
     def store(self) -> Path:
         """Where the run is written."""
-        return self.output or Path("runs") / f"{Path(self.task).stem}.zarr"
+        if self.output is not None:
+            return self.output.expanduser()
+        return Path("runs") / f"{Path(self.task).stem}.zarr"
 
     def load_model(self) -> Model:
         """The model."""
@@ -122,8 +145,7 @@ class Configuration:
         from ..models import load
 
         if self.threads is not None:
-            if self.threads < 1:
-                raise InputError(f"threads={self.threads} must be 1 or more")
+            whole("threads", self.threads, 1)
             torch.set_num_threads(self.threads)
         return load(
             self.model,
@@ -176,10 +198,29 @@ def read_yaml(path: Path) -> dict[str, Any]:
     for name in found:
         if name not in known:
             raise InputError(f"{path}: {name!r} is no setting; settings are {', '.join(known)}")
+    for name, value in found.items():
+        _check_setting(path, name, value)
     for name in ("labels", "measures"):
         if isinstance(found.get(name), list):
             found[name] = tuple(found[name])
-    for name in ("output",):
-        if isinstance(found.get(name), str):
-            found[name] = Path(found[name])
+    if isinstance(found.get("output"), str):
+        found["output"] = Path(found["output"])
     return found
+
+
+def _check_setting(path: Path, name: str, value: Any) -> None:
+    """Refuse a value of another type than the setting's; YAML reads yes as true, for one."""
+    default = getattr(Configuration, name)
+    if name in ("labels", "measures"):
+        kind, ok = "a list of texts", isinstance(value, list)
+        ok = ok and all(isinstance(word, str) for word in value)
+    elif isinstance(default, bool):
+        kind, ok = "true or false", isinstance(value, bool)
+    elif isinstance(default, int) or name in ("batch_size", "threads"):
+        kind, ok = "a whole number", isinstance(value, int) and not isinstance(value, bool)
+    else:
+        kind, ok = "a text", isinstance(value, str)
+    if not (ok or (value is None and default is None)):
+        raise InputError(
+            f"{path}: {name}: {value!r} must be {kind}; words such as yes, no, on need quotes"
+        )

@@ -171,11 +171,24 @@ def random_heads(model: Model, heads: list[Head], n: int, seed: int) -> list[lis
     return [[others[i] for i in rng.permutation(len(others))[: len(heads)]] for _ in range(n)]
 
 
+def _selection(path: Path) -> Path:
+    """Where the selecting prompts' run goes, beside the test prompts'."""
+    return path.with_name(f"{path.stem}-selection{path.suffix}")
+
+
+def check_places(path: Path) -> None:
+    """Refuse, before anything is measured, a path at which the runs cannot be saved."""
+    from ..results.store import check_place
+
+    for place in (path, _selection(path)):
+        check_place(place, overwrite=True)
+
+
 def save_finding(finding: Finding, path: Path, overwrite: bool = True) -> list[Path]:
     """Write the test prompts' run to `path`, and the selecting prompts' beside it."""
     from ..results import save
 
-    selection = path.with_name(f"{path.stem}-selection{path.suffix}")
+    selection = _selection(path)
     return [
         save(finding.run, path, overwrite=overwrite),
         save(finding.selection, selection, overwrite=overwrite),

@@ -1,0 +1,234 @@
+"""Wrong arguments over the whole surface: one clear error each, of the package's own classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tiny import TWO
+
+import twotower as tt
+from twotower.runs.configuration import Configuration
+
+TEXT, SPANS = "cat: foo\nParis: bar\ndog:", [(5, 8), (16, 19)]
+
+
+@pytest.fixture(scope="module")
+def given(llama: tt.Model) -> SimpleNamespace:
+    prompts = tt.build_prompts(llama, TWO, shots=1, n=4)
+    effects = tt.head_effects(llama, prompts)
+    return SimpleNamespace(model=llama, prompts=prompts, effects=effects)
+
+
+def strings(model, text=TEXT, spans=SPANS, gold=("foo",), **more):
+    return tt.prompts_from_strings(model, [text], [spans], list(gold), **more)
+
+
+CASES = {
+    # prompts
+    "a task's name": (lambda g: tt.build_prompts(g.model, "animals"), "task must be what"),
+    "no task": (lambda g: tt.build_prompts(g.model, None), "task must be what load_task"),
+    "no model": (lambda g: tt.build_prompts(None, TWO), "model must be what load returns"),
+    "turned round": (lambda g: tt.build_prompts(TWO, g.model), "model must be"),
+    "labels of a dict": (
+        lambda g: tt.build_prompts(g.model, TWO, {"animal": "foo", "city": "bar"}),
+        "must be a list of words",
+    ),
+    "labels a number": (lambda g: tt.build_prompts(g.model, TWO, 5), "must be a list of words"),
+    "template none": (lambda g: tt.build_prompts(g.model, TWO, template=None), "must be a text"),
+    "instruction": (lambda g: tt.build_prompts(g.model, TWO, instruction=3), "must be a text"),
+    "a word for no": (
+        lambda g: tt.build_prompts(g.model, TWO, permute_labels="no"),
+        "must be True or False",
+    ),
+    "classes and no query's": (
+        lambda g: strings(g.model, classes=[["animal", "city"]]),
+        "need query_class=",
+    ),
+    "whole numbers for classes": (
+        lambda g: strings(g.model, classes=[[1, 2]], query_class=["x"]),
+        "must be texts",
+    ),
+    "a blank at the end": (lambda g: strings(g.model, TEXT + " "), "ends in a blank"),
+    "spans none": (lambda g: strings(g.model, spans=None), "must be a list of"),
+    "spans flat": (lambda g: strings(g.model, spans=[5, 8]), "must be a list of"),
+    "spans of floats": (lambda g: strings(g.model, spans=[(5.0, 8.0)]), "must be a list of"),
+    "spans of three": (lambda g: strings(g.model, spans=[(5, 8, 9)]), "must be a list of"),
+    "no string": (lambda g: strings(g.model, None), "strings= must be"),
+    "one string": (
+        lambda g: tt.prompts_from_strings(g.model, TEXT, [SPANS], ["foo"]),
+        "strings= must be",
+    ),
+    "one label": (
+        lambda g: tt.predict(g.model, strings(g.model, "cat: foo\ndog:", [(5, 8)])),
+        "there is one label",
+    ),
+    "fraction a text": (lambda g: g.prompts.split("x"), "finite number"),
+    "fraction none": (lambda g: g.prompts.split(None), "finite number"),
+    "a seed below 0": (lambda g: g.prompts.split(seed=-1), "seed=-1 must be"),
+    "a seed of letters": (lambda g: g.prompts.split(seed="x"), "seed='x' must be"),
+    "a task split at 2": (lambda g: TWO.split(2.0, 0), "strictly between"),
+    "a task split at nan": (lambda g: TWO.split(np.nan, 0), "finite number"),
+    "a task's seed": (lambda g: TWO.split(0.5, -1), "seed=-1 must be"),
+    "a class's number": (lambda g: tt.Task("t", {1: ["a"], "1": ["b"]}), "needs a name"),
+    "a class without name": (lambda g: tt.Task("t", {"": ["a"], "x": ["b"]}), "needs a name"),
+    "a text in two classes": (
+        lambda g: tt.Task("t", {"p": ["a b"], "q": ["a  b "]}),
+        "stands in the classes",
+    ),
+    "a task none": (lambda g: tt.load_task(None), "no task's name"),
+    # edits
+    "heads none": (lambda g: tt.KnockOut(None), "must be a list of"),
+    "heads a number": (lambda g: tt.KnockOut(3), "must be a list of"),
+    "heads of truth": (lambda g: predict(g, tt.KnockOut([(True, False)])), "is not a head"),
+    "a reference's name": (
+        lambda g: tt.KnockOut([(0, 0)], ablation="mean", reference="x"),
+        "reference must be what",
+    ),
+    "an edit's seed": (lambda g: tt.KnockOut([(0, 0)], seed=-1), "seed=-1 must be"),
+    "factor true": (lambda g: tt.Scale([(0, 0)], True), "finite number"),
+    "factor complex": (lambda g: tt.Scale([(0, 0)], 1j), "finite number"),
+    "factor bytes": (lambda g: tt.Scale([(0, 0)], b"1"), "finite number"),
+    "factor too large": (lambda g: tt.Scale([(0, 0)], 10**400), "finite number"),
+    "edits none": (lambda g: predict(g, None), "must be a list of edits"),
+    "edits a number": (lambda g: predict(g, 3), "must be a list of edits"),
+    # measures
+    "batch of text": (lambda g: tt.predict(g.model, g.prompts, batch_size="2"), "batch_size="),
+    "batch of a half": (lambda g: tt.predict(g.model, g.prompts, batch_size=1.5), "batch_size="),
+    "batch of nan": (lambda g: tt.predict(g.model, g.prompts, batch_size=np.nan), "batch_size="),
+    "batch of none": (lambda g: tt.predict(g.model, g.prompts, batch_size=0), "batch_size="),
+    "prompts of text": (lambda g: tt.predict(g.model, ["a"]), "prompts must be what"),
+    "prompts first": (lambda g: tt.predict(g.prompts, g.model), "model must be what"),
+    "no prompts": (lambda g: tt.predict(g.model, g.prompts[:0]), "there are no prompts"),
+    "sweep of text": (lambda g: tt.head_effects(g.model, "x"), "prompts must be what"),
+    "sweep's seed": (
+        lambda g: tt.head_effects(
+            g.model, g.prompts, ablation="resample", reference=g.prompts, seed=-1
+        ),
+        "seed=-1 must be",
+    ),
+    "measures none": (
+        lambda g: tt.analyze(g.model, g.prompts, measures=None),
+        "choose a list from",
+    ),
+    "measures a text": (
+        lambda g: tt.analyze(g.model, g.prompts, measures="qk"),
+        "choose a list from",
+    ),
+    "norm unmeasured": (
+        lambda g: tt.analyze(g.model, g.prompts, measures=["qk"], norm="x"),
+        "norm='x'",
+    ),
+    "tracing of text": (lambda g: tt.causal_tracing(g.model, g.prompts, "x"), "corrupted must be"),
+    "heads of nothing": (lambda g: tt.in_context_heads(None), "needs what head_effects"),
+    "heads of a mean": (
+        lambda g: tt.in_context_heads(g.effects.mean("prompt")),
+        "needs what head_effects",
+    ),
+    "heads of no prompts": (
+        lambda g: tt.in_context_heads(g.effects.isel(prompt=slice(0, 0))),
+        "no effects to choose by",
+    ),
+    "heads of nan": (lambda g: tt.in_context_heads(g.effects * np.nan), "not finite"),
+    "by a list": (lambda g: tt.in_context_heads(g.effects, by=["x"]), "is not known"),
+    "scores of effects": (lambda g: tt.two_tower_scores(g.effects), "need the group"),
+    "scores of nothing": (lambda g: tt.two_tower_scores(None), "need the group"),
+}
+
+
+def predict(given: SimpleNamespace, edits):
+    return tt.predict(given.model, given.prompts, edits)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_input_error(name: str, given: SimpleNamespace) -> None:
+    call, message = CASES[name]
+    with pytest.raises(tt.InputError, match=message):
+        call(given)
+
+
+STORES = {
+    "none": (lambda g, path: tt.save(None, path), tt.SchemaError, "is no run"),
+    "text": (lambda g, path: tt.save("x", path), tt.SchemaError, "is no run"),
+    "mean": (
+        lambda g, path: tt.save(g.effects.mean("prompt", keep_attrs=True), path),
+        tt.SchemaError,
+        "has dims",
+    ),
+    "nowhere": (lambda g, path: tt.save(g.effects, None), tt.StoreError, "is no path"),
+    "number": (lambda g, path: tt.save(g.effects, 3), tt.StoreError, "is no path"),
+    "long": (lambda g, path: tt.save(g.effects, "x" * 300), tt.StoreError, "no place for"),
+    "below a file": (
+        lambda g, path: tt.save(g.effects, Path(__file__) / "run.zarr"),
+        tt.StoreError,
+        "no (folder|place)",
+    ),
+    "open none": (lambda g, path: tt.open(None), tt.StoreError, "is no path"),
+    "open long": (lambda g, path: tt.open("x" * 300), tt.StoreError, "no place for"),
+}
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_stores(name: str, given: SimpleNamespace, tmp_path: Path) -> None:
+    call, error, message = STORES[name]
+    with pytest.raises(error, match=message):
+        call(given, tmp_path / "run.zarr")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_group_of_a_run_is_saved_as_itself(given: SimpleNamespace, tmp_path: Path) -> None:
+    run = tt.analyze(given.model, given.prompts, measures=["effects"])
+    tt.save(run["effects"], tmp_path / "effects.zarr")
+    again = tt.open(tmp_path / "effects.zarr")
+    assert list(again.children) == ["effects"]
+    assert again["effects"]["margin_drop"].equals(run["effects"]["margin_drop"])
+
+
+def test_a_group_that_went_missing(given: SimpleNamespace, tmp_path: Path) -> None:
+    import shutil
+
+    path = tt.save(tt.analyze(given.model, given.prompts), tmp_path / "run.zarr")
+    shutil.rmtree(path / "effects")
+    with pytest.raises(tt.StoreError, match="groups effects are missing"):
+        tt.open(path)
+
+
+def test_home_is_known(given: SimpleNamespace, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    tt.save(given.effects, "~/run.zarr")
+    assert (tmp_path / "run.zarr").is_dir()
+    assert not (tmp_path / "~").exists()
+    assert tt.open("~/run.zarr")["effects"].to_dataset().equals(given.effects)
+    assert Configuration(output=Path("~/x.zarr")).store == tmp_path / "x.zarr"
+
+
+def test_an_edit_keeps_its_heads(given: SimpleNamespace) -> None:
+    found = predict(given, tt.KnockOut(iter([(1, 2)])))
+    assert '"heads": [[1, 2]]' in found.attrs["settings"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "labels: [yes, no]",
+        "labels: foo",
+        "n: four",
+        "n: 4.5",
+        "n: true",
+        "seed: '1'",
+        "overwrite: 1",
+        "threads: a",
+        "shots: {foo: 2, bar: 1}",
+        "task: 3",
+        "model: null",
+        "batch_size: 2.5",
+    ],
+)
+def test_settings_of_other_types(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(line)
+    with pytest.raises(tt.InputError, match=f"{line.split(':')[0]}: .* must be"):
+        Configuration.from_yaml(path)
