@@ -52,10 +52,12 @@ def demo(
     """
     import time
 
+    from .prompts import load_task
     from .runs.demo import check_finding, check_places, report, run_demo, save_finding
 
     console = _console()
     check_places(output)
+    load_task(task)  # a wrong name is told before the model is loaded
     start = time.perf_counter()
     model = Configuration(threads=threads).load_model()
     seconds = time.perf_counter() - start

@@ -373,3 +373,11 @@ def test_quantized_with_the_checkpoints_own_dtype(
     # A quantized module that is passed in is known for what it is.
     again = tt.load(model.module, tokenizer=byte_level())
     assert again.quantization == quantization
+
+
+def test_folders_without_a_model_or_a_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(tt.ModelError, match=r"holds no model: it has no config\.json"):
+        tt.load(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(tt.ModelError, match="holds no tokenizer"):
+        tt.load(tmp_path)

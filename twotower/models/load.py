@@ -262,6 +262,10 @@ def _readable(name: str, error: Exception) -> Exception:
         or "Error while deserializing" in reason
     ):
         return ModelError(f"a file of {name} is damaged ({reason}); copy or download it again")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        return ModelError(f"the folder {name} holds no model: it has no config.json")
+    if folder.is_dir() and not any(folder.glob("*token*")) and "tokenizer" in reason:
+        return ModelError(f"the folder {name} holds no tokenizer; pass tokenizer=")
     if isinstance(error, OSError) and folder.is_dir():
         return ModelError(f"the folder {name} holds no complete model: {reason}")
     if "unpickling" in reason.lower() or "PytorchStreamReader" in reason:
