@@ -1,0 +1,109 @@
+"""What benchmarks share: the machine, fair timing, and the committed baseline."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def arguments(description: str, name: str) -> argparse.ArgumentParser:
+    """A parser of the options that all benchmarks have."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="write the results to this file")
+    parser.add_argument(
+        "--show-diff", action="store_true", help=f"compare with the committed results/{name}.json"
+    )
+    parser.add_argument(
+        "--promote", action="store_true", help=f"make these results the committed {name}.json"
+    )
+    return parser
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What it ran on."""
+    return {
+        "processor": processor(),
+        "threads": threads,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def processor() -> str:
+    """Name of the processor, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def seconds(job: Callable[[], object]) -> float:
+    """Wall time of a call."""
+    start = time.perf_counter()
+    job()
+    return time.perf_counter() - start
+
+
+def ratios(
+    unit: Callable[[], object], jobs: Mapping[str, Callable[[], object]], rounds: int
+) -> tuple[float, dict[str, float]]:
+    """Median seconds of the unit, and of every job its median ratio to the unit.
+
+    The unit is timed just before and just after each job, so that a change of the
+    machine's speed meets both alike. One round before those counted warms up.
+    """
+    units: list[float] = []
+    found: dict[str, list[float]] = {name: [] for name in jobs}
+    for round_ in range(rounds + 1):
+        before = seconds(unit)
+        for name, job in jobs.items():
+            took, after = seconds(job), seconds(unit)
+            if round_:
+                found[name].append(2 * took / (before + after))
+                units.append(after)
+            before = after
+    return median(units), {name: median(times) for name, times in found.items()}
+
+
+def finish(result: dict[str, Any], name: str, options: argparse.Namespace) -> None:
+    """Write, compare and promote, as asked."""
+    committed = RESULTS / f"{name}.json"
+    text = json.dumps(result, indent=1) + "\n"
+    if options.show_diff:
+        show_diff(json.loads(committed.read_text()), result)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(text)
+    if options.promote:
+        committed.parent.mkdir(exist_ok=True)
+        committed.write_text(text)
+        print(f"promoted to {committed.name}")
+
+
+def show_diff(before: Any, after: Any, where: str = "") -> None:
+    """Print every number that differs from the baseline, and by which factor."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in dict.fromkeys([*before, *after]):
+            show_diff(before.get(key), after.get(key), f"{where}.{key}" if where else str(key))
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        for number, pair in enumerate(zip(before, after, strict=True)):
+            show_diff(*pair, f"{where}[{number}]")
+    elif before != after:
+        numbers = all(isinstance(x, (int, float)) and x for x in (before, after))
+        factor = f"  x {after / before:.3f}" if numbers else ""
+        print(f"{where}: {before} -> {after}{factor}")

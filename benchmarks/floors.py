@@ -1,0 +1,378 @@
+"""How near the sweeps come to their arithmetic floors.
+
+The floor of a measure counts the multiplications that it cannot do without, in units of a
+plain forward's, and takes them at the plain forward's own speed: the transformers model
+itself on the same batch, its own attention kernel, no cache, logits of the last position.
+A ratio of 1 means that a measure is as fast as a plain forward would be, had it as much
+to multiply.
+
+    python benchmarks/floors.py --promote
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import common
+import numpy as np
+import torch
+
+import twotower as tt
+from twotower.measures.batch import Batch, batches
+from twotower.measures.effects import sweep_maker
+from twotower.measures.walk import End, LayerView, Recorder, run_batch
+from twotower.models import Architecture, Model
+from twotower.prompts import Prompts
+
+LABELS = ("foo", "bar", "map", "key")
+
+
+@dataclass
+class Floor:
+    """Multiply-adds, twice, of a model's parts."""
+
+    a: Architecture
+
+    @property
+    def token(self) -> float:
+        """A token through a block, attention's scores left out."""
+        a = self.a
+        of_heads, of_keys = a.n_heads * a.d_head, a.n_kv_heads * a.d_head
+        gates = 3 if gated(a) else 2
+        return 2 * a.d_model * (2 * of_heads + 2 * of_keys + gates * a.d_mlp)
+
+    @property
+    def joining(self) -> float:
+        """A token of a new row: output projection and MLP."""
+        a = self.a
+        return self.token - 2 * a.d_model * (a.n_heads + 2 * a.n_kv_heads) * a.d_head
+
+    def seen(self, pairs: float) -> float:
+        """Attention between so many pairs of positions, in one block."""
+        return 4 * self.a.n_heads * self.a.d_head * pairs
+
+    def unembedded(self, vectors: float) -> float:
+        """Vectors over the whole vocabulary."""
+        return 2 * self.a.d_model * self.a.vocabulary_size * vectors
+
+    def plain(self, n: float) -> float:
+        """A forward of n tokens."""
+        blocks = self.a.n_layers * (n * self.token + self.seen(n * (n + 1) / 2))
+        return blocks + self.unembedded(1)
+
+    def rows(self, n: float, changed: float) -> float:
+        """Single heads' rows of the last `changed` of n positions.
+
+        In the last block a row of several positions needs keys and values of all, and the
+        rest of its last position alone.
+        """
+        a, earlier = self.a, n - changed
+        whole = changed * self.token + self.seen(changed * earlier + changed * (changed + 1) / 2)
+        top = whole
+        if changed > 1:
+            keys = 4 * a.d_model * a.n_kv_heads * a.d_head
+            top = changed * keys + self.token - keys + self.seen(n)
+        total = 0.0
+        for layer in range(a.n_layers):
+            last = layer == a.n_layers - 1
+            total += a.n_heads * (1 if last else changed) * self.joining
+            total += 0 if last else a.n_heads * ((a.n_layers - 2 - layer) * whole + top)
+        return total
+
+
+def gated(a: Architecture) -> bool:
+    """Whether the MLP has a gate beside its two projections."""
+    return a.config.model_type in ("llama", "mistral", "qwen2", "qwen3")
+
+
+def prompts_of(model: Model, length: int, n: int) -> Prompts:
+    """Prompts of about so many tokens."""
+    if length <= 300:
+        task, labels, per_shot = tt.load_task("animals-cities"), LABELS[:2], 10.4
+        template = "{text}: {label}\n"
+    else:
+        task, labels, per_shot = tt.load_task("news-topics"), LABELS, 36.5
+        template = "{text}: {label}\n"
+        if length > 1600:  # all the texts there are, in more words
+            template, per_shot = "Text: {text}: {label}\n", 44.5
+    shots = min(round(length / per_shot), min(map(len, task.texts.values())) - 1)
+    return tt.build_prompts(model, task, labels, shots, n, template=template)
+
+
+def plain_of(model: Model, prompts: Prompts, shared: bool = False) -> Callable[[], None]:
+    def plain() -> None:
+        with torch.no_grad():
+            for batch in batches(model, prompts, None, shared=shared):
+                model.module(**batch.inputs)
+
+    return plain
+
+
+def first_label(prompts: Prompts) -> float:
+    """Mean number of positions before the first label."""
+    return float(
+        np.mean(
+            [np.flatnonzero(r == "label")[0] - np.flatnonzero(r != "pad")[0] for r in prompts.role]
+        )
+    )
+
+
+def bare(model: Model, batch: Batch, recorders: list[Recorder]) -> list[Any]:
+    """The walk once more without nnsight: the same recorders, fed by PyTorch's own hooks."""
+    a, module = model.architecture, model.module
+    found: dict[str, Any] = {}
+    handles = []
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(_module: Any, arguments: tuple[Any, ...], output: Any) -> None:
+            found[name] = output
+
+        return hook
+
+    for recorder in recorders:
+        recorder.start(a, module)
+    for index, block in enumerate(a.layers(module)):
+
+        def enter(_m: Any, arguments: tuple[Any, ...]) -> None:
+            found["residual"] = arguments[0]
+
+        def attend(_m: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            found["inputs"] = (arguments, named)
+
+        def project(_m: Any, arguments: tuple[Any, ...]) -> None:
+            found["z"] = arguments[0].unflatten(-1, (a.n_heads, -1))
+
+        def leave(
+            _m: Any, arguments: Any, output: Any, index: int = index, block: Any = block
+        ) -> None:
+            tables = a.rotary_tables(SimpleNamespace(inputs=found["inputs"]))
+            cos, sin = (None, None) if tables is None else (t.unsqueeze(-2) for t in tables)
+            projected = [found[f"qkv{i}"] for i in range(len(a.qkv_names))]
+            q, k, v = a.split(block, projected)
+            view = LayerView(
+                a,
+                index,
+                block,
+                batch.attention_mask,
+                found["residual"],
+                q,
+                k,
+                v,
+                cos,
+                sin,
+                found["z"],
+            )
+            view.attention_output, view.mlp_output = found["attention"], found["mlp"]
+            for recorder in recorders:
+                recorder.layer(view)
+
+        handles.append(block.register_forward_pre_hook(enter))
+        handles.append(a.attention(block).register_forward_pre_hook(attend, with_kwargs=True))
+        for i, part in enumerate(a.qkv(block)):
+            handles.append(part.register_forward_hook(keep(f"qkv{i}")))
+        handles.append(a.projection(block).register_forward_pre_hook(project))
+        handles.append(a.projection(block).register_forward_hook(keep("attention")))
+        handles.append(a.mlp(block).register_forward_hook(keep("mlp")))
+        handles.append(block.register_forward_hook(leave))
+
+    def end(_m: Any, arguments: tuple[Any, ...]) -> None:
+        found["end"] = arguments[0]
+
+    handles.append(a.final_norm(module).register_forward_pre_hook(end))
+    with torch.no_grad():
+        logits = module(**batch.inputs).logits[:, -1].float()
+        for handle in handles:
+            handle.remove()
+        after = End(found["end"], logits, a.final_norm(module), a.unembedding(module))
+        return [recorder.finish(after) for recorder in recorders]
+
+
+def last_position(model: Model, floor: Floor, rounds: int) -> list[dict[str, Any]]:
+    """The sweep at the last position, for prompts of several lengths."""
+    rows = []
+    for length, n in ((50, 20), (100, 10), (500, 2), (2000, 1)):
+        prompts = prompts_of(model, length, n)
+        mean = float(prompts.lengths.mean())
+        unit, found = common.ratios(
+            plain_of(model, prompts),
+            {"sweep": lambda p=prompts: tt.head_effects(model, p, logprobs=False)},
+            rounds,
+        )
+        least = (floor.plain(mean) + floor.rows(mean, 1)) / floor.plain(mean)
+        rows.append(row("last", mean, n, unit, found["sweep"], least))
+    return rows
+
+
+def row(
+    positions: str, mean: float, n: int, unit: float, forwards: float, least: float
+) -> dict[str, Any]:
+    result = {
+        "positions": positions,
+        "tokens": round(mean, 1),
+        "prompts": n,
+        "plain_seconds_per_prompt": round(unit / n, 4),
+        "forwards": round(forwards, 3),
+        "floor": round(least, 3),
+        "ratio": round(forwards / least, 3),
+    }
+    print(
+        f"{positions:8s} {mean:7.0f} tokens {forwards:8.2f} forwards, floor {least:8.2f}, "
+        f"ratio {forwards / least:.2f}",
+        flush=True,
+    )
+    return result
+
+
+def several_positions(model: Model, floor: Floor) -> list[dict[str, Any]]:
+    """Sweeps at label positions and at all positions; and with common demonstrations."""
+    rows = []
+    for length, n in ((50, 4), (100, 2)):
+        prompts = prompts_of(model, length, n)
+        mean, plain = float(prompts.lengths.mean()), plain_of(model, prompts, shared=True)
+        for positions, earlier in (("labels", first_label(prompts)), ("all", 0.0)):
+            job = {
+                "x": lambda p=prompts, at=positions: tt.head_effects(model, p, at, logprobs=False)
+            }
+            unit, found = common.ratios(lambda plain=plain: [plain() for _ in range(5)], job, 1)
+            least = (floor.plain(mean) + floor.rows(mean, mean - earlier)) / floor.plain(mean)
+            rows.append(row(positions, mean, n, unit / 5, 5 * found["x"], least))
+    task = tt.load_task("animals-cities")
+    shared = tt.build_prompts(
+        model, task, shots=9, n=16, shared_demonstrations=True, permute_labels=False
+    )
+    jobs = {"x": lambda: tt.head_effects(model, shared, "all", logprobs=False, batch_size=16)}
+    plain = plain_of(model, shared, shared=True)
+    unit, found = common.ratios(lambda: [plain() for _ in range(3)], jobs, 1)
+    mean = float(shared.lengths.mean())
+    least = (floor.plain(mean) + floor.rows(mean, mean)) / floor.plain(mean)
+    rows.append(row("all, shared", mean, len(shared), unit / 3, 3 * found["x"], least))
+    return rows
+
+
+def analysis(model: Model, floor: Floor, rounds: int) -> dict[str, Any]:
+    """All measures from one trace; and nnsight beside bare PyTorch."""
+    prompts = prompts_of(model, 100, 20)
+    mean, heads = float(prompts.lengths.mean()), model.n_layers * model.n_heads
+    a, plain = model.architecture, floor.plain(mean)
+    parts = {
+        "clean forward": 1.0,
+        "sweep": floor.rows(mean, 1) / plain,
+        "log-probabilities of the sweep": floor.unembedded(heads) / plain,
+        # Each head's slice of the projection, and an unembedding for it and for each layer.
+        "attribution": (
+            floor.unembedded(heads + a.n_layers) + a.n_layers * 2 * a.d_model * a.n_heads * a.d_head
+        )
+        / plain,
+        "QK": 3 * a.n_layers * floor.seen(mean) / 2 / plain,
+        "OV": a.n_layers * 2 * mean * len(prompts.labels) * a.n_heads * a.d_head / plain,
+    }
+    maker = sweep_maker(model, prompts, logprobs=False)
+
+    def traced() -> None:
+        for batch in batches(model, prompts, None):
+            run_batch(model, batch, [maker(batch)])
+
+    def untraced() -> None:
+        for batch in batches(model, prompts, None):
+            bare(model, batch, [maker(batch)])
+
+    for batch in batches(model, prompts, None):
+        pair = zip(
+            run_batch(model, batch, [maker(batch)]), bare(model, batch, [maker(batch)]), strict=True
+        )
+        for mine, other in pair:
+            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+    unit, found = common.ratios(
+        plain_of(model, prompts),
+        {
+            "analyze": lambda: tt.analyze(model, prompts),
+            "sweep in nnsight": traced,
+            "sweep in bare PyTorch": untraced,
+        },
+        rounds,
+    )
+    least = sum(parts.values())
+    overhead = found["sweep in nnsight"] / found["sweep in bare PyTorch"] - 1
+    print(
+        f"analyze {found['analyze']:.2f} forwards, floors {least:.2f}, "
+        f"ratio {found['analyze'] / least:.2f}; nnsight adds {overhead:+.1%}",
+        flush=True,
+    )
+    return {
+        "tokens": round(mean, 1),
+        "plain_seconds_per_prompt": round(unit / len(prompts), 4),
+        "forwards": {name: round(value, 3) for name, value in found.items()},
+        "floors": {name: round(value, 3) for name, value in parts.items()},
+        "ratio": round(found["analyze"] / least, 3),
+        "nnsight_overhead": round(overhead, 4),
+    }
+
+
+def half_precision(model: Model, name: str, rounds: int) -> dict[str, Any]:
+    """bfloat16 beside float32: speed, and how well the effects agree."""
+    half = tt.load(name, dtype="bfloat16")
+    prompts = prompts_of(model, 100, 20)
+    _, found = common.ratios(
+        lambda: tt.head_effects(model, prompts, logprobs=False),
+        {"x": lambda: tt.head_effects(half, prompts, logprobs=False)},
+        rounds,
+    )
+    exact, other = (tt.head_effects(m, prompts, logprobs=False) for m in (model, half))
+    agreed = tt.agreement(exact, other)
+    print(
+        f"bfloat16: {1 / found['x']:.2f} times the speed, rank correlation "
+        f"{agreed.rank_correlation:.3f}, top 12 in common {agreed.found:.2f}",
+        flush=True,
+    )
+    return {
+        "speed": round(1 / found["x"], 3),
+        "rank_correlation": round(agreed.rank_correlation, 4),
+        "rank_correlation_by_prompt": round(agreed.rank_correlation_by_prompt, 4),
+        "top_12_in_common": round(agreed.found, 3),
+    }
+
+
+def screening(model: Model) -> dict[str, Any]:
+    """Attribution patching beside the exact sweep."""
+    prompts = prompts_of(model, 100, 20)
+    exact = tt.head_effects(model, prompts, logprobs=False)
+    agreed = tt.agreement(exact, tt.attribution_patching(model, prompts))
+    _, found = common.ratios(
+        plain_of(model, prompts), {"x": lambda: tt.attribution_patching(model, prompts)}, 3
+    )
+    print(
+        f"attribution patching: {found['x']:.2f} forwards, rank correlation "
+        f"{agreed.rank_correlation:.3f}, missed of the top 12: {len(agreed.missed)}",
+        flush=True,
+    )
+    return {
+        "forwards": round(found["x"], 3),
+        "rank_correlation": round(agreed.rank_correlation, 4),
+        "rank_correlation_by_prompt": round(agreed.rank_correlation_by_prompt, 4),
+        "missed_of_top_12": [str(head) for head in agreed.missed],
+    }
+
+
+def main() -> None:
+    options = common.arguments(__doc__.splitlines()[0], "floors").parse_args()
+    torch.set_num_threads(options.threads)
+    model = tt.load(options.model)
+    floor = Floor(model.architecture)
+    result = {
+        "machine": common.machine(options.threads),
+        "model": options.model,
+        "heads": model.n_layers * model.n_heads,
+        "last_position": last_position(model, floor, options.rounds),
+        "analyze": analysis(model, floor, options.rounds),
+        "bfloat16": half_precision(model, options.model, options.rounds),
+        "attribution_patching": screening(model),
+        "several_positions": several_positions(model, floor),
+    }
+    common.finish(result, "floors", options)
+
+
+if __name__ == "__main__":
+    main()
