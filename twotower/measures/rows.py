@@ -277,11 +277,13 @@ def _attend_one(
     n_kv, n_rows = key.shape[3], query.shape[1]
     # (G, n, 1, H, D) to (G, K, n H/K, D), so that each key head's queries are one matrix.
     q = query[:, :, 0].unflatten(2, (n_kv, -1)).permute(0, 2, 1, 3, 4).flatten(2, 3)
-    earlier = (q @ clean.key.permute(0, 2, 3, 1)).float() * scale
+    # In float32, as the model's own kernels accumulate; a rounded score is a wrong weight.
+    q = q.float()
+    earlier = q @ clean.key.float().permute(0, 2, 3, 1) * scale
     earlier = earlier.masked_fill(~seen.unsqueeze(1), -torch.inf)
     k, v = (x[:, :, 0].permute(0, 2, 1, 3).unsqueeze(3) for x in (key, value))
     own_query = q.unflatten(2, (n_rows, -1))
-    own = ((own_query * k).sum(dim=-1).flatten(2).float() * scale).unsqueeze(-1)
+    own = ((own_query * k.float()).sum(dim=-1).flatten(2) * scale).unsqueeze(-1)
     weights = torch.cat((earlier, own), dim=-1).softmax(dim=-1).to(value.dtype)
     z = weights[..., :-1] @ clean.value.permute(0, 2, 1, 3)
     z = z.unflatten(2, (n_rows, -1)) + weights[..., -1:].unflatten(2, (n_rows, -1)) * v

@@ -85,21 +85,26 @@ class Sweep(Recorder):
         assert rows is not None
         return rows
 
+    def _margins(self, residual: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
+        """(B, ...) of residuals (B, ..., d_model), from the final norm on in float32."""
+        normed = self.readout.frozen_norm(residual, self.readout.spread(residual))
+        return margin(self.readout.label_logits(normed), gold)
+
     def finish(self, end: End) -> dict[str, torch.Tensor]:
-        clean = end.final_norm(end.residual[:, -1])
+        clean = end.residual[:, -1]
         gold = self.gold.to(clean.device)
-        margins = margin(self.readout.label_logits(clean), gold)[:, None]
+        margins = self._margins(clean, gold)[:, None]
         before = None
         if self.logprobs:
-            before = self.readout.logprobs(clean, end, end.residual.dtype)[:, None]
+            dtype = clean.dtype
+            before = self.readout.logprobs(end.final_norm(clean), end, dtype)[:, None]
         drops, logprob_drops = [], []
         for moves, order in zip(self.moves, self.orders, strict=True):
             rows = self._chunk(moves) if self.rows is None else self.rows
             rows = self.layout.by_prompt(rows.to(clean.device))[:, order.to(clean.device)]
-            normed = end.final_norm(rows)
-            drops.append(margins - margin(self.readout.label_logits(normed), gold))
+            drops.append(margins - self._margins(rows, gold))
             if before is not None:
-                after = self.readout.logprobs(normed, end, end.residual.dtype)
+                after = self.readout.logprobs(end.final_norm(rows), end, clean.dtype)
                 logprob_drops.append(before - after)
         found = {"margin_drop": torch.cat(drops, dim=1).unflatten(1, self.shape)}
         if logprob_drops:
