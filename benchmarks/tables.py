@@ -94,6 +94,8 @@ def peers(result: dict[str, Any]) -> str:
     }
     for positions, title in titles.items():
         chosen = {k: r for k, r in ways.items() if r["positions"] == positions}
+        if not chosen:
+            continue
         own = next((r for k, r in chosen.items() if k.startswith(("twotower", "towers"))), None)
         rows = []
         for r in sorted(chosen.values(), key=lambda r: r.get("seconds", 1e9)):
