@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
+import common
 import torch
 
 import twotower as tt
@@ -81,12 +81,7 @@ def main() -> None:
     }
     load = load_seconds(options.model, options.threads)
     result = {
-        "machine": {
-            "processor": processor(),
-            "threads": options.threads,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
+        "machine": common.machine(options.threads),
         "model": options.model,
         "heads": model.n_layers * model.n_heads,
         "prompts": len(prompts),
@@ -122,16 +117,6 @@ def load_seconds(name: str, threads: int) -> float:
         for _ in range(3)
     ]
     return median(float(run.stdout.split()[-1]) for run in runs)
-
-
-def processor() -> str:
-    """Name of the processor, where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

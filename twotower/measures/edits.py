@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ..checks import whole
 from ..errors import InputError
-from ..intervention import Edit, KnockOut, Scale, as_edits, check_heads
-from .ablation import make_replacement
+from ..intervention import Edit, KnockOut, Scale, as_edits, check_change, check_heads
+from .ablation import Replacement, make_replacement
 from .batch import Batch
 from .walk import BatchEdit, LayerView
 
@@ -84,6 +85,30 @@ def position_mask(prompts: Prompts, positions: str | np.ndarray) -> np.ndarray:
             f"{prompts.token_id.shape}; this is {mask.dtype} of shape {mask.shape}"
         )
     return mask & (prompts.token_id >= 0)
+
+
+def prepare_change(
+    model: Model,
+    prompts: Prompts,
+    positions: str | np.ndarray,
+    ablation: str,
+    reference: Prompts | None,
+    seed: int,
+    factor: float,
+) -> tuple[np.ndarray, Replacement]:
+    """Where heads are changed, (prompt, position) boolean, and what by.
+
+    Raises
+    ------
+    InputError
+        If no position is meant, or change and reference do not fit.
+    """
+    check_change(ablation, reference, factor)
+    whole("seed", seed)
+    at = position_mask(prompts, positions)
+    if not at.any():
+        raise InputError("positions are empty: nothing would be changed")
+    return at, make_replacement(model, prompts, at, ablation, reference, seed)
 
 
 class _ScaleHeads(BatchEdit):

@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..checks import check_measured, whole
-from ..errors import InputError
-from ..intervention import check_change
-from .ablation import make_replacement
+from ..checks import check_measured
 from .batch import Batch
 from .collect import collect, dataset
 from .counterfactuals import Group
-from .edits import position_mask
+from .edits import prepare_change
 from .layout import make_layout
 from .memory import rows_that_fit
 from .readout import get_readout
@@ -137,12 +134,7 @@ def sweep_maker(
     least in sorted order, in which those that share lower heads stand together. `gold`
     (prompt,) is the number of the label whose margin is read, by default the right one.
     """
-    check_change(ablation, reference, factor)
-    whole("seed", seed)
-    at = position_mask(prompts, positions)
-    if not at.any():
-        raise InputError("positions are empty: nothing would be changed")
-    replacement = make_replacement(model, prompts, at, ablation, reference, seed)
+    at, replacement = prepare_change(model, prompts, positions, ablation, reference, seed, factor)
     readout = get_readout(model, prompts.label_ids)
     name, shape = "group_effects", (-1,)
     if groups is None:

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..checks import check_measured, whole
+from ..checks import check_measured
 from ..errors import InputError
-from ..intervention import check_change
-from .ablation import make_replacement
 from .batch import Batch
 from .collect import collect, dataset
-from .edits import position_mask
+from .edits import prepare_change
 from .recorders import margin
 from .walk import End, LayerView, Recorder
 
@@ -114,12 +112,7 @@ def attribution_patching(
     check_measured(model, prompts)
     if model.quantization or model.remote:
         raise InputError("gradients need a local model that is not quantized; use head_effects")
-    check_change(ablation, reference, factor)
-    whole("seed", seed)
-    at = position_mask(prompts, positions)
-    if not at.any():
-        raise InputError("positions are empty: nothing would be changed")
-    replacement = make_replacement(model, prompts, at, ablation, reference, seed)
+    at, replacement = prepare_change(model, prompts, positions, ablation, reference, seed, factor)
 
     def make(batch: Batch) -> Gradient:
         mask = batch.cut(at)
