@@ -27,6 +27,10 @@ import twotower as tt
 Edit = Callable[[int, torch.Tensor], torch.Tensor]
 """Takes a layer's number and its z (T, H, D); gives z, perhaps several, (n, T, H, D)."""
 
+Attend = Callable[[int, SimpleNamespace], torch.Tensor]
+"""Takes a layer's number and its parts (residual, query, key, value, score, seen, attention,
+z); gives z (T, H, D)."""
+
 
 @dataclass
 class Run:
@@ -255,8 +259,8 @@ class Reference:
 
     # ---- the whole ------------------------------------------------------------------
 
-    def run(self, ids: torch.Tensor, edit: Edit | None = None) -> Run:
-        """One forward of ids (T,), with every layer's z edited."""
+    def run(self, ids: torch.Tensor, edit: Edit | None = None, attend: Attend | None = None) -> Run:
+        """One forward of ids (T,), with every layer's attention and then its z edited."""
         run, n = Run(), len(ids)
         positions = torch.arange(n)
         x = self.embed(ids)
@@ -271,6 +275,18 @@ class Reference:
                 seen &= distance < self.window(layer)
             attention = score.masked_fill(~seen, -math.inf).softmax(dim=-1)
             z = torch.einsum("...hqk,...khd->...qhd", attention, v)
+            if attend is not None:
+                parts = SimpleNamespace(
+                    residual=x,
+                    query=q,
+                    key=k,
+                    value=v,
+                    score=score,
+                    seen=seen,
+                    attention=attention,
+                    z=z.clone(),
+                )
+                z = attend(layer, parts)
             if edit is not None:
                 z = edit(layer, z.clone())
             attended = torch.einsum("...thd,hde->...te", z, b.out) + b.out_bias

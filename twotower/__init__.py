@@ -24,7 +24,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
             "StoreError",
             "TwoTowerError",
         ],
-        "intervention": ["KnockOut", "Scale"],
+        "intervention": ["DropPosition", "KnockOut", "Patch", "Scale", "ScaleAttention"],
         "measures": [
             "Agreement",
             "agreement",
@@ -46,8 +46,10 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         ],
         "models": ["Architecture", "Head", "Model", "load"],
         "prompts": [
+            "At",
             "Prompts",
             "Task",
+            "at",
             "build_prompts",
             "bundled_tasks",
             "load_task",

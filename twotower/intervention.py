@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -14,13 +14,21 @@ from .errors import InputError
 
 if TYPE_CHECKING:
     from .models import Head, Model
-    from .prompts import Prompts
+    from .prompts import At, Prompts
+
+    Positions = str | At | np.ndarray
 
 ABLATIONS = ("zero", "mean", "resample")
 """What `KnockOut` can replace a head's output by."""
 
 CHANGES = (*ABLATIONS, "patch", "scale")
 """What a sweep can change a head's output to."""
+
+PATCHED = ("z", "attention", "values")
+"""What `Patch` can take from a donor."""
+
+DISTANCES = ("zero", "mean")
+"""Distances at which `DropPosition` can put the keys of rotary models."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +40,7 @@ class KnockOut:
     heads
         Heads, as `Head` or (layer, head).
     positions
-        "all", "last", "labels", or a boolean (prompt, position) array.
+        "all", "last", "labels", `twotower.at`, or a boolean (prompt, position) array.
     ablation
         "zero"; "mean": the mean of z over the reference prompts, by role and number of
         demonstration; "resample": the z of another prompt, drawn by `seed` from the
@@ -49,7 +57,7 @@ class KnockOut:
     """
 
     heads: Sequence[Head]
-    positions: str | np.ndarray = "all"
+    positions: Positions = "all"
     ablation: str = "zero"
     reference: Prompts | None = None
     seed: int = 0
@@ -83,7 +91,7 @@ class Scale:
 
     heads: Sequence[Head]
     factor: float
-    positions: str | np.ndarray = "all"
+    positions: Positions = "all"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "heads", tuple(_as_list(self.heads)))
@@ -94,10 +102,129 @@ class Scale:
         return _describe(self, {"factor": self.factor})
 
 
-Edit = KnockOut | Scale
+@dataclass(frozen=True, eq=False)
+class ScaleAttention:
+    """Multiply heads' attention weights at some keys by a factor.
+
+    Parameters
+    ----------
+    heads
+        Heads, as `Head` or (layer, head).
+    factor
+        0 or more; 1 changes nothing, 0 cuts what is read from the keys.
+    keys
+        Positions that are looked at: `twotower.at`, "labels", "last", "all", or a boolean
+        (prompt, position) array.
+    renormalize
+        Whether the weights of a position are made to sum to 1 again.
+    positions
+        Positions that look, in the same forms; by default the last.
+
+    Notes
+    -----
+    Re-weighting attention at label positions is how Yu & Ananiadou (2024) reduce
+    majority-label bias; their formula is not known here, and this is not meant as theirs.
+    """
+
+    heads: Sequence[Head]
+    factor: float
+    keys: Positions
+    renormalize: bool = False
+    positions: Positions = "last"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "heads", tuple(_as_list(self.heads)))
+        if finite("factor", self.factor) < 0:
+            raise InputError(f"factor={self.factor} must be 0 or more: it multiplies weights")
+        _yes_or_no("renormalize", self.renormalize)
+
+    def describe(self) -> dict[str, Any]:
+        """What is edited, for the record."""
+        about = {"factor": self.factor, "renormalize": self.renormalize}
+        return _describe(self, {**about, "keys": _named(self.keys)})
 
 
-def as_edits(edits: Edit | Sequence[Edit]) -> list[Edit]:
+@dataclass(frozen=True, eq=False)
+class DropPosition:
+    """Take the position part out of heads' QK scores, and let attention follow.
+
+    The scores of the keys become their content part (`score_content` in the glossary of
+    `twotower.results.schema`), and the softmax is taken anew over all that is visible.
+
+    Parameters
+    ----------
+    heads
+        Heads, as `Head` or (layer, head).
+    keys
+        Positions that are looked at, as in `ScaleAttention`; by default all.
+    positions
+        Positions that look; by default the last.
+    distance
+        Rotary models only: "zero" puts keys at the query's own position; "mean" gives the
+        mean over the distances to the label positions before the query (zero where there
+        are none), which are distances that the model is used to.
+
+    Notes
+    -----
+    Removing the positional term is how Yu & Ananiadou (2024) reduce recency bias; their
+    formula is not known here, and this is not meant as theirs.
+    """
+
+    heads: Sequence[Head]
+    keys: Positions = "all"
+    positions: Positions = "last"
+    distance: str = "zero"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "heads", tuple(_as_list(self.heads)))
+        if self.distance not in DISTANCES:
+            raise InputError(
+                f"distance={self.distance!r} is not known; use one of {', '.join(DISTANCES)}"
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """What is edited, for the record."""
+        return _describe(self, {"keys": _named(self.keys), "distance": self.distance})
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """Put into heads what they have in donor prompts.
+
+    Parameters
+    ----------
+    heads
+        Heads, as `Head` or (layer, head).
+    donor
+        One donor for each prompt, aligned to it by role and number of demonstration, such
+        as `prompts.reversed_labels()`.
+    what
+        "z": the head's output; "attention": its attention weights, on the prompt's own
+        values; "values": the value vectors, under the prompt's own attention.
+    positions
+        Where z is replaced, or which positions look; by default the last.
+    """
+
+    heads: Sequence[Head]
+    donor: Prompts
+    what: str = "z"
+    positions: Positions = "last"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "heads", tuple(_as_list(self.heads)))
+        check_is(self.donor, "Prompts", "donor")
+        if self.what not in PATCHED:
+            raise InputError(f"what={self.what!r} is not known; use one of {', '.join(PATCHED)}")
+
+    def describe(self) -> dict[str, Any]:
+        """What is edited, for the record."""
+        return _describe(self, {"what": self.what, "donor": self.donor.hash})
+
+
+Edit = KnockOut | Scale | ScaleAttention | DropPosition | Patch
+
+
+def as_edits(edits: Edit | Iterable[Edit]) -> list[Edit]:
     """Edits as a list; one edit may stand for a list of one.
 
     Raises
@@ -105,19 +232,32 @@ def as_edits(edits: Edit | Sequence[Edit]) -> list[Edit]:
     InputError
         If something in it is not an edit.
     """
-    if not isinstance(edits, (KnockOut, Scale, Iterable)):
+    if not isinstance(edits, (Edit, Iterable)):
         raise InputError(f"edits={edits!r} must be a list of edits, such as [KnockOut(heads)]")
-    found = [edits] if isinstance(edits, (KnockOut, Scale)) else list(edits)
+    found = [edits] if isinstance(edits, Edit) else list(edits)
     for edit in found:
-        if not isinstance(edit, (KnockOut, Scale)):
-            raise InputError(f"{edit!r} is not an edit; use KnockOut or Scale")
+        if not isinstance(edit, Edit):
+            names = ", ".join(kind.__name__ for kind in get_args(Edit))
+            raise InputError(f"{edit!r} is not an edit; use one of {names}")
     return found
 
 
 def _describe(edit: Edit, about: dict[str, Any]) -> dict[str, Any]:
     heads = [tuple(map(int, head)) for head in _as_list(edit.heads)]
-    positions = edit.positions if isinstance(edit.positions, str) else "given"
+    positions = _named(edit.positions)
     return {"edit": type(edit).__name__, "heads": heads, "positions": positions, **about}
+
+
+def _named(positions: Positions) -> Any:
+    """Positions, for the record."""
+    if isinstance(positions, str):
+        return positions
+    return positions.describe() if hasattr(positions, "describe") else "given"
+
+
+def _yes_or_no(name: str, value: Any) -> None:
+    if not isinstance(value, (bool, np.bool_)):
+        raise InputError(f"{name}={value!r} must be True or False")
 
 
 def check_ablation(ablation: str, reference: Any, known: Sequence[str] = ABLATIONS) -> None:

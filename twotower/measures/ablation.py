@@ -75,11 +75,16 @@ def make_replacement(
         return _Mean(model, prompts, at, reference)
     if ablation == "resample":
         return _Donated(model, prompts, at, reference, _draw(prompts, reference, seed))
-    if len(reference) != len(prompts):
-        raise InputError(
-            f"there are {len(reference)} donors for {len(prompts)} prompts; give one for each"
-        )
+    check_donors(prompts, reference)
     return _Donated(model, prompts, at, reference, np.arange(len(prompts)))
+
+
+def check_donors(prompts: Prompts, donors: Prompts) -> None:
+    """Refuse another number of donors than of prompts."""
+    if len(donors) != len(prompts):
+        raise InputError(
+            f"there are {len(donors)} donors for {len(prompts)} prompts; give one for each"
+        )
 
 
 def _draw(prompts: Prompts, reference: Prompts, seed: int) -> np.ndarray:
@@ -169,11 +174,7 @@ class _Donated(Replacement):
         donors: np.ndarray,
     ) -> None:
         self.model, self.reference, self.donors = model, reference, donors
-        reference_keys = _keys(reference)
-        # Column of the donor's matching position, counted from its end (negative).
-        self.columns = np.full(at.shape, -1, dtype=np.int64)
-        for i, (keys, donor) in enumerate(zip(_keys(prompts), donors, strict=True)):
-            self.columns[i] = _match(keys, at[i], reference_keys[donor], i, donor)
+        self.columns = donor_columns(prompts, at, reference, donors)
 
     def values(
         self, batch: Batch, layers: Sequence[int], index: torch.Tensor
@@ -202,6 +203,32 @@ class _Heads(Recorder):
 
     def finish(self, end: End) -> dict[Any, torch.Tensor]:
         return self.found
+
+
+def donor_columns(
+    prompts: Prompts, at: np.ndarray, reference: Prompts, donors: np.ndarray
+) -> np.ndarray:
+    """(prompt, position) column of the donor's matching position, counted from its end.
+
+    Parameters
+    ----------
+    prompts
+        What is measured.
+    at
+        (prompt, position) boolean: positions that need a match; others hold -1.
+    reference, donors
+        Prompts that donors are taken from, and (prompt,) which is whose.
+
+    Raises
+    ------
+    InputError
+        If a prompt and its donor do not align there.
+    """
+    reference_keys = _keys(reference)
+    columns = np.full(at.shape, -1, dtype=np.int64)
+    for i, (keys, donor) in enumerate(zip(_keys(prompts), donors, strict=True)):
+        columns[i] = _match(keys, at[i], reference_keys[donor], i, donor)
+    return columns
 
 
 def _match(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,12 +11,24 @@ import torch
 
 from ..checks import whole
 from ..errors import InputError
-from ..intervention import Edit, KnockOut, Scale, as_edits, check_change, check_heads
+from ..intervention import (
+    DropPosition,
+    Edit,
+    KnockOut,
+    Patch,
+    Scale,
+    ScaleAttention,
+    as_edits,
+    check_change,
+    check_heads,
+)
 from .ablation import Replacement, make_replacement
+from .attention_edits import AttentionEdits, Prepared
 from .batch import Batch
 from .walk import BatchEdit, LayerView
 
 if TYPE_CHECKING:
+    from ..intervention import Positions
     from ..models import Head, Model
     from ..prompts import Prompts
 
@@ -23,53 +36,98 @@ if TYPE_CHECKING:
 class PreparedEdits:
     """Edits that fit a model and prompts.
 
+    On one head attention is edited first, then values, then the output z, whatever the
+    order in which the edits are given.
+
     Raises
     ------
     InputError
-        If an edit names heads out of range or positions of another shape, or if one
-        head's output is edited twice at the same position.
+        If an edit names heads out of range or positions of another shape, or if the same
+        thing of one head is edited twice at the same position.
     """
 
     def __init__(self, model: Model, prompts: Prompts, edits: Sequence[Edit]) -> None:
         self.model = model
-        self.parts = []
-        taken: dict[Head, np.ndarray] = {}
+        self.outputs: list[_PreparedOutput] = []
+        self.attention: list[Prepared] = []
+        self.taken: dict[tuple[str, Head], list[tuple[np.ndarray, np.ndarray]]] = {}
         for edit in as_edits(edits):
             heads = check_heads(edit.heads, model)
             at = position_mask(prompts, edit.positions)
-            for head in heads:
-                if head in taken and (taken[head] & at).any():
+            keys = position_mask(prompts, getattr(edit, "keys", "all"))
+            target = _target(edit)
+            self._claim(target, heads, at, keys)
+            if target == "output":
+                self.outputs.append(_PreparedOutput.of(edit, heads, at, model, prompts))
+            else:
+                prepared = Prepared.of(edit, heads, at, keys, model, prompts)  # type: ignore[arg-type]
+                self.attention.append(prepared)
+
+    def _claim(self, target: str, heads: Sequence[Head], at: np.ndarray, keys: np.ndarray) -> None:
+        for head in heads:
+            claimed = self.taken.setdefault((target, head), [])
+            for other_at, other_keys in claimed:
+                twice = (at & other_at).any(axis=1)
+                if target == "attention":
+                    twice &= (keys & other_keys).any(axis=1)
+                if twice.any():
                     raise InputError(
-                        f"the output of head {head} is edited twice at one position; "
+                        f"the {target} of head {head} is edited twice at one position; "
                         "leave it out of one edit"
                     )
-                taken[head] = taken.get(head, False) | at
-            replacement = None
-            if isinstance(edit, KnockOut):
-                replacement = make_replacement(
-                    model, prompts, at, edit.ablation, edit.reference, edit.seed
-                )
-            self.parts.append((edit, heads, at, replacement))
+            claimed.append((at, keys))
 
     def for_batch(self, batch: Batch) -> list[BatchEdit]:
         """The edits of a batch, as a walk applies them."""
-        ready: list[BatchEdit] = []
-        for edit, heads, at, replacement in self.parts:
-            mask = batch.cut(at)
-            by_layer: dict[int, list[int]] = {}
-            for layer, head in heads:
-                by_layer.setdefault(layer, []).append(head)
-            if isinstance(edit, Scale):
-                ready.append(_ScaleHeads(by_layer, mask, edit.factor))
-            elif replacement is not None:
-                every = torch.arange(mask.numel(), device=mask.device).view(mask.shape)
-                values = replacement.values(batch, sorted(by_layer), every)
-                ready.append(_ReplaceHeads(by_layer, mask, values))
-        return ready
+        parts = [prepared.for_batch(self.model, batch) for prepared in self.attention]
+        ready: list[BatchEdit] = [AttentionEdits(parts)] if parts else []
+        return ready + [output.for_batch(batch) for output in self.outputs]
 
 
-def position_mask(prompts: Prompts, positions: str | np.ndarray) -> np.ndarray:
-    """(prompt, position) boolean, from a name or from a user's array.
+def _target(edit: Edit) -> str:
+    """What of a head an edit changes."""
+    if isinstance(edit, Patch):
+        return {"z": "output"}.get(edit.what, edit.what)
+    return "attention" if isinstance(edit, (ScaleAttention, DropPosition)) else "output"
+
+
+@dataclass
+class _PreparedOutput:
+    """An edit of heads' outputs, checked: what z is multiplied or replaced by, and where."""
+
+    heads: dict[int, list[int]]
+    at: np.ndarray
+    factor: float
+    replacement: Replacement | None
+
+    @classmethod
+    def of(
+        cls, edit: Edit, heads: Sequence[Head], at: np.ndarray, model: Model, prompts: Prompts
+    ) -> _PreparedOutput:
+        by_layer: dict[int, list[int]] = {}
+        for layer, head in heads:
+            by_layer.setdefault(layer, []).append(head)
+        if isinstance(edit, Scale):
+            return cls(by_layer, at, edit.factor, None)
+        how: tuple[str, Prompts | None, int]
+        if isinstance(edit, KnockOut):
+            how = (edit.ablation, edit.reference, edit.seed)
+        else:
+            assert isinstance(edit, Patch)
+            how = ("patch", edit.donor, 0)
+        return cls(by_layer, at, 0.0, make_replacement(model, prompts, at, *how))
+
+    def for_batch(self, batch: Batch) -> BatchEdit:
+        mask = batch.cut(self.at)
+        if self.replacement is None:
+            return _ScaleHeads(self.heads, mask, self.factor)
+        every = torch.arange(mask.numel(), device=mask.device).view(mask.shape)
+        values = self.replacement.values(batch, sorted(self.heads), every)
+        return _ReplaceHeads(self.heads, mask, values)
+
+
+def position_mask(prompts: Prompts, positions: Positions) -> np.ndarray:
+    """(prompt, position) boolean, from a name, from `twotower.at`, or from a user's array.
 
     Raises
     ------
@@ -78,10 +136,12 @@ def position_mask(prompts: Prompts, positions: str | np.ndarray) -> np.ndarray:
     """
     if isinstance(positions, str):
         return prompts.where(positions)
+    if hasattr(positions, "mask") and hasattr(positions, "describe"):
+        return positions.mask(prompts)
     mask = np.asarray(positions)
     if mask.dtype != bool or mask.shape != prompts.token_id.shape:
         raise InputError(
-            f"positions must be 'last', 'labels', 'all' or a boolean array of shape "
+            f"positions must be 'last', 'labels', 'all', at(...) or a boolean array of shape "
             f"{prompts.token_id.shape}; this is {mask.dtype} of shape {mask.shape}"
         )
     return mask & (prompts.token_id >= 0)
@@ -90,7 +150,7 @@ def position_mask(prompts: Prompts, positions: str | np.ndarray) -> np.ndarray:
 def prepare_change(
     model: Model,
     prompts: Prompts,
-    positions: str | np.ndarray,
+    positions: Positions,
     ablation: str,
     reference: Prompts | None,
     seed: int,

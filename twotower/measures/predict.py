@@ -32,7 +32,8 @@ def predict(
     model, prompts
         What is measured.
     edits
-        Edits in force: `KnockOut`, `Scale`. They can be combined.
+        Edits in force: `KnockOut`, `Scale`, `ScaleAttention`, `DropPosition`, `Patch`. They
+        can be combined: on one head attention is edited first, then values, then z.
     batch_size
         Prompts in a batch; by default as many as make about a thousand tokens.
     progress

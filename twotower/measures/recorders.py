@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from ..models.architecture import Architecture, call
+from ..models.architecture import call
 from .batch import Batch
+from .content import content_scores
 from .readout import Readout
 from .walk import End, LayerView, Recorder
 
@@ -53,63 +52,17 @@ class Similarity(Recorder):
     def __init__(self, batch: Batch, labels_at: torch.Tensor) -> None:
         self.batch, self.labels_at = batch, labels_at
         self.found: dict[str, list[torch.Tensor]] = {}
-        self.learned: torch.Tensor | None = None
-
-    def start(self, architecture: Architecture, root: Any) -> None:
-        embedding = architecture.learned_positions(root)
-        self.learned = None if embedding is None else embedding.output
 
     def layer(self, view: LayerView) -> None:
         hidden = ~view.attention_mask.bool().to(view.z.device)[:, None]
         parts = {"score": view.scores, "attention": view.attention}
-        if self.learned is not None:
-            parts["score_content"] = self._without_learned(view, self.learned)
-        elif view.cos is not None:
-            parts["score_content"] = self._at_one_distance(view, None)
-            parts["score_content_mean"] = self._at_one_distance(view, self.labels_at)
+        if view.learned is not None or view.cos is not None:
+            parts["score_content"] = content_scores(view, 1)[:, :, 0]
+        if view.cos is not None:
+            parts["score_content_mean"] = content_scores(view, 1, labels_at=self.labels_at)[:, :, 0]
         for name, values in parts.items():
             kept = keep(values.masked_fill(hidden, torch.nan), self.batch)
             self.found.setdefault(name, []).append(kept.cpu())
-
-    def _at_one_distance(self, view: LayerView, over: torch.Tensor | None) -> torch.Tensor:
-        """Scores with every key at the same distance from the query.
-
-        Rotary scores depend on the distance alone. With the query's own tables on every
-        key the distance is 0. With tables averaged over the prompt's label positions
-        (rotation is linear in its tables) the score is the mean over their distances.
-        """
-        assert view.cos is not None
-        assert view.sin is not None
-        tables = []
-        for table in (view.cos, view.sin):
-            if over is None:
-                tables.append(table[:, -1:].float())
-            else:
-                weight = over.to(table.device).float()[:, :, None, None]
-                n = weight.sum(dim=1, keepdim=True).clamp(min=1)
-                tables.append((table.float() * weight).sum(dim=1, keepdim=True) / n)
-        key = view.architecture.rotate(view.key.float(), *tables)
-        return view.score(view.last_query, key)
-
-    def _without_learned(self, view: LayerView, learned: torch.Tensor) -> torch.Tensor:
-        """Scores without the direct path of the position embedding through the norm.
-
-        The norm's weight is not read: the norm of the embedding alone, less its bias,
-        is the weighted, centred embedding over the embedding's own deviation.
-        """
-        architecture, norm = view.architecture, view.architecture.attention_norm(view.block)
-        embedding = learned.to(view.residual.device, view.residual.dtype)
-        direct = (norm(embedding) - norm(torch.zeros_like(embedding[:, :1]))).float()
-        epsilon = architecture.norm_epsilon
-        deviation = [
-            (x.float().var(dim=-1, keepdim=True, unbiased=False) + epsilon).sqrt()
-            for x in (embedding, view.residual)
-        ]
-        content = norm(view.residual).float() - direct * deviation[0] / deviation[1]
-        content = content.to(view.residual.dtype)
-        projected = [module(content) for module in architecture.qkv(view.block)]
-        query, key, _ = architecture.split(view.block, projected)
-        return view.score(query[:, -1], key)
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
         return {name: torch.stack(values, dim=1) for name, values in self.found.items()}

@@ -44,6 +44,8 @@ class LayerView:
         (B, T, d_model) the output projection's output.
     mlp_output
         (B, T, d_model).
+    learned
+        (B or 1, T, d_model) learned position embedding, where positions are not rotary.
     """
 
     architecture: Architecture
@@ -59,6 +61,7 @@ class LayerView:
     z: torch.Tensor
     attention_output: torch.Tensor | None = None
     mlp_output: torch.Tensor | None = None
+    learned: torch.Tensor | None = None
 
     def rotate(self, x: torch.Tensor, positions: slice) -> torch.Tensor:
         """Rotary embedding of x (B, ..., S, heads, d_head) at S of the positions."""
@@ -103,6 +106,28 @@ class LayerView:
     def attention(self) -> torch.Tensor:
         """(B, H, T) float32 attention of the last position."""
         return self.scores.masked_fill(~self.visible(), -torch.inf).softmax(dim=-1)
+
+    @cached_property
+    def content(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, T, H, D), (B, T, K, D) queries and keys without the learned position's path.
+
+        That path leads through the attention's norm. The norm's weight is not read: the
+        norm of the embedding alone, less its bias, is the weighted, centred embedding over
+        the embedding's own deviation.
+        """
+        assert self.learned is not None
+        architecture, norm = self.architecture, self.architecture.attention_norm(self.block)
+        embedding = self.learned.to(self.residual.device, self.residual.dtype)
+        direct = (norm(embedding) - norm(torch.zeros_like(embedding[:, :1]))).float()
+        deviation = [
+            (x.float().var(dim=-1, keepdim=True, unbiased=False) + architecture.norm_epsilon).sqrt()
+            for x in (embedding, self.residual)
+        ]
+        content = norm(self.residual).float() - direct * deviation[0] / deviation[1]
+        content = content.to(self.residual.dtype)
+        projected = [module(content) for module in architecture.qkv(self.block)]
+        query, key, _ = architecture.split(self.block, projected)
+        return query, key
 
 
 def visible(mask: torch.Tensor, n_queries: int, window: int | None) -> torch.Tensor:
@@ -179,6 +204,8 @@ def walk(
     """
     for recorder in recorders:
         recorder.start(architecture, root)
+    embedding = architecture.learned_positions(root)
+    learned = None if embedding is None else embedding.output
     for index, block in enumerate(architecture.layers(root)):
         residual = block.input
         if gradients and index == 0:
@@ -194,6 +221,7 @@ def walk(
         view = LayerView(
             architecture, index, block, attention_mask, residual, query, key, value, cos, sin, z
         )
+        view.learned = learned
         for edit in edits:
             edited = edit.apply(view, view.z)
             if edited is not view.z:

@@ -1,0 +1,77 @@
+"""QK scores between positions of a layer, whole or their content part alone.
+
+Shapes: B prompts of T positions, of which the last n look; h of the H heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .walk import LayerView
+
+
+def scores(view: LayerView, n: int, heads: Sequence[int] | None = None) -> torch.Tensor:
+    """(B, h, n, T) float32 QK scores, scaled, unmasked; of all heads by default."""
+    query = view.rotate(view.query[:, -n:], slice(view.query.shape[1] - n, None))
+    return _product(view, query, view.rotated_key, heads)
+
+
+def content_scores(
+    view: LayerView,
+    n: int,
+    heads: Sequence[int] | None = None,
+    labels_at: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """(B, h, n, T) float32 content part of QK scores (see the schema's `score_content`).
+
+    Parameters
+    ----------
+    view
+        The layer.
+    n
+        Number of positions that look, the prompt's last ones.
+    heads
+        Which heads.
+    labels_at
+        (B, T) boolean: rotary models alone; the mean over the distances to these positions
+        at or before the one that looks, where there are any. By default distance 0.
+    """
+    if view.learned is not None:
+        query, key = view.content
+        return _product(view, query[:, -n:], key, heads)
+    query = view.query[:, -n:].float()
+    if view.cos is not None and view.sin is not None:
+        rotate = view.architecture.rotate
+        cos, sin = view.cos.float(), view.sin.float()
+        query = rotate(query, cos[:, -n:], sin[:, -n:])
+        if labels_at is not None:
+            cos, sin = (_mean_before(table, labels_at.to(table.device)) for table in (cos, sin))
+        # A score is linear in the key's table, so the key's rotation can be undone on the
+        # query's side: the transpose turns the other way.
+        query = rotate(query, cos[:, -n:], -sin[:, -n:])
+    return _product(view, query, view.key, heads)
+
+
+def _mean_before(table: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """(B, T, 1, rotated) mean of a rotary table over positions `at` up to each position."""
+    weight = at.float()[:, :, None, None]
+    count = weight.cumsum(dim=1)
+    mean = (table * weight).cumsum(dim=1) / count.clamp(min=1)
+    return torch.where(count > 0, mean, table)
+
+
+def _product(
+    view: LayerView, query: torch.Tensor, key: torch.Tensor, heads: Sequence[int] | None
+) -> torch.Tensor:
+    """q.k times the scaling: (B, n, H, D) and (B, T, K, D) to (B, h, n, T)."""
+    n = query.shape[1]
+    if heads is not None:
+        per = query.shape[2] // key.shape[2]
+        query = torch.stack([query[:, :, head] for head in heads], dim=2)
+        key = torch.stack([key[:, :, head // per] for head in heads], dim=2)
+    # (B, K, G n, D): each key head's queries are one matrix.
+    grouped = query.float().unflatten(2, (key.shape[2], -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    product = grouped @ key.float().permute(0, 2, 3, 1) * view.architecture.scaling(view.index)
+    return product.unflatten(2, (-1, n)).flatten(1, 2)

@@ -1,0 +1,143 @@
+"""Picking positions of prompts by the part they play."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..checks import whole
+from ..errors import InputError
+from .segments import ROLES
+
+if TYPE_CHECKING:
+    from .prompts import Prompts
+
+
+@dataclass(frozen=True)
+class At:
+    """Positions that have all of some properties; made by `twotower.at`.
+
+    Attributes
+    ----------
+    role, label, demonstration_class
+        Accepted texts; None for any.
+    demonstration
+        Accepted numbers of demonstrations; None for any.
+    same_class
+        Whether the demonstration's class is the query's; None for either.
+    """
+
+    role: tuple[str, ...] | None = None
+    label: tuple[str, ...] | None = None
+    demonstration_class: tuple[str, ...] | None = None
+    demonstration: tuple[int, ...] | None = None
+    same_class: bool | None = None
+
+    def mask(self, prompts: Prompts) -> np.ndarray:
+        """(prompt, position) boolean; padding is never meant.
+
+        Raises
+        ------
+        InputError
+            If a label, class or demonstration stands in none of the prompts.
+        """
+        found = np.asarray(prompts.token_id >= 0)
+        for name, wanted in (
+            ("role", self.role),
+            ("label_text", self.label),
+            ("demonstration_class", self.demonstration_class),
+            ("demonstration", self.demonstration),
+        ):
+            if wanted is None:
+                continue
+            values = getattr(prompts, name)
+            for one in wanted:
+                if name != "role" and not (values == one).any():
+                    what = name.removesuffix("_text").replace("_", " ")
+                    raise InputError(f"no position of the prompts has the {what} {one!r}")
+            found = found & np.isin(values, list(wanted))
+        if self.same_class is not None:
+            same = prompts.demonstration_class == prompts.query_class[:, None]
+            inside = prompts.demonstration >= 0
+            found = found & inside & (same == self.same_class)
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        """The properties that are asked for, for the record."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def at(
+    *,
+    role: str | Iterable[str] | None = None,
+    label: str | Iterable[str] | None = None,
+    demonstration_class: str | Iterable[str] | None = None,
+    demonstration: int | Iterable[int] | None = None,
+    same_class: bool | None = None,
+) -> At:
+    """Positions by role, label, class or demonstration, as edits take them.
+
+    Parameters
+    ----------
+    role
+        One or more of bos, text, separator, label, query, last.
+    label
+        Text of the demonstration's label. All positions of the demonstration have it;
+        with role="label" only the label itself is meant.
+    demonstration_class
+        Class of the demonstration.
+    demonstration
+        Number of the demonstration, from 0.
+    same_class
+        True: demonstrations of the query's own class; False: of another.
+
+    Returns
+    -------
+    At
+        Positions that have all the properties given, in every prompt.
+
+    Raises
+    ------
+    InputError
+        If nothing is asked for, or a role is not known.
+
+    Examples
+    --------
+    >>> at(role="label", label="foo").describe()
+    {'role': ('label',), 'label': ('foo',)}
+    """
+    roles = _texts("role", role)
+    for name in roles or ():
+        if name not in ROLES or name == "pad":
+            raise InputError(f"role={name!r} is not known; use one of {', '.join(ROLES[1:])}")
+    numbers = None
+    if demonstration is not None:
+        listed = demonstration if isinstance(demonstration, Iterable) else [demonstration]
+        numbers = tuple(whole("demonstration", number) for number in listed)
+    if same_class is not None and not isinstance(same_class, (bool, np.bool_)):
+        raise InputError(f"same_class={same_class!r} must be True or False")
+    found = At(
+        roles,
+        _texts("label", label),
+        _texts("demonstration_class", demonstration_class),
+        numbers,
+        None if same_class is None else bool(same_class),
+    )
+    if not found.describe():
+        raise InputError("at() needs a property to pick positions by, such as role='label'")
+    return found
+
+
+def _texts(name: str, given: Any) -> tuple[str, ...] | None:
+    if given is None:
+        return None
+    listed = [given] if isinstance(given, str) else given
+    ok = isinstance(listed, Iterable)
+    texts = tuple(listed) if ok else ()
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"{name}={given!r} must be a text, or several")
+    return texts
