@@ -201,6 +201,112 @@ def tasks(name: str | None = None) -> None:
     console.print(table)
 
 
+experiments = App(name="experiments", help="The paper's claims, one experiment each.")
+app.command(experiments)
+
+
+@experiments.command(name="list")
+def list_experiments() -> None:
+    """List the experiments and what they claim."""
+    from rich.table import Table
+
+    from .runs.suite import find_experiments
+
+    table = Table()
+    for column in ("", "experiment", "claim", "task"):
+        table.add_column(column)
+    for one in find_experiments().values():
+        table.add_row(str(one.number), one.name, one.claim, one.task)
+    _console().print(table)
+
+
+@experiments.command(name="run")
+def run_experiments(
+    *names: str,
+    all: bool = False,
+    quick: bool = False,
+    model: str = "smollm2-135m",
+    task: str | None = None,
+    out: Path = Path("runs/experiments"),
+    dtype: str | None = None,
+    device_map: str | None = None,
+    quantization: str | None = None,
+    revision: str | None = None,
+    batch_size: int | None = None,
+    threads: int | None = None,
+) -> None:
+    """Run experiments: measure what is missing, judge, draw.
+
+    What was measured before, with the same settings, is not measured again; so the same
+    command goes on where an interrupted one stopped.
+
+    Parameters
+    ----------
+    names
+        Names of experiments, or Python files that make one.
+    all
+        Run all of them.
+    quick
+        A short form with few prompts and one seed; it gives no verdict.
+    model
+        Hub id, folder, or smollm2-135m.
+    task
+        A task, as `twotower analyze` takes it; by default each experiment's own.
+    out
+        Where runs, figures and JSON files are written.
+    dtype
+        float32, bfloat16 or float16; by default the checkpoint's.
+    device_map
+        Where the model goes: auto, balanced, cuda:0, cpu.
+    quantization
+        int8 or nf4.
+    revision
+        Branch, tag or commit on the hub.
+    batch_size
+        Prompts in a batch.
+    threads
+        CPU threads; by default torch's choice.
+    """
+    from functools import cache
+
+    from .prompts import load_task
+    from .runs.experiment import FULL, QUICK, run_experiment
+    from .runs.suite import choose
+
+    chosen = choose(names, all)
+    console = _console()
+    settings = {
+        "model": model,
+        "dtype": dtype,
+        "device_map": device_map,
+        "quantization": quantization,
+        "revision": revision,
+    }
+    tasks = {one.name: load_task(task or one.task) for one in chosen}
+    load_model = cache(Configuration(**settings, threads=threads).load_model)
+    failed = []
+    for one in chosen:
+        try:
+            run_experiment(
+                one,
+                load_model,
+                tasks[one.name],
+                out.expanduser(),
+                size=QUICK if quick else FULL,
+                options=settings,
+                batch_size=batch_size,
+                show=sys.stderr.isatty(),
+                say=lambda line: console.print(line, soft_wrap=True),
+            )
+        except FindingError as error:
+            if len(chosen) == 1:
+                raise
+            failed.append(f"{one.name}: {error}")
+            console.print(failed[-1], soft_wrap=True)
+    if failed:
+        raise FindingError(f"{len(failed)} of {len(chosen)} experiments found nothing to explain")
+
+
 def _affirm(identity: str) -> str:
     """An identity of the check, as a statement of what was proved."""
     return (

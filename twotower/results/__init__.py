@@ -1,14 +1,16 @@
 """Results: the schema of every dataset, where it comes from, and its store."""
 
 from .provenance import provenance
-from .schema import GROUPS, check_dataset, make_dataset
+from .schema import GROUPS, Variable, check_dataset, make_dataset, make_table
 from .store import check_tree, make_tree, open, save
 
 __all__ = [
     "GROUPS",
+    "Variable",
     "check_dataset",
     "check_tree",
     "make_dataset",
+    "make_table",
     "make_tree",
     "open",
     "provenance",

@@ -304,6 +304,9 @@ GROUPS: dict[str, dict[str, Variable]] = {
     },
 }
 
+TABLE = "table"
+"""Group of datasets that experiments make up themselves: any variables and dims, described."""
+
 _KINDS = {"float": "f", "int": "iu", "bool": "b", "str": "OUT"}
 
 
@@ -342,6 +345,39 @@ def make_dataset(
     return dataset
 
 
+def make_table(
+    variables: Mapping[str, tuple[Variable, Any]],
+    coordinates: Mapping[str, Any],
+    attributes: Mapping[str, Any],
+) -> xr.Dataset:
+    """A dataset of an experiment's own variables, described as those of `GROUPS` are.
+
+    Parameters
+    ----------
+    variables
+        By name: what it is, and its array.
+    coordinates
+        Index coordinates by dim.
+    attributes
+        Attributes of the dataset, such as provenance.
+    """
+    import numpy as np
+    import xarray as xr
+
+    found = {
+        name: (about.dims, array, _describe(about)) for name, (about, array) in variables.items()
+    }
+    coords = {}
+    for dim, values in coordinates.items():
+        array = np.asarray(values)
+        # Texts of any length; Zarr v3 has no agreed form for those of one length.
+        coords[dim] = array.astype(object) if array.dtype.kind == "U" else array
+    about = {"twotower_schema": SCHEMA_VERSION, "twotower_group": TABLE, **attributes}
+    table = xr.Dataset(found, coords, about)
+    check_dataset(table)
+    return table
+
+
 def _describe(variable: Variable) -> dict[str, str]:
     return {
         "long_name": variable.long_name,
@@ -365,12 +401,16 @@ def check_dataset(dataset: xr.Dataset, group: str | None = None) -> None:
     SchemaError
         With the variable, and what was found where something else was expected.
     """
-    group = dataset.attrs.get("twotower_group") if group is None else group
-    if group not in GROUPS:
+    own = dataset.attrs.get("twotower_group")
+    group = own if group is None or own == TABLE else group
+    if group not in (*GROUPS, TABLE):
         raise SchemaError(f"{group!r} is not a group; groups are {', '.join(GROUPS)}")
     version = dataset.attrs.get("twotower_schema")
     if version != SCHEMA_VERSION:
         raise SchemaError(f"{group} has schema {version}; this version reads {SCHEMA_VERSION}")
+    if group == TABLE:
+        _check_table(dataset)
+        return
     known = GROUPS[group]
     for name in dataset.data_vars:
         if name not in known:
@@ -392,11 +432,23 @@ def check_dataset(dataset: xr.Dataset, group: str | None = None) -> None:
             raise SchemaError(f"{group} lacks the coordinate {name!r}")
 
 
+def _check_table(table: xr.Dataset) -> None:
+    for name, array in table.data_vars.items():
+        _check_described(str(name), array)
+    for dim in table.dims:
+        if dim not in table.coords:
+            raise SchemaError(f"a table has no coordinate for its dim {dim!r}")
+
+
 def _check_variable(name: str, array: xr.DataArray, variable: Variable) -> None:
     if array.dims != variable.dims:
         raise SchemaError(f"{name} has dims {array.dims}, not {variable.dims}")
     if array.dtype.kind not in _KINDS[variable.kind]:
         raise SchemaError(f"{name} has dtype {array.dtype}, not {variable.kind}")
+    _check_described(name, array)
+
+
+def _check_described(name: str, array: xr.DataArray) -> None:
     for attribute in ("long_name", "units", "reference"):
         if not array.attrs.get(attribute):
             raise SchemaError(f"{name} lacks the attribute {attribute!r}")

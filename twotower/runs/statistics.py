@@ -1,19 +1,20 @@
-"""Intervals over prompts."""
+"""Intervals over prompts, and comparisons with chance."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 
 class Estimate(NamedTuple):
-    """A mean over n prompts with its bootstrap interval.
+    """A number from n prompts with its bootstrap interval.
 
     Parameters
     ----------
     value, low, high
-        Mean, and the ends of the 95% interval.
+        The number, and the ends of its 95% interval.
     n
         Number of prompts.
     """
@@ -25,6 +26,16 @@ class Estimate(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+    @property
+    def positive(self) -> bool:
+        """Whether the whole interval lies above 0."""
+        return self.low > 0
+
+    @property
+    def negative(self) -> bool:
+        """Whether the whole interval lies below 0."""
+        return self.high < 0
 
 
 def bootstrap_mean(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> Estimate:
@@ -39,15 +50,53 @@ def bootstrap_mean(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> 
     resamples
         Number of bootstrap samples.
     """
-    from scipy.stats import bootstrap
-
     values = np.asarray(values, dtype=float)
-    found = bootstrap(
-        (values,),
-        np.mean,
+    return bootstrap(lambda rows: values[rows].mean(axis=-1), len(values), seed, resamples)
+
+
+def bootstrap(
+    statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int = 0, resamples: int = 2000
+) -> Estimate:
+    """Any number computed from prompts, with a 95% percentile bootstrap interval.
+
+    Parameters
+    ----------
+    statistic
+        Takes numbers of prompts (..., n), drawn with replacement, and gives (...,).
+    n
+        Number of prompts.
+    seed, resamples
+        As in `bootstrap_mean`.
+    """
+    from scipy.stats import bootstrap as resample
+
+    rows = np.arange(n)
+    if n < 2:  # nothing to resample
+        return Estimate(float(statistic(rows)), float("nan"), float("nan"), n)
+    found = resample(
+        (rows,),
+        lambda drawn, axis=-1: statistic(drawn),
         n_resamples=resamples,
         method="percentile",
+        vectorized=True,
         rng=np.random.default_rng(seed),
     )
     interval = found.confidence_interval
-    return Estimate(float(values.mean()), float(interval.low), float(interval.high), len(values))
+    return Estimate(float(statistic(rows)), float(interval.low), float(interval.high), n)
+
+
+def above_chance(correct: np.ndarray, chance: float) -> float:
+    """p-value of an exact binomial test that answers are right more often than by chance.
+
+    Parameters
+    ----------
+    correct
+        (prompt,) boolean.
+    chance
+        Probability of a right guess.
+    """
+    from scipy.stats import binomtest
+
+    correct = np.asarray(correct, dtype=bool)
+    test = binomtest(int(correct.sum()), len(correct), chance, alternative="greater")
+    return float(test.pvalue)

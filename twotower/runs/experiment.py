@@ -1,0 +1,479 @@
+"""What an experiment is: a claim, a measurement for each seed, and a verdict by a stated rule.
+
+The files in experiments/ each make one `Experiment`; `run_experiment` carries it out. A
+seed's measurement is one unit: it is saved when it is whole, and found again when the same
+command is started once more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import FindingError, StoreError
+from .statistics import Estimate, above_chance
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.figure import Figure
+
+    from ..models import Head, Model
+    from ..prompts import Prompts, Task
+    from ..results import Variable
+
+VERDICTS = ("supported", "not supported", "undecided")
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured: all numbers of prompts and seeds of the suite.
+
+    Attributes
+    ----------
+    seeds
+        Each draws prompts of its own.
+    n_fit, n_test
+        Prompts on which heads and settings are chosen, and on which they are tested.
+    shots
+        Demonstrations per label.
+    k
+        Number of heads that are chosen.
+    n_random
+        Draws of random heads.
+    n_task
+        Prompts of a task where many tasks are compared.
+    """
+
+    name: str
+    seeds: tuple[int, ...]
+    n_fit: int
+    n_test: int
+    shots: int
+    k: int
+    n_random: int
+    n_task: int
+
+
+FULL = Size("full", (0, 1, 2), n_fit=60, n_test=60, shots=8, k=12, n_random=3, n_task=24)
+QUICK = Size("quick", (0,), n_fit=16, n_test=12, shots=4, k=12, n_random=1, n_task=8)
+"""For the tests; with fewer than three seeds no verdict is given."""
+
+
+@dataclass
+class Setting:
+    """What a measurement works with, for one seed.
+
+    Attributes
+    ----------
+    model, task, seed, size
+        What is measured, and how much.
+    folder
+        Where selections are kept, which experiments have in common.
+    show
+        Whether bars are shown.
+    batch_size
+        Prompts in a batch; by default as measures choose.
+    """
+
+    model: Model
+    task: Task
+    seed: int
+    size: Size
+    folder: Path
+    show: bool = False
+    batch_size: int | None = None
+
+    def bar(self, title: str) -> str | bool:
+        """What a measure takes as `progress`."""
+        return f"seed {self.seed}: {title}" if self.show else False
+
+    def build(self, n_fit: int | None = None, n_test: int | None = None, **settings: Any) -> Any:
+        """Prompts for choosing and for testing, without a text in common.
+
+        Parameters
+        ----------
+        n_fit, n_test
+            Numbers of prompts; by default the size's.
+        **settings
+            As `twotower.build_prompts` takes them; `task` for another task.
+        """
+        from ..prompts import build_prompts
+
+        n_fit, n_test = n_fit or self.size.n_fit, n_test or self.size.n_test
+        task = settings.pop("task", self.task)
+        settings = {"shots": self.size.shots, "seed": self.seed, **settings}
+        prompts = build_prompts(self.model, task, n=n_fit + n_test, **settings)
+        return prompts.split(n_fit / (n_fit + n_test), seed=self.seed)
+
+    @cached_property
+    def halves(self) -> tuple[Prompts, Prompts]:
+        """The prompts of the task."""
+        found: tuple[Prompts, Prompts] = self.build()
+        return found
+
+    @property
+    def fit(self) -> Prompts:
+        """Prompts on which heads and settings are chosen."""
+        return self.halves[0]
+
+    @property
+    def test(self) -> Prompts:
+        """Prompts on which they are tested."""
+        return self.halves[1]
+
+    @cached_property
+    def selection(self) -> xr.DataTree:
+        """Predictions, effects at the last position and attribution of the fitting prompts.
+
+        Raises
+        ------
+        FindingError
+            If the model is not better than chance at the task, so that there is nothing
+            to explain.
+        """
+        return self.select(self.fit)
+
+    def select(self, prompts: Prompts) -> xr.DataTree:
+        """The same of any prompts; kept in the folder."""
+        from ..measures import analyze
+        from ..results import open as open_run
+        from ..results import save
+
+        about = [self.model.name, self.model.revision, self.model.quantization]
+        about += [str(self.model.dtype), prompts.hash]
+        path = self.folder / f"{prompts.task_name}-{_hash(about)}.zarr"
+        if path.exists():
+            run = open_run(path)
+        else:
+            run = analyze(
+                self.model,
+                prompts,
+                measures=("predictions", "effects", "attribution"),
+                batch_size=self.batch_size,
+                progress=self.bar("sweeping every head"),
+            )
+            save(run, path)
+        check_task(run, self.model.name)
+        return run
+
+    @cached_property
+    def heads(self) -> list[Head]:
+        """The in-context heads: largest effect on the fitting prompts, strongest first."""
+        from ..measures import in_context_heads
+
+        return in_context_heads(self.selection, self.size.k)
+
+    @cached_property
+    def writers(self) -> list[Head]:
+        """The heads that write the answer: largest label logit on the fitting prompts."""
+        from ..measures import in_context_heads
+
+        return in_context_heads(self.selection, self.size.k, by="label_logit")
+
+    def random_heads(
+        self, k: int | None = None, like: Sequence[Head] = (), without: Sequence[Head] = ()
+    ) -> list[list[Head]]:
+        """Draws of k random heads.
+
+        Parameters
+        ----------
+        k
+            Number of heads; by default the size's.
+        like
+            If given, each draw has as many heads of each layer as there are here (as far
+            as the layer has others).
+        without
+            Heads that are not drawn; by default the in-context heads.
+        """
+        import numpy as np
+
+        rng = np.random.default_rng([self.seed, 23, len(like)])
+        barred = {*(without or self.heads), *like}
+        draws = []
+        for _ in range(self.size.n_random):
+            left = [head for head in self.model.heads if head not in barred]
+            order = [left[i] for i in rng.permutation(len(left))]
+            if like:
+                chosen = []
+                for layer in sorted({head.layer for head in like}):
+                    wanted = sum(head.layer == layer for head in like)
+                    chosen += [head for head in order if head.layer == layer][:wanted]
+                draws.append(chosen)
+            else:
+                draws.append(order[: k or self.size.k])
+        return draws
+
+    def table(
+        self,
+        variables: Mapping[str, tuple[Variable, Any]],
+        coordinates: Mapping[str, Any],
+        prompts: Prompts | None = None,
+        **settings: Any,
+    ) -> xr.Dataset:
+        """A table of the experiment's own variables, with provenance."""
+        from ..results import make_table, provenance
+
+        about = provenance(self.model, prompts or self.test, **settings)
+        return make_table(variables, coordinates, about)
+
+
+def check_task(run: xr.DataTree, name: str) -> None:
+    """Refuse a task at which a model is not better than chance.
+
+    Raises
+    ------
+    FindingError
+        With the accuracy and the p-value of an exact binomial test.
+    """
+    predictions = run["predictions"]
+    correct = predictions["correct"].values
+    chance = 1 / predictions.sizes["label"]
+    p = above_chance(correct, chance)
+    if not p < SIGNIFICANT:
+        raise FindingError(
+            f"{name} cannot do {run.attrs['task']}: {int(correct.sum())} of {len(correct)} prompts "
+            f"right where chance is {chance:.2f} (exact binomial test, p = {p:.2f}); there is "
+            "nothing to explain"
+        )
+
+
+@dataclass
+class Judgement:
+    """What an experiment found.
+
+    Attributes
+    ----------
+    verdict
+        One of `VERDICTS`.
+    reason
+        In words, with the numbers that decided.
+    numbers
+        By what they are, in words: estimates with intervals and n, or plain numbers.
+    """
+
+    verdict: str
+    reason: str
+    numbers: dict[str, Estimate | float | int | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A claim and how it is put to the test.
+
+    Attributes
+    ----------
+    number, name, title
+        Its place in the suite, its name on the command line, its title.
+    claim
+        What is claimed, in words.
+    headline
+        What the paper reports of it.
+    rule
+        How the verdict is reached; written before the numbers.
+    measure
+        Takes a `Setting`; gives datasets by name.
+    judge
+        Takes the runs of all seeds; gives a `Judgement`.
+    draw
+        Takes the runs and the judgement; gives a figure.
+    task
+        The task it is run on unless another is named.
+    version
+        Raised when what is measured changes, so that older measurements are not taken.
+    """
+
+    number: int
+    name: str
+    title: str
+    claim: str
+    headline: str
+    rule: str
+    measure: Callable[[Setting], Mapping[str, xr.Dataset]]
+    judge: Callable[[list[xr.DataTree]], Judgement]
+    draw: Callable[[list[xr.DataTree], Judgement], Figure]
+    task: str = "animals-cities"
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One seed of an experiment."""
+
+    experiment: Experiment
+    model: str
+    task: str
+    size: Size
+    seed: int
+    options: tuple[tuple[str, Any], ...]
+
+    def path(self, folder: Path) -> Path:
+        """Where its run is; other settings have another place."""
+        about = [self.model, self.task, asdict(self.size), self.options, self.experiment.version]
+        return folder / self.experiment.name / f"seed-{self.seed}-{_hash(about)}.zarr"
+
+
+def run_experiment(
+    experiment: Experiment,
+    model: Callable[[], Model],
+    task: Task,
+    out: Path,
+    *,
+    size: Size = FULL,
+    options: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
+    show: bool = False,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Measure what is missing, judge, draw, and write all of it.
+
+    Parameters
+    ----------
+    experiment
+        The experiment.
+    model
+        Gives the model when it is first needed.
+    task
+        Its texts.
+    out
+        Folder: `NAME/seed-*.zarr`, `NAME.json`, `NAME.png` and `NAME.svg` are written there.
+    size
+        `FULL` or `QUICK`.
+    options
+        What the model was loaded with, to tell measurements apart; "model" is its name.
+    batch_size
+        Prompts in a batch.
+    show
+        Whether bars are shown.
+    say
+        Takes lines about the progress.
+
+    Returns
+    -------
+    dict
+        What was written to the JSON file.
+
+    Raises
+    ------
+    FindingError
+        If the model cannot do the task.
+    StoreError
+        If the folder cannot be written.
+    """
+    options = dict(options or {})
+    runs = []
+    for seed in size.seeds:
+        unit = Unit(
+            experiment,
+            str(options.get("model", "")),
+            task_key(task),
+            size,
+            seed,
+            tuple(sorted((k, str(v)) for k, v in options.items())),
+        )
+        path = unit.path(out)
+        if path.exists():
+            say(f"{experiment.name}, seed {seed}: measured before ({path})")
+        else:
+            start = time.perf_counter()
+            setting = Setting(model(), task, seed, size, out / "selections", show, batch_size)
+            _measure(experiment, setting, path)
+            say(f"{experiment.name}, seed {seed}: {time.perf_counter() - start:.0f} s")
+        runs.append(_open(path))
+    judgement = experiment.judge(runs)
+    if judgement.verdict not in VERDICTS:
+        raise ValueError(f"{experiment.name} gives the verdict {judgement.verdict!r}")
+    if len(runs) < 3:
+        judgement.verdict = "undecided"
+        judgement.reason = f"{len(runs)} seed where a verdict needs three. {judgement.reason}"
+    result = _result(experiment, runs, judgement, size)
+    _write(experiment, runs, judgement, result, out)
+    say(f"{experiment.name}: {judgement.verdict}. {judgement.reason}")
+    return result
+
+
+def task_key(task: Task) -> str:
+    """A task's name and a hash of its texts."""
+    return f"{task.name}-{_hash(task.texts)}"
+
+
+def _measure(experiment: Experiment, setting: Setting, path: Path) -> None:
+    from ..results import make_tree, provenance, save
+
+    found = experiment.measure(setting)
+    about = provenance(
+        setting.model, setting.test, experiment=experiment.name, size=asdict(setting.size)
+    )
+    save(make_tree(found, {**about, "seed": setting.seed}), path)
+
+
+def _open(path: Path) -> xr.DataTree:
+    from ..results import open as open_run
+
+    return open_run(path)
+
+
+def _result(
+    experiment: Experiment, runs: Sequence[xr.DataTree], judgement: Judgement, size: Size
+) -> dict[str, Any]:
+    first = runs[0].attrs
+    kept = ("model", "model_revision", "dtype", "quantization", "attention_kernel", "task")
+    return {
+        "number": experiment.number,
+        "name": experiment.name,
+        "title": experiment.title,
+        "claim": experiment.claim,
+        "paper": experiment.headline,
+        "rule": experiment.rule,
+        "verdict": judgement.verdict,
+        "reason": judgement.reason,
+        "numbers": {
+            words: number._asdict() if isinstance(number, Estimate) else number
+            for words, number in judgement.numbers.items()
+        },
+        "size": asdict(size),
+        **{name: first[name] for name in kept},
+        "labels": json.loads(first["labels"]),
+        "provenance": {
+            "seeds": [int(run.attrs["seed"]) for run in runs],
+            "prompts_hash": [run.attrs["prompts_hash"] for run in runs],
+            "created": [run.attrs["created"] for run in runs],
+            "git_commit": [run.attrs["git_commit"] for run in runs],
+            "device_map": json.loads(first["device_map"]),
+            "versions": json.loads(first["versions"]),
+        },
+    }
+
+
+def _write(
+    experiment: Experiment,
+    runs: list[xr.DataTree],
+    judgement: Judgement,
+    result: dict[str, Any],
+    out: Path,
+) -> None:
+    import matplotlib
+    from matplotlib import pyplot as plt
+
+    matplotlib.use("Agg")
+    figure = experiment.draw(runs, judgement)
+    try:
+        for kind in ("png", "svg"):
+            # Without a date, so that the same numbers give the same file.
+            metadata = {"Date": None} if kind == "svg" else {}
+            figure.savefig(out / f"{experiment.name}.{kind}", dpi=160, metadata=metadata)
+        (out / f"{experiment.name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    except OSError as error:
+        raise StoreError(f"{out} cannot be written: {error}") from error
+    finally:
+        plt.close(figure)
+
+
+def _hash(about: Any) -> str:
+    return hashlib.sha256(json.dumps(about, default=str).encode()).hexdigest()[:10]
