@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -430,14 +431,11 @@ def _result(
         "title": experiment.title,
         "claim": experiment.claim,
         "paper": experiment.headline,
-        "rule": experiment.rule,
+        "rule": " ".join(experiment.rule.split()),
         "verdict": judgement.verdict,
         "reason": judgement.reason,
-        "numbers": {
-            words: number._asdict() if isinstance(number, Estimate) else number
-            for words, number in judgement.numbers.items()
-        },
-        "size": asdict(size),
+        "numbers": {words: _plain(number) for words, number in judgement.numbers.items()},
+        "size": {**asdict(size), "seeds": list(size.seeds)},
         **{name: first[name] for name in kept},
         "labels": json.loads(first["labels"]),
         "provenance": {
@@ -449,6 +447,13 @@ def _result(
             "versions": json.loads(first["versions"]),
         },
     }
+
+
+def _plain(number: Any) -> Any:
+    """A number as JSON has it: an estimate by parts, None for NaN."""
+    if isinstance(number, Estimate):
+        return {name: _plain(value) for name, value in number._asdict().items()}
+    return None if isinstance(number, float) and math.isnan(number) else number
 
 
 def _write(
