@@ -1,5 +1,6 @@
 # make demo   sets everything up and finds the in-context heads of a real model
 # make test   sets everything up and passes the tests
+# make experiments  runs the paper's claims on the demo model, each with a verdict
 # make bench  times the sweep against plain forwards
 
 PYTHON ?= python3
@@ -7,13 +8,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test experiments bench lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/twotower demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+experiments: $(INSTALLED)
+	$(BIN)/twotower experiments run --all
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/sweep.py

@@ -183,3 +183,58 @@ def test_help_does_not_import_heavy_libraries() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+# ---- experiments ---------------------------------------------------------------------------------
+
+
+def test_experiments_are_listed(capsys) -> None:
+    assert run("experiments", "list") == 0
+    out = capsys.readouterr().out
+    assert "qk-similarity" in out
+    assert "animals-cities" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "name experiments, or say --all"),
+        (("--all", "qk-similarity"), "name experiments, or say --all"),
+        (("qk",), "'qk' is no experiment; there are"),
+        (("absent.py",), "is no Python file"),
+        (("qk-similarity", "--task", "no-such-task"), "no-such-task"),
+        (("qk-similarity", "--model", "./no-such-folder"), "there is no folder"),
+        (("qk-similarity", "--quantization", "int3"), "quantization='int3'"),
+    ],
+)
+def test_experiments_refused(arguments, message: str, tmp_path: Path, capsys) -> None:
+    code = run("experiments", "run", *arguments, "--out", tmp_path / "out")
+    assert code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_experiments_with_a_task_that_does_not_fit(
+    checkpoint: Path, task_file: Path, tmp_path: Path, capsys
+) -> None:
+    """Four texts a class are too few: refused before anything is measured."""
+    out = tmp_path / "out"
+    code = run(
+        "experiments", "run", "qk-similarity", "--model", checkpoint, "--task", task_file,
+        "--out", out,
+    )  # fmt: skip
+    assert code == 2
+    assert "text" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_experiments_with_a_model_that_cannot_do_it(
+    checkpoint: Path, tmp_path: Path, capsys
+) -> None:
+    out = tmp_path / "out"
+    code = run(
+        "experiments", "run", "qk-similarity", "--quick", "--model", checkpoint, "--out", out
+    )  # fmt: skip
+    assert code == 1
+    assert "there is nothing to explain" in capsys.readouterr().err
+    assert not list(out.glob("*.json"))

@@ -284,7 +284,7 @@ def run_experiments(
     }
     tasks = {one.name: load_task(task or one.task) for one in chosen}
     load_model = cache(Configuration(**settings, threads=threads).load_model)
-    failed = []
+    failed: list[FindingError | InputError] = []
     for one in chosen:
         try:
             run_experiment(
@@ -298,13 +298,15 @@ def run_experiments(
                 show=sys.stderr.isatty(),
                 say=lambda line: console.print(line, soft_wrap=True),
             )
-        except FindingError as error:
+        except (FindingError, InputError) as error:
             if len(chosen) == 1:
                 raise
-            failed.append(f"{one.name}: {error}")
-            console.print(failed[-1], soft_wrap=True)
+            failed.append(error)
+            console.print(f"{one.name}: {error}", soft_wrap=True)
     if failed:
-        raise FindingError(f"{len(failed)} of {len(chosen)} experiments found nothing to explain")
+        raise type(failed[0])(
+            f"{len(failed)} of {len(chosen)} experiments came to no result; the first: {failed[0]}"
+        )
 
 
 def _affirm(identity: str) -> str:
