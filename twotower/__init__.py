@@ -29,6 +29,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
             "Agreement",
             "agreement",
             "analyze",
+            "attention_shares",
             "attribution",
             "attribution_patching",
             "causal_tracing",

@@ -8,6 +8,7 @@ from .groups import greedy_heads, group_effects, pair_effects, strongest_group, 
 from .heads import in_context_heads
 from .predict import predict
 from .scores import two_tower_scores
+from .shares import attention_shares
 from .towers import attribution, ov_labels, qk_similarity
 from .tracing import causal_tracing
 
@@ -15,6 +16,7 @@ __all__ = [
     "Agreement",
     "agreement",
     "analyze",
+    "attention_shares",
     "attribution",
     "attribution_patching",
     "causal_tracing",

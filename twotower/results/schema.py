@@ -34,6 +34,7 @@ DIMS = (
     "other_layer",
     "other_head",
     "step",
+    "source",
 )
 """All dims; every dataset gives each of its dims a coordinate."""
 
@@ -207,6 +208,15 @@ GROUPS: dict[str, dict[str, Variable]] = {
         ),
         "margin_corrupted": Variable(
             _P, "float", "margin of the corrupted run", "towards the clean prompt's answer"
+        ),
+    },
+    "shares": {
+        "share": Variable(
+            (*_HEADS, "source"),
+            "float",
+            "share of attention",
+            "mean over the positions that look (attribute `settings`) of the attention paid to "
+            "each source; sources sum to 1",
         ),
     },
     "attribution": {

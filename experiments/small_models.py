@@ -1,0 +1,197 @@
+"""Train small models, from scratch, to classify in context: one for each architecture.
+
+A sequence holds words of two classes, each with a label that is drawn anew for it, and every
+label is to be predicted from what stands before. Labels mean nothing beyond a sequence, so
+that the only way to be right is to find earlier words of the same class and to copy their
+label. The first label of each class cannot be known.
+
+    cat: foo
+    London: bar
+    owl: foo
+    ...
+
+The words are made up; a class is nothing but which words go together, so the model has to
+learn that as well. Pairs of classes that are asked about later are held out.
+
+    python experiments/small_models.py --out runs/small-models
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+LABELS = ("foo", "bar", "map", "key")
+N_CLASSES, N_WORDS = 12, 24
+DEMONSTRATIONS = 16
+SETTINGS = {"steps": 4000, "batch": 64, "rate": 2e-3, "enough": 0.97}
+"""Most steps; sequences a step; largest learning rate; held-out accuracy at which it stops."""
+
+
+def words() -> dict[str, list[str]]:
+    """Made-up words by class, the same everywhere."""
+    rng = np.random.default_rng(0)
+    consonants, vowels = "bdfgklmnprstvz", "aeiou"
+    seen: list[str] = []
+    while len(seen) < N_CLASSES * N_WORDS:
+        word = "".join(rng.choice(list(x)) for x in (consonants, vowels) * 3)
+        if word not in seen:
+            seen.append(word)
+    return {f"class{c}": seen[c * N_WORDS : (c + 1) * N_WORDS] for c in range(N_CLASSES)}
+
+
+def held_out(pair: tuple[int, int]) -> bool:
+    """Whether two classes never stand in one sequence of the training."""
+    return sum(pair) % 4 == 1
+
+
+def make_tokenizer() -> Any:
+    """Whole words as tokens; a label is one token with the blank before it."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    known = ["<pad>", "<unk>", ":", "\n", *(f" {label}" for label in LABELS)]
+    known += [word for group in words().values() for word in group]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(known)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?\w+|:|\n"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token="\n"
+    )
+
+
+def configuration(architecture: str, vocabulary: int) -> Any:
+    """Four layers of four heads."""
+    from transformers import GPT2Config, GPTJConfig, GPTNeoXConfig, LlamaConfig
+
+    ends = {"vocab_size": vocabulary, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 3}
+    gpt = {"n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 128, **ends}
+    gpt |= {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+    other = {
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+        **ends,
+    }
+    return {
+        "gpt2": lambda: GPT2Config(**gpt),
+        "gptj": lambda: GPTJConfig(**gpt, rotary_dim=8),
+        "neox": lambda: GPTNeoXConfig(**other),
+        "llama": lambda: LlamaConfig(**other, num_key_value_heads=2),
+    }[architecture]()
+
+
+ARCHITECTURES = ("gpt2", "gptj", "neox", "llama")
+
+
+class Sequences:
+    """Draws sequences as token ids; label i stands at position 4 i + 2."""
+
+    def __init__(self, tokenizer: Any, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        ids = tokenizer.get_vocab()
+        self.words = np.array([[ids[w] for w in group] for group in words().values()])
+        self.labels = np.array([ids[f" {label}"] for label in LABELS])
+        self.colon, self.end = ids[":"], ids["\n"]
+        pairs = list(combinations(range(N_CLASSES), 2))
+        self.pairs = {
+            held: np.array([p for p in pairs if held_out(p) == held]) for held in (False, True)
+        }
+
+    def draw(self, n: int, held: bool = False) -> torch.Tensor:
+        """(n, T) token ids, of pairs of classes that are held out or not."""
+        rng = self.rng
+        pair = self.pairs[held][rng.integers(len(self.pairs[held]), size=n)]
+        labels = self.labels[rng.permuted(np.tile(np.arange(len(LABELS)), (n, 1)), axis=1)[:, :2]]
+        side = rng.integers(2, size=(n, DEMONSTRATIONS))
+        rows = np.arange(n)[:, None]
+        word = self.words[pair[rows, side], rng.integers(N_WORDS, size=side.shape)]
+        parts = (word, np.full_like(word, self.colon), labels[rows, side])
+        sequence = np.stack((*parts, np.full_like(word, self.end)), axis=-1)
+        return torch.as_tensor(sequence.reshape(n, -1))
+
+
+def train(architecture: str, seed: int, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Train a model until it classifies held-out pairs, and save it.
+
+    Returns
+    -------
+    dict
+        Accuracy at the last label of held-out pairs, steps, seconds.
+    """
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = make_tokenizer()
+    torch.manual_seed(seed)
+    config = configuration(architecture, len(tokenizer))
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    sequences, start = Sequences(tokenizer, seed), time.perf_counter()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings["rate"], weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, settings["rate"], settings["steps"], pct_start=0.05
+    )
+    at = torch.arange(DEMONSTRATIONS) * 4 + 1  # where a label is predicted
+    accuracy, step = 0.0, 0
+    for step in range(1, settings["steps"] + 1):
+        ids = sequences.draw(settings["batch"])
+        logits = model(input_ids=ids).logits[:, at]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, at + 1].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0:
+            accuracy = held_out_accuracy(model, sequences, at)
+            if step % 500 == 0:
+                print(
+                    f"{architecture} {step}: loss {loss:.3f}, held out {accuracy:.3f}", flush=True
+                )
+            if accuracy >= settings["enough"]:
+                break
+    model.eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    found = {
+        "architecture": architecture,
+        "seed": seed,
+        "steps": step,
+        "held_out_accuracy": round(accuracy, 4),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    (folder / "training.json").write_text(json.dumps(found) + "\n")
+    return found
+
+
+@torch.no_grad()
+def held_out_accuracy(model: Any, sequences: Sequences, at: torch.Tensor) -> float:
+    """Share of right answers over the vocabulary at the last label of held-out pairs."""
+    ids = sequences.draw(256, held=True)
+    top = model(input_ids=ids).logits[:, at[-1]].argmax(dim=-1)
+    return float((top == ids[:, at[-1] + 1]).float().mean())
+
+
+def main() -> None:
+    """Train all, or those named."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/small-models"))
+    parser.add_argument("--architectures", nargs="+", default=ARCHITECTURES, choices=ARCHITECTURES)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=SETTINGS["steps"])
+    options = parser.parse_args()
+    for architecture in options.architectures:
+        folder = options.out / f"{architecture}-{options.seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        print(train(architecture, options.seed, folder, {**SETTINGS, "steps": options.steps}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Shares of attention against a float64 forward, position by position."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from reference import Reference, error, ids_of, real
+from tiny import THREE, byte_level, hf_model, tiny
+
+import twotower as tt
+from twotower.measures.shares import SOURCES
+
+
+def source_of(prompts: tt.Prompts, i: int, query: int, key: int) -> str:
+    """What a key is to a query, both counted over the padded positions."""
+    if query == key:
+        return "itself"
+    role = prompts.role[i, key]
+    if role == "bos":
+        return "bos"
+    own = prompts.demonstration[i, query] == prompts.demonstration[i, key]
+    if role in ("text", "query"):
+        return "own text" if own else "other texts"
+    if role == "label" and not own:
+        return "other labels"
+    return "own rest" if own else "other rest"
+
+
+def by_hand(model: tt.Model, prompts: tt.Prompts, at: np.ndarray) -> np.ndarray:
+    reference = Reference(model.module)
+    found = np.zeros((len(prompts), model.n_layers, model.n_heads, len(SOURCES)))
+    for i in range(len(prompts)):
+        run, columns = reference.run(ids_of(prompts, i)), np.flatnonzero(real(prompts, i))
+        looking = [q for q in range(len(columns)) if at[i, columns[q]]]
+        for layer in range(model.n_layers):
+            for q in looking:
+                for k in range(q + 1):
+                    kind = SOURCES.index(source_of(prompts, i, columns[q], columns[k]))
+                    found[i, layer, :, kind] += run.attention[layer][:, q, k].numpy()
+        found[i] /= len(looking)
+    return found
+
+
+@pytest.mark.parametrize("positions", ["labels", "last", "all"])
+def test_against_float64(any_model: tt.Model, positions: str) -> None:
+    prompts = tt.build_prompts(any_model, THREE, shots=1, n=3, seed=2)
+    found = tt.attention_shares(any_model, prompts, positions, batch_size=2)
+    expected = by_hand(any_model, prompts, prompts.where(positions))
+    assert found["share"].dims == ("prompt", "layer", "head", "source")
+    assert error(found["share"], expected) <= 1e-5
+    np.testing.assert_allclose(found["share"].sum("source"), 1, atol=1e-5)
+
+
+def test_bos_and_picked_positions() -> None:
+    model = tt.load(hf_model("llama"), tokenizer=byte_level(bos=True))
+    prompts = tt.build_prompts(model, THREE, shots=1, n=3, seed=2)
+    picked = tt.at(role="label", demonstration=1)
+    found = tt.attention_shares(model, prompts, picked)
+    assert error(found["share"], by_hand(model, prompts, picked.mask(prompts))) <= 1e-5
+    assert float(found["share"].sel(source="bos").min()) > 0
+
+
+def test_a_prompt_in_which_nothing_looks_is_nan() -> None:
+    model = tiny("gpt2")
+    prompts = tt.build_prompts(model, THREE, shots=1, n=3, seed=2)
+    at = prompts.where("labels").copy()
+    at[1] = False
+    found = tt.attention_shares(model, prompts, at)["share"]
+    assert np.isnan(found.values[1]).all()
+    assert np.isfinite(found.values[[0, 2]]).all()
+    with pytest.raises(tt.InputError, match="nothing looks"):
+        tt.attention_shares(model, prompts, np.zeros_like(at))
