@@ -129,15 +129,19 @@ class _Mean(Replacement):
         counts = np.bincount(own[reference.token_id >= 0], minlength=len(numbers))
         mean = total / torch.as_tensor(np.maximum(counts, 1))[:, None, None]
         self.mean = mean.unflatten(-1, (model.n_heads, -1))
+        self.copies = {self.mean.device: self.mean}
 
     def values(
         self, batch: Batch, layers: Sequence[int], index: torch.Tensor
     ) -> dict[int, torch.Tensor]:
-        keys = batch.cut(self.index).flatten()[index].cpu()
-        return {layer: self.mean[:, layer][keys].to(index.device) for layer in layers}
+        keys = batch.cut(self.index).flatten()[index]
+        if keys.device not in self.copies:
+            self.copies[keys.device] = self.mean.to(keys.device)
+        mean = self.copies[keys.device]
+        return {layer: mean[:, layer][keys] for layer in layers}
 
     def kinds(self, batch: Batch) -> np.ndarray:
-        return batch.cut(self.index).cpu().numpy()
+        return batch.part(self.index)
 
 
 class _Sums(Recorder):
@@ -151,10 +155,11 @@ class _Sums(Recorder):
         z = view.z.flatten(-2).float() * view.attention_mask.to(view.z.device).unsqueeze(-1)
         empty = torch.zeros(self.n_keys, z.shape[-1], device=z.device)
         summed = empty.index_add(0, self.index.to(z.device).flatten(), z.flatten(0, 1))
-        self.sums.append(summed.cpu())
+        self.sums.append(summed)
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
-        return {"sums": torch.stack(self.sums, dim=1)}
+        device = end.residual.device
+        return {"sums": torch.stack([x.to(device) for x in self.sums], dim=1)}
 
 
 class _Donated(Replacement):

@@ -63,8 +63,11 @@ class Batch:
 
     def cut(self, by_position: np.ndarray) -> torch.Tensor:
         """The batch's part (B, T) of a (prompt, position) array."""
-        part = by_position[self.rows][:, by_position.shape[1] - self.width :]
-        return torch.as_tensor(part, device=self.input_ids.device)
+        return torch.as_tensor(self.part(by_position), device=self.input_ids.device)
+
+    def part(self, by_position: np.ndarray) -> np.ndarray:
+        """The same, as an array."""
+        return by_position[self.rows][:, by_position.shape[1] - self.width :]
 
 
 def make_batch(model: Model, prompts: Prompts, rows: np.ndarray, keep: str | None = None) -> Batch:

@@ -144,8 +144,8 @@ def sweep_maker(
     def make(batch: Batch) -> Sweep:
         where = batch.cut(at)
         layout = make_layout(
-            batch.cut(prompts.token_id).cpu().numpy(),
-            where.cpu().numpy(),
+            batch.part(prompts.token_id),
+            batch.part(at),
             replacement.kinds(batch),
             6 * model.d_model,
             model.device,
