@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -112,14 +113,7 @@ def attribution_patching(
     check_measured(model, prompts)
     if model.quantization or model.remote:
         raise InputError("gradients need a local model that is not quantized; use head_effects")
-    at, replacement = prepare_change(model, prompts, positions, ablation, reference, seed, factor)
-
-    def make(batch: Batch) -> Gradient:
-        mask = batch.cut(at)
-        every = torch.arange(mask.numel(), device=mask.device).view(mask.shape)
-        values: Any = replacement.values(batch, range(model.n_layers), every)
-        return Gradient(batch, prompts.label_ids, mask, values, factor)
-
+    make = gradient_maker(model, prompts, positions, ablation, reference, seed, factor)
     (arrays,) = collect(
         model, prompts, [make], batch_size=batch_size, gradients=True, progress=progress
     )
@@ -135,3 +129,24 @@ def attribution_patching(
         reference=None if reference is None else reference.hash,
         estimate="gradient",
     )
+
+
+def gradient_maker(
+    model: Model,
+    prompts: Prompts,
+    positions: str | np.ndarray = "last",
+    ablation: str = "zero",
+    reference: Prompts | None = None,
+    seed: int = 0,
+    factor: float = 0.0,
+) -> Callable[[Batch], Gradient]:
+    """What makes the gradient's recorder for each batch."""
+    at, replacement = prepare_change(model, prompts, positions, ablation, reference, seed, factor)
+
+    def make(batch: Batch) -> Gradient:
+        mask = batch.cut(at)
+        every = torch.arange(mask.numel(), device=mask.device).view(mask.shape)
+        values: Any = replacement.values(batch, range(model.n_layers), every)
+        return Gradient(batch, prompts.label_ids, mask, values, factor)
+
+    return make
