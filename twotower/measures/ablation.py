@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from .batch import Batch, batches, make_batch
+from .batch import Batch, make_batch
+from .batch_size import Batches
 from .walk import End, LayerView, Recorder, run_batch
 
 if TYPE_CHECKING:
@@ -123,9 +124,11 @@ class _Mean(Replacement):
         self.index = np.array([[numbers.get(k, 0) for k in row] for row in _keys(prompts)])
         own = np.array([[numbers[k] for k in row] for row in reference_keys])
         total = torch.zeros(len(numbers), model.n_layers, model.n_heads * model.d_head)
-        for batch in batches(model, reference, None):
-            (sums,) = run_batch(model, batch, [_Sums(batch.cut(own), len(numbers))])
-            total += sums["sums"]
+        feed = Batches(model, reference, kind="sums")
+        for batch in feed:
+            with feed.attempt():
+                (sums,) = run_batch(model, batch, [_Sums(batch.cut(own), len(numbers))])
+                total += sums["sums"]
         counts = np.bincount(own[reference.token_id >= 0], minlength=len(numbers))
         mean = total / torch.as_tensor(np.maximum(counts, 1))[:, None, None]
         self.mean = mean.unflatten(-1, (model.n_heads, -1))

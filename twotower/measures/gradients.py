@@ -13,6 +13,7 @@ from ..errors import InputError
 from .batch import Batch
 from .collect import collect, dataset
 from .edits import prepare_change
+from .effects import change_settings
 from .recorders import margin
 from .walk import End, LayerView, Recorder
 
@@ -115,18 +116,20 @@ def attribution_patching(
         raise InputError("gradients need a local model that is not quantized; use head_effects")
     make = gradient_maker(model, prompts, positions, ablation, reference, seed, factor)
     (arrays,) = collect(
-        model, prompts, [make], batch_size=batch_size, gradients=True, progress=progress
+        model,
+        prompts,
+        [make],
+        batch_size=batch_size,
+        gradients=True,
+        kind=("gradient", ablation),
+        progress=progress,
     )
     return dataset(
         "effects",
         arrays,
         model,
         prompts,
-        positions=positions if isinstance(positions, str) else "given",
-        ablation=ablation,
-        ablation_seed=seed,
-        factor=factor,
-        reference=None if reference is None else reference.hash,
+        **change_settings(positions, ablation, reference, seed, factor),
         estimate="gradient",
     )
 

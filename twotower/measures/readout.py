@@ -19,13 +19,11 @@ import nnsight
 import torch
 
 from ..errors import ModelError
+from .memory import UNEMBED_BYTES
 from .walk import End
 
 if TYPE_CHECKING:
     from ..models import Architecture, Model
-
-UNEMBED_BYTES = 1 << 29
-"""Bytes of logits held at a time when many vectors are unembedded."""
 
 CACHE_BYTES = 1 << 21
 """Bytes of logits that stay in a processor's cache."""
@@ -95,14 +93,17 @@ class Readout:
         own = self.on(x.device)
         return x / spread.unsqueeze(-1) * own.scale + own.shift
 
-    def logprobs(self, normed: torch.Tensor, end: End, dtype: torch.dtype) -> torch.Tensor:
+    def logprobs(
+        self, normed: torch.Tensor, end: End, dtype: torch.dtype, at_a_time: int | None = None
+    ) -> torch.Tensor:
         """(..., label) log-probabilities over the whole vocabulary, in float32.
 
         Unembeds a bounded number of vectors at a time.
         """
+        n = at_a_time or max(1, UNEMBED_BYTES // (4 * end.logits.shape[-1]))
         flat = normed.flatten(0, -2).to(dtype)
         parts = []
-        for some in flat.split(max(1, UNEMBED_BYTES // (4 * end.logits.shape[-1]))):
+        for some in flat.split(n):
             logits = end.unembedding(some).float()
             labels = logits[:, self.on(logits.device).label_ids]
             parts.append(labels - logsumexp_(logits).unsqueeze(-1))
