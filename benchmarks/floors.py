@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 import twotower as tt
-from twotower.measures.batch import Batch, batches
+from twotower.measures.batch import Batch
+from twotower.measures.batch_size import Batches
 from twotower.measures.effects import sweep_maker
 from twotower.measures.walk import End, LayerView, Recorder, run_batch
 from twotower.models import Architecture, Model
@@ -105,7 +106,7 @@ def prompts_of(model: Model, length: int, n: int) -> Prompts:
 def plain_of(model: Model, prompts: Prompts, shared: bool = False) -> Callable[[], None]:
     def plain() -> None:
         with torch.no_grad():
-            for batch in batches(model, prompts, None, shared=shared):
+            for batch in Batches(model, prompts, shared=shared):
                 model.module(**batch.inputs)
 
     return plain
@@ -132,8 +133,6 @@ def bare(model: Model, batch: Batch, recorders: list[Recorder]) -> list[Any]:
 
         return hook
 
-    for recorder in recorders:
-        recorder.start(a, module)
     for index, block in enumerate(a.layers(module)):
 
         def enter(_m: Any, arguments: tuple[Any, ...]) -> None:
@@ -272,14 +271,14 @@ def analysis(model: Model, floor: Floor, rounds: int) -> dict[str, Any]:
     maker = sweep_maker(model, prompts, logprobs=False)
 
     def traced() -> None:
-        for batch in batches(model, prompts, None):
+        for batch in Batches(model, prompts):
             run_batch(model, batch, [maker(batch)])
 
     def untraced() -> None:
-        for batch in batches(model, prompts, None):
+        for batch in Batches(model, prompts):
             bare(model, batch, [maker(batch)])
 
-    for batch in batches(model, prompts, None):
+    for batch in Batches(model, prompts):
         pair = zip(
             run_batch(model, batch, [maker(batch)]), bare(model, batch, [maker(batch)]), strict=True
         )

@@ -101,7 +101,7 @@ class Prepared:
         by_layer: dict[int, list[int]] = {}
         for layer, head in self.heads:
             by_layer.setdefault(layer, []).append(head)
-        first = batch.cut_array(self.queries).any(axis=0)
+        first = batch.part(self.queries).any(axis=0)
         part = Part(
             self.edit,
             by_layer,
@@ -145,8 +145,10 @@ class Part:
 
     def looks(self, layer: int, heads: list[int], n: int, device: torch.device) -> torch.Tensor:
         """(B, h, n, 1) boolean: which heads are edited where."""
-        mine = torch.tensor([head in self.heads[layer] for head in heads]).to(device)
-        return mine[None, :, None, None] & self.queries[:, None, -n:, None].to(device)
+        mine = self.queries[:, -n:].to(device)
+        none = torch.zeros_like(mine)
+        by_head = [mine if head in self.heads[layer] else none for head in heads]
+        return torch.stack(by_head, dim=1).unsqueeze(-1)
 
 
 class AttentionEdits(BatchEdit):

@@ -35,7 +35,9 @@ def predict(
         Edits in force: `KnockOut`, `Scale`, `ScaleAttention`, `DropPosition`, `Patch`. They
         can be combined: on one head attention is edited first, then values, then z.
     batch_size
-        Prompts in a batch; by default as many as make about a thousand tokens.
+        Prompts in a batch; fewer where memory runs out. By default about a thousand
+        tokens' worth on a processor, and as many as fill a GPU, which is found out and
+        remembered.
     progress
         Show a bar; a text is its title.
 
@@ -59,6 +61,7 @@ def predict(
         [lambda batch: Predictions(batch, prompts.label_ids)],
         batch_size=batch_size,
         edits=edits,
+        kind="predictions",
         progress=progress,
     )
     return dataset("predictions", arrays, model, prompts, edits=[e.describe() for e in edits])

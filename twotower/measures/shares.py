@@ -13,6 +13,7 @@ from .batch import Batch
 from .collect import collect, dataset
 from .content import scores
 from .edits import position_mask
+from .recorders import stack
 from .walk import End, LayerView, Recorder
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class Shares(Recorder):
     group = "shares"
 
     def __init__(self, batch: Batch, queries: np.ndarray, sources: torch.Tensor) -> None:
-        looking = batch.cut_array(queries).any(axis=0)
+        looking = batch.part(queries).any(axis=0)
         self.n = batch.width - int(looking.argmax()) if looking.any() else 1
         self.queries = batch.cut(queries)[:, -self.n :].float()
         kinds = torch.arange(len(SOURCES), device=sources.device)
@@ -112,13 +113,12 @@ class Shares(Recorder):
         self.found.append(share / queries.sum(dim=1)[:, None, None])
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
-        device = end.residual.device
-        return {"share": torch.stack([x.to(device) for x in self.found], dim=1)}
+        return {"share": stack(self.found, end)}
 
 
 def _sources(prompts: Prompts, batch: Batch) -> np.ndarray:
     """(B, T, T) number in `SOURCES` of the key (last dim) for the query."""
-    role, number = (batch.cut_array(x) for x in (prompts.role, prompts.demonstration))
+    role, number = (batch.part(x) for x in (prompts.role, prompts.demonstration))
     text = (role == "text") | (role == "query")
     # An instruction before the demonstrations is not the query's own.
     before = (number < 0) & ~np.logical_or.accumulate(number >= 0, axis=1)

@@ -170,9 +170,6 @@ class Recorder:
     group: str = ""
     """Group of the schema that names the results."""
 
-    def start(self, architecture: Architecture, root: Any) -> None:
-        """Called before the first layer."""
-
     def layer(self, view: LayerView) -> None:
         """Called at every layer, in order."""
 
@@ -202,8 +199,6 @@ def walk(
     Values are read in the order in which the model makes them, as nnsight requires. With
     `gradients` the graph begins at the first layer, and every z stands in it.
     """
-    for recorder in recorders:
-        recorder.start(architecture, root)
     embedding = architecture.learned_positions(root)
     learned = None if embedding is None else embedding.output
     for index, block in enumerate(architecture.layers(root)):
@@ -254,4 +249,13 @@ def run_batch(
         results = nnsight.save(walk(architecture, root, mask, recorders, edits, gradients))
     if not on_cpu:
         return list(results)
-    return [{name: x.cpu() for name, x in result.items()} for result in results]
+    return on_host(results)
+
+
+def on_host(results: Sequence[dict[Any, torch.Tensor]]) -> list[dict[Any, torch.Tensor]]:
+    """Results brought to the CPU: all copies are under way before one is waited for."""
+    found = [{k: x.to("cpu", non_blocking=True) for k, x in result.items()} for result in results]
+    for device in {x.device for result in results for x in result.values()}:
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+    return found
