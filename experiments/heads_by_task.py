@@ -49,11 +49,12 @@ def measure(setting: Setting) -> Mapping[str, xr.Dataset]:
     n = setting.size.n_task // 2
     fitted = np.zeros((len(tasks), n))
     arrays = {name: np.zeros((len(tasks), len(CONDITIONS), n)) for name in common.MEASURES}
-    classes, heads = [], {}
+    classes, heads, hashes = [], {}, {}
     for row, name in enumerate(tasks):
         task = tt.load_task(name)
         classes.append(len(task.classes))
         fit, test = build(setting, task, n)
+        hashes[name] = [fit.hash, test.hash]
         found = tt.analyze(
             setting.model,
             fit,
@@ -85,6 +86,7 @@ def measure(setting: Setting) -> Mapping[str, xr.Dataset]:
         },
         {"task": tasks, "condition": list(CONDITIONS), "prompt": np.arange(n)},
         sentence_shots=SENTENCE_SHOTS,
+        prompts_of_tasks=hashes,
     )
     return {"answers": answers, "heads": common.heads_table(setting, heads)}
 
