@@ -11,8 +11,8 @@ import xarray as xr
 
 import twotower as tt
 from twotower.results import Variable
-from twotower.runs.experiment import Setting
-from twotower.runs.statistics import Estimate
+from twotower.runs.experiment import FULL, Setting, Size
+from twotower.runs.statistics import Estimate, above_chance
 
 KINDS = {"writers": "heads that write", "in_context": "in-context heads"}
 """Two choices of heads: by label logit of their own output, and by effect on the margin."""
@@ -160,3 +160,33 @@ def answers_of(dims: tuple[str, ...], what: str) -> dict[str, Variable]:
         name: Variable(dims, "float", words, f"{definition}, {what}; NaN where not measured")
         for name, (words, definition) in MEASURES.items()
     }
+
+
+SENTENCE_SHOTS = 4
+"""Demonstrations per label where texts are sentences and many tasks are compared."""
+
+
+def build_task(setting: Setting, task: tt.Task, n: int) -> tuple[tt.Prompts, tt.Prompts]:
+    """n prompts for choosing and n for testing, with fewer shots where texts are sentences."""
+    shots = setting.size.shots
+    if task.kind == "sentences":
+        shots = min(shots, SENTENCE_SHOTS)
+    return setting.build(n, n, task=task, shots=shots)
+
+
+def some(tasks: Sequence[str], size: Size) -> list[str]:
+    """The names of all tasks; where few prompts of a task are asked for, of a part of them."""
+    return list(tasks[:: max(1, FULL.n_task // size.n_task)])
+
+
+def guesses(runs: Sequence[xr.DataTree], group: str, name: str) -> dict[str, float]:
+    """By task, p-value of an exact binomial test that right answers are guesses.
+
+    The answers (task, ..., prompt) are those of all seeds; beside them stands n_classes (task,).
+    """
+    table = runs[0][group]
+    found = {}
+    for task, n_classes in zip(table["task"].values, table["n_classes"].values, strict=True):
+        right = np.concatenate([run[group][name].sel(task=task).values.ravel() for run in runs])
+        found[str(task)] = above_chance(right, 1 / int(n_classes))
+    return found

@@ -23,8 +23,8 @@ import xarray as xr
 
 import twotower as tt
 from twotower.results import Variable
-from twotower.runs.experiment import FULL, SIGNIFICANT, Experiment, Judgement, Setting, Size
-from twotower.runs.statistics import above_chance, bootstrap_mean
+from twotower.runs.experiment import SIGNIFICANT, Experiment, Judgement, Setting
+from twotower.runs.statistics import bootstrap_mean
 
 RULE = """Of the tasks that the model can do (on the choosing prompts of all seeds together, exact
 binomial test, p < 0.05): supported if knocking out the task's own 12 heads costs more accuracy
@@ -33,8 +33,6 @@ prompts of all tasks (interval above 0) and (2) in every task (the mean above 0)
 an interval of (1) lies wholly below 0, or, between the labels, the interval of some task does;
 else undecided, as also where the model can do fewer than three of the tasks."""
 
-SENTENCE_SHOTS = 4
-"""Demonstrations per label where texts are sentences; they make prompts long enough."""
 CONDITIONS = ("all heads", "in-context heads out", "random heads out")
 ALL, OWN, RANDOM = CONDITIONS
 ACCURACIES = {"correct": "between the labels", "top1_correct": "over the vocabulary"}
@@ -45,7 +43,8 @@ ACCURACIES = {"correct": "between the labels", "top1_correct": "over the vocabul
 
 def measure(setting: Setting) -> Mapping[str, xr.Dataset]:
     """Answers of each task's prompts, with its own heads and random heads knocked out."""
-    tasks = tasks_to_do(setting.task.name, setting.size)
+    others = [name for name in tt.bundled_tasks() if name != setting.task.name]
+    tasks = common.some(others, setting.size)
     n = setting.size.n_task // 2
     fitted = np.zeros((len(tasks), n))
     arrays = {name: np.zeros((len(tasks), len(CONDITIONS), n)) for name in common.MEASURES}
@@ -53,7 +52,7 @@ def measure(setting: Setting) -> Mapping[str, xr.Dataset]:
     for row, name in enumerate(tasks):
         task = tt.load_task(name)
         classes.append(len(task.classes))
-        fit, test = build(setting, task, n)
+        fit, test = common.build_task(setting, task, n)
         hashes[name] = [fit.hash, test.hash]
         found = tt.analyze(
             setting.model,
@@ -85,24 +84,10 @@ def measure(setting: Setting) -> Mapping[str, xr.Dataset]:
             "n_classes": (number, np.array(classes)),
         },
         {"task": tasks, "condition": list(CONDITIONS), "prompt": np.arange(n)},
-        sentence_shots=SENTENCE_SHOTS,
+        sentence_shots=common.SENTENCE_SHOTS,
         prompts_of_tasks=hashes,
     )
     return {"answers": answers, "heads": common.heads_table(setting, heads)}
-
-
-def tasks_to_do(default: str, size: Size) -> list[str]:
-    """The bundled tasks but for the default; with few prompts a task, few of them."""
-    others = [name for name in tt.bundled_tasks() if name != default]
-    return others[:: max(1, FULL.n_task // size.n_task)]
-
-
-def build(setting: Setting, task: tt.Task, n: int) -> tuple[tt.Prompts, tt.Prompts]:
-    """n prompts for choosing and n for testing, with fewer shots where texts are sentences."""
-    shots = setting.size.shots
-    if task.kind == "sentences":
-        shots = min(shots, SENTENCE_SHOTS)
-    return setting.build(n, n, task=task, shots=shots)
 
 
 # ---- the verdict --------------------------------------------------------------------------
@@ -111,7 +96,7 @@ def build(setting: Setting, task: tt.Task, n: int) -> tuple[tt.Prompts, tt.Promp
 def judge(runs: list[xr.DataTree]) -> Judgement:
     """By the rule above."""
     numbers: dict[str, Any] = {}
-    able = can_do(runs)
+    able = common.guesses(runs, "answers", "correct_fit")
     tasks = [task for task, p in able.items() if p < SIGNIFICANT]
     for task, p in able.items():
         right = bootstrap_mean(common.pooled(runs, "answers", "correct_fit", task=task))
@@ -159,16 +144,6 @@ def judge(runs: list[xr.DataTree]) -> Judgement:
     return Judgement(verdict, reason, numbers)
 
 
-def can_do(runs: list[xr.DataTree]) -> dict[str, float]:
-    """p-value of each task: that answers on the choosing prompts are guesses."""
-    answers = runs[0]["answers"]
-    found = {}
-    for task, n_classes in zip(answers["task"].values, answers["n_classes"].values, strict=True):
-        right = common.pooled(runs, "answers", "correct_fit", task=task)
-        found[str(task)] = above_chance(right, 1 / int(n_classes))
-    return found
-
-
 def cost(runs: list[xr.DataTree], task: str, kind: str) -> np.ndarray:
     """(prompt,) accuracy that the task's own heads cost beyond what random heads cost."""
     left = {
@@ -184,7 +159,7 @@ def cost(runs: list[xr.DataTree], task: str, kind: str) -> np.ndarray:
 def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
     """Accuracy by task: all heads, its own heads knocked out, random heads knocked out."""
     plt = common.pyplot()
-    able = can_do(runs)
+    able = common.guesses(runs, "answers", "correct_fit")
     tasks = sorted(able, key=lambda task: (able[task] >= SIGNIFICANT, task))
     n_able = sum(p < SIGNIFICANT for p in able.values())
     figure, axes = plt.subplots(1, 2, figsize=(10, 0.8 + 0.34 * len(tasks)), layout="constrained")
