@@ -156,6 +156,8 @@ def judge(runs: list[xr.DataTree]) -> Judgement:
     effects = runs[0]["effects"]
     n_all = numbers["heads of the model"] = effects.sizes["layer"] * effects.sizes["head"]
     numbers["heads of a random choice in common, expected"] = HEADLINE**2 / n_all
+    of_layers = [run["answers"]["n_heads"].sel(choice=MATCHED, size=HEADLINE) for run in runs]
+    numbers[f"{MATCHED}: heads in fact knocked out, of {HEADLINE}"] = float(np.mean(of_layers))
 
     costs = {}
     for control in (RANDOM, MATCHED):
