@@ -178,7 +178,7 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
                     ms=4,
                     lw=1,
                     color=(common.GREY, common.BLUE, common.ORANGE)[number],
-                    label=condition if row == 0 else None,
+                    label=condition if row == 0 and place is axes[0] else None,
                 )
             if kind == "correct":
                 chance = 1 / int(runs[0]["answers"]["n_classes"].sel(task=task))

@@ -7,8 +7,8 @@ by accuracy between the labels with all seeds together:
   accuracy to where its 95% interval holds chance or lies below it;
 - *enough*: the smallest number of heads which, kept alone, settle it. Kept alone means that
   every other head's output is replaced by its mean over the fitting prompts (by role and number
-  of demonstration); accuracy is kept where it does not fall below the interval of the accuracy
-  with all heads.
+  of demonstration); accuracy is kept where its interval lies above chance, and it does not fall
+  below the interval of the accuracy with all heads.
 
 A number counts if the same holds for every larger number that is measured. Both are told for
 edits at the last position, where every head still works on the earlier ones, and for edits at
@@ -56,6 +56,10 @@ SIZES = {
     (KEPT, ALL): (12, 24, 48, 96),
 }
 """Numbers of heads, by what is done with them and where."""
+
+
+LEFT_OUT = (3, 6, 10, 14, 20)
+"""Numbers that are left out along the axis, where there is no room."""
 
 
 # ---- what is measured ---------------------------------------------------------------------
@@ -248,11 +252,10 @@ def curve(runs: list[xr.DataTree], what: str, where: str, kind: str) -> dict[int
 
 def settles(runs: list[xr.DataTree], what: str, where: str, kind: str) -> int | None:
     """The smallest number of heads from which on the task is settled; None if there is none."""
-    bound = common.chance(runs) if what == KNOCKED else whole(runs, what, where).low
-    smallest = None
+    chance, clean, smallest = common.chance(runs), whole(runs, what, where), None
     for k, estimate in reversed(curve(runs, what, where, kind).items()):
-        settled = estimate.low <= bound if what == KNOCKED else estimate.value >= bound
-        if not settled:
+        lost, kept = estimate.low <= chance, estimate.value >= clean.low
+        if not (lost if what == KNOCKED else kept and not lost):
             break
         smallest = k
     return smallest
@@ -273,7 +276,9 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
             values = curve(runs, what, where, kind)
             if values:
                 common.line(place, list(values), list(values.values()), colour, kind)
-        place.set_xscale("log", base=2)
+        place.set_xscale("log")
+        place.set_xticks([k for k in SIZES[what, where] if k not in LEFT_OUT])
+        place.set_xticks([], minor=True)
         place.xaxis.set_major_formatter("{x:.0f}")
         spot = "at the last position" if where == LAST else "at all positions"
         place.set(title=f"{what} {spot}", xlabel=f"heads {what}", ylim=(0, 1.03))

@@ -50,7 +50,8 @@ CHOICES = (
 )
 SIZES = (1, 2, 4, 8, 12, 24)
 FEW = (4, 12, 24)
-"""Numbers of heads: of the knock-out's choice and of random heads, and of the other choices."""
+"""Numbers of heads: of the knock-out's choice and of random heads, and of the other choices
+(of all, where a single draw of random heads shows that no verdict is wanted)."""
 HEADLINE = 12
 ACCURACIES = {"correct": "between the labels", "top1_correct": "over the vocabulary"}
 
@@ -71,7 +72,7 @@ def measure(setting: Setting) -> Mapping[str, xr.Dataset]:
     random = setting.random_heads(max(SIZES), without=ours)
     for row, choice in enumerate(choices):
         for column, k in enumerate(SIZES):
-            if choice in CHOICES[1:] and k not in FEW:
+            if k not in FEW and (choice in CHOICES[1:] or setting.size.n_random == 1):
                 continue
             if choice == RANDOM:
                 draws = [draw[:k] for draw in random]
@@ -148,7 +149,7 @@ def judge(runs: list[xr.DataTree]) -> Judgement:
     for measure, words in ACCURACIES.items():
         numbers[f"accuracy {words}, all heads"] = bootstrap_mean(before(runs, measure))
         for choice in (*CHOICES, RANDOM, MATCHED):
-            for k in SIZES if choice in (KNOCK_OUT, RANDOM, MATCHED) else FEW:
+            for k in measured(runs, choice):
                 name = f"accuracy {words}, {k} heads knocked out: {choice}"
                 numbers[name] = after(runs, choice, k, measure)
     for one, other in combinations(CHOICES, 2):
@@ -193,6 +194,11 @@ def judge(runs: list[xr.DataTree]) -> Judgement:
     return Judgement(verdict, reason, numbers)
 
 
+def measured(runs: list[xr.DataTree], choice: str) -> list[int]:
+    """Numbers of heads with which a choice was tested."""
+    return [k for k in SIZES if np.isfinite(_values(runs, choice, "correct", k)).all()]
+
+
 def before(runs: list[xr.DataTree], measure: str) -> np.ndarray:
     """(prompt,) answers with all heads."""
     return common.pooled(runs, "answers", f"{measure}_before")
@@ -225,9 +231,10 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
     for place, (measure, words) in zip(axes[0], ACCURACIES.items(), strict=True):
         whole = bootstrap_mean(before(runs, measure))
         for colour, choice in enumerate((KNOCK_OUT, RANDOM, MATCHED)):
-            curve = [whole, *(after(runs, choice, k, measure) for k in SIZES)]
+            sizes = measured(runs, choice)
+            curve = [whole, *(after(runs, choice, k, measure) for k in sizes)]
             name = "in-context heads" if choice == KNOCK_OUT else choice
-            common.line(place, range(len(curve)), curve, colour, name)
+            common.line(place, [0, *(1 + SIZES.index(k) for k in sizes)], curve, colour, name)
         place.set_xticks(range(len(SIZES) + 1), [0, *SIZES])
         place.set(xlabel="heads knocked out, strongest first", ylim=(-0.03, 1.03))
         place.set(ylabel=f"accuracy {words}")
@@ -238,7 +245,7 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
         for side, (measure, words) in enumerate(ACCURACIES.items()):
             left = after(runs, choice, HEADLINE, measure)
             common.bar(bars, x + 0.36 * side - 0.18, left, side, words, x == 0)
-    names = [choice.replace(" ", "\n", 1) for choice in CHOICES]
+    names = [choice.replace("probability", "prob.").replace(" ", "\n", 1) for choice in CHOICES]
     bars.set_xticks(range(len(CHOICES)), names, fontsize=7)
     bars.set(ylabel=f"accuracy, {HEADLINE} heads knocked out", ylim=(0, 1.03))
     bars.axhline(common.chance(runs), color=common.GREY, lw=0.8, ls=":")
