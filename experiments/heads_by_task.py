@@ -188,6 +188,8 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
         place.set(xlabel=f"accuracy {words}", xlim=(-0.03, 1.03), ylim=(len(tasks) - 0.5, -0.5))
     axes[0].set_yticks(range(len(tasks)), tasks)
     axes[1].set_yticks(range(len(tasks)), [])
+    if n_able < len(tasks):
+        figure.supxlabel("Shaded: tasks that the model was not seen to do.", fontsize=8)
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     return figure
 

@@ -58,7 +58,7 @@ SIZES = {
 """Numbers of heads, by what is done with them and where."""
 
 
-LEFT_OUT = (3, 6, 10, 14, 20)
+LEFT_OUT = (3, 6, 10, 14, 20, 144)
 """Numbers that are left out along the axis, where there is no room."""
 
 
