@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,11 +11,18 @@ import xarray as xr
 
 import twotower as tt
 from twotower.results import Variable
-from twotower.runs.experiment import Setting
-from twotower.runs.statistics import Estimate
+from twotower.runs.experiment import FULL, Setting, Size
+from twotower.runs.statistics import Estimate, above_chance
 
 KINDS = {"writers": "heads that write", "in_context": "in-context heads"}
 """Two choices of heads: by label logit of their own output, and by effect on the margin."""
+
+MEASURES = {
+    "margin": ("margin", "right label's logit less the largest of the other labels'"),
+    "correct": ("right among the labels", "the right label has the largest logit of all labels"),
+    "top1_correct": ("right over the vocabulary", "the most likely token is the right label"),
+}
+"""What is kept of the model's answers: name, words and definition."""
 
 BLUE, ORANGE, GREY, GREEN = "#0072B2", "#D55E00", "#8a8a8a", "#009E73"
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9")
@@ -117,3 +125,82 @@ def margin_towards(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
     """(prompt,) logit of a label, given by number, less the largest other's."""
     wanted = np.arange(logits.shape[1]) == np.asarray(label)[:, None]
     return logits[wanted] - np.where(wanted, -np.inf, logits).max(axis=1)
+
+
+def pooled(runs: Sequence[xr.DataTree], group: str, name: str, **at: Any) -> np.ndarray:
+    """(prompt, ...) a variable of all seeds together, at some coordinates."""
+    return np.concatenate([run[group][name].sel(at).values for run in runs])
+
+
+def chance(runs: Sequence[xr.DataTree]) -> float:
+    """Accuracy of guessing between the labels."""
+    return 1 / len(json.loads(runs[0].attrs["labels"]))
+
+
+def strongest(strength: xr.DataArray, k: int) -> list[tt.Head]:
+    """The k heads with the largest mean over prompts of (prompt, layer, head)."""
+    mean = strength.mean("prompt").transpose("layer", "head").values
+    order = np.argsort(-mean, axis=None, kind="stable")[:k]
+    return [tt.Head(int(i) // mean.shape[1], int(i) % mean.shape[1]) for i in order]
+
+
+def knock_out_in_turn(
+    setting: Setting, prompts: tt.Prompts, draws: Sequence[Sequence[tt.Head]], title: str
+) -> dict[str, np.ndarray]:
+    """margin, correct and top1_correct (prompt,) with heads knocked out at all positions.
+
+    Prompt i meets draw number i modulo the number of draws, so that many draws cost no
+    more than one.
+    """
+    turn = np.arange(len(prompts)) % len(draws)
+    found = {name: np.full(len(prompts), np.nan) for name in MEASURES}
+    for number, heads in enumerate(draws):
+        rows = np.flatnonzero(turn == number)
+        answers = tt.predict(
+            setting.model,
+            prompts[rows],
+            [tt.KnockOut(heads)] if len(heads) else [],
+            batch_size=setting.batch_size,
+            progress=setting.bar(title),
+        )
+        for name in MEASURES:
+            found[name][rows] = answers[name].values
+    return found
+
+
+def answers_of(dims: tuple[str, ...], what: str) -> dict[str, Variable]:
+    """The variables in which answers are kept, by name."""
+    return {
+        name: Variable(dims, "float", words, f"{definition}, {what}; NaN where not measured")
+        for name, (words, definition) in MEASURES.items()
+    }
+
+
+SENTENCE_SHOTS = 4
+"""Demonstrations per label where texts are sentences and many tasks are compared."""
+
+
+def build_task(setting: Setting, task: tt.Task, n: int) -> tuple[tt.Prompts, tt.Prompts]:
+    """n prompts for choosing and n for testing, with fewer shots where texts are sentences."""
+    shots = setting.size.shots
+    if task.kind == "sentences":
+        shots = min(shots, SENTENCE_SHOTS)
+    return setting.build(n, n, task=task, shots=shots)
+
+
+def some(tasks: Sequence[str], size: Size) -> list[str]:
+    """The names of all tasks; where few prompts of a task are asked for, of a part of them."""
+    return list(tasks[:: max(1, FULL.n_task // size.n_task)])
+
+
+def guesses(runs: Sequence[xr.DataTree], group: str, name: str) -> dict[str, float]:
+    """By task, p-value of an exact binomial test that right answers are guesses.
+
+    The answers (task, ..., prompt) are those of all seeds; beside them stands n_classes (task,).
+    """
+    table = runs[0][group]
+    found = {}
+    for task, n_classes in zip(table["task"].values, table["n_classes"].values, strict=True):
+        right = np.concatenate([run[group][name].sel(task=task).values.ravel() for run in runs])
+        found[str(task)] = above_chance(right, 1 / int(n_classes))
+    return found
