@@ -289,4 +289,5 @@ def draw_reductions(axes: Any, numbers: Mapping[str, Any], edits: Sequence[str])
     axes.axhline(0, color=common.GREY, lw=0.8)
     axes.axhline(1, color=common.GREY, lw=0.8, ls=":")
     axes.set_xticks(range(len(edits)), [edit.replace(" ", "\n", 1) for edit in edits])
-    axes.legend(frameon=False, fontsize=8)
+    if axes.get_legend_handles_labels()[0]:  # else no reduction is reported
+        axes.legend(frameon=False, fontsize=8)

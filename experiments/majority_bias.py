@@ -230,7 +230,9 @@ def correlation(x: np.ndarray, y: np.ndarray) -> Estimate:
 
     def pearson(rows: np.ndarray) -> np.ndarray:
         a, b = (v[rows] - v[rows].mean(axis=-1, keepdims=True) for v in (x, y))
-        return (a * b).sum(axis=-1) / np.sqrt((a**2).sum(axis=-1) * (b**2).sum(axis=-1))
+        size = np.sqrt((a**2).sum(axis=-1) * (b**2).sum(axis=-1))
+        # What is the same in all of a few queries goes with nothing: 0.
+        return (a * b).sum(axis=-1) / np.maximum(size, np.finfo(float).tiny)
 
     return bootstrap(pearson, len(x))
 
