@@ -234,7 +234,7 @@ def reductions(runs: Sequence[xr.DataTree], edits: Sequence[str]) -> dict[str, A
             after = edited(runs, name, edit)
             numbers[f"{words}, edit in {edit}"] = bootstrap_mean(after)
             numbers[f"reduction of {words}, edit in {edit}"] = (
-                reduction(before, after) or "not reported: the bias before is not told from 0"
+                reduction(before, after) or "not reported (the bias before is not told from 0)"
             )
     numbers[f"accuracy, {AS_IT_IS}"] = bootstrap_mean(edited(runs, "correct"))
     for edit in edits:

@@ -44,7 +44,7 @@ MITIGATED = (7, 1)
 
 RULE = """With all seeds together, supported if (1) the bias at 7:1 is positive, as logit and as
 count (intervals), and the logit bias larger than at 5:3 (interval of the difference); (2) the
-in-context writers' attention to the more frequent label's positions, less that to the other's, is
+attention of the heads that write to the more frequent label's positions, less the other's, is
 larger at 7:1 than at 5:3 (interval), and goes along with the logit bias from query to query at 7:1
 (interval of the correlation above 0); (3) the edit of attention chosen on other prompts reduces
 logit and count bias at 7:1: each reduction's interval lies between 0 and 2, and the same edit in
@@ -190,14 +190,16 @@ def judge(runs: list[xr.DataTree]) -> Judgement:
             attention = bootstrap_mean(_at(runs, "attention", at, kind))
             numbers[f"attention to the more frequent label at {at}, {kind}"] = attention
         more = _at(runs, "attention", "7:1", kind) - _at(runs, "attention", "5:3", kind)
-        numbers[f"the same, 7:1 less 5:3, {kind}"] = bootstrap_mean(more)
+        numbers[f"attention to the more frequent label, 7:1 less 5:3, {kind}"] = bootstrap_mean(
+            more
+        )
         numbers[f"correlation of attention and logit bias at 7:1, {kind}"] = correlation(
             _at(runs, "attention", "7:1", kind), _at(runs, "logit_bias", "7:1")
         )
 
     before = {name: numbers[f"{words}, {AS_IT_IS}"] for name, words in BIASES.items()}
     explained = (
-        numbers[f"the same, 7:1 less 5:3, {KINDS[0]}"].positive
+        numbers[f"attention to the more frequent label, 7:1 less 5:3, {KINDS[0]}"].positive
         and numbers[f"correlation of attention and logit bias at 7:1, {KINDS[0]}"].positive
     )
     real = before["logit_bias"].positive and before["count_bias"].positive and grows.positive
@@ -213,8 +215,8 @@ def judge(runs: list[xr.DataTree]) -> Judgement:
     reason = (
         f"At 7:1 the logit bias is {before['logit_bias']} and the count bias "
         f"{before['count_bias']}; summed attention and logit bias correlate by {related} over "
-        f"queries; re-weighted, {less['logit_bias']} of the logit bias and "
-        f"{less['count_bias']} of the count bias are gone."
+        f"queries. Re-weighted: reduction of the logit bias {less['logit_bias']}, of the count "
+        f"bias {less['count_bias']}."
     )
     return Judgement(verdict, reason, numbers)
 
@@ -254,7 +256,7 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
         panel.plot(1, 0, "o", ms=4, mfc="none", mec=common.GREY, label="equal: 0 by definition")
         panel.axhline(0, color=common.GREY, lw=0.8, ls=":")
         panel.set(xlabel="demonstrations, majority per minority", ylabel=words)
-        panel.set_title(f"{words.capitalize()} grows with frequency")
+        panel.set_title(f"{words.capitalize()} to the more frequent label")
         panel.legend(frameon=False, fontsize=8)
     for colour, at in enumerate(("5:3", "6:2", "7:1")):
         x, y = _at(runs, "attention", at, KINDS[0]), _at(runs, "logit_bias", at)

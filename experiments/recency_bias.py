@@ -261,9 +261,9 @@ def judge(runs: list[xr.DataTree]) -> Judgement:
     reason = (
         f"With one label's demonstrations nearest, the logit bias is {before['logit_bias']} and "
         f"the count bias {before['count_bias']}; the position part correlates with distance by "
-        f"{falls[0]} in shallow layers and {falls[1]} in the heads that write; without it, "
-        f"{less['logit_bias']} of the logit bias and {less['count_bias']} of the count bias are "
-        "gone."
+        f"{falls[0]} in shallow layers and {falls[1]} in the heads that write. Without it: "
+        f"reduction of the logit bias {less['logit_bias']}, of the count bias "
+        f"{less['count_bias']}."
     )
     return Judgement(verdict, reason, numbers)
 
@@ -315,7 +315,7 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
         common.line(axes[2], layers, shown, colour, words)
     axes[2].axhline(0, color=common.GREY, lw=0.8, ls=":")
     axes[2].set(xlabel="layer", ylabel="correlation with distance, mean over heads")
-    axes[2].set_title("Nearer label positions score higher")
+    axes[2].set_title("Scores of label positions")
     axes[2].legend(frameon=False, fontsize=8)
     biases.draw_reductions(axes[3], numbers, (*KINDS, SHALLOW, ALL, RANDOM))
     axes[3].set(ylabel="share of the bias taken away", title="Position part dropped")
