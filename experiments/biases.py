@@ -20,6 +20,11 @@ from twotower.runs.experiment import Setting
 from twotower.runs.statistics import Estimate, bootstrap_mean, reduction
 
 BIASES = {"logit_bias": "logit bias", "count_bias": "count bias"}
+ACCURACIES = {
+    "correct": "accuracy between the labels",
+    "top1_correct": "accuracy over the vocabulary",
+}
+"""Right answers are balanced over labels and classes, so these are balanced accuracies too."""
 AS_IT_IS, CHOSEN, RANDOM = "as it is", "chosen heads", "random heads"
 KINDS = tuple(common.KINDS.values())
 """Kinds of heads among which an edit is chosen."""
@@ -84,12 +89,13 @@ def answers(
 
 def leanings(predicted: Mapping[str, xr.Dataset]) -> dict[str, np.ndarray]:
     """Biases and right answers, each (prompt, favoured), of predictions by favoured label."""
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in (*BIASES, "correct")}
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in (*BIASES, *ACCURACIES)}
     for label, one in predicted.items():
         bias = tt.label_bias(one, [label] * one.sizes["prompt"])
         for name in BIASES:
             columns[name].append(bias[name].values)
-        columns["correct"].append(one["correct"].values)
+        for name in ACCURACIES:
+            columns[name].append(one[name].values)
     return {name: np.stack(values, axis=1) for name, values in columns.items()}
 
 
@@ -102,6 +108,7 @@ def bias_table(
         "logit_bias": ("float", "the favoured label's logit less the mean of the others'"),
         "count_bias": ("float", "1 where the favoured label is predicted, else 0, less chance"),
         "correct": ("bool", "the right label has the largest logit of all labels"),
+        "top1_correct": ("bool", "the most likely token is the right label"),
     }
     variables = {
         name: (Variable(dims, kind, name.replace("_", " "), reference), found[name])
@@ -207,7 +214,7 @@ def edited(runs: Sequence[xr.DataTree], name: str, edit: str = AS_IT_IS) -> np.n
     runs
         Runs of all seeds.
     name
-        "logit_bias", "count_bias" or "correct".
+        A variable of the table, such as "logit_bias" or "correct".
     edit
         A name in the table; "chosen heads", each run's own choice; or "random heads", the
         mean over draws.
@@ -236,9 +243,10 @@ def reductions(runs: Sequence[xr.DataTree], edits: Sequence[str]) -> dict[str, A
             numbers[f"reduction of {words}, edit in {edit}"] = (
                 reduction(before, after) or "not reported (the bias before is not told from 0)"
             )
-    numbers[f"accuracy, {AS_IT_IS}"] = bootstrap_mean(edited(runs, "correct"))
-    for edit in edits:
-        numbers[f"accuracy, edit in {edit}"] = bootstrap_mean(edited(runs, "correct", edit))
+    for name, words in ACCURACIES.items():
+        numbers[f"{words}, {AS_IT_IS}"] = bootstrap_mean(edited(runs, name))
+        for edit in edits:
+            numbers[f"{words}, edit in {edit}"] = bootstrap_mean(edited(runs, name, edit))
     for run in runs:
         kind = chosen_kind(run)
         numbers[f"chosen edit, seed {run.attrs['seed']}"] = str(

@@ -13,7 +13,8 @@ majority's more often: recency adds to what is called frequency here, as it does
 prompts are unequal.
 
 What is mitigated is the bias at 7:1. At 3:1 of 16 demonstrations it is visible in logits but
-hardly in counts, where nothing could be said of a reduction.
+hardly in counts, where nothing could be said of a reduction. Edits are told which label is the
+more frequent one, which the prompt shows, and not which is right.
 
     python experiments/majority_bias.py --out runs/experiments
 """

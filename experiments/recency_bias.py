@@ -82,7 +82,17 @@ def with_nearest(prompts: tt.Prompts, block: int, seed: int) -> dict[str, tt.Pro
         which of them is which.
     seed
         Seed of the shuffled orders.
+
+    Raises
+    ------
+    InputError
+        If there are not two labels.
     """
+    if len(prompts.labels) != 2:
+        raise tt.InputError(
+            f"recency bias takes two labels, not {', '.join(prompts.labels)}: blocks of one stand "
+            "against blocks of the other"
+        )
     found = {}
     for label in prompts.labels:
         orders = []
@@ -225,7 +235,7 @@ def judge(runs: list[xr.DataTree]) -> Judgement:
     numbers = biases.reductions(runs, (CHOSEN, *KINDS, SHALLOW, ALL, RANDOM))
     orders = list(ORDERS)
     for order in orders:
-        for name, words in (*BIASES.items(), ("correct", "accuracy")):
+        for name, words in (BIASES | biases.ACCURACIES).items():
             numbers[f"{words}, {order}"] = bootstrap_mean(_in_order(runs, name, order))
     grows = bootstrap_mean(
         _in_order(runs, "logit_bias", orders[-1]) - _in_order(runs, "logit_bias", "alternating")

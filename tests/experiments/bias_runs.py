@@ -53,6 +53,7 @@ def mitigation(
             "logit_bias": (dims, means + noise),
             "count_bias": (dims, (means + noise) / 4),
             "correct": (dims, np.ones((n, 2, len(means)), dtype=bool)),
+            "top1_correct": (dims, np.ones((n, 2, len(means)), dtype=bool)),
         },
         coordinates,
     )

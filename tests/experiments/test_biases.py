@@ -33,7 +33,8 @@ def test_leanings_by_hand(biases: ModuleType) -> None:
         more = logit.sel(label=label) - logit.sel(label=other)
         np.testing.assert_allclose(leanings["logit_bias"][:, column], more, rtol=1e-5)
         assert leanings["count_bias"][:, column].tolist() == [0.5 if x > 0 else -0.5 for x in more]
-        assert leanings["correct"][:, column].tolist() == found[label]["correct"].values.tolist()
+        for name in ("correct", "top1_correct"):
+            assert leanings[name][:, column].tolist() == found[label][name].values.tolist()
 
 
 def test_mirrored_prompts_must_ask_the_same_and_favour_their_label(biases: ModuleType) -> None:
@@ -79,7 +80,8 @@ def test_edits_are_chosen_on_fitting_prompts_by_kind(
         # On fitting prompts the edits leave 1, 0.5, 0.75, 0.2, 0.6 of a bias of 1.
         bias = np.array([1, 0.5, 0.75, 0.2, 0.6] if len(seen) == 1 else [1.0] * len(edits))
         values = np.broadcast_to(bias, (n, 2, len(bias)))
-        return {"logit_bias": values, "count_bias": values, "correct": values > -1}
+        right = {"correct": values > -1, "top1_correct": values > -1}
+        return {"logit_bias": values, "count_bias": values, **right}
 
     monkeypatch.setattr(biases, "answers", answers)
     made = []

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from bias_runs import KINDS, mitigation, one_of_each_kind, small_setting
+from tiny import THREE
 
 import twotower as tt
 from twotower.runs.experiment import Setting
@@ -44,6 +45,7 @@ def made(
                 "logit_bias": (dims, bias),
                 "count_bias": (dims, bias / 4),
                 "correct": (dims, bias > 0),
+                "top1_correct": (dims, bias > 1),
             },
             {"favoured": ["foo", "bar"], "order": list(ORDERS)},
         )
@@ -143,6 +145,12 @@ def test_correlations_by_hand(recency: ModuleType, setting: Setting) -> None:
         near = distance < np.median(distance)
         more = one["attention"][near].sum() - one["attention"][~near].sum()
         assert found["near_attention"][row, 1, 3] == pytest.approx(more, abs=1e-5)
+
+
+def test_other_than_two_labels_are_refused(recency: ModuleType, setting: Setting) -> None:
+    prompts = tt.build_prompts(setting.model, THREE, shots=2, n=2)
+    with pytest.raises(tt.InputError, match="takes two labels, not foo, bar, map"):
+        recency.with_nearest(prompts, 2, seed=0)
 
 
 @pytest.mark.parametrize(("name", "n_edits"), [("llama-grouped", 18), ("gpt2", 11)])
