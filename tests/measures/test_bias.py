@@ -10,6 +10,7 @@ import xarray as xr
 from tiny import THREE, TWO
 
 import twotower as tt
+from twotower.runs.statistics import reduction
 
 FAVOURED = ["foo", "foo", "bar"] * 3
 
@@ -93,6 +94,13 @@ def test_reductions(answers: xr.Dataset) -> None:
 def test_a_reduction_of_no_bias_is_not_reported(answers: xr.Dataset) -> None:
     before = tt.label_bias(made(answers, [[1.0, 0, 0], [-1.0, 0, 0], [0, 0.1, 0]] * 3), FAVOURED)
     assert tt.bias_reduction(before, before) is None
+
+
+def test_resamples_without_any_bias_do_not_count() -> None:
+    before, after = np.array([1.0] * 4 + [0.0] * 8), np.zeros(12)
+    found = reduction(before, after)  # some resamples hold nothing but zeros: 0 of 0
+    assert found == (1.0, 1.0, 1.0, 12)
+    assert reduction(-before, -before / 2).value == 0.5
 
 
 def test_what_is_refused(answers: xr.Dataset, three: tt.Prompts, llama: tt.Model) -> None:
