@@ -420,3 +420,37 @@ def test_results_say_how_their_prompts_were_built(llama: tt.Model, six: tt.Promp
     first, second = (record(part)["part"] for part in six.split(0.5, seed=4))
     assert (first, second) == ("split(0.5, 4)[0]", "split(0.5, 4)[1]")
     assert record(six[:2]) == {}
+
+
+# ---- another order of demonstrations -----------------------------------------------
+
+
+def test_reordered_demonstrations_keep_texts_labels_and_query(six: tt.Prompts) -> None:
+    moved = six.reordered([[3, 1, 0, 2]] * len(six))
+    for before, after in zip(six.strings, moved.strings, strict=True):
+        lines = before.splitlines()
+        assert after.splitlines() == [lines[3], lines[1], lines[0], lines[2], lines[4]]
+    assert moved.gold.tolist() == six.gold.tolist()
+    for row in range(len(six)):
+        at = moved.role[row] == "label"
+        assert moved.demonstration[row][at].tolist() == [0, 1, 2, 3]
+        held = six.label_text[row][six.role[row] == "label"]
+        assert moved.label_text[row][at].tolist() == held[[3, 1, 0, 2]].tolist()
+
+
+def test_reordering_keeps_an_instruction_in_front(llama: tt.Model) -> None:
+    one = tt.build_prompts(llama, TWO, shots=1, n=1, instruction="one two\n")
+    lines = one.strings[0].splitlines()
+    assert one.reordered([[1, 0]]).strings[0].splitlines() == [lines[i] for i in (0, 2, 1, 3)]
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [0, 1, 2, 2], [0, 1, 2, 4]])
+def test_orders_that_lose_a_demonstration_are_refused(six: tt.Prompts, order: list[int]) -> None:
+    with pytest.raises(tt.InputError, match="does not name each demonstration once"):
+        six.reordered([order] * len(six))
+
+
+def test_prompts_from_strings_are_not_reordered(llama: tt.Model) -> None:
+    strings = own(llama, write(("cat", "foo"), ("Rome", "bar"), query="dog"))
+    with pytest.raises(tt.InputError, match="from a string"):
+        strings.reordered([[1, 0]])

@@ -2,6 +2,7 @@
 
 from .agreement import Agreement, agreement
 from .analyze import analyze
+from .bias import bias_reduction, label_bias, majority_label, recent_label
 from .effects import head_effects
 from .gradients import attribution_patching
 from .groups import greedy_heads, group_effects, pair_effects, strongest_group, subset_effects
@@ -19,15 +20,19 @@ __all__ = [
     "attention_shares",
     "attribution",
     "attribution_patching",
+    "bias_reduction",
     "causal_tracing",
     "greedy_heads",
     "group_effects",
     "head_effects",
     "in_context_heads",
+    "label_bias",
+    "majority_label",
     "ov_labels",
     "pair_effects",
     "predict",
     "qk_similarity",
+    "recent_label",
     "strongest_group",
     "subset_effects",
     "two_tower_scores",

@@ -165,6 +165,26 @@ class Prompts:
             raise InputError("with the labels reversed the prompts no longer align, token by token")
         return twin
 
+    def reordered(self, orders: Sequence[Sequence[int]]) -> Prompts:
+        """The same prompts with their demonstrations in another order.
+
+        Parameters
+        ----------
+        orders
+            For each prompt the numbers of its demonstrations, from the new first to the
+            new last.
+
+        Raises
+        ------
+        InputError
+            If an order does not name each demonstration once, or prompts were made from
+            strings, in which what stands between demonstrations belongs to none.
+        """
+        items = [p.reordered(order) for p, order in zip(self.items, orders, strict=True)]
+        return assemble(
+            items, self.labels, self.tokenizer, task_name=self.task_name, seed=self.seed
+        )
+
     def other_queries(self, seed: int = 0) -> Prompts:
         """The same demonstrations, each asked about a query of another class.
 

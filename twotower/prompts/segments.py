@@ -74,6 +74,29 @@ class Prompt:
         )
         return replace(self, segments=segments, gold=new[self.gold])
 
+    def reordered(self, order: Sequence[int]) -> Prompt:
+        """The same prompt with its demonstrations in another order.
+
+        Parameters
+        ----------
+        order
+            Numbers of the demonstrations, from first to last.
+        """
+        numbers = [s.demonstration for s in self.segments]
+        if sorted(order) != sorted({n for n in numbers if n >= 0}):
+            raise InputError(f"order={list(order)} does not name each demonstration once")
+        if not any(s.role == "separator" and s.demonstration >= 0 for s in self.segments):
+            raise InputError("demonstrations of a prompt from a string cannot be told apart")
+        first = numbers.index(min(n for n in numbers if n >= 0))
+        last = len(numbers) - numbers[::-1].index(max(numbers))
+        moved = [
+            replace(s, demonstration=place)
+            for place, number in enumerate(order)
+            for s in self.segments
+            if s.demonstration == number
+        ]
+        return replace(self, segments=(*self.segments[:first], *moved, *self.segments[last:]))
+
     def asking(self, other: Prompt, gold: str) -> Prompt:
         """The same demonstrations with another prompt's query."""
         (query,) = (s for s in other.segments if s.role == "query")

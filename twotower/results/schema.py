@@ -279,6 +279,29 @@ GROUPS: dict[str, dict[str, Variable]] = {
             required=False,
         ),
     },
+    "bias": {
+        "logit_bias": Variable(
+            _P,
+            "float",
+            "logit bias",
+            "logit of the favoured label less the mean of the others'; its mean over prompts with "
+            f"balanced right answers is the bias (after {PAPER})",
+        ),
+        "count_bias": Variable(
+            _P,
+            "float",
+            "count bias",
+            "1 where the favoured label has the largest logit of all labels, else 0, less 1 over "
+            f"the number of labels; its mean over such prompts is the bias (after {PAPER})",
+        ),
+        "favoured": Variable(
+            _P,
+            "str",
+            "favoured label",
+            "majority-label bias: the most frequent label of the demonstrations; recency bias: "
+            "the label of the nearest block of them",
+        ),
+    },
     "scores": {
         "qk_auc": Variable(
             ("layer", "head"),

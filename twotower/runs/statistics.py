@@ -85,6 +85,36 @@ def bootstrap(
     return Estimate(float(statistic(rows)), float(interval.low), float(interval.high), n)
 
 
+def reduction(
+    before: np.ndarray, after: np.ndarray, seed: int = 0, resamples: int = 2000
+) -> Estimate | None:
+    """Share of a mean that is taken away: 1 - after / before, from paired measurements.
+
+    Parameters
+    ----------
+    before, after
+        (n,) measurements of the same things, which are drawn with both.
+    seed, resamples
+        As in `bootstrap_mean`.
+
+    Returns
+    -------
+    Estimate or None
+        None unless the interval of the mean before excludes 0.
+    """
+    before, after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
+    first = bootstrap_mean(before, seed)
+    if not (first.positive or first.negative):
+        return None
+    n = len(before)
+    drawn = np.random.default_rng(seed).integers(n, size=(resamples, n))
+    # A few resamples may have no bias at all: their share is infinite, or none (0 of 0).
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = 1 - after[drawn].mean(axis=1) / before[drawn].mean(axis=1)
+    low, high = np.nanquantile(shares, (0.025, 0.975), method="nearest")
+    return Estimate(float(1 - after.mean() / before.mean()), float(low), float(high), n)
+
+
 def above_chance(correct: np.ndarray, chance: float) -> float:
     """p-value of an exact binomial test that answers are right more often than by chance.
 
