@@ -83,10 +83,18 @@ def pyplot() -> Any:
     return plt
 
 
-def bar(axes: Any, x: float, estimate: Estimate, colour: int, label: str, named: bool) -> None:
+def bar(
+    axes: Any,
+    x: float,
+    estimate: Estimate,
+    colour: int,
+    label: str,
+    named: bool,
+    width: float = 0.34,
+) -> None:
     """A bar with its interval; `named` bars go into the legend."""
     words = label if named else None
-    axes.bar(x, estimate.value, 0.34, color=COLOURS[colour], label=words)
+    axes.bar(x, estimate.value, width, color=COLOURS[colour], label=words)
     if np.isfinite(estimate.low):
         spread = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
         axes.errorbar(x, estimate.value, spread, fmt="none", ecolor="black", lw=1, capsize=2)
