@@ -284,7 +284,7 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
         names = [role.replace("separator ", "separator\n") for role in shown]
         axes.set_xticks(range(len(shown)), names, rotation=35, ha="right", fontsize=8)
         axes.axhline(0, color=common.GREY, lw=0.8)
-        axes.set(title=title, ylabel="own label's logit less the others'")
+        axes.set(title=title, ylabel="own label less the others (logits)")
     left.legend(frameon=False, fontsize=8)
     heads = common.chosen(runs[0], "writers")
     for place, head in enumerate(heads):
@@ -295,7 +295,7 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
         title="Top token is the position's own label",
         xlabel="heads that write, strongest first (seed 0)",
         ylabel="share of label positions",
-        ylim=(0, 1),
+        ylim=(0, 1.05),
     )
     return figure
 

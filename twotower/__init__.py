@@ -40,6 +40,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
             "pair_effects",
             "predict",
             "qk_similarity",
+            "residual_streams",
             "strongest_group",
             "subset_effects",
             "two_tower_scores",

@@ -7,6 +7,7 @@ from .gradients import attribution_patching
 from .groups import greedy_heads, group_effects, pair_effects, strongest_group, subset_effects
 from .heads import in_context_heads
 from .predict import predict
+from .residuals import residual_streams
 from .scores import two_tower_scores
 from .towers import attribution, ov_labels, qk_similarity
 from .tracing import causal_tracing
@@ -26,6 +27,7 @@ __all__ = [
     "pair_effects",
     "predict",
     "qk_similarity",
+    "residual_streams",
     "strongest_group",
     "subset_effects",
     "two_tower_scores",

@@ -34,6 +34,7 @@ DIMS = (
     "other_layer",
     "other_head",
     "step",
+    "feature",
 )
 """All dims; every dataset gives each of its dims a coordinate."""
 
@@ -267,6 +268,14 @@ GROUPS: dict[str, dict[str, Variable]] = {
             "most likely token of the raw value-output vector",
             f"largest over the vocabulary; {_LOGIT}",
             required=False,
+        ),
+    },
+    "residual": {
+        "residual": Variable(
+            ("prompt", "layer", "position", "feature"),
+            "float",
+            "residual stream",
+            "x_p^l, what enters the layer",
         ),
     },
     "scores": {
