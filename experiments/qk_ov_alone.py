@@ -299,10 +299,9 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
     figure, (left, middle, right) = plt.subplots(
         1, 3, figsize=(11, 4), layout="constrained", width_ratios=(1, 1, 0.8)
     )
-    names = [
-        words.replace("twice as many", "twice\nas many").replace("heads that write", "writing")
-        for words in SETS.values()
-    ]
+    k = len(common.chosen(runs[0], "writers"))
+    names = [f"{k} writing", f"{2 * k} writing", f"{k} in-context", f"{2 * k} in-context"]
+    names.append(f"{2 * k} random")
     for axes, (contrast, about) in zip((left, middle), CONTRASTS.items(), strict=True):
         for place, heads in enumerate(SETS.values()):
             for side, words in enumerate(WHATS.values()):

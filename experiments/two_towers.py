@@ -95,13 +95,13 @@ def _towers(setting: Setting, run: xr.DataTree) -> xr.Dataset:
     kernel = np.exp(score - np.nanmax(score, axis=-1, keepdims=True))
     kernel /= np.nansum(kernel, axis=-1, keepdims=True)
     logits = run["ov"]["label_logit"]
-    gold = (logits["gold"] == logits["label"]).values[:, None, None, None]
+    gold = (logits["label"] == logits["gold"]).transpose("prompt", "label").values
     n_others = logits.sizes["label"] - 1
-    says = np.where(gold, logits.values, -logits.values / n_others).sum(axis=-1)
+    says = np.where(gold[:, None, None, None], logits.values, -logits.values / n_others)
     gaps = [
         label_gap(attention, own, at, n_others),
         label_gap(kernel, own, at, n_others),
-        np.nansum(np.where(at[:, None, None], attention * says, 0), axis=-1),
+        np.nansum(np.where(at[:, None, None], attention * says.sum(axis=-1), 0), axis=-1),
     ]
     dims = ("prompt", "layer", "head")
     variables = {
@@ -313,7 +313,7 @@ def judge(runs: list[xr.DataTree]) -> Judgement:
 
 def _verdict(runs: list[xr.DataTree], numbers: dict[str, Any]) -> Judgement:
     words = common.KINDS["writers"]
-    chance = float(np.mean([1 / (run["towers"]["asked_class"].values.max() + 1) for run in runs]))
+    chance = 1 / (1 + max(int(run["towers"]["position_class"].values.max()) for run in runs))
     found = numbers[f"retrieval by summed scores, nearest, {words}"]
     bound = numbers["retrieval by summed scores, nearest, 95% of random sets below"]
     cosines = np.concatenate([best_cosine(run, "label", "nearest")[0] for run in runs])

@@ -41,7 +41,10 @@ def test_patched_margins(llama: tt.Model, tmp_path: Path) -> None:
     setting = Setting(llama, TWO, 0, QUICK, tmp_path)
     prompts = tt.build_prompts(llama, TWO, shots=2, n=4, seed=1)
     twin = prompts.reversed_labels()
-    sets = {"one": [tt.Head(1, 0), tt.Head(2, 3)], "two": [tt.Head(0, 2), tt.Head(2, 3)]}
+    sets = {
+        "writers": [tt.Head(1, 0), tt.Head(2, 3)],
+        "random": [tt.Head(0, 2), tt.Head(2, 3)],
+    }
     patched = module["_patched"]
     found = patched(setting, "labels", prompts, twin, sets)
     for number, heads in enumerate(sets.values()):

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from tiny import TWO
+from tiny import THREE, TWO
 
 import twotower as tt
+from twotower.runs.experiment import QUICK, Setting
 from twotower.runs.suite import load_experiment
 
 EXPERIMENT = load_experiment(Path("experiments/two_towers.py"))
@@ -63,6 +64,35 @@ def test_ends_of_texts_and_cosines(llama: tt.Model) -> None:
                 k = whole[i][:, np.flatnonzero((roles == key) & (numbers == d))[-1]]
                 size = np.linalg.norm(q, axis=-1) * np.linalg.norm(k, axis=-1)
                 np.testing.assert_allclose(found[i, :, d], (q * k).sum(-1) / size, rtol=1e-3)
+
+
+@pytest.mark.parametrize("task", [TWO, THREE])
+def test_sums_over_label_positions(llama: tt.Model, task: tt.Task, tmp_path: Path) -> None:
+    prompts = tt.build_prompts(llama, task, shots=2, n=4, seed=2)
+    setting = Setting(llama, task, 0, QUICK, tmp_path)
+    setting.__dict__["halves"] = (prompts, prompts)
+    run = tt.analyze(llama, prompts, measures=("predictions", "qk", "ov"), keep="labels")
+    table = module["_towers"](setting, run)
+    score, attention = run["qk"]["score"].values, run["qk"]["attention"].values
+    logits, n_labels = run["ov"]["label_logit"].values, len(prompts.labels)
+    for i, layer, head in ((0, 0, 1), (3, 2, 2)):
+        own = run["qk"]["label_text"].values[i] == prompts.gold[i]
+        sign = np.where(own, 1, -1 / (n_labels - 1))
+        kernel = np.exp(score[i, layer, head]) / np.exp(score[i, layer, head]).sum()
+        gold = np.arange(n_labels) == prompts.gold_index[i]
+        one = logits[i, layer, head]
+        says = one[:, gold][:, 0] - one[:, ~gold].mean(axis=1)
+        expected = [
+            (attention[i, layer, head] * sign).sum(),
+            (kernel * sign).sum(),
+            (attention[i, layer, head] * says).sum(),
+        ]
+        np.testing.assert_allclose(table["gap"].values[i, layer, head], expected, rtol=1e-4)
+    classes = table["position_class"].values
+    same = run["qk"]["demonstration_class"].values == prompts.query_class[:, None]
+    assert ((classes == table["asked_class"].values[:, None]) == same).all()
+    np.testing.assert_allclose(table["score"].mean("position"), 0, atol=1e-5)
+    np.testing.assert_allclose(table["score"].std("position"), 1, rtol=1e-4)
 
 
 def made_up(seed: int, finds: float, explains: float, cosine: float = 0.7) -> xr.DataTree:
