@@ -316,13 +316,13 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
     high = max(left.get_ylim()[1], middle.get_ylim()[1])
     for axes in (left, middle):
         axes.set_ylim(low, high)
-    left.legend(frameon=False, fontsize=8, title="patched at the last position")
+    left.legend(frameon=False, fontsize=8)
     for place, heads in enumerate(SETS.values()):
         for side, about in enumerate(CONTRASTS.values()):
             estimate = judgement.numbers[f"{about}: attention that moves, {heads}"]
             common.bar(right, place + 0.36 * side - 0.18, estimate, side + 3, about, place == 0)
     right.set_xticks(range(len(SETS)), names, rotation=35, ha="right", fontsize=8)
-    right.set(title="Attention of the last position that moves", ylabel="share of attention")
+    right.set(title="Attention that moves", ylabel="share of the last position's attention")
     right.legend(frameon=False, fontsize=8)
     return figure
 

@@ -427,7 +427,12 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
     bound = numbers["retrieval by summed scores, nearest, 95% of random sets below"]
     left.axhline(bound, color=common.GREY, ls=":", label="95% of random sets, nearest")
     left.set_xticks(range(len(rows) + 1), [*rows, "the model"], fontsize=7)
-    left.set(ylim=(0, 1.3), ylabel="accuracy", title="Class retrieved is the query's")
+    left.set(
+        ylim=(0, 1.35),
+        yticks=(0, 0.5, 1),
+        ylabel="accuracy",
+        title="Class retrieved is the query's",
+    )
     left.legend(frameon=False, fontsize=8, loc="upper left")
     for place, what in enumerate(WEIGHTS.values()):
         for side, words in enumerate(kinds.values()):
@@ -439,7 +444,7 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
     names = ["attention", "exponentiated\nscores", "weighted\nOV"]
     middle.set_xticks(range(len(WEIGHTS)), names)
     middle.axhline(0, color=common.GREY, lw=0.8)
-    middle.set(ylabel="signed R^2", title="Margin explained by sums over label positions")
+    middle.set(ylabel="signed $R^2$", title="Margin explained by sums")
     middle.legend(frameon=False, fontsize=8)
     for number, run in enumerate(runs):
         x = gap(run, "attention", [common.chosen(run, "writers")])[0]
