@@ -45,6 +45,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
             "predict",
             "qk_similarity",
             "recent_label",
+            "residual_streams",
             "strongest_group",
             "subset_effects",
             "two_tower_scores",

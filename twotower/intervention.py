@@ -141,7 +141,7 @@ class ScaleAttention:
     def describe(self) -> dict[str, Any]:
         """What is edited, for the record."""
         about = {"factor": self.factor, "renormalize": self.renormalize}
-        return _describe(self, {**about, "keys": _named(self.keys)})
+        return _describe(self, {**about, "keys": named(self.keys)})
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +184,7 @@ class DropPosition:
 
     def describe(self) -> dict[str, Any]:
         """What is edited, for the record."""
-        return _describe(self, {"keys": _named(self.keys), "distance": self.distance})
+        return _describe(self, {"keys": named(self.keys), "distance": self.distance})
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,11 +244,11 @@ def as_edits(edits: Edit | Iterable[Edit]) -> list[Edit]:
 
 def _describe(edit: Edit, about: dict[str, Any]) -> dict[str, Any]:
     heads = [tuple(map(int, head)) for head in _as_list(edit.heads)]
-    positions = _named(edit.positions)
+    positions = named(edit.positions)
     return {"edit": type(edit).__name__, "heads": heads, "positions": positions, **about}
 
 
-def _named(positions: Positions) -> Any:
+def named(positions: Positions) -> Any:
     """Positions, for the record."""
     if isinstance(positions, str):
         return positions

@@ -148,7 +148,8 @@ def fed(model: tt.Model, prompts: tt.Prompts, device: Fake) -> Iterator[int]:
 
 def test_a_device_is_filled(model: tt.Model) -> None:
     prompts = make(model, 120)
-    model.cache["batch size", "x", None, False, prompts.n_positions.bit_length()] = Found(64)
+    bits = prompts.n_positions.bit_length()
+    model.cache["batch size", "x", False, bits, bits] = Found(64)
     device = Fake(free=2000, once=200, each=1)
     sizes = list(fed(model, prompts, device))
     assert sum(sizes) == len(prompts)

@@ -135,7 +135,8 @@ def test_memory_runs_out(batch_size: int | None) -> None:
     for x in [x for x in model.cache if x[0] == "batch size"]:
         del model.cache[x]
     if batch_size is None:  # as if an earlier call had found room for all
-        key = ("batch size", ("qk", False, False), None, False, prompts.n_positions.bit_length())
+        bits = prompts.n_positions.bit_length()
+        key = ("batch size", ("qk", False, False), False, bits, bits)
         model.cache[key] = Found(10**6)
     torch.cuda.set_per_process_memory_fraction((before + taken / 3 + 2**21) / total)
     try:

@@ -8,6 +8,7 @@ from .gradients import attribution_patching
 from .groups import greedy_heads, group_effects, pair_effects, strongest_group, subset_effects
 from .heads import in_context_heads
 from .predict import predict
+from .residuals import residual_streams
 from .scores import two_tower_scores
 from .shares import attention_shares
 from .towers import attribution, ov_labels, qk_similarity
@@ -33,6 +34,7 @@ __all__ = [
     "predict",
     "qk_similarity",
     "recent_label",
+    "residual_streams",
     "strongest_group",
     "subset_effects",
     "two_tower_scores",

@@ -65,7 +65,9 @@ class Batch:
         return by_position[self.rows][:, by_position.shape[1] - self.width :]
 
 
-def make_batch(model: Model, prompts: Prompts, rows: np.ndarray, keep: str | None = None) -> Batch:
+def make_batch(
+    model: Model, prompts: Prompts, rows: np.ndarray, columns: np.ndarray | None = None
+) -> Batch:
     """Tensors of some prompts.
 
     Parameters
@@ -76,8 +78,9 @@ def make_batch(model: Model, prompts: Prompts, rows: np.ndarray, keep: str | Non
         All prompts.
     rows
         (B,) numbers of those wanted.
-    keep
-        "labels" to keep per-position results at label positions alone.
+    columns
+        (prompt, K) columns at which per-position results are kept (see `columns_of`); None
+        for all.
     """
     width = int(prompts.lengths[rows].max())
     ids = prompts.token_id[rows][:, prompts.n_positions - width :]
@@ -85,9 +88,9 @@ def make_batch(model: Model, prompts: Prompts, rows: np.ndarray, keep: str | Non
     pad = model.tokenizer.pad_token_id
     device = model.device
     kept = None
-    if keep == "labels":
-        columns = label_columns(prompts)[rows] - (prompts.n_positions - width)
-        kept = torch.as_tensor(np.where(columns < 0, -1, columns), device=device)
+    if columns is not None:
+        cut = columns[rows] - (prompts.n_positions - width)
+        kept = torch.as_tensor(np.where(cut < 0, -1, cut), device=device)
     return Batch(
         rows,
         torch.as_tensor(np.where(mask, ids, 0 if pad is None else pad), device=device),
@@ -98,11 +101,17 @@ def make_batch(model: Model, prompts: Prompts, rows: np.ndarray, keep: str | Non
     )
 
 
-def label_columns(prompts: Prompts) -> np.ndarray:
-    """(prompt, K) columns of the label positions, right-aligned; -1 where there are fewer."""
-    found = [np.flatnonzero(row) for row in prompts.where("labels")]
+def columns_of(mask: np.ndarray) -> np.ndarray:
+    """(prompt, K) columns of the positions meant, right-aligned; -1 where there are fewer.
+
+    Parameters
+    ----------
+    mask
+        (prompt, position) boolean.
+    """
+    found = [np.flatnonzero(row) for row in mask]
     width = max(map(len, found))
-    columns = np.full((len(prompts), width), -1, dtype=np.int64)
+    columns = np.full((len(mask), width), -1, dtype=np.int64)
     for i, row in enumerate(found):
         columns[i, width - len(row) :] = row
     return columns

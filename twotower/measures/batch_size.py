@@ -107,8 +107,8 @@ class Batches:
         What is measured.
     batch_size
         Prompts in a batch, as long as memory does; None to find a size.
-    keep
-        "labels" to keep per-position results at label positions alone.
+    columns
+        (prompt, K) columns at which per-position results are kept; None for all.
     shared
         Whether prompts that begin alike come together first.
     kind
@@ -126,15 +126,16 @@ class Batches:
         model: Model,
         prompts: Prompts,
         batch_size: int | None = None,
-        keep: str | None = None,
+        columns: np.ndarray | None = None,
         shared: bool = False,
         kind: Hashable = None,
     ) -> None:
         self.most = None if batch_size is None else whole("batch_size", batch_size, 1)
-        self.model, self.prompts, self.keep = model, prompts, keep
+        self.model, self.prompts, self.columns = model, prompts, columns
         self.left = ordered(model, prompts, shared)
         # Attention's part grows with the prompts' length.
-        key = ("batch size", kind, keep, shared, prompts.n_positions.bit_length())
+        width = prompts.n_positions if columns is None else columns.shape[1]
+        key = ("batch size", kind, shared, *(n.bit_length() for n in (prompts.n_positions, width)))
         self.found: Found = Found()
         if self.most is None:
             self.found = model.cache.setdefault(key, self.found)
@@ -149,7 +150,7 @@ class Batches:
             n = self.most or max(1, int((padded <= self.found.tokens).sum()))
             n = self.n = min(n, len(padded))
             self.error = None
-            yield make_batch(self.model, self.prompts, self.left[:n], self.keep)
+            yield make_batch(self.model, self.prompts, self.left[:n], self.columns)
             if self.error is None:
                 self.left = self.left[n:]
                 self.found.went(int(padded[n - 1]), self.meter.room())

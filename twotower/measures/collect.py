@@ -9,21 +9,25 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from ..intervention import Edit
+from ..intervention import Edit, named
 from ..results import GROUPS, make_dataset, provenance
-from .batch import Batch, label_columns
+from .batch import Batch, columns_of
 from .batch_size import Batches
-from .edits import PreparedEdits
+from .edits import PreparedEdits, position_mask
 from .walk import Recorder, run_batch
 
 if TYPE_CHECKING:
     import xarray as xr
 
+    from ..intervention import Positions
     from ..models import Model
     from ..prompts import Prompts
 
 MakeRecorder = Callable[[Batch], Recorder]
 Arrays = dict[str, np.ndarray]
+
+BY_POSITION = ("qk", "ov", "residual")
+"""Groups of which chosen positions can be kept."""
 
 
 def collect(
@@ -32,7 +36,7 @@ def collect(
     makers: Sequence[MakeRecorder],
     *,
     batch_size: int | None = None,
-    keep: str = "all",
+    keep: Positions = "all",
     edits: Sequence[Edit] = (),
     shared: bool = False,
     gradients: bool = False,
@@ -50,7 +54,7 @@ def collect(
     batch_size
         Prompts in a batch; by default see `twotower.measures.batch_size`.
     keep
-        "all" positions, or "labels".
+        Positions at which per-position results are kept.
     edits
         Edits in force during the forwards.
     shared
@@ -68,15 +72,13 @@ def collect(
         For each recorder its arrays, over all prompts in their order. Arrays by position
         are right-aligned and NaN where padded.
     """
-    if keep not in ("all", "labels"):
-        raise InputError(f"keep={keep!r} is not known; use 'all' or 'labels'")
-    width = prompts.n_positions if keep == "all" else label_columns(prompts).shape[1]
+    columns = kept_columns(prompts, keep)
+    width = prompts.n_positions if columns is None else columns.shape[1]
     prepared = PreparedEdits(model, prompts, edits)
     results: list[Arrays] = [{} for _ in makers]
     with _bar(len(prompts), progress) as bar:
-        kept = None if keep == "all" else keep
         kind = (kind, gradients, bool(prepared.outputs or prepared.attention))
-        feed = Batches(model, prompts, batch_size, kept, shared, kind)
+        feed = Batches(model, prompts, batch_size, columns, shared, kind)
 
         def measure(batch: Batch) -> None:
             recorders = [make(batch) for make in makers]
@@ -93,6 +95,24 @@ def collect(
             with feed.attempt():
                 measure(batch)
     return results
+
+
+def kept_columns(prompts: Prompts, keep: Positions) -> np.ndarray | None:
+    """(prompt, K) columns of the positions that are kept, as `columns_of`; None for all.
+
+    Raises
+    ------
+    InputError
+        If the name is not known, or no position is meant.
+    """
+    if isinstance(keep, str) and keep not in ("all", "labels", "last"):
+        raise InputError(f"keep={keep!r} is not known; use 'all', 'labels' or 'last'")
+    if isinstance(keep, str) and keep == "all":
+        return None
+    columns = columns_of(position_mask(prompts, keep))
+    if not columns.size:
+        raise InputError("keep means no position: nothing would be kept")
+    return columns
 
 
 def _bar(total: int, progress: bool | str) -> Any:
@@ -130,7 +150,7 @@ def dataset(
     model: Model,
     prompts: Prompts,
     *,
-    keep: str = "all",
+    keep: Positions = "all",
     coordinates: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> xr.Dataset:
@@ -159,7 +179,11 @@ def dataset(
         "query_class": prompts.query_class,
     }
     if "layer" in dims:
-        coords |= {"layer": np.arange(model.n_layers), "head": np.arange(model.n_heads)}
+        coords["layer"] = np.arange(model.n_layers)
+    if "head" in dims:
+        coords["head"] = np.arange(model.n_heads)
+    if "feature" in dims:
+        coords["feature"] = np.arange(model.d_model)
     if "label" in dims:
         coords["label"] = np.array(prompts.labels, dtype=object)
     by_position = {
@@ -167,8 +191,8 @@ def dataset(
         for name in ("role", "demonstration", "demonstration_class", "label_text")
     }
     columns = np.arange(prompts.n_positions)
-    if keep == "labels":
-        kept = label_columns(prompts)
+    kept = kept_columns(prompts, keep)
+    if kept is not None:
         columns = np.arange(kept.shape[1])
         for name, array in by_position.items():
             fill = {"role": "pad", "demonstration": -1}.get(name, "")
@@ -180,7 +204,7 @@ def dataset(
         name: _texts(array, model) if name == "top_token" else array
         for name, array in arrays.items()
     }
-    settings = {"keep": keep, **settings} if group in ("qk", "ov") else settings
+    settings = {"keep": named(keep), **settings} if group in BY_POSITION else settings
     return make_dataset(group, texts, coords, provenance(model, prompts, **settings))
 
 

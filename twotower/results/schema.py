@@ -35,6 +35,7 @@ DIMS = (
     "other_head",
     "step",
     "source",
+    "feature",
 )
 """All dims; every dataset gives each of its dims a coordinate."""
 
@@ -300,6 +301,14 @@ GROUPS: dict[str, dict[str, Variable]] = {
             "favoured label",
             "majority-label bias: the most frequent label of the demonstrations; recency bias: "
             "the label of the nearest block of them",
+        ),
+    },
+    "residual": {
+        "residual": Variable(
+            ("prompt", "layer", "position", "feature"),
+            "float",
+            "residual stream",
+            "x_p^l, what enters the layer",
         ),
     },
     "scores": {
