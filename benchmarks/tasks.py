@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import twotower as tt
-from twotower.runs.statistics import bootstrap_mean
+from twotower.statistics import bootstrap_mean
 
 README = Path(__file__).parents[1] / "twotower" / "prompts" / "tasks" / "README.md"
 

@@ -17,7 +17,7 @@ import xarray as xr
 import twotower as tt
 from twotower.results import Variable
 from twotower.runs.experiment import Setting
-from twotower.runs.statistics import Estimate, bootstrap_mean, reduction
+from twotower.statistics import Estimate, bootstrap_mean, reduction
 
 BIASES = {"logit_bias": "logit bias", "count_bias": "count bias"}
 ACCURACIES = {

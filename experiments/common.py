@@ -12,7 +12,7 @@ import xarray as xr
 import twotower as tt
 from twotower.results import Variable
 from twotower.runs.experiment import FULL, Setting, Size
-from twotower.runs.statistics import Estimate, above_chance
+from twotower.statistics import Estimate, above_chance
 
 KINDS = {"writers": "heads that write", "in_context": "in-context heads"}
 """Two choices of heads: by label logit of their own output, and by effect on the margin."""

@@ -37,7 +37,7 @@ from twotower.prompts.prompts import assemble
 from twotower.prompts.segments import Prompt
 from twotower.results import Variable
 from twotower.runs.experiment import Experiment, Judgement, Setting
-from twotower.runs.statistics import Estimate, bootstrap, bootstrap_mean
+from twotower.statistics import Estimate, bootstrap, bootstrap_mean
 
 WINDOWS = 6
 RULE = """Layers fall into six windows; the first three are early, the last three late. Supported

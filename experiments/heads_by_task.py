@@ -24,7 +24,7 @@ import xarray as xr
 import twotower as tt
 from twotower.results import Variable
 from twotower.runs.experiment import SIGNIFICANT, Experiment, Judgement, Setting
-from twotower.runs.statistics import bootstrap_mean
+from twotower.statistics import bootstrap_mean
 
 RULE = """Of the tasks that the model can do (on the choosing prompts of all seeds together, exact
 binomial test, p < 0.05): supported if knocking out the task's own 12 heads costs more accuracy

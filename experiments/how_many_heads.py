@@ -36,7 +36,7 @@ import xarray as xr
 import twotower as tt
 from twotower.results import Variable
 from twotower.runs.experiment import Experiment, Judgement, Setting
-from twotower.runs.statistics import Estimate, bootstrap_mean
+from twotower.statistics import Estimate, bootstrap_mean
 
 RULE = """Claim: a dozen heads are needed, and a dozen are enough. By the better of the effect and
 the greedy order, with edits at the last position: supported if at most 12 heads are needed and at

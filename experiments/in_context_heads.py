@@ -31,7 +31,7 @@ import xarray as xr
 import twotower as tt
 from twotower.results import Variable
 from twotower.runs.experiment import Experiment, Judgement, Setting
-from twotower.runs.statistics import Estimate, bootstrap_mean
+from twotower.statistics import Estimate, bootstrap_mean
 
 RULE = """Of the 12 heads chosen by knock-out, knocked out at all positions, all seeds together:
 supported if (1) they cost more accuracy than random heads, and than random heads of the same

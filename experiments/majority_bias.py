@@ -35,7 +35,7 @@ from biases import AS_IT_IS, BIASES, CHOSEN, KINDS, RANDOM
 import twotower as tt
 from twotower.results import Variable
 from twotower.runs.experiment import Experiment, Judgement, Setting
-from twotower.runs.statistics import Estimate, bootstrap, bootstrap_mean
+from twotower.statistics import Estimate, bootstrap, bootstrap_mean
 
 IMBALANCES = ((5, 3), (6, 2), (7, 1), (12, 4), (14, 2))
 """Demonstrations of the more and of the less frequent label."""

@@ -29,7 +29,7 @@ from twotower.errors import FindingError
 from twotower.prompts import load_task
 from twotower.results import Variable
 from twotower.runs.experiment import Experiment, Judgement, Setting
-from twotower.runs.statistics import bootstrap_mean
+from twotower.statistics import bootstrap_mean
 
 TASKS = ("animals-cities-foods", "word-fields", "six-fields")
 """Of 3, 4 and 6 classes, words all of them."""

@@ -29,7 +29,7 @@ import xarray as xr
 import twotower as tt
 from twotower.results import Variable
 from twotower.runs.experiment import Experiment, Judgement, Setting
-from twotower.runs.statistics import Estimate, bootstrap_mean
+from twotower.statistics import Estimate, bootstrap_mean
 
 RULE = """Of the heads that write the answer (largest label logit, chosen on other prompts), with
 all seeds together: supported if (1) the raw value-output vectors of label positions have a larger

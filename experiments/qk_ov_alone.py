@@ -35,7 +35,7 @@ import twotower as tt
 from twotower.errors import FindingError
 from twotower.results import Variable
 from twotower.runs.experiment import Experiment, Judgement, Setting
-from twotower.runs.statistics import Estimate, bootstrap, bootstrap_mean
+from twotower.statistics import Estimate, bootstrap, bootstrap_mean
 
 RULE = """The prediction: with the labels reversed, values explain more of the shift of the margin
 than attention does; with the query replaced, attention explains more than values do. Of the heads

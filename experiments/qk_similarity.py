@@ -29,7 +29,7 @@ import xarray as xr
 import twotower as tt
 from twotower.results import Variable
 from twotower.runs.experiment import Experiment, Judgement, Setting
-from twotower.runs.statistics import bootstrap_mean
+from twotower.statistics import bootstrap_mean
 
 RULE = """Of the heads that write the answer (largest label logit, chosen on other prompts):
 supported if, with all seeds together, (1) their mean QK AUC exceeds that of 95% of random sets

@@ -31,7 +31,7 @@ from biases import AS_IT_IS, BIASES, CHOSEN, KINDS, RANDOM
 import twotower as tt
 from twotower.results import Variable
 from twotower.runs.experiment import Experiment, Judgement, Setting
-from twotower.runs.statistics import bootstrap_mean
+from twotower.statistics import bootstrap_mean
 
 SHOTS = 4
 """Demonstrations per label."""

@@ -33,7 +33,7 @@ import xarray as xr
 import twotower as tt
 from twotower.results import Variable
 from twotower.runs.experiment import SIGNIFICANT, Experiment, Judgement, Setting
-from twotower.runs.statistics import bootstrap_mean
+from twotower.statistics import bootstrap_mean
 
 RULE = """Of the tasks that the model can do (both sets of prompts, all seeds together, exact
 binomial test, p < 0.05), as means over seeds: supported if every two of them share more of their

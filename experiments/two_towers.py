@@ -32,7 +32,7 @@ import xarray as xr
 import twotower as tt
 from twotower.results import Variable
 from twotower.runs.experiment import Experiment, Judgement, Setting
-from twotower.runs.statistics import bootstrap, bootstrap_mean
+from twotower.statistics import bootstrap, bootstrap_mean
 
 RULE = """Of the heads that write the answer (largest label logit, chosen on other prompts), with
 all seeds together: supported if (1) the nearest demonstration by their summed scores has the

@@ -10,7 +10,7 @@ import xarray as xr
 from tiny import THREE, TWO
 
 import twotower as tt
-from twotower.runs.statistics import reduction
+from twotower.statistics import reduction
 
 FAVOURED = ["foo", "foo", "bar"] * 3
 

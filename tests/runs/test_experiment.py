@@ -22,8 +22,8 @@ from twotower.runs.experiment import (
     check_task,
     run_experiment,
 )
-from twotower.runs.statistics import Estimate, bootstrap_mean
 from twotower.runs.suite import find_experiments, load_experiment
+from twotower.statistics import Estimate, bootstrap_mean
 
 SMALL = replace(FULL, n_fit=4, n_test=4, shots=1, k=2)
 

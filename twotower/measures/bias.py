@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from ..prompts import Prompts
-    from ..runs.statistics import Estimate
+    from ..statistics import Estimate
 
 BIASES = ("logit_bias", "count_bias")
 """The two ways in which a bias is measured."""
@@ -159,7 +159,7 @@ def bias_reduction(
     InputError
         If the two are of other prompts, or favour other labels.
     """
-    from ..runs.statistics import reduction
+    from ..statistics import reduction
 
     if kind not in BIASES:
         raise InputError(f"kind={kind!r} is not known; use one of {', '.join(BIASES)}")

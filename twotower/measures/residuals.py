@@ -10,6 +10,7 @@ from ..checks import check_measured
 from .batch import Batch
 from .collect import collect, dataset
 from .recorders import keep as kept
+from .recorders import stack
 from .walk import End, LayerView, Recorder
 
 if TYPE_CHECKING:
@@ -33,10 +34,10 @@ class Residuals(Recorder):
         # A float32 copy: a later layer of the model may write into its stream in place.
         padded = ~view.attention_mask.bool().to(view.residual.device)[..., None]
         stream = view.residual.float().masked_fill(padded, torch.nan)
-        self.found.append(kept(stream.transpose(1, 2), self.batch).transpose(1, 2).cpu())
+        self.found.append(kept(stream.transpose(1, 2), self.batch).transpose(1, 2))
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
-        return {"residual": torch.stack(self.found, dim=1)}
+        return {"residual": stack(self.found, end)}
 
 
 def residual_streams(

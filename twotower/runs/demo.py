@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import FindingError
 from ..intervention import KnockOut
-from .statistics import Estimate, bootstrap_mean
+from ..statistics import Estimate, bootstrap_mean
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FindingError, StoreError
-from .statistics import Estimate, above_chance
+from ..statistics import Estimate, above_chance
 
 if TYPE_CHECKING:
     import xarray as xr
