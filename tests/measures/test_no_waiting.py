@@ -23,7 +23,8 @@ from torch.utils._pytree import tree_leaves
 
 import twotower as tt
 from twotower.measures import walk as walking
-from twotower.measures.batch import Batch, make_batch
+from twotower.measures.batch import Batch, columns_of, make_batch
+from twotower.measures.edits import PreparedEdits
 from twotower.measures.effects import sweep_maker
 from twotower.measures.gradients import gradient_maker
 from twotower.measures.readout import get_readout
@@ -34,6 +35,8 @@ from twotower.measures.recorders import (
     Similarity,
     TopTokens,
 )
+from twotower.measures.residuals import Residuals
+from twotower.measures.shares import shares_maker
 from twotower.measures.walk import End, LayerView, Recorder, run_batch
 
 aten = torch.ops.aten
@@ -123,12 +126,16 @@ def run(
     make: Callable[[Batch], Iterable[Recorder]],
     keep: str | None = None,
     gradients: bool = False,
+    edits: Sequence[Any] = (),
 ) -> None:
+    columns = None if keep is None else columns_of(prompts.where(keep))
+    prepared = PreparedEdits(model, prompts, edits)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(walking, "walk", watched)
         for rows in (np.arange(4), np.arange(1)):
-            batch = make_batch(model, prompts, rows, keep)
-            results = run_batch(model, batch, list(make(batch)), gradients=gradients, on_cpu=False)
+            batch = make_batch(model, prompts, rows, columns)
+            recorders, ready = list(make(batch)), prepared.for_batch(batch)
+            results = run_batch(model, batch, recorders, ready, gradients=gradients, on_cpu=False)
             assert all(x.device.type == "meta" for found in results for x in found.values())
 
 
@@ -146,9 +153,30 @@ def test_towers(name: str, keep: str | None) -> None:
             TopTokens(batch, readout, [(0, 1), (2, 3)]),
             Attribution(batch, readout, "own"),
             Attribution(batch, readout, "frozen"),
+            Residuals(batch),
+            shares_maker(prompts, prompts.where("labels"))(batch),
         ]
 
     run(model, prompts, make, keep=keep)
+
+
+@pytest.mark.parametrize("positions", ["last", "all"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_edits(name: str, positions: str) -> None:
+    model, prompts = without_values(name)
+    twin, foo = prompts.reversed_labels(), tt.at(role="label", label="foo")
+    edits = [
+        tt.KnockOut([(0, 0)], positions),
+        tt.Scale([(0, 1)], 2.0, positions),
+        tt.ScaleAttention([(0, 2), (1, 1)], 2.0, foo, renormalize=True, positions=positions),
+        tt.DropPosition([(1, 0)], positions=positions),
+        tt.Patch([(1, 2)], twin, "attention", positions),
+        tt.Patch([(1, 2), (2, 2)], twin, "values", positions),
+        tt.Patch([(2, 0)], twin, positions=positions),
+    ]
+    if name != "gpt2":
+        edits.append(tt.DropPosition([(2, 1)], foo, positions, distance="mean"))
+    run(model, prompts, lambda batch: [Predictions(batch, prompts.label_ids)], edits=edits)
 
 
 @pytest.mark.parametrize("positions", ["last", "labels", "all"])

@@ -200,7 +200,11 @@ class _ReplaceHeads(BatchEdit):
 
 
 def _chosen(heads: list[int], mask: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-    """(B, T, H, 1) boolean: positions of the mask, in the heads named."""
-    of_head = torch.zeros(z.shape[2], dtype=torch.bool, device=z.device)
-    of_head[heads] = True
-    return mask.to(z.device)[:, :, None, None] & of_head[:, None]
+    """(B, T, H, 1) boolean: positions of the mask, in the heads named.
+
+    Made of tensors that are on the device; an index from a list would have to come there.
+    """
+    mask = mask.to(z.device)
+    none = torch.zeros_like(mask)
+    by_head = [mask if head in heads else none for head in range(z.shape[2])]
+    return torch.stack(by_head, dim=-1).unsqueeze(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -64,11 +65,7 @@ def attention_shares(
     queries = position_mask(prompts, positions)
     if not queries.any():
         raise InputError("positions are empty: nothing looks")
-
-    def make(batch: Batch) -> Shares:
-        sources = _sources(prompts, batch)
-        return Shares(batch, queries, torch.as_tensor(sources, device=batch.input_ids.device))
-
+    make = shares_maker(prompts, queries)
     (arrays,) = collect(model, prompts, [make], batch_size=batch_size, progress=progress)
     return dataset(
         "shares",
@@ -78,6 +75,16 @@ def attention_shares(
         coordinates={"source": list(SOURCES)},
         positions=positions if isinstance(positions, str) else "given",
     )
+
+
+def shares_maker(prompts: Prompts, queries: np.ndarray) -> Callable[[Batch], Shares]:
+    """What makes the recorder of shares for each batch."""
+
+    def make(batch: Batch) -> Shares:
+        sources = _sources(prompts, batch)
+        return Shares(batch, queries, torch.as_tensor(sources, device=batch.input_ids.device))
+
+    return make
 
 
 class Shares(Recorder):
