@@ -198,7 +198,8 @@ def judge(runs: list[xr.DataTree]) -> Judgement:
     numbers: dict[str, Any] = {}
     found: dict[tuple[str, str], dict[str, int | None]] = {}
     for what, where in SIZES:
-        name = f"{what}, {where} position{'s' if where == ALL else ''}"
+        spot = f"{where} position{'s' if where == ALL else ''}"
+        name = f"{what}, {spot}"
         numbers[f"accuracy with all heads (prompts of: {name})"] = whole(runs, what, where)
         found[what, where] = {}
         for kind in (EFFECT, GREEDY, BEST, RANDOM):
@@ -209,7 +210,7 @@ def judge(runs: list[xr.DataTree]) -> Judgement:
             word = "needed" if what == KNOCKED else "enough"
             if kind != BEST:
                 told = "more than measured" if smallest is None else smallest
-                numbers[f"heads {word}, {where} position, {kind}"] = told
+                numbers[f"heads {word}, {spot}, {kind}"] = told
     n_all = numbers["heads of the model"] = len(common.chosen(runs[0], EFFECT))
 
     def fewest(what: str) -> float:

@@ -83,6 +83,19 @@ def test_numbers() -> None:
     assert half.value == pytest.approx(0.7 - 0.5)
 
 
+def test_few_numbers_of_heads() -> None:
+    """What was not measured is neither told nor drawn."""
+    one = run(0.5, 0.85, 0.8)
+    for measure in PART.ACCURACIES:
+        column = one["answers"][measure]
+        one["answers"][measure] = column.where(column["size"].isin(PART.FEW))
+    numbers = EXPERIMENT.judge([one] * 3).numbers
+    assert "accuracy between the labels, 4 heads knocked out: knock-out" in numbers
+    assert "accuracy between the labels, 8 heads knocked out: knock-out" not in numbers
+    figure = EXPERIMENT.draw([one] * 3, EXPERIMENT.judge([one] * 3))
+    assert list(figure.axes[0].lines[0].get_xdata()) == [0, 3, 5, 6]
+
+
 def test_labels_take_turns() -> None:
     """Two labels whose first heads differ, and whose second is the same."""
     drop = np.zeros((2, 1, 4, 2))

@@ -12,6 +12,7 @@ import xarray as xr
 from bias_runs import KINDS, mitigation, one_of_each_kind, small_setting
 
 import twotower as tt
+from twotower.results import make_tree, provenance, save
 from twotower.runs.experiment import Setting
 from twotower.runs.suite import load_experiment
 
@@ -162,7 +163,7 @@ def test_edits_that_are_tried(majority: ModuleType, setting: Setting) -> None:
 
 
 def test_measures_what_is_judged(
-    majority: ModuleType, setting: Setting, monkeypatch: pytest.MonkeyPatch
+    majority: ModuleType, setting: Setting, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     one_of_each_kind(majority, setting, monkeypatch)
     tables = majority.measure(setting)
@@ -171,7 +172,11 @@ def test_measures_what_is_judged(
     assert edits == ["as it is", *KINDS, "random heads 1", "random heads 2"]
     assert tables["fit"].sizes["edit"] == 3
     assert np.isfinite(tables["mitigation"]["logit_bias"]).all()
-    run = xr.DataTree.from_dict(tables)
-    run.attrs["seed"] = 0
+    # As it is stored and read again.
+    save(
+        make_tree(tables, {**provenance(setting.model, setting.test), "seed": 0}), tmp_path / "run"
+    )
+    run = tt.open(tmp_path / "run")
     found = majority.judge([run])
+    assert set(found.numbers) >= {f"accuracy between the labels, edit in {kind}" for kind in KINDS}
     assert majority.draw([run], found) is not None

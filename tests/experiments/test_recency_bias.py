@@ -13,6 +13,7 @@ from bias_runs import KINDS, mitigation, one_of_each_kind, small_setting
 from tiny import THREE
 
 import twotower as tt
+from twotower.results import make_tree, provenance, save
 from twotower.runs.experiment import Setting
 from twotower.runs.suite import load_experiment
 
@@ -165,7 +166,7 @@ def test_edits_that_are_tried(
 
 
 def test_measures_what_is_judged(
-    recency: ModuleType, setting: Setting, monkeypatch: pytest.MonkeyPatch
+    recency: ModuleType, setting: Setting, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     one_of_each_kind(recency, setting, monkeypatch)
     tables = recency.measure(setting)
@@ -173,7 +174,11 @@ def test_measures_what_is_judged(
     edits = tables["mitigation"]["edit"].values.tolist()
     assert edits == ["as it is", *KINDS, "shallow heads", "all heads", *list(OTHERS)[2:]]
     assert np.isfinite(tables["mitigation"]["logit_bias"]).all()
-    run = xr.DataTree.from_dict(tables)
-    run.attrs["seed"] = 0
+    # As it is stored and read again.
+    save(
+        make_tree(tables, {**provenance(setting.model, setting.test), "seed": 0}), tmp_path / "run"
+    )
+    run = tt.open(tmp_path / "run")
     found = recency.judge([run])
+    assert set(found.numbers) >= {f"accuracy between the labels, edit in {kind}" for kind in KINDS}
     assert recency.draw([run], found) is not None
