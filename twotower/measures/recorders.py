@@ -116,15 +116,16 @@ class TopTokens(Recorder):
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
         spread = self.readout.spread(end.residual[:, -1])
+        zero = torch.zeros_like(end.residual[:1, -1:])
+        bias = end.unembedding(zero)
         tops = []
         for head in self.heads:
             vector = self.vectors[head].to(end.residual.device)
             shift = self.readout.on(vector.device).shift
             normed = self.readout.frozen_norm(vector, spread[:, None]) - shift
-            zero = torch.zeros_like(end.residual[:1, -1:])
             rows = [
                 # One position after the other: vocabularies are wide.
-                (end.unembedding(x[:, None].to(zero.dtype)) - end.unembedding(zero)).argmax(dim=-1)
+                (end.unembedding(x[:, None].to(zero.dtype)) - bias).argmax(dim=-1)
                 for x in normed.unbind(dim=1)
             ]
             tops.append(torch.cat(rows, dim=1))
