@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import common
+import experiment_parts as common
 import numpy as np
 import xarray as xr
 

@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import common
+import experiment_parts as common
 import numpy as np
 import xarray as xr
 

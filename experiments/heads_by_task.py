@@ -17,7 +17,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-import common
+import experiment_parts as common
 import numpy as np
 import xarray as xr
 

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import biases
-import common
+import experiment_parts as common
 import numpy as np
 import xarray as xr
 from biases import AS_IT_IS, BIASES, CHOSEN, KINDS, RANDOM

@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping
 from itertools import combinations
 from typing import Any
 
-import common
+import experiment_parts as common
 import numpy as np
 import xarray as xr
 
