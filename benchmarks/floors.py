@@ -42,15 +42,18 @@ class Floor:
     def token(self) -> float:
         """A token through a block, attention's scores left out."""
         a = self.a
-        of_heads, of_keys = a.n_heads * a.d_head, a.n_kv_heads * a.d_head
-        gates = 3 if gated(a) else 2
-        return 2 * a.d_model * (2 * of_heads + 2 * of_keys + gates * a.d_mlp)
+        of_queries = 2 * a.d_model * (a.n_heads + 2 * a.n_kv_heads) * a.d_head
+        return of_queries + self.projecting + self.mlp
 
     @property
-    def joining(self) -> float:
-        """A token of a new row: output projection and MLP."""
-        a = self.a
-        return self.token - 2 * a.d_model * (a.n_heads + 2 * a.n_kv_heads) * a.d_head
+    def projecting(self) -> float:
+        """A token through the output projection."""
+        return 2 * self.a.d_model * self.a.n_heads * self.a.d_head
+
+    @property
+    def mlp(self) -> float:
+        """A token through the MLP."""
+        return 2 * self.a.d_model * (3 if gated(self.a) else 2) * self.a.d_mlp
 
     def seen(self, pairs: float) -> float:
         """Attention between so many pairs of positions, in one block."""
@@ -71,15 +74,16 @@ class Floor:
         What groups share is counted once: a row goes through the blocks below its highest
         heads with all rows that have the same lower heads. In the last block a row of
         several positions needs keys and values of all, and the rest of its last position
-        alone.
+        alone. In a parallel block a row that branches off has its parent's MLP output.
         """
         a, earlier = self.a, n - changed
-        attending = changed * (self.token - self.joining)
+        of_queries = self.token - self.projecting - self.mlp
+        attending = changed * of_queries
         attending += self.seen(changed * earlier + changed * (changed + 1) / 2)
         top = attending
         if changed > 1:
             keys = 4 * a.d_model * a.n_kv_heads * a.d_head
-            top = changed * keys + self.token - self.joining - keys + self.seen(n)
+            top = changed * keys + of_queries - keys + self.seen(n)
         if groups is None:
             groups = [((layer, h),) for layer in range(a.n_layers) for h in range(a.n_heads)]
         total = 0.0
@@ -87,7 +91,8 @@ class Floor:
             last = layer == a.n_layers - 1
             total += step.n_before * (top if last else attending)
             through = len(step.kept) + len(step.parents)
-            total += through * (1 if last else changed) * self.joining
+            fed = step.n_before if a.parallel else through
+            total += (1 if last else changed) * (through * self.projecting + fed * self.mlp)
         return total
 
     def parts(self, n: float, n_labels: int) -> dict[str, float]:
@@ -98,8 +103,7 @@ class Floor:
             "sweep": self.rows(n, 1),
             "log-probabilities of the sweep": self.unembedded(heads),
             # Each head's slice of the projection, an unembedding for it and for each layer.
-            "attribution": self.unembedded(heads + a.n_layers)
-            + a.n_layers * 2 * a.d_model * a.n_heads * a.d_head,
+            "attribution": self.unembedded(heads + a.n_layers) + a.n_layers * self.projecting,
             "QK": 3 * a.n_layers * self.seen(n) / 2,
             "OV": a.n_layers * 2 * n * n_labels * a.n_heads * a.d_head,
         }

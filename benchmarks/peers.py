@@ -17,7 +17,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -29,7 +29,7 @@ import torch
 
 import twotower as tt
 from twotower.measures.batch import make_batch
-from twotower.models import Model
+from twotower.models import Head, Model
 from twotower.prompts import Prompts
 
 TOLERANCE = 1e-3
@@ -59,14 +59,23 @@ def projections(model: Model) -> list[torch.nn.Module]:
     return [a.projection(block) for block in a.layers(model.module)]
 
 
-def loop(
-    model: Model, prompts: Prompts, run: Callable[[int, int], torch.Tensor], clean: torch.Tensor
+def sweep_with(
+    model: Model,
+    prompts: Prompts,
+    run: Callable[[int, int], torch.Tensor],
+    clean: torch.Tensor,
+    heads: Sequence[Head] | None = None,
 ) -> np.ndarray:
-    """(B, layer, head) drops from one forward per head; `run` gives logits (B, vocabulary)."""
+    """Drops (B, layer, head) from one forward per head, or (B, head) of some heads.
+
+    `run` gives the logits (B, vocabulary) of a head's knock-out.
+    """
     answers = Answers(model, prompts)
     base = answers.margin(clean)
-    drops = [base - answers.margin(run(*head)) for head in model.heads]
-    return torch.stack(drops, dim=1).unflatten(1, (model.n_layers, model.n_heads)).numpy()
+    every = heads is None
+    drops = [base - answers.margin(run(*head)) for head in (model.heads if every else heads)]
+    found = torch.stack(drops, dim=1)
+    return (found.unflatten(1, (model.n_layers, model.n_heads)) if every else found).numpy()
 
 
 def places_of(positions: str) -> slice:
@@ -80,7 +89,9 @@ def cut(z: torch.Tensor, head: int, width: int, positions: str) -> torch.Tensor:
     return z
 
 
-def with_hooks(model: Model, prompts: Prompts, positions: str) -> np.ndarray:
+def with_hooks(
+    model: Model, prompts: Prompts, positions: str, heads: Sequence[Head] | None = None
+) -> np.ndarray:
     inputs = Answers(model, prompts).inputs
     modules = projections(model)
 
@@ -94,7 +105,7 @@ def with_hooks(model: Model, prompts: Prompts, positions: str) -> np.ndarray:
         finally:
             handle.remove()
 
-    return loop(model, prompts, run, model.module(**inputs).logits[:, -1])
+    return sweep_with(model, prompts, run, model.module(**inputs).logits[:, -1], heads)
 
 
 def with_copies(model: Model, prompts: Prompts, positions: str) -> np.ndarray:
@@ -108,7 +119,7 @@ def with_copies(model: Model, prompts: Prompts, positions: str) -> np.ndarray:
         weight[:, head * model.d_head : (head + 1) * model.d_head] = 0
         return changed(**inputs).logits[:, -1]
 
-    return loop(model, prompts, run, model.module(**inputs).logits[:, -1])
+    return sweep_with(model, prompts, run, model.module(**inputs).logits[:, -1])
 
 
 def with_traces(model: Model, prompts: Prompts, positions: str) -> np.ndarray:
@@ -122,7 +133,7 @@ def with_traces(model: Model, prompts: Prompts, positions: str) -> np.ndarray:
             logits = root.output.logits[:, -1].save()
         return logits
 
-    return loop(model, prompts, run, model.module(**inputs).logits[:, -1])
+    return sweep_with(model, prompts, run, model.module(**inputs).logits[:, -1])
 
 
 def with_invokes(model: Model, prompts: Prompts, positions: str) -> np.ndarray:
@@ -145,7 +156,7 @@ def with_invokes(model: Model, prompts: Prompts, positions: str) -> np.ndarray:
             layers[layer] = found
         return layers[layer][head]
 
-    return loop(model, prompts, run, model.module(**inputs).logits[:, -1])
+    return sweep_with(model, prompts, run, model.module(**inputs).logits[:, -1])
 
 
 def with_pyvene(model: Model, prompts: Prompts, positions: str) -> np.ndarray:
@@ -169,7 +180,7 @@ def with_pyvene(model: Model, prompts: Prompts, positions: str) -> np.ndarray:
         _, changed = layers[layer](base=inputs, unit_locations={"base": [[[[head]], [where]]]})
         return changed.logits[:, -1]
 
-    return loop(model, prompts, run, model.module(**inputs).logits[:, -1])
+    return sweep_with(model, prompts, run, model.module(**inputs).logits[:, -1])
 
 
 def with_cache(model: Model, prompts: Prompts, positions: str) -> np.ndarray:
@@ -222,7 +233,7 @@ def with_lens(model: Model, prompts: Prompts, positions: str) -> np.ndarray:
         name = f"blocks.{layer}.attn.hook_z"
         return bridge.run_with_hooks(ids, fwd_hooks=[(name, hook)])[:, -1]
 
-    return loop(model, prompts, run, bridge(ids)[:, -1])
+    return sweep_with(model, prompts, run, bridge(ids)[:, -1])
 
 
 def with_twotower(model: Model, prompts: Prompts, positions: str) -> np.ndarray:

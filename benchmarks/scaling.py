@@ -29,6 +29,8 @@ GRIDS = {
     "heads": [(8, 2), (8, 4), (8, 8), (8, 16), (8, 24)],
     "both": [(4, 4), (8, 8), (12, 12), (16, 16), (24, 24)],
 }
+HOOKED = 16
+"""Heads that hooks knock out at most, spread over all; their time counts for all."""
 LENGTHS = ((50, 8), (100, 8), (200, 4), (500, 2), (1000, 1), (2000, 1))
 
 
@@ -54,12 +56,13 @@ def one_model(shape: str, layers: int, heads: int, rounds: int) -> dict[str, Any
         {"sweep": lambda: tt.head_effects(model, prompts, logprobs=False)},
         rounds,
     )
-    plain = floors.plain_of(model, one)
+    chosen = model.heads[:: -(-len(model.heads) // HOOKED)]
     alone, by_head = common.ratios(
-        lambda: [plain() for _ in range(5)],
-        {"hooks": lambda: peers.with_hooks(model, one, "last")},
-        1,
+        lambda: [floors.plain_of(model, one)() for _ in range(4)],
+        {"hooks": lambda: peers.with_hooks(model, one, "last", chosen)},
+        rounds,
     )
+    hooked = by_head["hooks"] * len(model.heads) / len(chosen)
     row = {
         "shape": shape,
         "layers": layers,
@@ -69,8 +72,8 @@ def one_model(shape: str, layers: int, heads: int, rounds: int) -> dict[str, Any
         "plain_seconds": round(unit / PROMPTS, 5),
         "sweep_seconds": round(found["sweep"] * unit / PROMPTS, 5),
         "sweep_forwards": round(found["sweep"], 3),
-        "hooks_seconds": round(by_head["hooks"] * alone, 4),
-        "hooks_forwards": round(5 * by_head["hooks"], 1),
+        "hooks_seconds": round(hooked * alone, 4),
+        "hooks_forwards": round(4 * hooked, 1),
     }
     print(row, flush=True)
     return row
