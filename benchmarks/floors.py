@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 import twotower as tt
-from twotower.measures.batch import Batch, batches
+from twotower.measures.batch import Batch
+from twotower.measures.batch_size import Batches
 from twotower.measures.counterfactuals import Group, plan
 from twotower.measures.effects import sweep_maker
 from twotower.measures.walk import End, LayerView, Recorder, run_batch
@@ -133,7 +134,7 @@ def plain_of(
 ) -> Callable[[], None]:
     def plain() -> None:
         with torch.no_grad():
-            for batch in batches(model, prompts, batch_size, shared=shared):
+            for batch in Batches(model, prompts, batch_size, shared=shared):
                 model.module(**batch.inputs)
 
     return plain
@@ -316,14 +317,14 @@ def analysis(model: Model, floor: Floor, rounds: int) -> dict[str, Any]:
     maker = sweep_maker(model, prompts, logprobs=False)
 
     def traced() -> None:
-        for batch in batches(model, prompts, None):
+        for batch in Batches(model, prompts):
             run_batch(model, batch, [maker(batch)])
 
     def untraced() -> None:
-        for batch in batches(model, prompts, None):
+        for batch in Batches(model, prompts):
             bare(model, batch, [maker(batch)])
 
-    for batch in batches(model, prompts, None):
+    for batch in Batches(model, prompts):
         pair = zip(
             run_batch(model, batch, [maker(batch)]), bare(model, batch, [maker(batch)]), strict=True
         )

@@ -20,7 +20,7 @@ import common
 import torch
 
 import twotower as tt
-from twotower.measures.batch import batches
+from twotower.measures.batch_size import Batches
 
 LIMITS = {
     "head effects, margins and log-probabilities": 4.0,
@@ -43,7 +43,7 @@ def main() -> None:
 
     def plain() -> None:
         with torch.no_grad():
-            for batch in batches(model, prompts, None):
+            for batch in Batches(model, prompts):
                 model.module(**batch.inputs)
 
     def towers() -> None:

@@ -110,8 +110,7 @@ TITLES = {
 
 def speed(result: dict[str, Any], way: str, own: str) -> float:
     """How many times as fast as a way twotower is, each against its own plain forwards."""
-    per_prompt = [result["ways"][x]["forwards"] / result["ways"][x]["prompts"] for x in (way, own)]
-    return per_prompt[0] / per_prompt[1]
+    return result["ways"][way]["forwards"] / result["ways"][own]["forwards"]
 
 
 def headline(result: dict[str, Any]) -> str:
@@ -142,7 +141,7 @@ def peers(result: dict[str, Any]) -> str:
                 [
                     r["way"],
                     f"{r['seconds']:.2f}",
-                    f"{r['forwards'] / r['prompts']:.1f}",
+                    f"{r['forwards']:.1f}",
                     f"{speed(result, key, own):.1f}",
                     f"{r['peak_MiB_above_plain']:.0f}",
                     f"{r['error']:.0e}" if "error" in r else "reference",
@@ -155,8 +154,10 @@ def peers(result: dict[str, Any]) -> str:
         f"All {result['heads']} heads of {result['model']}, one prompt of "
         f"{ways['twotower']['tokens']:.0f} tokens (prompts with common demonstrations: "
         f"{ways['twotower-shared']['tokens']:.0f}); {result['machine']['processor']}, "
-        f'{result["machine"]["threads"]} threads; {versions}. "Plain forwards" are per prompt, '
-        'timed just before and after each way; "times twotower\'s" compares them, so that a change '
+        f"{result['machine']['threads']} threads; {versions}.",
+        "",
+        '"Plain forwards" are those of the same batch, timed just before and after each way; '
+        '"times twotower\'s" compares them, so that a change '
         "of the machine's speed between two ways does not count. MiB: most memory of the process "
         "while it worked, beyond what it held after plain forwards. Difference: largest, from "
         "plain PyTorch hooks (for the last table, from twotower), over the largest value. nnsight "

@@ -93,11 +93,11 @@ def test_sweep_equals_hooked_forwards(demo_model: tt.Model) -> None:
     """On the real model: every tenth head, knocked out by a plain hook at the last position."""
     import torch
 
-    from twotower.measures.batch import batches
+    from twotower.measures.batch_size import Batches
 
     prompts = tt.build_prompts(demo_model, tt.load_task("animals-cities"), shots=4, n=2)
     effects = tt.head_effects(demo_model, prompts, logprobs=False)
-    (batch,) = batches(demo_model, prompts, 2)
+    (batch,) = Batches(demo_model, prompts, 2)
     width = demo_model.d_head
 
     def margins(layer: int | None, head: int | None) -> np.ndarray:

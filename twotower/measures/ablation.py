@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from .batch import Batch, batches, make_batch
+from .batch import Batch, make_batch
+from .batch_size import Batches
 from .walk import End, LayerView, Recorder, run_batch
 
 if TYPE_CHECKING:
@@ -123,21 +124,27 @@ class _Mean(Replacement):
         self.index = np.array([[numbers.get(k, 0) for k in row] for row in _keys(prompts)])
         own = np.array([[numbers[k] for k in row] for row in reference_keys])
         total = torch.zeros(len(numbers), model.n_layers, model.n_heads * model.d_head)
-        for batch in batches(model, reference, None):
-            (sums,) = run_batch(model, batch, [_Sums(batch.cut(own), len(numbers))])
-            total += sums["sums"]
+        feed = Batches(model, reference, kind="sums")
+        for batch in feed:
+            with feed.attempt():
+                (sums,) = run_batch(model, batch, [_Sums(batch.cut(own), len(numbers))])
+                total += sums["sums"]
         counts = np.bincount(own[reference.token_id >= 0], minlength=len(numbers))
         mean = total / torch.as_tensor(np.maximum(counts, 1))[:, None, None]
         self.mean = mean.unflatten(-1, (model.n_heads, -1))
+        self.copies = {self.mean.device: self.mean}
 
     def values(
         self, batch: Batch, layers: Sequence[int], index: torch.Tensor
     ) -> dict[int, torch.Tensor]:
-        keys = batch.cut(self.index).flatten()[index].cpu()
-        return {layer: self.mean[:, layer][keys].to(index.device) for layer in layers}
+        keys = batch.cut(self.index).flatten()[index]
+        if keys.device not in self.copies:
+            self.copies[keys.device] = self.mean.to(keys.device)
+        mean = self.copies[keys.device]
+        return {layer: mean[:, layer][keys] for layer in layers}
 
     def kinds(self, batch: Batch) -> np.ndarray:
-        return batch.cut(self.index).cpu().numpy()
+        return batch.part(self.index)
 
 
 class _Sums(Recorder):
@@ -151,10 +158,11 @@ class _Sums(Recorder):
         z = view.z.flatten(-2).float() * view.attention_mask.to(view.z.device).unsqueeze(-1)
         empty = torch.zeros(self.n_keys, z.shape[-1], device=z.device)
         summed = empty.index_add(0, self.index.to(z.device).flatten(), z.flatten(0, 1))
-        self.sums.append(summed.cpu())
+        self.sums.append(summed)
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
-        return {"sums": torch.stack(self.sums, dim=1)}
+        device = end.residual.device
+        return {"sums": torch.stack([x.to(device) for x in self.sums], dim=1)}
 
 
 class _Donated(Replacement):

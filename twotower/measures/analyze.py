@@ -51,7 +51,9 @@ def analyze(
     keep
         "all" positions of QK and OV, or "labels".
     batch_size
-        Prompts in a batch; by default as many as make about a thousand tokens.
+        Prompts in a batch; fewer where memory runs out. By default about a thousand
+        tokens' worth on a processor, and as many as fill a GPU, which is found out and
+        remembered.
     progress
         Show a bar; a text is its title.
 
@@ -84,7 +86,13 @@ def analyze(
         else:
             makers[name] = values_maker(model, prompts)
     found = collect(
-        model, prompts, list(makers.values()), batch_size=batch_size, keep=keep, progress=progress
+        model,
+        prompts,
+        list(makers.values()),
+        batch_size=batch_size,
+        keep=keep,
+        kind=("analyze", *makers, norm, logprobs),
+        progress=progress,
     )
     settings: dict[str, dict[str, Any]] = {
         "effects": {"positions": "last", "ablation": "zero"},

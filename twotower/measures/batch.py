@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING
@@ -10,15 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..checks import whole
 from ..errors import InputError
 
 if TYPE_CHECKING:
     from ..models import Model
     from ..prompts import Prompts
-
-TOKENS_PER_BATCH = 1024
-"""Padded tokens of a batch when no size is asked for; more gains little on a CPU."""
 
 
 @dataclass
@@ -63,8 +58,11 @@ class Batch:
 
     def cut(self, by_position: np.ndarray) -> torch.Tensor:
         """The batch's part (B, T) of a (prompt, position) array."""
-        part = by_position[self.rows][:, by_position.shape[1] - self.width :]
-        return torch.as_tensor(part, device=self.input_ids.device)
+        return torch.as_tensor(self.part(by_position), device=self.input_ids.device)
+
+    def part(self, by_position: np.ndarray) -> np.ndarray:
+        """The same, as an array."""
+        return by_position[self.rows][:, by_position.shape[1] - self.width :]
 
 
 def make_batch(model: Model, prompts: Prompts, rows: np.ndarray, keep: str | None = None) -> Batch:
@@ -110,24 +108,17 @@ def label_columns(prompts: Prompts) -> np.ndarray:
     return columns
 
 
-def batches(
-    model: Model,
-    prompts: Prompts,
-    batch_size: int | None,
-    keep: str | None = None,
-    shared: bool = False,
-) -> Iterator[Batch]:
-    """Batches of prompts, like lengths together so that little is padding.
+def ordered(model: Model, prompts: Prompts, shared: bool = False) -> np.ndarray:
+    """(prompt,) numbers of the prompts, longest first, as they come into batches.
 
-    With `shared`, prompts that begin alike come together first.
+    With `shared`, prompts that begin alike stand together. What takes most memory comes
+    first, so that a run fails early or not at all.
 
     Raises
     ------
     InputError
-        If `batch_size` is not a whole number from 1 up, or prompts are too long.
+        If prompts are too long for the model.
     """
-    if batch_size is not None:
-        whole("batch_size", batch_size, 1)
     if model.max_positions is not None and prompts.n_positions > model.max_positions:
         raise InputError(
             f"a prompt has {prompts.n_positions} tokens and the model takes {model.max_positions}"
@@ -136,10 +127,7 @@ def batches(
     families = _families(prompts) if shared else np.arange(len(prompts))
     longest = np.zeros(len(prompts), dtype=np.int64)
     np.maximum.at(longest, families, lengths)
-    order = np.lexsort((lengths, families, longest[families]))
-    size = batch_size or max(1, TOKENS_PER_BATCH // prompts.n_positions)
-    for start in range(0, len(order), size):
-        yield make_batch(model, prompts, order[start : start + size], keep)
+    return np.lexsort((-lengths, families, -longest[families]))
 
 
 def _families(prompts: Prompts) -> np.ndarray:

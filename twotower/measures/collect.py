@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,8 @@ import torch
 from ..errors import InputError
 from ..intervention import Edit
 from ..results import GROUPS, make_dataset, provenance
-from .batch import Batch, batches, label_columns
+from .batch import Batch, label_columns
+from .batch_size import Batches
 from .edits import PreparedEdits
 from .walk import Recorder, run_batch
 
@@ -35,6 +36,7 @@ def collect(
     edits: Sequence[Edit] = (),
     shared: bool = False,
     gradients: bool = False,
+    kind: Hashable = None,
     progress: bool | str = False,
 ) -> list[Arrays]:
     """Results of several recorders from one forward per batch.
@@ -46,7 +48,7 @@ def collect(
     makers
         Each makes a recorder for a batch.
     batch_size
-        Prompts in a batch; by default as many as make about a thousand tokens.
+        Prompts in a batch; by default as many as fit, see `batch_size`.
     keep
         "all" positions, or "labels".
     edits
@@ -55,6 +57,8 @@ def collect(
         Whether prompts that begin alike should come into one batch.
     gradients
         Whether recorders take gradients.
+    kind
+        What the recorders are, as far as they differ in the memory that they take.
     progress
         True, or a text, to show a bar.
 
@@ -71,7 +75,10 @@ def collect(
     results: list[Arrays] = [{} for _ in makers]
     with _bar(len(prompts), progress) as bar:
         kept = None if keep == "all" else keep
-        for batch in batches(model, prompts, batch_size, kept, shared):
+        kind = (kind, gradients, bool(prepared.parts))
+        feed = Batches(model, prompts, batch_size, kept, shared, kind)
+
+        def measure(batch: Batch) -> None:
             recorders = [make(batch) for make in makers]
             ready = prepared.for_batch(batch)
             found = run_batch(model, batch, recorders, ready, gradients=gradients)
@@ -80,6 +87,11 @@ def collect(
                     dims = GROUPS[recorder.group][name].dims
                     _place(result, name, tensor, dims, batch.rows, len(prompts), width)
             bar.update(len(batch.rows))
+
+        for batch in feed:
+            # In a function of its own, which lets go of everything if memory runs out.
+            with feed.attempt():
+                measure(batch)
     return results
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from ..checks import check_measured
 from .batch import Batch
-from .collect import collect, dataset
+from .collect import Arrays, MakeRecorder, collect, dataset
 from .counterfactuals import Group
 from .edits import prepare_change
 from .layout import make_layout
-from .memory import rows_that_fit
+from .memory import what_fits
 from .readout import get_readout
 from .rows import Change
 from .sweep import Sweep
@@ -65,7 +65,9 @@ def head_effects(
         Bytes, or a text such as "2GiB", that a batch may take beyond the weights; by
         default half of what is free. Rows go through the layers in chunks that fit.
     batch_size
-        Prompts in a batch; by default as many as make about a thousand tokens.
+        Prompts in a batch; fewer where memory runs out. By default about a thousand
+        tokens' worth on a processor, and as many as fill a GPU, which is found out and
+        remembered.
     progress
         Show a bar; a text is its title.
 
@@ -82,7 +84,7 @@ def head_effects(
         one row fits the memory budget; the message says how much is needed.
     """
     check_measured(model, prompts)
-    make = sweep_maker(
+    (arrays,) = sweep(
         model,
         prompts,
         positions,
@@ -92,13 +94,7 @@ def head_effects(
         factor=factor,
         logprobs=logprobs,
         memory_budget=memory_budget,
-    )
-    (arrays,) = collect(
-        model,
-        prompts,
-        [make],
         batch_size=batch_size,
-        shared=not (isinstance(positions, str) and positions == "last"),
         progress=progress,
     )
     return dataset(
@@ -106,11 +102,63 @@ def head_effects(
         arrays,
         model,
         prompts,
-        positions=positions if isinstance(positions, str) else "given",
-        ablation=ablation,
-        ablation_seed=seed,
-        factor=factor,
-        reference=None if reference is None else reference.hash,
+        **change_settings(positions, ablation, reference, seed, factor),
+    )
+
+
+def change_settings(
+    positions: str | np.ndarray,
+    ablation: str = "zero",
+    reference: Prompts | None = None,
+    seed: int = 0,
+    factor: float = 0.0,
+) -> dict[str, Any]:
+    """What heads' outputs were changed to, for the record."""
+    return {
+        "positions": positions if isinstance(positions, str) else "given",
+        "ablation": ablation,
+        "ablation_seed": seed,
+        "factor": factor,
+        "reference": None if reference is None else reference.hash,
+    }
+
+
+def sweep(
+    model: Model,
+    prompts: Prompts,
+    positions: str | np.ndarray,
+    *,
+    beside: Sequence[MakeRecorder] = (),
+    batch_size: int | None = None,
+    progress: bool | str = False,
+    **options: Any,
+) -> list[Arrays]:
+    """A sweep over all prompts, and what further recorders take beside it.
+
+    Prompts that begin alike come into one batch where that saves something: rows of the
+    last position alone have no beginning in common.
+
+    Parameters
+    ----------
+    model, prompts, positions, batch_size, progress
+        As in `head_effects`.
+    beside
+        What makes further recorders.
+    **options
+        As `sweep_maker` takes them.
+    """
+    make = sweep_maker(model, prompts, positions, **options)
+    where = positions if isinstance(positions, str) else "given"
+    n_groups = len(options.get("groups") or ()).bit_length()
+    told = tuple(options.get(name) for name in ("ablation", "logprobs", "memory_budget"))
+    return collect(
+        model,
+        prompts,
+        [make, *beside],
+        batch_size=batch_size,
+        shared=where != "last",
+        kind=("sweep", where, n_groups, len(beside), *told),
+        progress=progress,
     )
 
 
@@ -144,19 +192,20 @@ def sweep_maker(
     def make(batch: Batch) -> Sweep:
         where = batch.cut(at)
         layout = make_layout(
-            batch.cut(prompts.token_id).cpu().numpy(),
-            where.cpu().numpy(),
+            batch.part(prompts.token_id),
+            batch.part(at),
             replacement.kinds(batch),
             6 * model.d_model,
             model.device,
         )
         values = replacement.values(batch, range(model.n_layers), layout.source)
         change = Change(where.flatten()[layout.source], factor, values)
-        size = rows_that_fit(model, layout, memory_budget)
-        chunks = [groups[i : i + size] for i in range(0, len(groups), size)]
+        fit = what_fits(model, layout, batch.width, memory_budget, logprobs)
+        chunks = [groups[i : i + fit.rows] for i in range(0, len(groups), fit.rows)]
         answer = batch.gold
         if gold is not None:
             answer = torch.as_tensor(gold[batch.rows], device=answer.device)
-        return Sweep(answer, readout, layout, change, chunks, logprobs, shape, name)
+        unembedded = fit.vectors if logprobs else 0
+        return Sweep(answer, readout, layout, change, chunks, unembedded, shape, name)
 
     return make

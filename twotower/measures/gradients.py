@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from ..errors import InputError
 from .batch import Batch
 from .collect import collect, dataset
 from .edits import prepare_change
+from .effects import change_settings
 from .recorders import margin
 from .walk import End, LayerView, Recorder
 
@@ -112,6 +114,36 @@ def attribution_patching(
     check_measured(model, prompts)
     if model.quantization or model.remote:
         raise InputError("gradients need a local model that is not quantized; use head_effects")
+    make = gradient_maker(model, prompts, positions, ablation, reference, seed, factor)
+    (arrays,) = collect(
+        model,
+        prompts,
+        [make],
+        batch_size=batch_size,
+        gradients=True,
+        kind=("gradient", ablation),
+        progress=progress,
+    )
+    return dataset(
+        "effects",
+        arrays,
+        model,
+        prompts,
+        **change_settings(positions, ablation, reference, seed, factor),
+        estimate="gradient",
+    )
+
+
+def gradient_maker(
+    model: Model,
+    prompts: Prompts,
+    positions: str | np.ndarray = "last",
+    ablation: str = "zero",
+    reference: Prompts | None = None,
+    seed: int = 0,
+    factor: float = 0.0,
+) -> Callable[[Batch], Gradient]:
+    """What makes the gradient's recorder for each batch."""
     at, replacement = prepare_change(model, prompts, positions, ablation, reference, seed, factor)
 
     def make(batch: Batch) -> Gradient:
@@ -120,18 +152,4 @@ def attribution_patching(
         values: Any = replacement.values(batch, range(model.n_layers), every)
         return Gradient(batch, prompts.label_ids, mask, values, factor)
 
-    (arrays,) = collect(
-        model, prompts, [make], batch_size=batch_size, gradients=True, progress=progress
-    )
-    return dataset(
-        "effects",
-        arrays,
-        model,
-        prompts,
-        positions=positions if isinstance(positions, str) else "given",
-        ablation=ablation,
-        ablation_seed=seed,
-        factor=factor,
-        reference=None if reference is None else reference.hash,
-        estimate="gradient",
-    )
+    return make

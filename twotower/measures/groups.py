@@ -11,10 +11,10 @@ import numpy as np
 from ..checks import check_measured, whole
 from ..errors import InputError
 from ..intervention import check_heads
-from .collect import collect, dataset
+from .collect import dataset
 from .counterfactuals import Group, plan
 from .edits import position_mask
-from .effects import sweep_maker
+from .effects import change_settings, sweep
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -121,18 +121,16 @@ def _group_effects(
     change: dict[str, Any],
 ) -> xr.Dataset:
     order = sorted(range(len(groups)), key=groups.__getitem__)
-    make = sweep_maker(
+    (arrays,) = sweep(
         model,
         prompts,
         positions,
         logprobs=logprobs,
         memory_budget=memory_budget,
         groups=[groups[i] for i in order],
+        batch_size=batch_size,
+        progress=progress,
         **change,
-    )
-    shared = not (isinstance(positions, str) and positions == "last")
-    (arrays,) = collect(
-        model, prompts, [make], batch_size=batch_size, shared=shared, progress=progress
     )
     back = np.argsort(order)
     arrays = {name: values[:, back] for name, values in arrays.items()}
@@ -143,22 +141,12 @@ def _group_effects(
         model,
         prompts,
         coordinates={"group": [name_of(group) for group in groups]},
-        **_settings(positions, change),
+        **change_settings(positions, **change),
     )
     return found.assign_attrs(
         forwards=round(forwards(model, prompts, groups, positions), 2),
         separate_forwards=len(groups) + 1,
     )
-
-
-def _settings(positions: str | np.ndarray, change: dict[str, Any]) -> dict[str, Any]:
-    """What was changed, for the record."""
-    reference = change.get("reference")
-    return {
-        "positions": positions if isinstance(positions, str) else "given",
-        **change,
-        "reference": None if reference is None else reference.hash,
-    }
 
 
 def forwards(
@@ -230,7 +218,7 @@ def pair_effects(
         model,
         prompts,
         coordinates={"other_layer": np.arange(n_layers), "other_head": np.arange(n_heads)},
-        **_settings(positions, change),
+        **change_settings(positions, **change),
     )
     return found.assign_attrs(
         {name: effects.attrs[name] for name in ("forwards", "separate_forwards")}
@@ -377,6 +365,6 @@ def greedy_heads(
         model,
         prompts,
         coordinates={"step": np.arange(k)},
-        **_settings(positions, change),
+        **change_settings(positions, **change),
     )
     return found.assign_attrs(forwards=round(cost, 2), separate_forwards=separate)

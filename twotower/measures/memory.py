@@ -1,7 +1,8 @@
-"""How much memory a sweep takes, and how many rows fit."""
+"""How much memory a sweep takes, and how much of it fits at a time."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,30 +16,66 @@ if TYPE_CHECKING:
 SHARE = 0.5
 """Share of the free memory that a sweep takes where no budget is given."""
 
+UNEMBED_BYTES = 1 << 29
+"""Most bytes of logits held at a time when many vectors are unembedded."""
 
 TOKENS_PER_CHUNK = 4096
 """Tokens of rows that are carried through the layers at a time; more gains nothing."""
 
 
-def rows_that_fit(model: Model, layout: Layout, budget: int | str | None) -> int:
-    """How many rows can be carried through the layers at a time.
+class BudgetError(InputError):
+    """A batch does not fit a memory budget."""
+
+
+@dataclass
+class Fit:
+    """What fits a budget at a time.
+
+    Attributes
+    ----------
+    rows
+        Rows that are carried through the layers.
+    vectors
+        Vectors that are unembedded to the whole vocabulary.
+    """
+
+    rows: int
+    vectors: int
+
+
+def what_fits(
+    model: Model, layout: Layout, width: int, budget: int | str | None, logprobs: bool
+) -> Fit:
+    """How much of a sweep of a batch fits a memory budget at a time.
+
+    Counted are the forward, what is kept of it, the rows on their way, and at the end
+    either the rows' margins or the logits of some of them.
 
     Raises
     ------
-    InputError
-        If not one fits.
+    BudgetError
+        If not one row fits, or not one vector's logits.
     """
-    n_packs, n_changed = layout.source.shape
+    n_prompts, (n_packs, n_changed) = len(layout.prompt), layout.source.shape
     sizes = (n_packs, n_changed, layout.earlier.shape[1])
-    fixed, each = clean_bytes(model, *sizes), row_bytes(model, *sizes)
+    fixed = forward_bytes(model, n_prompts, width) + clean_bytes(model, *sizes)
+    each, at_end = row_bytes(model, *sizes), end_bytes(model, n_prompts)
+    vector = logit_bytes(model)
+    smallest = fixed + max(each, at_end + vector * logprobs)
     given = as_bytes(budget, model.device)
-    if fixed + each > given:
-        raise InputError(
-            f"memory_budget={budget!r} is too small for a batch of {len(layout.prompt)} prompts: "
-            f"its smallest is {readable(fixed + each)} ({fixed + each} bytes); give that, or a "
+    if smallest > given:
+        raise BudgetError(
+            f"memory_budget={budget!r} is too small for a batch of {n_prompts} prompts: "
+            f"its smallest is {readable(smallest)} ({smallest} bytes); give that, or a "
             "smaller batch_size"
         )
-    return min((given - fixed) // each, max(1, TOKENS_PER_CHUNK // (n_packs * n_changed)))
+    rows = min(
+        (given - fixed) // each,
+        (given - fixed - vector * logprobs) // at_end,
+        max(1, TOKENS_PER_CHUNK // (n_packs * n_changed)),
+    )
+    left = given - fixed - rows * at_end
+    return Fit(rows, max(1, min(UNEMBED_BYTES, left) // vector))
 
 
 def as_bytes(budget: int | str | None, device: torch.device) -> int:
@@ -106,3 +143,22 @@ def row_bytes(model: Model, n_packs: int, n_changed: int, n_earlier: int) -> int
         in_attention += size * copies * of_keys * seen // n_changed + 5 * seen
     in_mlp = size * (4 * a.d_model + of_heads + 4 * a.d_mlp)
     return n_packs * n_changed * max(in_attention, in_mlp)
+
+
+def forward_bytes(model: Model, n_prompts: int, width: int) -> int:
+    """What the forward takes at its largest: a block's, where scores may be held whole."""
+    scores = 0
+    if model.attention_kernel in (None, "eager"):
+        scores = 3 * n_prompts * model.n_heads * width**2 * max(4, model.dtype.itemsize)
+    return row_bytes(model, n_prompts, width, 0) + scores
+
+
+def end_bytes(model: Model, n_prompts: int) -> int:
+    """What a row takes when it has left the last layer, and while it is normed in float32."""
+    return n_prompts * model.d_model * (4 * model.dtype.itemsize + 3 * 4)
+
+
+def logit_bytes(model: Model) -> int:
+    """What a vector's logits take; a second time where they are not float32 at once."""
+    size = model.dtype.itemsize
+    return model.architecture.vocabulary_size * (4 if size == 4 else 4 + size)

@@ -34,7 +34,9 @@ def predict(
     edits
         Edits in force: `KnockOut`, `Scale`. They can be combined.
     batch_size
-        Prompts in a batch; by default as many as make about a thousand tokens.
+        Prompts in a batch; fewer where memory runs out. By default about a thousand
+        tokens' worth on a processor, and as many as fill a GPU, which is found out and
+        remembered.
     progress
         Show a bar; a text is its title.
 
@@ -58,6 +60,7 @@ def predict(
         [lambda batch: Predictions(batch, prompts.label_ids)],
         batch_size=batch_size,
         edits=edits,
+        kind="predictions",
         progress=progress,
     )
     return dataset("predictions", arrays, model, prompts, edits=[e.describe() for e in edits])

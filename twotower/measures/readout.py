@@ -12,20 +12,18 @@ offloaded and remote weights alike.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import nnsight
 import torch
 
 from ..errors import ModelError
+from .memory import UNEMBED_BYTES
 from .walk import End
 
 if TYPE_CHECKING:
     from ..models import Architecture, Model
-
-UNEMBED_BYTES = 1 << 29
-"""Bytes of logits held at a time when many vectors are unembedded."""
 
 CACHE_BYTES = 1 << 21
 """Bytes of logits that stay in a processor's cache."""
@@ -45,6 +43,8 @@ class Readout:
         (label, d_model) and (label,) the labels' unembedding rows and biases.
     directions
         (layer, head, d_head, label) the labels' directions pulled back to each head's z.
+    label_ids
+        (label,) token ids of the labels.
     """
 
     scale: torch.Tensor
@@ -54,7 +54,18 @@ class Readout:
     rows: torch.Tensor
     bias: torch.Tensor
     directions: torch.Tensor
-    label_ids: list[int]
+    label_ids: torch.Tensor
+    _copies: dict[torch.device, Readout] = field(default_factory=dict, repr=False)
+
+    def on(self, device: torch.device) -> Readout:
+        """The readout with its tensors on a device, copied there once."""
+        if device == self.rows.device:
+            return self
+        if device not in self._copies:
+            names = ("scale", "shift", "rows", "bias", "directions", "label_ids")
+            moved = {name: getattr(self, name).to(device) for name in names}
+            self._copies[device] = replace(self, **moved, _copies={})
+        return self._copies[device]
 
     @property
     def label_directions(self) -> torch.Tensor:
@@ -71,28 +82,32 @@ class Readout:
 
     def label_logits(self, normed: torch.Tensor) -> torch.Tensor:
         """(..., label) full logits of normed vectors (..., d_model), biases included."""
-        rows, bias = self.rows.to(normed.device), self.bias.to(normed.device)
-        return normed.float() @ rows.T + bias
+        own = self.on(normed.device)
+        return normed.float() @ own.rows.T + own.bias
 
     def frozen_norm(self, x: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
         """The final norm of x (..., d_model) with a given statistic (...,)."""
         x = x.float()
         if self.centred:
             x = x - x.mean(dim=-1, keepdim=True)
-        scale, shift = self.scale.to(x.device), self.shift.to(x.device)
-        return x / spread.unsqueeze(-1) * scale + shift
+        own = self.on(x.device)
+        return x / spread.unsqueeze(-1) * own.scale + own.shift
 
-    def logprobs(self, normed: torch.Tensor, end: End, dtype: torch.dtype) -> torch.Tensor:
+    def logprobs(
+        self, normed: torch.Tensor, end: End, dtype: torch.dtype, at_a_time: int | None = None
+    ) -> torch.Tensor:
         """(..., label) log-probabilities over the whole vocabulary, in float32.
 
         Unembeds a bounded number of vectors at a time.
         """
+        n = at_a_time or max(1, UNEMBED_BYTES // (4 * end.logits.shape[-1]))
         flat = normed.flatten(0, -2).to(dtype)
         parts = []
-        for some in flat.split(max(1, UNEMBED_BYTES // (4 * end.logits.shape[-1]))):
+        for some in flat.split(n):
             logits = end.unembedding(some).float()
-            parts.append(logits[:, self.label_ids] - logsumexp_(logits).unsqueeze(-1))
-        return torch.cat(parts).unflatten(0, normed.shape[:-1])
+            labels = logits[:, self.on(logits.device).label_ids]
+            parts.append(labels - logsumexp_(logits).unsqueeze(-1))
+        return torch.cat(parts).to(normed.device).unflatten(0, normed.shape[:-1])
 
 
 def logsumexp_(logits: torch.Tensor) -> torch.Tensor:
@@ -127,17 +142,27 @@ def get_readout(model: Model, label_ids: tuple[int, ...]) -> Readout:
         inputs = {"input_ids": token, "attention_mask": torch.ones_like(token)}
         with torch.no_grad(), root.trace(**inputs, use_cache=False, **where):
             found = nnsight.save(_probe(architecture, root, ids))
-        scale, shift, centred, rows, bias, directions = found
+        scale, shift, centred, rows, bias, directions, devices = found
         if not torch.isfinite(directions).all():
             raise ModelError("the labels' directions are not finite; load the model in float32")
-        model.cache[key] = Readout(
-            scale, shift, bool(centred), architecture.norm_epsilon, rows, bias, directions, ids
+        readout = model.cache[key] = Readout(
+            scale,
+            shift,
+            bool(centred),
+            architecture.norm_epsilon,
+            rows,
+            bias,
+            directions,
+            torch.tensor(ids),
         )
+        # Before any walk, which would have to wait for the copies.
+        for device in () if model.remote else devices:
+            readout.on(torch.device(device))
     return model.cache[key]
 
 
-def _probe(architecture: Architecture, root: Any, ids: list[int]) -> list[torch.Tensor]:
-    """Norm, label rows and label directions, by calling modules; inside a trace."""
+def _probe(architecture: Architecture, root: Any, ids: list[int]) -> list[Any]:
+    """Norm, label rows, label directions and the devices met; inside a trace."""
     projection_like = [architecture.projection(b).input for b in architecture.layers(root)]
     norm, unembedding = architecture.final_norm(root), architecture.unembedding(root)
     like = norm.input
@@ -155,7 +180,8 @@ def _probe(architecture: Architecture, root: Any, ids: list[int]) -> list[torch.
 
     # The unembedding's rows, a few hundred elements at a time.
     unembed_dtype, step = like.dtype, 256
-    bias = unembedding(zero)[0, ids].float()
+    unembedded = unembedding(zero)
+    bias = unembedded[0, ids].float()
     rows = []
     for start in range(0, width, step):
         n = min(step, width - start)
@@ -173,6 +199,7 @@ def _probe(architecture: Architecture, root: Any, ids: list[int]) -> list[torch.
         weight = projection(eye) - projection(torch.zeros_like(eye[:1]))
         direction = weight.float() @ pulled.T.to(weight.device)
         directions.append(direction.unflatten(0, (architecture.n_heads, -1)).cpu())
+    met = [like.device, unembedded.device, *(z.device for z in projection_like)]
     return [
         scale.cpu(),
         shift.cpu(),
@@ -180,4 +207,5 @@ def _probe(architecture: Architecture, root: Any, ids: list[int]) -> list[torch.
         rows_by_label.cpu(),
         bias.cpu(),
         torch.stack(directions),
+        list(dict.fromkeys(map(str, met))),
     ]

@@ -14,8 +14,7 @@ from .walk import End, LayerView, Recorder
 
 def margin(logits: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
     """Right label's logit minus the largest other label's: (B, ..., label) to (B, ...)."""
-    is_gold = torch.zeros(len(gold), logits.shape[-1], dtype=torch.bool, device=logits.device)
-    is_gold[torch.arange(len(gold)), gold] = True
+    is_gold = torch.arange(logits.shape[-1], device=logits.device) == gold[:, None]
     is_gold = is_gold.view(len(gold), *[1] * (logits.dim() - 2), -1)
     right = logits.masked_fill(~is_gold, -torch.inf).amax(dim=-1)
     return right - logits.masked_fill(is_gold, -torch.inf).amax(dim=-1)
@@ -27,14 +26,14 @@ class Predictions(Recorder):
     group = "predictions"
 
     def __init__(self, batch: Batch, label_ids: tuple[int, ...]) -> None:
-        self.gold, self.label_ids = batch.gold, list(label_ids)
+        self.gold = batch.gold
+        self.label_ids = torch.tensor(label_ids, device=batch.gold.device)
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
         logits = end.logits
-        gold = self.gold.to(logits.device)
-        labels = logits[:, self.label_ids]
+        gold, ids = self.gold.to(logits.device), self.label_ids.to(logits.device)
+        labels = logits[:, ids]
         top = logits.argmax(dim=-1)
-        ids = torch.tensor(self.label_ids, device=logits.device)
         return {
             "logit": labels,
             "logprob": labels - logits.logsumexp(dim=-1, keepdim=True),
@@ -69,7 +68,7 @@ class Similarity(Recorder):
             parts["score_content_mean"] = self._at_one_distance(view, self.labels_at)
         for name, values in parts.items():
             kept = keep(values.masked_fill(hidden, torch.nan), self.batch)
-            self.found.setdefault(name, []).append(kept.cpu())
+            self.found.setdefault(name, []).append(kept)
 
     def _at_one_distance(self, view: LayerView, over: torch.Tensor | None) -> torch.Tensor:
         """Scores with every key at the same distance from the query.
@@ -112,7 +111,7 @@ class Similarity(Recorder):
         return view.score(query[:, -1], key)
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
-        return {name: torch.stack(values, dim=1) for name, values in self.found.items()}
+        return {name: stack(values, end) for name, values in self.found.items()}
 
 
 class LabelValues(Recorder):
@@ -125,7 +124,7 @@ class LabelValues(Recorder):
         self.found: list[torch.Tensor] = []
 
     def layer(self, view: LayerView) -> None:
-        directions = self.readout.directions[view.index].to(view.value.device)
+        directions = self.readout.on(view.value.device).directions[view.index]
         grouped = directions.unflatten(0, (view.value.shape[2], -1))
         # (B, K, T, D) with (K, D, G label): every head reads its own key-value head.
         n_kv, per, d_head, n_labels = grouped.shape
@@ -134,11 +133,11 @@ class LabelValues(Recorder):
         logits = logits.permute(0, 1, 3, 2, 4).flatten(1, 2)
         hidden = ~view.attention_mask.bool().to(logits.device)[:, None, :, None]
         masked = logits.masked_fill(hidden, torch.nan)
-        self.found.append(keep(masked.transpose(-1, -2), self.batch).transpose(-1, -2).cpu())
+        self.found.append(keep(masked.transpose(-1, -2), self.batch).transpose(-1, -2))
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
-        spread = self.readout.spread(end.residual[:, -1]).cpu()
-        return {"label_logit": torch.stack(self.found, dim=1) / spread.view(-1, 1, 1, 1, 1)}
+        spread = self.readout.spread(end.residual[:, -1])
+        return {"label_logit": stack(self.found, end) / spread.view(-1, 1, 1, 1, 1)}
 
 
 class TopTokens(Recorder):
@@ -156,8 +155,7 @@ class TopTokens(Recorder):
             if layer != view.index:
                 continue
             value = keep(view.value[:, :, head // per].transpose(1, 2), self.batch)
-            alone = torch.zeros(*value.mT.shape[:2], n_heads, value.shape[1], dtype=value.dtype)
-            alone = alone.to(value.device)
+            alone = value.new_zeros(*value.mT.shape[:2], n_heads, value.shape[1])
             alone[:, :, head] = value.mT.nan_to_num()
             projection = view.architecture.projection(view.block)
             nothing = call(projection, torch.zeros_like(alone[:1, :1]).flatten(-2))
@@ -168,9 +166,8 @@ class TopTokens(Recorder):
         tops = []
         for head in self.heads:
             vector = self.vectors[head].to(end.residual.device)
-            normed = self.readout.frozen_norm(vector, spread[:, None]) - self.readout.shift.to(
-                vector.device
-            )
+            shift = self.readout.on(vector.device).shift
+            normed = self.readout.frozen_norm(vector, spread[:, None]) - shift
             zero = torch.zeros_like(end.residual[:1, -1:])
             rows = [
                 # One position after the other: vocabularies are wide.
@@ -215,21 +212,24 @@ class Attribution(Recorder):
         self.outputs.append(call(projection, z.flatten(-2)) - nothing)
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
-        device = end.residual.device
         spread = self.readout.spread(end.residual[:, -1])
-        heads = torch.stack([x.to(device) for x in self.outputs], dim=1)
-        base = torch.stack([x.to(device) for x in self.base], dim=1).unsqueeze(2)
+        heads, base = stack(self.outputs, end), stack(self.base, end).unsqueeze(2)
         vectors = torch.cat((base, base + heads), dim=2)
         if self.norm == "own":
             normed = end.final_norm(vectors)
         else:
             normed = self.readout.frozen_norm(vectors, spread[:, None, None])
         logprobs = self.readout.logprobs(normed, end, end.residual.dtype)
-        directions = self.readout.label_directions.to(device)
+        directions = self.readout.on(heads.device).label_directions
         return {
             "logprob_increase": logprobs[:, :, 1:] - logprobs[:, :, :1],
             "label_logit": heads.float() @ directions.T / spread.view(-1, 1, 1, 1),
         }
+
+
+def stack(by_layer: list[torch.Tensor], end: End) -> torch.Tensor:
+    """(B, layer, ...) of what every layer has (B, ...), which may be on several devices."""
+    return torch.stack([x.to(end.residual.device) for x in by_layer], dim=1)
 
 
 def keep(values: torch.Tensor, batch: Batch) -> torch.Tensor:

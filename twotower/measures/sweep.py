@@ -31,8 +31,9 @@ class Sweep(Recorder):
         Groups of heads; those of a chunk are carried through the layers together. A
         single chunk goes along with the walk; for more, what they need of the clean run
         is kept until the walk is over.
-    logprobs
-        Whether to unembed to the whole vocabulary for log-probabilities.
+    unembedded
+        How many vectors to unembed at a time to the whole vocabulary, for
+        log-probabilities; 0 to leave those out.
     shape
         Results are (B, *shape) and (B, *shape, label).
     group
@@ -46,13 +47,13 @@ class Sweep(Recorder):
         layout: Layout,
         change: Change,
         chunks: Sequence[Sequence[Group]],
-        logprobs: bool,
+        unembedded: int,
         shape: tuple[int, ...],
         group: str = "effects",
     ) -> None:
         self.group, self.shape = group, shape
         self.gold, self.readout, self.layout, self.change = gold, readout, layout, change
-        self.logprobs = logprobs
+        self.unembedded = unembedded
         n_layers, n_heads = readout.directions.shape[:2]
         self.top = n_layers - 1
         device = gold.device
@@ -90,22 +91,25 @@ class Sweep(Recorder):
         normed = self.readout.frozen_norm(residual, self.readout.spread(residual))
         return margin(self.readout.label_logits(normed), gold)
 
+    def _logprobs(self, residual: torch.Tensor, end: End) -> torch.Tensor:
+        """(B, ..., label) of residuals (B, ..., d_model)."""
+        normed = end.final_norm(residual)
+        return self.readout.logprobs(normed, end, residual.dtype, self.unembedded)
+
     def finish(self, end: End) -> dict[str, torch.Tensor]:
         clean = end.residual[:, -1]
         gold = self.gold.to(clean.device)
         margins = self._margins(clean, gold)[:, None]
         before = None
-        if self.logprobs:
-            dtype = clean.dtype
-            before = self.readout.logprobs(end.final_norm(clean), end, dtype)[:, None]
+        if self.unembedded:
+            before = self._logprobs(clean, end)[:, None]
         drops, logprob_drops = [], []
         for moves, order in zip(self.moves, self.orders, strict=True):
             rows = self._chunk(moves) if self.rows is None else self.rows
             rows = self.layout.by_prompt(rows.to(clean.device))[:, order.to(clean.device)]
             drops.append(margins - self._margins(rows, gold))
             if before is not None:
-                after = self.readout.logprobs(end.final_norm(rows), end, clean.dtype)
-                logprob_drops.append(before - after)
+                logprob_drops.append(before - self._logprobs(rows, end))
         found = {"margin_drop": torch.cat(drops, dim=1).unflatten(1, self.shape)}
         if logprob_drops:
             found["logprob_drop"] = torch.cat(logprob_drops, dim=1).unflatten(1, self.shape)

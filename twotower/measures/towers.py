@@ -38,7 +38,9 @@ def attribution(
         "own": the final norm takes its statistics from the vector at hand. "frozen": it
         keeps those of the last position's final residual stream.
     batch_size
-        Prompts in a batch; by default as many as make about a thousand tokens.
+        Prompts in a batch; fewer where memory runs out. By default about a thousand
+        tokens' worth on a processor, and as many as fill a GPU, which is found out and
+        remembered.
     progress
         Show a bar; a text is its title.
 
@@ -56,7 +58,14 @@ def attribution(
     """
     check_measured(model, prompts)
     make = attribution_maker(model, prompts, norm)
-    (arrays,) = collect(model, prompts, [make], batch_size=batch_size, progress=progress)
+    (arrays,) = collect(
+        model,
+        prompts,
+        [make],
+        batch_size=batch_size,
+        kind=("attribution", norm),
+        progress=progress,
+    )
     return dataset("attribution", arrays, model, prompts, norm=norm)
 
 
@@ -93,7 +102,9 @@ def qk_similarity(
         "all" positions, or "labels": label positions alone, counted from the last of them;
         `token_position` says where each is.
     batch_size
-        Prompts in a batch; by default as many as make about a thousand tokens.
+        Prompts in a batch; fewer where memory runs out. By default about a thousand
+        tokens' worth on a processor, and as many as fill a GPU, which is found out and
+        remembered.
     progress
         Show a bar; a text is its title.
 
@@ -106,7 +117,9 @@ def qk_similarity(
     """
     check_measured(model, prompts)
     make = similarity_maker(prompts)
-    (arrays,) = collect(model, prompts, [make], batch_size=batch_size, keep=keep, progress=progress)
+    (arrays,) = collect(
+        model, prompts, [make], batch_size=batch_size, keep=keep, kind="qk", progress=progress
+    )
     return dataset("qk", arrays, model, prompts, keep=keep)
 
 
@@ -137,7 +150,9 @@ def ov_labels(
     keep
         As in `qk_similarity`.
     batch_size
-        Prompts in a batch; by default as many as make about a thousand tokens.
+        Prompts in a batch; fewer where memory runs out. By default about a thousand
+        tokens' worth on a processor, and as many as fill a GPU, which is found out and
+        remembered.
     progress
         Show a bar; a text is its title.
 
@@ -154,7 +169,15 @@ def ov_labels(
     heads = check_heads(top_tokens, model)
     if heads:
         makers.append(lambda batch: TopTokens(batch, readout, heads))
-    found = collect(model, prompts, makers, batch_size=batch_size, keep=keep, progress=progress)
+    found = collect(
+        model,
+        prompts,
+        makers,
+        batch_size=batch_size,
+        keep=keep,
+        kind=("ov", len(heads)),
+        progress=progress,
+    )
     arrays = {name: array for result in found for name, array in result.items()}
     chosen = {"chosen": [str(h) for h in heads]} if heads else {}
     return dataset("ov", arrays, model, prompts, keep=keep, coordinates=chosen)

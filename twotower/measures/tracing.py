@@ -8,8 +8,9 @@ import numpy as np
 
 from ..checks import check_is, check_measured
 from ..errors import InputError
+from .batch import Batch
 from .collect import collect, dataset
-from .effects import sweep_maker
+from .effects import sweep
 from .recorders import Predictions
 
 if TYPE_CHECKING:
@@ -68,7 +69,11 @@ def causal_tracing(
         raise InputError(
             f"the corrupted prompts have labels {corrupted.labels}, the clean ones {prompts.labels}"
         )
-    make = sweep_maker(
+
+    def answers(batch: Batch) -> Predictions:
+        return Predictions(batch, prompts.label_ids)
+
+    (traced, own) = sweep(
         model,
         corrupted,
         positions,
@@ -77,20 +82,11 @@ def causal_tracing(
         logprobs=False,
         memory_budget=memory_budget,
         gold=prompts.gold_index,
-    )
-    (traced, own) = collect(
-        model,
-        corrupted,
-        [make, lambda batch: Predictions(batch, prompts.label_ids)],
+        beside=[answers],
         batch_size=batch_size,
         progress=progress,
     )
-    (clean,) = collect(
-        model,
-        prompts,
-        [lambda batch: Predictions(batch, prompts.label_ids)],
-        batch_size=batch_size,
-    )
+    (clean,) = collect(model, prompts, [answers], batch_size=batch_size, kind="predictions")
     arrays = {
         "margin_gain": -traced["margin_drop"],
         "margin_clean": clean["margin"],

@@ -226,4 +226,13 @@ def run_batch(
         results = nnsight.save(walk(architecture, root, mask, recorders, edits, gradients))
     if not on_cpu:
         return list(results)
-    return [{name: x.cpu() for name, x in result.items()} for result in results]
+    return on_host(results)
+
+
+def on_host(results: Sequence[dict[Any, torch.Tensor]]) -> list[dict[Any, torch.Tensor]]:
+    """Results brought to the CPU: all copies are under way before one is waited for."""
+    found = [{k: x.to("cpu", non_blocking=True) for k, x in result.items()} for result in results]
+    for device in {x.device for result in results for x in result.values()}:
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+    return found

@@ -75,7 +75,8 @@ class Configuration:
     keep
         Keep QK and OV at all positions, or at label positions alone.
     batch_size
-        Prompts in a batch; by default as many as make about a thousand tokens.
+        Prompts in a batch; by default about a thousand tokens' worth on a processor, and
+        as many as fill a GPU. Fewer where memory runs out.
     dtype
         float32, bfloat16 or float16; by default the checkpoint's.
     device_map

@@ -1,0 +1,233 @@
+"""Nothing in a walk waits for the device, told without one.
+
+The models are put on the meta device, whose tensors have no values: all that would have to
+bring a value to the host fails. What is watched besides are operations that wait, and
+tensors that come from the host or go there while the walk is under way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nnsight import TransformersModel
+from tiny import ARCHITECTURES, THREE, byte_level, hf_model, tiny
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import twotower as tt
+from twotower.measures import walk as walking
+from twotower.measures.batch import Batch, make_batch
+from twotower.measures.effects import sweep_maker
+from twotower.measures.gradients import gradient_maker
+from twotower.measures.readout import get_readout
+from twotower.measures.recorders import (
+    Attribution,
+    LabelValues,
+    Predictions,
+    Similarity,
+    TopTokens,
+)
+from twotower.measures.walk import End, LayerView, Recorder, run_batch
+
+aten = torch.ops.aten
+WAITING = {
+    aten._local_scalar_dense,
+    aten.is_nonzero,
+    aten.equal,
+    aten.nonzero,
+    aten.masked_select,
+    aten.repeat_interleave,
+}
+
+
+class WaitingError(Exception):
+    """Something in the walk would wait for the device."""
+
+
+class Watch(TorchDispatchMode):
+    """Refuses what waits for the device."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        given = tensors((args, kwargs))
+        what = func.overloadpacket
+        if what in WAITING:
+            raise WaitingError(str(func))
+        if what in (aten.index, aten.index_put, aten.index_put_):
+            indices = [x for x in args[1] if x is not None]
+            if any(x.dtype in (torch.bool, torch.uint8) for x in indices):
+                raise WaitingError(f"{func} with a boolean mask")
+            given += [x.expand(1) if x.dim() == 0 else x for x in indices]
+        found = func(*args, **kwargs)
+        # A number stands among tensors as one of no dims, and is no copy.
+        copied = what in (aten._to_copy, aten.copy_)
+        devices = {x.device for x in (*given, *tensors(found)) if x.dim() or copied}
+        if len(devices) > 1:
+            raise WaitingError(f"{func} between devices")
+        return found
+
+
+class WatchLists(TorchFunctionMode):
+    """Refuses lists and arrays, as indices too: they go from the host to the device."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            if any(isinstance(x, (list, np.ndarray)) for x in index):
+                raise WaitingError("a list as an index")
+        if func in (torch.tensor, torch.as_tensor):
+            raise WaitingError(f"{func} in a walk")
+        return func(*args, **(kwargs or {}))
+
+
+def tensors(tree: Any) -> list[torch.Tensor]:
+    return [x for x in tree_leaves(tree) if isinstance(x, torch.Tensor)]
+
+
+def watched(*arguments: Any) -> Any:
+    with Watch(), WatchLists():
+        return WALK(*arguments)
+
+
+WALK = walking.walk
+
+
+@cache
+def without_values(name: str, dtype: torch.dtype = torch.float32) -> tuple[tt.Model, tt.Prompts]:
+    """A tiny model on the meta device, and prompts."""
+    model = tiny(name)
+    prompts = tt.build_prompts(model, THREE, shots=1, n=4, seed=2)
+    readout = replace(get_readout(model, prompts.label_ids), _copies={})
+    traced = TransformersModel(hf_model(name, dtype=dtype), tokenizer=byte_level())
+    traced._module.to("meta")
+    found = replace(model, traced=traced, cache={("readout", prompts.label_ids): readout})
+    assert found.device.type == "meta"
+    readout.on(found.device)  # as get_readout does with every device it meets
+    return found, prompts
+
+
+def run(
+    model: tt.Model,
+    prompts: tt.Prompts,
+    make: Callable[[Batch], Iterable[Recorder]],
+    keep: str | None = None,
+    gradients: bool = False,
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(walking, "walk", watched)
+        for rows in (np.arange(4), np.arange(1)):
+            batch = make_batch(model, prompts, rows, keep)
+            results = run_batch(model, batch, list(make(batch)), gradients=gradients, on_cpu=False)
+            assert all(x.device.type == "meta" for found in results for x in found.values())
+
+
+@pytest.mark.parametrize("keep", [None, "labels"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_towers(name: str, keep: str | None) -> None:
+    model, prompts = without_values(name)
+    readout = get_readout(model, prompts.label_ids)
+
+    def make(batch: Batch) -> list[Recorder]:
+        return [
+            Predictions(batch, prompts.label_ids),
+            Similarity(batch, batch.cut(prompts.where("labels"))),
+            LabelValues(batch, readout),
+            TopTokens(batch, readout, [(0, 1), (2, 3)]),
+            Attribution(batch, readout, "own"),
+            Attribution(batch, readout, "frozen"),
+        ]
+
+    run(model, prompts, make, keep=keep)
+
+
+@pytest.mark.parametrize("tokens", [100, 10**9])
+@pytest.mark.parametrize("positions", ["last", "labels", "all"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_sweeps(name: str, positions: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prompts = without_values(name)
+    monkeypatch.setattr("twotower.measures.memory.TOKENS_PER_CHUNK", tokens)
+    heads = sweep_maker(model, prompts, positions)
+    scaled = sweep_maker(model, prompts, positions, ablation="scale", factor=2.0, logprobs=False)
+    groups = [((0, 1), (1, 2)), ((0, 1), (2, 0)), ((0, 1), (2, 0), (2, 1)), ((1, 0),)]
+    together = sweep_maker(model, prompts, positions, groups=groups)
+    run(model, prompts, lambda batch: [heads(batch), scaled(batch), together(batch)])
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_half_precision(name: str) -> None:
+    model, prompts = without_values(name, torch.bfloat16)
+    readout = get_readout(model, prompts.label_ids)
+    sweep = sweep_maker(model, prompts)
+    run(model, prompts, lambda batch: [sweep(batch), LabelValues(batch, readout)])
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_gradients(name: str) -> None:
+    model, prompts = without_values(name)
+    make = gradient_maker(model, prompts)
+    run(model, prompts, lambda batch: [make(batch)], gradients=True)
+
+
+class Culprit(Recorder):
+    """Does something in the walk that waits."""
+
+    def __init__(self, act: Callable[[torch.Tensor], Any]) -> None:
+        self.act = act
+
+    def layer(self, view: LayerView) -> None:
+        self.act(view.residual)
+
+    def finish(self, end: End) -> dict[str, torch.Tensor]:
+        return {}
+
+
+CULPRITS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "item": lambda x: x.sum().item(),
+    "bool": lambda x: bool(x.any()),
+    "list": lambda x: x[:, [0, 1]],
+    "list, set": lambda x: x.clone().__setitem__([0], 1.0),
+    "mask": lambda x: x[x > 0],
+    "mask, set": lambda x: x.clone().__setitem__(x > 0, x.new_zeros(())),
+    "nonzero": lambda x: x.nonzero(),
+    "equal": lambda x: torch.equal(x, x),
+    "number": lambda x: torch.tensor(1.0, device=x.device),
+    "upload": lambda x: torch.tensor([1, 2], device=x.device),
+    "array": lambda x: torch.as_tensor(np.ones(2), device=x.device),
+    "moved": lambda x: torch.arange(2).to(x.device),
+    "index of the host": lambda x: x[torch.arange(1)],
+    "cpu": lambda x: x.cpu(),
+    "numpy": lambda x: x.numpy(),
+}
+
+
+@pytest.mark.parametrize("what", CULPRITS)
+def test_what_waits_is_seen(what: str) -> None:
+    model, prompts = without_values("llama")
+    with pytest.raises(Exception) as caught:  # noqa: PT011 (nnsight gives errors its own class)
+        run(model, prompts, lambda batch: [Culprit(CULPRITS[what])])
+    words = ("WaitingError", "meta")
+    assert any(word in f"{type(caught.value)} {caught.value}" for word in words)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_nothing_waits_on_a_processor(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same watch with values, on donors and means too."""
+    model = tiny(name)
+    prompts = tt.build_prompts(model, THREE, shots=1, n=4, seed=2)
+    donors = tt.build_prompts(model, THREE, shots=1, n=4, seed=5)
+    tt.head_effects(model, prompts)  # label directions may be probed with waiting
+    monkeypatch.setattr(walking, "walk", watched)
+    tt.analyze(model, prompts)
+    for ablation in ("mean", "resample", "patch"):
+        tt.head_effects(model, prompts, ablation=ablation, reference=donors)
