@@ -146,11 +146,11 @@ def row_bytes(model: Model, n_packs: int, n_changed: int, n_earlier: int) -> int
 
 
 def forward_bytes(model: Model, n_prompts: int, width: int) -> int:
-    """What the forward takes at its largest: a block's, where scores may be held whole."""
+    """What the forward takes: its largest block, scores perhaps whole, and its logits."""
     scores = 0
     if model.attention_kernel in (None, "eager"):
         scores = 3 * n_prompts * model.n_heads * width**2 * max(4, model.dtype.itemsize)
-    return row_bytes(model, n_prompts, width, 0) + scores
+    return row_bytes(model, n_prompts, width, 0) + scores + n_prompts * logit_bytes(model)
 
 
 def end_bytes(model: Model, n_prompts: int) -> int:

@@ -102,12 +102,14 @@ class Readout:
         """
         n = at_a_time or max(1, UNEMBED_BYTES // (4 * end.logits.shape[-1]))
         flat = normed.flatten(0, -2).to(dtype)
-        parts = []
-        for some in flat.split(n):
-            logits = end.unembedding(some).float()
-            labels = logits[:, self.on(logits.device).label_ids]
-            parts.append(labels - logsumexp_(logits).unsqueeze(-1))
-        return torch.cat(parts).to(normed.device).unflatten(0, normed.shape[:-1])
+        found = torch.cat([self._logprobs(some, end) for some in flat.split(n)])
+        return found.to(normed.device).unflatten(0, normed.shape[:-1])
+
+    def _logprobs(self, normed: torch.Tensor, end: End) -> torch.Tensor:
+        """(n, label) of normed vectors (n, d_model); their logits are gone afterwards."""
+        logits = end.unembedding(normed).float()
+        labels = logits[:, self.on(logits.device).label_ids]
+        return labels - logsumexp_(logits).unsqueeze(-1)
 
 
 def logsumexp_(logits: torch.Tensor) -> torch.Tensor:

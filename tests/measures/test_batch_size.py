@@ -1,0 +1,247 @@
+"""Batch sizes: filled, remembered, halved where memory runs out, and of no effect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from weakref import finalize
+
+import numpy as np
+import pytest
+import torch
+from reference import error
+from tiny import THREE, byte_level, hf_model, tiny
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import twotower as tt
+from twotower.measures import collect
+from twotower.measures.batch_size import Batches, Found
+from twotower.measures.recorders import Predictions
+from twotower.measures.walk import LayerView
+
+MESSAGES = {
+    "CUDA": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    "processor": RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9"),
+}
+
+
+@pytest.fixture
+def model() -> tt.Model:
+    """A model of its own, that remembers nothing yet."""
+    return tt.load(hf_model("llama-grouped"), tokenizer=byte_level())
+
+
+def make(model: tt.Model, n: int = 24) -> tt.Prompts:
+    return tt.build_prompts(model, THREE, shots=2, n=n, seed=3)
+
+
+class Small:
+    """A device on which batches of more than so many prompts run out of memory."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int, raised: Exception) -> None:
+        self.sizes: list[int] = []
+        self.most, self.raised = most, raised
+        forward = collect.run_batch
+
+        def run_batch(model, batch, recorders, *edits, **options):
+            self.sizes.append(len(batch.rows))
+            if len(batch.rows) > self.most:
+                recorders = [_Full(self.raised), *recorders]
+            return forward(model, batch, recorders, *edits, **options)
+
+        monkeypatch.setattr(collect, "run_batch", run_batch)
+
+
+class _Full(Predictions):
+    """Runs out of memory in the middle of the walk."""
+
+    def __init__(self, raised: Exception) -> None:
+        self.raised = raised
+
+    def layer(self, view: LayerView) -> None:
+        if view.index == 1:
+            raise self.raised
+
+
+def found(model: tt.Model) -> Found:
+    (size,) = (x for x in model.cache.values() if isinstance(x, Found))
+    return size
+
+
+MEASURES: dict[str, Callable[..., object]] = {
+    "predict": tt.predict,
+    "last": lambda m, p, **o: tt.head_effects(m, p, **o),
+    "all": lambda m, p, **o: tt.head_effects(m, p, "all", **o),
+    "qk": lambda m, p, **o: tt.qk_similarity(m, p, keep="labels", **o),
+    "ov": lambda m, p, **o: tt.ov_labels(m, p, **o),
+    "attribution": tt.attribution,
+    "gradient": tt.attribution_patching,
+}
+
+
+@pytest.mark.parametrize("given", [None, 24])
+@pytest.mark.parametrize("kind", MESSAGES)
+@pytest.mark.parametrize("what", MEASURES)
+def test_halved_and_the_same(
+    model: tt.Model, what: str, kind: str, given: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, measure = make(model), MEASURES[what]
+    whole = measure(model, prompts, batch_size=1)
+    device = Small(monkeypatch, 3, MESSAGES[kind])
+    halved = measure(model, prompts, batch_size=given)
+    tried = [n for n in device.sizes if n > 3]
+    assert tried == sorted(tried, reverse=True)
+    assert len(tried) >= 2
+    assert sum(n for n in device.sizes if n <= 3) == len(prompts)
+    for name, values in whole.data_vars.items():
+        if values.dtype.kind == "f":
+            expected, got = np.nan_to_num(values.values), np.nan_to_num(halved[name].values)
+            assert error(got, expected) <= 1e-5, name
+        else:
+            np.testing.assert_array_equal(halved[name], values)
+    if given is None:
+        assert found(model).halvings == len(tried)
+        device.sizes.clear()
+        measure(model, prompts)  # remembered: nothing runs out again
+        assert max(device.sizes) <= 3
+
+
+def test_a_single_prompt_too_large(model: tt.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    Small(monkeypatch, 0, MESSAGES["CUDA"])
+    with pytest.raises(tt.InputError, match=r"single prompt of \d+ tokens: take shorter prompts"):
+        tt.predict(model, make(model))
+
+
+def test_other_errors_are_not_swallowed(model: tt.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Small(monkeypatch, 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        tt.predict(model, make(model))
+    assert len(device.sizes) == 1
+
+
+class Fake:
+    """A device with so much memory, of which a batch takes some and each token some."""
+
+    def __init__(self, free: float, once: float, each: float) -> None:
+        self.free, self.once, self.each, self.batches = free, once, each, []
+
+    def start(self) -> None:
+        pass
+
+    def of(self, tokens: int) -> float:
+        return self.once + self.each * tokens
+
+    def room(self) -> float:
+        return self.free / self.of(self.batches[-1])
+
+
+def fed(model: tt.Model, prompts: tt.Prompts, device: Fake) -> Iterator[int]:
+    feed = Batches(model, prompts, kind="x")
+    feed.meter = device
+    for batch in feed:
+        with feed.attempt():
+            device.batches.append(batch.input_ids.numel())
+            if device.of(device.batches[-1]) > device.free:
+                raise MESSAGES["CUDA"]
+            yield len(batch.rows)
+
+
+def test_a_device_is_filled(model: tt.Model) -> None:
+    prompts = make(model, 120)
+    model.cache["batch size", "x", None, False, prompts.n_positions.bit_length()] = Found(64)
+    device = Fake(free=2000, once=200, each=1)
+    sizes = list(fed(model, prompts, device))
+    assert sum(sizes) == len(prompts)
+    # Careful first, then as much as the device holds, less what is kept free.
+    assert device.batches[0] <= 64
+    assert 0.7 * 2000 <= max(device.of(n) for n in device.batches[:-1]) <= 2000
+    assert found(model).halvings == 0
+    again = Fake(free=2000, once=200, each=1)
+    list(fed(model, prompts, again))
+    assert again.batches[0] > 10 * device.batches[0]
+    # With less of it free than before, it runs out once or twice and goes on.
+    smaller = Fake(free=900, once=200, each=1)
+    list(fed(model, prompts, smaller))
+    assert found(model).halvings in (1, 2)
+    assert max(smaller.of(n) for n in smaller.batches[2:]) <= 900
+
+
+def test_longest_first_and_near_a_thousand_tokens(model: tt.Model) -> None:
+    prompts = make(model, 60)
+    batches = list(Batches(model, prompts))
+    widths = [batch.width for batch in batches]
+    assert widths == sorted(widths, reverse=True)
+    assert all(batch.input_ids.numel() <= 1024 for batch in batches)
+    assert all(batch.input_ids.numel() > 1024 - batch.width for batch in batches[:-1])
+    assert sorted(np.concatenate([batch.rows for batch in batches])) == list(range(60))
+
+
+class Peak(TorchDispatchMode):
+    """Bytes of tensors made while it is on, at their most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        before = {x.untyped_storage().data_ptr() for x in tree_leaves(args) if torch.is_tensor(x)}
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if torch.is_tensor(x):
+                storage = x.untyped_storage()
+                if storage.data_ptr() not in before | self.seen and storage.nbytes():
+                    self.seen.add(storage.data_ptr())
+                    self.now += storage.nbytes()
+                    finalize(storage, self._gone, storage.data_ptr(), storage.nbytes())
+        self.most = max(self.most, self.now)
+        return out
+
+    def _gone(self, where: int, n_bytes: int) -> None:
+        self.seen.discard(where)
+        self.now -= n_bytes
+
+
+def test_the_peak_is_seen() -> None:
+    with Peak() as peak:
+        kept = [torch.zeros(1000) for _ in range(10)]
+        for _ in range(5):
+            torch.zeros(500)
+        assert peak.now == 40_000
+        del kept
+    assert (peak.now, peak.most) == (0, 42_000)
+
+
+@pytest.mark.parametrize("logprobs", [False, True])
+@pytest.mark.parametrize("positions", ["last", "labels", "all"])
+@pytest.mark.parametrize("name", ["llama-grouped", "gpt2", "neox-parallel"])
+def test_a_budget_holds(name: str, positions: str, logprobs: bool) -> None:
+    """What a sweep takes is measured, tensor by tensor."""
+    within_budget(tiny(name), positions, logprobs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("positions", ["last", "all"])
+def test_a_budget_holds_with_many_words(positions: str, dtype: torch.dtype) -> None:
+    """Logits are most of what is taken: the prompts' own, and those of rows."""
+    module = hf_model("llama-grouped", dtype=dtype)
+    module.resize_token_embeddings(50_000, mean_resizing=False)
+    model = tt.load(module.eval(), tokenizer=byte_level())
+    without = within_budget(model, positions, False)
+    extra = within_budget(model, positions, True) - without
+    assert extra > 0 if positions == "last" else extra >= 0
+
+
+def within_budget(model: tt.Model, positions: str, logprobs: bool) -> int:
+    """The smallest budget, which is held, as are larger ones."""
+    prompts = make(model, 4)
+    options = {"logprobs": logprobs, "batch_size": 4}
+    tt.head_effects(model, prompts, positions, **options)  # label directions are there
+    with pytest.raises(tt.InputError, match="its smallest is") as caught:
+        tt.head_effects(model, prompts, positions, memory_budget=1, **options)
+    smallest = int(str(caught.value).split("(")[1].split(" bytes")[0])
+    for budget in (smallest, 2 * smallest):
+        with Peak() as peak:
+            tt.head_effects(model, prompts, positions, memory_budget=budget, **options)
+        assert peak.most <= budget
+    return smallest
