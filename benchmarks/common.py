@@ -103,16 +103,19 @@ def seconds(job: Callable[[], object]) -> float:
 
 
 def ratios(
-    unit: Callable[[], object], jobs: Mapping[str, Callable[[], object]], rounds: int
+    unit: Callable[[], object],
+    jobs: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warm: bool = False,
 ) -> tuple[float, dict[str, float]]:
     """Median seconds of the unit, and of every job its median ratio to the unit.
 
     The unit is timed just before and just after each job, so that a change of the
-    machine's speed meets both alike. One round before those counted warms up.
+    machine's speed meets both alike. One round before those counted warms up, unless all is `warm`.
     """
     units: list[float] = []
     found: dict[str, list[float]] = {name: [] for name in jobs}
-    for round_ in range(rounds + 1):
+    for round_ in range(warm, rounds + 1):
         before = seconds(unit)
         for name, job in jobs.items():
             took, after = seconds(job), seconds(unit)

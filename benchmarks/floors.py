@@ -265,7 +265,9 @@ def several_positions(model: Model, floor: Floor) -> list[dict[str, Any]]:
             job = {
                 "x": lambda p=prompts, at=positions: tt.head_effects(model, p, at, logprobs=False)
             }
-            unit, found = common.ratios(lambda plain=plain: [plain() for _ in range(5)], job, 1)
+            unit, found = common.ratios(
+                lambda plain=plain: [plain() for _ in range(5)], job, 1, warm=True
+            )
             least = (floor.plain(mean) + floor.rows(mean, mean - earlier)) / floor.plain(mean)
             rows.append(row(positions, mean, n, unit / 5, 5 * found["x"], least))
     task = tt.load_task("animals-cities")
@@ -274,7 +276,7 @@ def several_positions(model: Model, floor: Floor) -> list[dict[str, Any]]:
     )
     jobs = {"x": lambda: tt.head_effects(model, shared, "all", logprobs=False, batch_size=16)}
     plain = plain_of(model, shared, shared=True)
-    unit, found = common.ratios(lambda: [plain() for _ in range(3)], jobs, 1)
+    unit, found = common.ratios(lambda: [plain() for _ in range(3)], jobs, 1, warm=True)
     mean = float(shared.lengths.mean())
     least = (floor.plain(mean) + floor.rows(mean, mean)) / floor.plain(mean)
     rows.append(row("all, shared", mean, len(shared), unit / 3, 3 * found["x"], least))
@@ -300,7 +302,8 @@ def together(model: Model, floor: Floor) -> list[dict[str, Any]]:
         unit, found = common.ratios(
             lambda: [plain() for _ in range(5)],
             {"x": lambda job=job, given=given, at=positions: job(model, prompts, *given, at)},
-            1,
+            1 if len(groups) > 1000 else 3,
+            warm=len(groups) > 1000,
         )
         least = (floor.plain(mean) + floor.rows(mean, changed, groups)) / floor.plain(mean)
         one = row(positions, mean, 1, unit / 5, 5 * found["x"], least)

@@ -167,6 +167,25 @@ def peers(result: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
+def sweep(result: dict[str, Any]) -> str:
+    rows = [
+        [name, f"{r['seconds_per_prompt']:.3f}", f"{r['forwards']:.2f}"]
+        for name, r in result["measures"].items()
+    ]
+    return "\n".join(
+        [
+            "## What the measures cost",
+            "",
+            f"{result['heads']} heads of {result['model']}, {result['prompts']} prompts of "
+            f"{result['tokens']['mean']:.0f} tokens; {result['machine']['processor']}, "
+            f"{result['machine']['threads']} threads. Loading takes {result['load_seconds']:.1f} "
+            "s, the check of the model included.",
+            "",
+            table(["measure", "s per prompt", "plain forwards"], rows),
+        ]
+    )
+
+
 def scaling(result: dict[str, Any]) -> str:
     columns = ["shape", "growing", "from", "to", "sweep, s", "sweep, forwards"]
     columns += ["slope: plain forward", "sweep", "one forward per head", "sweep in forwards"]
@@ -333,7 +352,8 @@ def save(figure: Any, name: str, folder: Path) -> None:
 def page() -> str:
     """The text of benchmarks/README.md."""
     parts = [HEAD]
-    for name, write in (("peers", peers), ("floors", floors), ("scaling", scaling)):
+    sections = {"sweep": sweep, "peers": peers, "floors": floors, "scaling": scaling}
+    for name, write in sections.items():
         result = load(name)
         if result is not None:
             parts.append(write(result))
