@@ -101,7 +101,7 @@ TITLES = {
     "last": ("Every head knocked out at the last position", "twotower"),
     "all": ("Every head knocked out at all positions", "twotower-all"),
     "shared": (
-        "Every head knocked out at all positions of prompts with common demonstrations",
+        "Every head knocked out at all positions, demonstrations shared",
         "twotower-shared",
     ),
     "towers": ("Attention, QK and value-output vectors of all heads", "towers"),
