@@ -151,12 +151,21 @@ def test_towers(name: str, keep: str | None) -> None:
     run(model, prompts, make, keep=keep)
 
 
-@pytest.mark.parametrize("tokens", [100, 10**9])
 @pytest.mark.parametrize("positions", ["last", "labels", "all"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_sweeps(name: str, positions: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sweeps(name: str, positions: str) -> None:
+    run_sweeps(name, positions)
+
+
+@pytest.mark.parametrize("positions", ["last", "labels", "all"])
+@pytest.mark.parametrize("name", ["gpt2", "llama-grouped", "neox-parallel"])
+def test_several_chunks(name: str, positions: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twotower.measures.memory.TOKENS_PER_CHUNK", 16)
+    run_sweeps(name, positions)
+
+
+def run_sweeps(name: str, positions: str) -> None:
     model, prompts = without_values(name)
-    monkeypatch.setattr("twotower.measures.memory.TOKENS_PER_CHUNK", tokens)
     heads = sweep_maker(model, prompts, positions)
     scaled = sweep_maker(model, prompts, positions, ablation="scale", factor=2.0, logprobs=False)
     groups = [((0, 1), (1, 2)), ((0, 1), (2, 0)), ((0, 1), (2, 0), (2, 1)), ((1, 0),)]

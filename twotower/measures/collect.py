@@ -48,7 +48,7 @@ def collect(
     makers
         Each makes a recorder for a batch.
     batch_size
-        Prompts in a batch; by default as many as fit, see `batch_size`.
+        Prompts in a batch; by default see `twotower.measures.batch_size`.
     keep
         "all" positions, or "labels".
     edits

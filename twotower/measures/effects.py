@@ -150,7 +150,7 @@ def sweep(
     make = sweep_maker(model, prompts, positions, **options)
     where = positions if isinstance(positions, str) else "given"
     n_groups = len(options.get("groups") or ()).bit_length()
-    told = tuple(options.get(name) for name in ("ablation", "logprobs", "memory_budget"))
+    told = tuple(repr(options.get(name)) for name in ("ablation", "logprobs", "memory_budget"))
     return collect(
         model,
         prompts,
