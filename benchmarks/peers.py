@@ -351,12 +351,17 @@ def measure(name: str, options: argparse.Namespace, numbers: Path) -> dict[str, 
     inputs = Answers(model, prompts).inputs
     repeats = max(1, 8 // len(prompts))
 
-    def plain(module: torch.nn.Module = model.module) -> None:
-        for _ in range(repeats):
-            module(**inputs)
+    def plain(module: torch.nn.Module = model.module) -> float:
+        """Median seconds of a plain forward of the batch, each of three from several."""
+
+        def several() -> None:
+            for _ in range(repeats):
+                module(**inputs)
+
+        return float(np.median([common.seconds(several) for _ in range(3)])) / repeats
 
     plain()
-    unit = common.seconds(plain)
+    unit = plain()
     with common.Memory(model.device) as memory:
         if "lens" in name:
             model.cache["bridge"] = lens(model)
@@ -369,20 +374,20 @@ def measure(name: str, options: argparse.Namespace, numbers: Path) -> dict[str, 
             start = unit
             took.append(common.seconds(lambda: found.append(way.run(model, prompts, positions))))
             if "lens" not in name:  # which has changed the model's modules by now
-                unit = common.seconds(plain)
+                unit = plain()
             units.append((start + unit) / 2)
     if "lens" in name:
         fresh = tt.load(options.model).module
         plain(fresh)
-        units = [(unit + common.seconds(lambda: plain(fresh))) / 2] * way.rounds
+        units = [(unit + plain(fresh)) / 2] * way.rounds
     np.savez(numbers / f"{name}.npz", *(found[0] if isinstance(found[0], tuple) else found[:1]))
-    forwards = np.median(np.array(took) / np.array(units)) * repeats
+    forwards = np.median(np.array(took) / np.array(units))
     return {
         "table": way.table,
         "way": way.words,
         "seconds": round(float(np.median(took)) / len(prompts), 3),
         "forwards": round(float(forwards), 2),
-        "plain_seconds": round(float(np.median(units)) / repeats / len(prompts), 4),
+        "plain_seconds": round(float(np.median(units)) / len(prompts), 4),
         "peak_MiB_above_plain": round(memory.peak / 2**20, 1),
         "prompts": len(prompts),
         "tokens": round(float(prompts.lengths.mean()), 1),
