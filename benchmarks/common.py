@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
+import resource
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
 import torch
 
 RESULTS = Path(__file__).parent / "results"
@@ -52,6 +56,45 @@ def processor() -> str:
     return platform.processor()
 
 
+class Memory:
+    """Most memory that is held inside a `with` block, beyond what was held before it.
+
+    On a CUDA device what tensors hold there; else the process's resident memory (Linux;
+    elsewhere the peak of the whole process, which may be too little).
+
+    Attributes
+    ----------
+    peak
+        In bytes, once the block is over.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.peak = 0
+
+    def __enter__(self) -> Memory:
+        gc.collect()
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+        else:
+            with suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+            self.before = psutil.Process().memory_info().rss
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.cuda:
+            most = torch.cuda.max_memory_allocated()
+        else:
+            most = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            status = Path("/proc/self/status")
+            if status.is_file():
+                line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+                most = 1024 * int(line.split()[1])
+        self.peak = most - self.before
+
+
 def seconds(job: Callable[[], object]) -> float:
     """Wall time of a call."""
     start = time.perf_counter()
@@ -60,16 +103,19 @@ def seconds(job: Callable[[], object]) -> float:
 
 
 def ratios(
-    unit: Callable[[], object], jobs: Mapping[str, Callable[[], object]], rounds: int
+    unit: Callable[[], object],
+    jobs: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warm: bool = False,
 ) -> tuple[float, dict[str, float]]:
     """Median seconds of the unit, and of every job its median ratio to the unit.
 
     The unit is timed just before and just after each job, so that a change of the
-    machine's speed meets both alike. One round before those counted warms up.
+    machine's speed meets both alike. One round before those counted warms up, unless all is `warm`.
     """
     units: list[float] = []
     found: dict[str, list[float]] = {name: [] for name in jobs}
-    for round_ in range(rounds + 1):
+    for round_ in range(warm, rounds + 1):
         before = seconds(unit)
         for name, job in jobs.items():
             took, after = seconds(job), seconds(unit)

@@ -11,8 +11,9 @@ to multiply.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain, combinations
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch
 import twotower as tt
 from twotower.measures.batch import Batch
 from twotower.measures.batch_size import Batches
+from twotower.measures.counterfactuals import Group, plan
 from twotower.measures.effects import sweep_maker
 from twotower.measures.walk import End, LayerView, Recorder, run_batch
 from twotower.models import Architecture, Model
@@ -41,15 +43,18 @@ class Floor:
     def token(self) -> float:
         """A token through a block, attention's scores left out."""
         a = self.a
-        of_heads, of_keys = a.n_heads * a.d_head, a.n_kv_heads * a.d_head
-        gates = 3 if gated(a) else 2
-        return 2 * a.d_model * (2 * of_heads + 2 * of_keys + gates * a.d_mlp)
+        of_queries = 2 * a.d_model * (a.n_heads + 2 * a.n_kv_heads) * a.d_head
+        return of_queries + self.projecting + self.mlp
 
     @property
-    def joining(self) -> float:
-        """A token of a new row: output projection and MLP."""
-        a = self.a
-        return self.token - 2 * a.d_model * (a.n_heads + 2 * a.n_kv_heads) * a.d_head
+    def projecting(self) -> float:
+        """A token through the output projection."""
+        return 2 * self.a.d_model * self.a.n_heads * self.a.d_head
+
+    @property
+    def mlp(self) -> float:
+        """A token through the MLP."""
+        return 2 * self.a.d_model * (3 if gated(self.a) else 2) * self.a.d_mlp
 
     def seen(self, pairs: float) -> float:
         """Attention between so many pairs of positions, in one block."""
@@ -64,24 +69,45 @@ class Floor:
         blocks = self.a.n_layers * (n * self.token + self.seen(n * (n + 1) / 2))
         return blocks + self.unembedded(1)
 
-    def rows(self, n: float, changed: float) -> float:
-        """Single heads' rows of the last `changed` of n positions.
+    def rows(self, n: float, changed: float, groups: Sequence[Group] | None = None) -> float:
+        """Rows of the last `changed` of n positions, for single heads or groups of heads.
 
-        In the last block a row of several positions needs keys and values of all, and the
-        rest of its last position alone.
+        What groups share is counted once: a row goes through the blocks below its highest
+        heads with all rows that have the same lower heads. In the last block a row of
+        several positions needs keys and values of all, and the rest of its last position
+        alone. In a parallel block a row that branches off has its parent's MLP output.
         """
         a, earlier = self.a, n - changed
-        whole = changed * self.token + self.seen(changed * earlier + changed * (changed + 1) / 2)
-        top = whole
+        of_queries = self.token - self.projecting - self.mlp
+        attending = changed * of_queries
+        attending += self.seen(changed * earlier + changed * (changed + 1) / 2)
+        top = attending
         if changed > 1:
             keys = 4 * a.d_model * a.n_kv_heads * a.d_head
-            top = changed * keys + self.token - keys + self.seen(n)
+            top = changed * keys + of_queries - keys + self.seen(n)
+        if groups is None:
+            groups = [((layer, h),) for layer in range(a.n_layers) for h in range(a.n_heads)]
         total = 0.0
-        for layer in range(a.n_layers):
+        for layer, step in enumerate(plan(groups, a.n_layers).steps):
             last = layer == a.n_layers - 1
-            total += a.n_heads * (1 if last else changed) * self.joining
-            total += 0 if last else a.n_heads * ((a.n_layers - 2 - layer) * whole + top)
+            total += step.n_before * (top if last else attending)
+            through = len(step.kept) + len(step.parents)
+            fed = step.n_before if a.parallel else through
+            total += (1 if last else changed) * (through * self.projecting + fed * self.mlp)
         return total
+
+    def parts(self, n: float, n_labels: int) -> dict[str, float]:
+        """All measures of a prompt of n tokens, each by itself, the clean forward first."""
+        a, heads = self.a, self.a.n_layers * self.a.n_heads
+        return {
+            "clean forward": self.plain(n),
+            "sweep": self.rows(n, 1),
+            "log-probabilities of the sweep": self.unembedded(heads),
+            # Each head's slice of the projection, an unembedding for it and for each layer.
+            "attribution": self.unembedded(heads + a.n_layers) + a.n_layers * self.projecting,
+            "QK": 3 * a.n_layers * self.seen(n) / 2,
+            "OV": a.n_layers * 2 * n * n_labels * a.n_heads * a.d_head,
+        }
 
 
 def gated(a: Architecture) -> bool:
@@ -103,10 +129,12 @@ def prompts_of(model: Model, length: int, n: int) -> Prompts:
     return tt.build_prompts(model, task, labels, shots, n, template=template)
 
 
-def plain_of(model: Model, prompts: Prompts, shared: bool = False) -> Callable[[], None]:
+def plain_of(
+    model: Model, prompts: Prompts, shared: bool = False, batch_size: int | None = None
+) -> Callable[[], None]:
     def plain() -> None:
         with torch.no_grad():
-            for batch in Batches(model, prompts, shared=shared):
+            for batch in Batches(model, prompts, batch_size, shared=shared):
                 model.module(**batch.inputs)
 
     return plain
@@ -228,14 +256,16 @@ def row(
 def several_positions(model: Model, floor: Floor) -> list[dict[str, Any]]:
     """Sweeps at label positions and at all positions; and with common demonstrations."""
     rows = []
-    for length, n in ((50, 4), (100, 2)):
+    for length, n in ((50, 4), (100, 2), (500, 1)):
         prompts = prompts_of(model, length, n)
         mean, plain = float(prompts.lengths.mean()), plain_of(model, prompts, shared=True)
         for positions, earlier in (("labels", first_label(prompts)), ("all", 0.0)):
             job = {
                 "x": lambda p=prompts, at=positions: tt.head_effects(model, p, at, logprobs=False)
             }
-            unit, found = common.ratios(lambda plain=plain: [plain() for _ in range(5)], job, 1)
+            unit, found = common.ratios(
+                lambda plain=plain: [plain() for _ in range(5)], job, 1, warm=True
+            )
             least = (floor.plain(mean) + floor.rows(mean, mean - earlier)) / floor.plain(mean)
             rows.append(row(positions, mean, n, unit / 5, 5 * found["x"], least))
     task = tt.load_task("animals-cities")
@@ -244,30 +274,47 @@ def several_positions(model: Model, floor: Floor) -> list[dict[str, Any]]:
     )
     jobs = {"x": lambda: tt.head_effects(model, shared, "all", logprobs=False, batch_size=16)}
     plain = plain_of(model, shared, shared=True)
-    unit, found = common.ratios(lambda: [plain() for _ in range(3)], jobs, 1)
+    unit, found = common.ratios(lambda: [plain() for _ in range(3)], jobs, 1, warm=True)
     mean = float(shared.lengths.mean())
     least = (floor.plain(mean) + floor.rows(mean, mean)) / floor.plain(mean)
     rows.append(row("all, shared", mean, len(shared), unit / 3, 3 * found["x"], least))
     return rows
 
 
+def together(model: Model, floor: Floor) -> list[dict[str, Any]]:
+    """Pairs of all heads, and all subsets of eight, on one short prompt."""
+    prompts = prompts_of(model, 50, 1)
+    mean, plain = float(prompts.lengths.mean()), plain_of(model, prompts)
+    effects = tt.head_effects(model, prompts, logprobs=False)
+    pool = sorted(tt.in_context_heads(effects, k=8))
+    singles: list[Group] = [(head,) for head in model.heads]
+    pairs = singles + list(combinations(model.heads, 2))
+    subsets = list(chain.from_iterable(combinations(pool, k + 1) for k in range(len(pool))))
+    rows = []
+    for what, groups, positions, changed, job in (
+        ("all subsets of 8 heads", subsets, "last", 1.0, tt.subset_effects),
+        ("all subsets of 8 heads", subsets, "all", mean, tt.subset_effects),
+        ("all pairs", pairs, "last", 1.0, tt.pair_effects),
+    ):
+        given = (pool,) if job is tt.subset_effects else ()
+        unit, found = common.ratios(
+            lambda: [plain() for _ in range(5)],
+            {"x": lambda job=job, given=given, at=positions: job(model, prompts, *given, at)},
+            1 if len(groups) > 1000 else 3,
+            warm=len(groups) > 1000,
+        )
+        least = (floor.plain(mean) + floor.rows(mean, changed, groups)) / floor.plain(mean)
+        one = row(positions, mean, 1, unit / 5, 5 * found["x"], least)
+        rows.append({"what": what, "groups": len(groups), **one})
+    return rows
+
+
 def analysis(model: Model, floor: Floor, rounds: int) -> dict[str, Any]:
     """All measures from one trace; and nnsight beside bare PyTorch."""
     prompts = prompts_of(model, 100, 20)
-    mean, heads = float(prompts.lengths.mean()), model.n_layers * model.n_heads
-    a, plain = model.architecture, floor.plain(mean)
-    parts = {
-        "clean forward": 1.0,
-        "sweep": floor.rows(mean, 1) / plain,
-        "log-probabilities of the sweep": floor.unembedded(heads) / plain,
-        # Each head's slice of the projection, and an unembedding for it and for each layer.
-        "attribution": (
-            floor.unembedded(heads + a.n_layers) + a.n_layers * 2 * a.d_model * a.n_heads * a.d_head
-        )
-        / plain,
-        "QK": 3 * a.n_layers * floor.seen(mean) / 2 / plain,
-        "OV": a.n_layers * 2 * mean * len(prompts.labels) * a.n_heads * a.d_head / plain,
-    }
+    mean = float(prompts.lengths.mean())
+    plain = floor.plain(mean)
+    parts = {name: x / plain for name, x in floor.parts(mean, len(prompts.labels)).items()}
     maker = sweep_maker(model, prompts, logprobs=False)
 
     def traced() -> None:
@@ -369,6 +416,7 @@ def main() -> None:
         "bfloat16": half_precision(model, options.model, options.rounds),
         "attribution_patching": screening(model),
         "several_positions": several_positions(model, floor),
+        "together": together(model, floor),
     }
     common.finish(result, "floors", options)
 

@@ -5,18 +5,15 @@ kernel, no cache, logits of the last position only. Everything is timed in turns
 process, so that a change of the machine's speed meets all alike; what is reported is the
 median over rounds of each round's ratio.
 
-    python benchmarks/sweep.py --model smollm2-135m --out benchmarks/results/sweep.json
+    python benchmarks/sweep.py --promote
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 
 import common
@@ -33,14 +30,10 @@ LOAD_LIMIT = 5.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="smollm2-135m")
+    parser = common.arguments(__doc__.splitlines()[0], "sweep")
     parser.add_argument("--task", default="animals-cities")
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--shots", type=int, default=9)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
@@ -95,9 +88,7 @@ def main() -> None:
         limit = f"{LIMITS[name]:.1f}" if name in LIMITS else ""
         print(f"{name:45s} {row['seconds_per_prompt']:9.3f} {row['forwards']:9.2f} {limit:>6s}")
     print(f"{'load from the cache, check included':45s} {load:9.2f} {'s':>9s} {LOAD_LIMIT:6.1f}")
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    common.finish(result, "sweep", options)
     missed = [name for name, limit in LIMITS.items() if rows[name]["forwards"] > limit]
     if load > LOAD_LIMIT:
         missed.append("load")

@@ -5,11 +5,13 @@ python benchmarks/tables.py
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 from common import RESULTS
+from gpu import LARGE
 
 FOLDER = Path(__file__).parent
 HEAD = """# Benchmarks
@@ -21,6 +23,8 @@ what it is compared with.
 
     python benchmarks/sweep.py                  # costs of the measures, with limits
     python benchmarks/floors.py --show-diff     # against the arithmetic floors, and the baseline
+    python benchmarks/scaling.py                # against the number of heads, and of tokens
+    python benchmarks/gpu.py                    # models of seven billion parameters on a GPU
     .venv-peers/bin/python benchmarks/peers.py  # beside other tools; see the file for its setup
 
 `--promote` makes new results the committed ones.
@@ -37,19 +41,21 @@ def table(columns: list[str], rows: list[list[Any]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
 
 
-def floors(result: dict[str, Any]) -> str:
-    rows = [
-        [
-            {"last": "last", "labels": "labels", "all": "all"}.get(r["positions"], r["positions"]),
-            f"{r['tokens']:.0f}",
-            f"{r['plain_seconds_per_prompt']:.3f}",
-            f"{r['forwards']:.2f}",
-            f"{r['floor']:.2f}",
-            f"{r['ratio']:.2f}",
-        ]
-        for r in [*result["last_position"], *result["several_positions"]]
+def floor_cells(row: dict[str, Any]) -> list[str]:
+    return [
+        row["positions"],
+        f"{row['tokens']:.0f}",
+        f"{row['plain_seconds_per_prompt']:.3f}",
+        f"{row['forwards']:.2f}",
+        f"{row['floor']:.2f}",
+        f"{row['ratio']:.2f}",
     ]
+
+
+def floors(result: dict[str, Any]) -> str:
+    rows = [floor_cells(r) for r in [*result["last_position"], *result["several_positions"]]]
     columns = ["positions", "tokens", "plain forward, s", "sweep, forwards", "floor", "ratio"]
+    groups = [[f"{r['what']}: {r['groups']:,}", *floor_cells(r)] for r in result["together"]]
     a, half, gradient = result["analyze"], result["bfloat16"], result["attribution_patching"]
     missed = ", ".join(gradient["missed_of_top_12"]) or "none"
     return "\n".join(
@@ -63,6 +69,12 @@ def floors(result: dict[str, Any]) -> str:
             table(columns, rows),
             "![Cost of the sweep against the length of the prompt](figures/floors.png)",
             "",
+            "### Heads together",
+            "",
+            "Groups of heads knocked out together, on one short prompt, exactly. What groups share "
+            "(runs with the same lower heads, below the layer in which they part) is counted once.",
+            "",
+            table(["groups", *columns], groups),
             '"all, shared": all prompts have the same demonstrations, which are run once; the '
             "floor is that of prompts by themselves.",
             "",
@@ -84,52 +96,193 @@ def floors(result: dict[str, Any]) -> str:
     )
 
 
+TITLES = {
+    # table: title, its way with twotower
+    "last": ("Every head knocked out at the last position", "twotower"),
+    "all": ("Every head knocked out at all positions", "twotower-all"),
+    "shared": (
+        "Every head knocked out at all positions, demonstrations shared",
+        "twotower-shared",
+    ),
+    "towers": ("Attention, QK and value-output vectors of all heads", "towers"),
+}
+
+
+def speed(result: dict[str, Any], way: str, own: str) -> float:
+    """How many times as fast as a way twotower is, each against its own plain forwards."""
+    return result["ways"][way]["forwards"] / result["ways"][own]["forwards"]
+
+
+def headline(result: dict[str, Any]) -> str:
+    """What the comparison comes to, in a sentence."""
+    lens, cache = (speed(result, way, "twotower") for way in ("lens", "cache"))
+    everywhere = speed(result, "hooks-all", "twotower-all")
+    shared = speed(result, "hooks-shared", "twotower-shared")
+    return (
+        f"**At the last position twotower is {lens:.0f} times as fast as TransformerLens and "
+        f"{cache:.1f} times as fast as all last tokens in one batch on the KV cache, the strongest "
+        f"simple alternative; at all positions it is {everywhere:.1f} times as fast as plain "
+        f"hooks, and {shared:.1f} times where prompts share their demonstrations.**"
+    )
+
+
 def peers(result: dict[str, Any]) -> str:
     ways = result["ways"]
-    parts = ["## Beside other tools", ""]
-    titles = {
-        "last": "Every head knocked out at the last position",
-        "all": "Every head knocked out at all positions",
-        "towers": "Attention and value-output of all heads",
-    }
-    for positions, title in titles.items():
-        chosen = {k: r for k, r in ways.items() if r["positions"] == positions}
-        if not chosen:
-            continue
-        own = next((r for k, r in chosen.items() if k.startswith(("twotower", "towers"))), None)
+    parts = ["## Beside other tools", "", headline(result), ""]
+    parts += ["![Seconds per prompt of every way](figures/peers.png)", ""]
+    for name, (title, own) in TITLES.items():
         rows = []
-        for r in sorted(chosen.values(), key=lambda r: r.get("seconds", 1e9)):
+        chosen = {key: r for key, r in ways.items() if r["table"] == name}
+        for key, r in sorted(chosen.items(), key=lambda pair: pair[1].get("seconds", 1e9)):
             if "failed" in r:
-                rows.append([r["way"], "failed", "", "", "", r["failed"]])
+                rows.append([r["way"], f"failed: {r['failed']}", "", "", "", ""])
                 continue
-            times = f"{r['seconds'] / own['seconds']:.1f}" if own else ""
             rows.append(
                 [
                     r["way"],
                     f"{r['seconds']:.2f}",
                     f"{r['forwards']:.1f}",
-                    times,
+                    f"{speed(result, key, own):.1f}",
                     f"{r['peak_MiB_above_plain']:.0f}",
-                    f"{r.get('error', 0):.0e}",
+                    f"{r['error']:.0e}" if "error" in r else "reference",
                 ]
             )
         columns = ["way", "s per prompt", "plain forwards", "times twotower's", "MiB", "difference"]
         parts += [f"### {title}", "", table(columns, rows)]
     versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items())
     parts += [
-        f"One prompt of {next(iter(ways.values()))['tokens']} tokens on {result['model']}; "
-        f"{result['machine']['processor']}, {result['machine']['threads']} threads; {versions}. "
-        "MiB: peak of the process above its peak after plain forwards. Difference: largest, from "
-        "plain PyTorch hooks (for the towers, from twotower), over the largest value.",
+        f"All {result['heads']} heads of {result['model']}, one prompt of "
+        f"{ways['twotower']['tokens']:.0f} tokens (prompts with common demonstrations: "
+        f"{ways['twotower-shared']['tokens']:.0f}); {result['machine']['processor']}, "
+        f"{result['machine']['threads']} threads; {versions}.",
+        "",
+        '"Plain forwards" are those of the same batch, timed just before and after each way; '
+        '"times twotower\'s" compares them, so that a change '
+        "of the machine's speed between two ways does not count. MiB: most memory of the process "
+        "while it worked, beyond what it held after plain forwards. Difference: largest, from "
+        "plain PyTorch hooks (for the last table, from twotower), over the largest value. nnsight "
+        "runs without a KV cache, with which several invokes would be wrong.",
         "",
     ]
     return "\n".join(parts)
 
 
-def picture(result: dict[str, Any]) -> None:
-    import matplotlib
+def sweep(result: dict[str, Any]) -> str:
+    rows = [
+        [name, f"{r['seconds_per_prompt']:.3f}", f"{r['forwards']:.2f}"]
+        for name, r in result["measures"].items()
+    ]
+    return "\n".join(
+        [
+            "## What the measures cost",
+            "",
+            f"{result['heads']} heads of {result['model']}, {result['prompts']} prompts of "
+            f"{result['tokens']['mean']:.0f} tokens; {result['machine']['processor']}, "
+            f"{result['machine']['threads']} threads. Loading takes {result['load_seconds']:.1f} "
+            "s, the check of the model included.",
+            "",
+            table(["measure", "s per prompt", "plain forwards"], rows),
+        ]
+    )
 
-    matplotlib.use("Agg")
+
+def scaling(result: dict[str, Any]) -> str:
+    columns = ["shape", "growing", "from", "to", "sweep, s", "sweep, forwards"]
+    columns += ["slope: plain forward", "sweep", "one forward per head", "sweep in forwards"]
+    rows = []
+    for series in result["by_heads"]:
+        first, last, slopes = series["models"][0], series["models"][-1], series["slopes"]
+        rows.append(
+            [
+                series["shape"],
+                series["growing"],
+                *(f"{r['layers']} x {r['heads_of_a_layer']}" for r in (first, last)),
+                f"{first['sweep_seconds']:.3f} to {last['sweep_seconds']:.3f}",
+                f"{first['sweep_forwards']:.2f} to {last['sweep_forwards']:.2f}",
+                *(
+                    f"{slopes[x]:.2f}"
+                    for x in ("plain_seconds", "sweep_seconds", "hooks_seconds", "sweep_forwards")
+                ),
+            ]
+        )
+    by_length = result["by_length"]
+    lengths = [
+        [
+            f"{r['tokens']:.0f}",
+            f"{r['plain_seconds']:.3f}",
+            f"{r['sweep_seconds']:.3f}",
+            f"{r['sweep_forwards']:.2f}",
+        ]
+        for r in by_length["lengths"]
+    ]
+    slopes = by_length["slopes"]
+    tokens = by_length["lengths"]
+    return "\n".join(
+        [
+            "## How time grows",
+            "",
+            f"Random models of width {result['width']} on prompts of "
+            f"{result['by_heads'][0]['models'][0]['tokens']:.0f} tokens, margins of all heads at "
+            "the last position. Slopes are of the logarithm of the time against the logarithm "
+            "of the number of heads L x H: 1 where time grows in proportion. One forward per head "
+            "is timed on at most 16 heads of each model.",
+            "",
+            table(columns, rows),
+            f"### With the length of the prompt ({result['model']})",
+            "",
+            table(["tokens", "plain forward, s", "sweep, s", "sweep, forwards"], lengths),
+            f"From {tokens[0]['tokens']:.0f} to {tokens[-1]['tokens']:.0f} tokens the slope is "
+            f"{slopes['plain_seconds']:.2f} for a plain forward (and so for one forward per head) "
+            f"and {slopes['sweep_seconds']:.2f} for the sweep: in forwards it falls, with slope "
+            f"{slopes['sweep_forwards']:.2f}.",
+            "",
+        ]
+    )
+
+
+MEASURES = ("plain forward", "head effects, margins", "analyze")
+
+
+def gpu(result: dict[str, Any] | None) -> str:
+    columns = ["model", "measure", "tokens", "batch", "s per prompt", "plain forwards"]
+    columns += ["ms per head", "share of peak", "GiB above weights"]
+    if result is None:
+        blank = [""] * 5
+        rows = [
+            [shape, measure, length, "", *blank]
+            for shape in LARGE
+            for length in (100, 500)
+            for measure in MEASURES
+        ]
+        words = "No GPU was at hand: `benchmarks/gpu.py` fills this table where there is one."
+        return "\n".join(["## GPU", "", words, "", table(columns, rows)])
+    rows, loads = [], []
+    for shape, found in result["shapes"].items():
+        loads.append(f"{shape} {found['load_seconds']:.1f} s ({found['weights_GiB']:.1f} GiB)")
+        for r in found["measures"]:
+            head = r.get("seconds_per_head")
+            rows.append(
+                [
+                    shape,
+                    r["measure"],
+                    f"{r['tokens']:.0f}",
+                    r["batch_size"],
+                    f"{r['seconds_per_prompt']:.4f}",
+                    f"{r['forwards']:.2f}" if "forwards" in r else "",
+                    "" if head is None else f"{1000 * head:.3f}",
+                    f"{r['share_of_peak']:.0%}",
+                    f"{r['peak_GiB_above_weights']:.1f}",
+                ]
+            )
+    words = (
+        f"Random weights in {result['dtype']} on {result['device']}, whose measured peak is "
+        f"{result['matrix_peak_tflops']:.0f} TFLOP/s (the product of two large matrices); the "
+        f"share of it counts the floor's operations. Made and checked in: {', '.join(loads)}."
+    )
+    return "\n".join(["## GPU", "", words, "", table(columns, rows)])
+
+
+def picture_of_floors(result: dict[str, Any], folder: Path) -> None:
     from matplotlib import pyplot as plt
 
     rows = result["last_position"]
@@ -148,21 +301,79 @@ def picture(result: dict[str, Any]) -> None:
     axes.set_xticks(tokens, [f"{t:.0f}" for t in tokens])
     axes.minorticks_off()
     axes.legend(frameon=False)
-    (FOLDER / "figures").mkdir(exist_ok=True)
+    save(figure, "floors", folder)
+
+
+def picture_of_peers(result: dict[str, Any], folder: Path) -> None:
+    """Bars by table, twotower's in another colour and named by their seconds."""
+    from matplotlib import pyplot as plt
+
+    tables = {
+        title: sorted(
+            (r for r in result["ways"].values() if r["table"] == name and "seconds" in r),
+            key=lambda r: -r["seconds"],
+        )
+        for name, (title, _) in TITLES.items()
+    }
+    heights = [len(rows) + 1 for rows in tables.values()]
+    figure, parts = plt.subplots(
+        len(tables),
+        1,
+        figsize=(8, 0.27 * sum(heights) + 0.8),
+        sharex=True,
+        height_ratios=heights,
+        layout="constrained",
+    )
+    for axes, (title, rows) in zip(parts, tables.items(), strict=True):
+        own = [r["way"].startswith("twotower") for r in rows]
+        colours = ["#d55e00" if mine else "#0072b2" for mine in own]
+        bars = axes.barh([r["way"] for r in rows], [r["seconds"] for r in rows], color=colours)
+        texts = [
+            f"{r['seconds']:.2f}" if r["seconds"] < 10 else f"{r['seconds']:.0f}" for r in rows
+        ]
+        axes.bar_label(bars, texts, padding=3, fontsize=8)
+        axes.set_title(title, loc="left", fontsize=9)
+        axes.set_xscale("log")
+        axes.margins(x=0.12)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        for label, mine in zip(axes.get_yticklabels(), own, strict=True):
+            label.set_fontweight("bold" if mine else "normal")
+    parts[-1].set_xlabel("seconds per prompt (logarithmic)", fontsize=9)
+    save(figure, "peers", folder)
+
+
+def save(figure: Any, name: str, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     for kind in ("png", "svg"):
-        figure.savefig(FOLDER / "figures" / f"floors.{kind}", dpi=160)
+        figure.savefig(folder / f"{name}.{kind}", dpi=160)
 
 
-def main() -> None:
+def page() -> str:
+    """The text of benchmarks/README.md."""
     parts = [HEAD]
-    for name, write in (("peers", peers), ("floors", floors)):
+    sections = {"sweep": sweep, "peers": peers, "floors": floors, "scaling": scaling}
+    for name, write in sections.items():
         result = load(name)
         if result is not None:
             parts.append(write(result))
-            if name == "floors":
-                picture(result)
-    parts.append("## GPU\n\nNot measured yet: no GPU was at hand.\n")
-    (FOLDER / "README.md").write_text("\n".join(parts))
+    return "\n".join([*parts, gpu(load("gpu"))])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where README.md is written")
+    folder = parser.parse_args().folder
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "README.md").write_text(page(), encoding="utf-8")
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    for name, draw in (("peers", picture_of_peers), ("floors", picture_of_floors)):
+        result = load(name)
+        if result is not None:
+            draw(result, folder / "figures")
 
 
 if __name__ == "__main__":

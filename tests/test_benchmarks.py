@@ -1,0 +1,100 @@
+"""The benchmarks' floors count what a forward really multiplies, and their page is current."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from tiny import TWO, tiny
+from torch.utils.flop_counter import FlopCounterMode
+
+import twotower as tt
+from twotower.measures.batch import make_batch
+from twotower.measures.effects import sweep_maker
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def floors(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import floors
+
+    return floors
+
+
+def counted(job) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        job()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gptj", "llama-grouped", "neox-parallel"])
+def test_the_floor_of_a_plain_forward_is_what_it_multiplies(floors: ModuleType, name: str) -> None:
+    model = tiny(name)
+    prompts = tt.build_prompts(model, TWO, shots=3, n=1)
+    n, batch = prompts.n_positions, make_batch(model, prompts, [0])
+    floor = floors.Floor(model.architecture)
+    # The eager kernel multiplies masked pairs of positions, too.
+    masked = model.n_layers * floor.seen(n * n - n * (n + 1) / 2)
+    expected = floor.plain(n) + masked
+    assert counted(lambda: model.module(**batch.inputs)) == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gptj", "llama-grouped"])
+def test_the_floor_of_a_sweep_is_near_what_it_multiplies(floors: ModuleType, name: str) -> None:
+    model = tiny(name)
+    prompts = tt.build_prompts(model, TWO, shots=3, n=1)
+    n, batch = prompts.n_positions, make_batch(model, prompts, [0])
+    floor = floors.Floor(model.architecture)
+    pairs = [(a, b) for i, a in enumerate(model.heads) for b in model.heads[i + 1 :]]
+    clean = counted(lambda: model.module(**batch.inputs))
+    for groups in (None, [(head,) for head in model.heads] + pairs):
+        maker = sweep_maker(model, prompts, logprobs=False, groups=groups)
+        swept = counted(lambda maker=maker: floors.bare(model, batch, [maker(batch)]))
+        rows = swept - clean
+        least = floor.rows(n, 1, groups)
+        assert least * 0.99 <= rows <= 1.3 * least, (rows, least)
+
+
+def test_a_pair_costs_no_more_than_its_own_rows(floors: ModuleType) -> None:
+    model = tiny("llama")
+    floor, top = floors.Floor(model.architecture), model.n_layers - 1
+    low, high = tt.Head(0, 0), tt.Head(top, 0)
+    both = floor.rows(20, 1, [(low,), (low, high)])
+    one = floor.rows(20, 1, [(low,)])
+    assert both - one == floor.projecting + floor.mlp  # it shares all but the last block's output
+
+
+def test_the_gpu_script_runs_on_a_small_model(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--device", "cpu", "--shape", "tiny"]
+    command += ["--rounds", "1", "--batch-size", "2", "--out", str(out)]
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    found = json.loads(out.read_text())["shapes"]["tiny"]
+    assert found["heads"] == 12
+    names = {"plain forward", "head effects, margins", "analyze"}
+    assert {row["measure"] for row in found["measures"]} == names
+    assert all(0 < row["share_of_peak"] < 1 for row in found["measures"])
+    assert len({row["tokens"] for row in found["measures"]}) == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_the_gpu_script_says_that_there_is_no_gpu() -> None:
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--promote"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "there is no GPU here: nothing was measured"
+    assert not done.stdout
+
+
+def test_the_page_is_that_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import tables
+
+    assert (BENCHMARKS / "README.md").read_text(encoding="utf-8") == tables.page()
