@@ -250,9 +250,13 @@ def of_role(streams: xr.Dataset, role: str) -> np.ndarray:
 
 
 def cosine(queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """(prompt, layer, n) cosine of (prompt, layer, 1, feature) and (prompt, layer, n, feature)."""
+    """(prompt, layer, n) cosine of (prompt, layer, 1, feature) and (prompt, layer, n, feature).
+
+    0 where a stream is zero, as the last position's is in layer 0 once it is centred: it holds
+    the same token in every prompt.
+    """
     size = np.linalg.norm(queries, axis=-1) * np.linalg.norm(keys, axis=-1)
-    return np.asarray((queries * keys).sum(axis=-1) / size)
+    return np.asarray((queries * keys).sum(axis=-1) / np.where(size > 0, size, np.inf))
 
 
 # ---- the verdict --------------------------------------------------------------------------

@@ -380,11 +380,20 @@ def make_dataset(
     coords: dict[str, Any] = {}
     for name, array in coordinates.items():
         known = COORDINATES.get(name)
-        coords[name] = (name, array) if known is None else (known.dims, array, _describe(known))
+        about = (name,) if known is None else (known.dims, _describe(known))
+        coords[name] = (about[0], _texts(array), *about[1:])
     about = {"twotower_schema": SCHEMA_VERSION, "twotower_group": group, **attributes}
     dataset = xr.Dataset(variables, coords, about)
     check_dataset(dataset, group)
     return dataset
+
+
+def _texts(values: Any) -> np.ndarray:
+    """Values as an array, texts of any length: Zarr v3 has no agreed form for one length."""
+    import numpy as np
+
+    array = np.asarray(values)
+    return array.astype(object) if array.dtype.kind == "U" else array
 
 
 def make_table(
@@ -403,17 +412,12 @@ def make_table(
     attributes
         Attributes of the dataset, such as provenance.
     """
-    import numpy as np
     import xarray as xr
 
     found = {
         name: (about.dims, array, _describe(about)) for name, (about, array) in variables.items()
     }
-    coords = {}
-    for dim, values in coordinates.items():
-        array = np.asarray(values)
-        # Texts of any length; Zarr v3 has no agreed form for those of one length.
-        coords[dim] = array.astype(object) if array.dtype.kind == "U" else array
+    coords = {dim: _texts(values) for dim, values in coordinates.items()}
     about = {"twotower_schema": SCHEMA_VERSION, "twotower_group": TABLE, **attributes}
     table = xr.Dataset(found, coords, about)
     check_dataset(table)
@@ -436,7 +440,8 @@ def check_dataset(dataset: xr.Dataset, group: str | None = None) -> None:
     dataset
         What is checked.
     group
-        Name of the group; by default what the dataset says of itself.
+        Name of the group; by default, and where it is a name that a run gave to one of
+        several datasets of a group, what the dataset says of itself.
 
     Raises
     ------
@@ -444,7 +449,7 @@ def check_dataset(dataset: xr.Dataset, group: str | None = None) -> None:
         With the variable, and what was found where something else was expected.
     """
     own = dataset.attrs.get("twotower_group")
-    group = own if group is None or own == TABLE else group
+    group = group if group in GROUPS and own != TABLE else own
     if group not in (*GROUPS, TABLE):
         raise SchemaError(f"{group!r} is not a group; groups are {', '.join(GROUPS)}")
     version = dataset.attrs.get("twotower_schema")
