@@ -156,9 +156,9 @@ def peers(result: dict[str, Any]) -> str:
         f"{ways['twotower-shared']['tokens']:.0f}); {result['machine']['processor']}, "
         f"{result['machine']['threads']} threads; {versions}.",
         "",
-        '"Plain forwards" are those of the same batch, timed just before and after each way; '
-        '"times twotower\'s" compares them, so that a change '
-        "of the machine's speed between two ways does not count. MiB: most memory of the process "
+        '"Plain forwards" are those of the same batch, timed in the same process before and after '
+        'each way, the fastest of all; "times twotower\'s" compares them, so that a change of the '
+        "machine's speed between two ways does not count. MiB: most memory of the process "
         "while it worked, beyond what it held after plain forwards. Difference: largest, from "
         "plain PyTorch hooks (for the last table, from twotower), over the largest value. nnsight "
         "runs without a KV cache, with which several invokes would be wrong.",
