@@ -256,30 +256,38 @@ def row(
 
 
 def several_positions(model: Model, floor: Floor) -> list[dict[str, Any]]:
-    """Sweeps at label positions and at all positions; and with common demonstrations."""
+    """Sweeps at label positions and at all positions; and with common demonstrations.
+
+    Of long prompts the heads of every fifth layer, against the floor of those.
+    """
     rows = []
     for length, n in ((50, 4), (100, 2), (500, 1)):
         prompts = prompts_of(model, length, n)
         mean, plain = float(prompts.lengths.mean()), plain_of(model, prompts, shared=True)
+        heads = model.heads if length < 500 else [h for h in model.heads if h.layer % 5 == 0]
+        groups: list[Group] = [(head,) for head in heads]
         for positions, earlier in (("labels", first_label(prompts)), ("all", 0.0)):
-            job = {
-                "x": lambda p=prompts, at=positions: tt.head_effects(model, p, at, logprobs=False)
-            }
-            unit, found = common.ratios(
-                lambda plain=plain: [plain() for _ in range(5)], job, 1, warm=True
-            )
-            least = (floor.plain(mean) + floor.rows(mean, mean - earlier)) / floor.plain(mean)
-            rows.append(row(positions, mean, n, unit / 5, 5 * found["x"], least))
+
+            def job(prompts: Prompts = prompts, at: str = positions, groups: Any = groups) -> None:
+                if len(groups) == len(model.heads):
+                    tt.head_effects(model, prompts, at, logprobs=False)
+                else:
+                    tt.group_effects(model, prompts, groups, at)
+
+            unit, found = common.ratios(plain, {"x": job}, 1, warm=True, repeats=5)
+            least = floor.plain(mean) + floor.rows(mean, mean - earlier, groups)
+            words = positions if heads == model.heads else f"{positions}, {len(heads)} heads"
+            rows.append(row(words, mean, n, unit, found["x"], least / floor.plain(mean)))
     task = tt.load_task("animals-cities")
     shared = tt.build_prompts(
         model, task, shots=9, n=16, shared_demonstrations=True, permute_labels=False
     )
     jobs = {"x": lambda: tt.head_effects(model, shared, "all", logprobs=False, batch_size=16)}
     plain = plain_of(model, shared, shared=True)
-    unit, found = common.ratios(lambda: [plain() for _ in range(3)], jobs, 1, warm=True)
+    unit, found = common.ratios(plain, jobs, 1, warm=True, repeats=3)
     mean = float(shared.lengths.mean())
     least = (floor.plain(mean) + floor.rows(mean, mean)) / floor.plain(mean)
-    rows.append(row("all, shared", mean, len(shared), unit / 3, 3 * found["x"], least))
+    rows.append(row("all, shared", mean, len(shared), unit, found["x"], least))
     return rows
 
 
@@ -299,14 +307,16 @@ def together(model: Model, floor: Floor) -> list[dict[str, Any]]:
         ("all pairs", pairs, "last", 1.0, tt.pair_effects),
     ):
         given = (pool,) if job is tt.subset_effects else ()
+        long = len(groups) > 1000
         unit, found = common.ratios(
-            lambda: [plain() for _ in range(5)],
+            plain,
             {"x": lambda job=job, given=given, at=positions: job(model, prompts, *given, at)},
-            1 if len(groups) > 1000 else 3,
-            warm=len(groups) > 1000,
+            1 if long else 3,
+            warm=long,
+            repeats=5,
         )
         least = (floor.plain(mean) + floor.rows(mean, changed, groups)) / floor.plain(mean)
-        one = row(positions, mean, 1, unit / 5, 5 * found["x"], least)
+        one = row(positions, mean, 1, unit, found["x"], least)
         rows.append({"what": what, "groups": len(groups), **one})
     return rows
 

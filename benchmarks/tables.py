@@ -19,7 +19,7 @@ HEAD = """# Benchmarks
 Made by `python benchmarks/tables.py` from `results/*.json`; do not edit by hand. A *plain
 forward*, the unit of all ratios, is the transformers model itself on the same batch: its own
 attention kernel, no cache, logits of the last position only, timed just before and just after
-what it is compared with.
+what it is compared with; the faster counts.
 
     python benchmarks/sweep.py                  # costs of the measures, with limits
     python benchmarks/floors.py --show-diff     # against the arithmetic floors, and the baseline
@@ -76,7 +76,8 @@ def floors(result: dict[str, Any]) -> str:
             "",
             table(["groups", *columns], groups),
             '"all, shared": all prompts have the same demonstrations, which are run once; the '
-            "floor is that of prompts by themselves.",
+            "floor is that of prompts by themselves. Of long prompts heads of every fifth layer "
+            "were swept at labels and at all positions, against the floor of those.",
             "",
             f"**All measures** (`analyze`, {a['tokens']:.0f} tokens) take "
             f"{a['forwards']['analyze']:.2f} forwards; their floors sum to "
