@@ -41,6 +41,16 @@ def table(columns: list[str], rows: list[list[Any]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
 
 
+SHARED = (
+    '"all, shared": all prompts have the same demonstrations, which are run once; the floor is '
+    "that of prompts by themselves."
+)
+FIFTH = (
+    " Of long prompts heads of every fifth layer were swept at labels and at all positions, "
+    "against the floor of those."
+)
+
+
 def floor_cells(row: dict[str, Any]) -> list[str]:
     return [
         row["positions"],
@@ -75,9 +85,7 @@ def floors(result: dict[str, Any]) -> str:
             "(runs with the same lower heads, below the layer in which they part) is counted once.",
             "",
             table(["groups", *columns], groups),
-            '"all, shared": all prompts have the same demonstrations, which are run once; the '
-            "floor is that of prompts by themselves. Of long prompts heads of every fifth layer "
-            "were swept at labels and at all positions, against the floor of those.",
+            SHARED + (FIFTH if any("heads" in cells[0] for cells in rows) else ""),
             "",
             f"**All measures** (`analyze`, {a['tokens']:.0f} tokens) take "
             f"{a['forwards']['analyze']:.2f} forwards; their floors sum to "
@@ -110,8 +118,8 @@ TITLES = {
 
 
 def speed(result: dict[str, Any], way: str, own: str) -> float:
-    """How many times as fast as a way twotower is, each against its own plain forwards."""
-    return result["ways"][way]["forwards"] / result["ways"][own]["forwards"]
+    """How many times as fast as a way twotower is."""
+    return result["ways"][way]["seconds"] / result["ways"][own]["seconds"]
 
 
 def headline(result: dict[str, Any]) -> str:
@@ -157,9 +165,8 @@ def peers(result: dict[str, Any]) -> str:
         f"{ways['twotower-shared']['tokens']:.0f}); {result['machine']['processor']}, "
         f"{result['machine']['threads']} threads; {versions}.",
         "",
-        '"Plain forwards" are those of the same batch, timed in the same process before and after '
-        'each way, the fastest of all; "times twotower\'s" compares them, so that a change of the '
-        "machine's speed between two ways does not count. MiB: most memory of the process "
+        '"Plain forwards": the time over that of a plain forward of the same prompts, the fastest '
+        "that was seen before or after any of the ways. MiB: most memory of the process "
         "while it worked, beyond what it held after plain forwards. Difference: largest, from "
         "plain PyTorch hooks (for the last table, from twotower), over the largest value. nnsight "
         "runs without a KV cache, with which several invokes would be wrong.",
