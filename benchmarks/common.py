@@ -107,21 +107,27 @@ def ratios(
     jobs: Mapping[str, Callable[[], object]],
     rounds: int,
     warm: bool = False,
+    repeats: int = 1,
 ) -> tuple[float, dict[str, float]]:
     """Median seconds of the unit, and of every job its median ratio to the unit.
 
-    The unit is timed just before and just after each job, so that a change of the
-    machine's speed meets both alike. One round before those counted warms up, unless all is `warm`.
+    The unit is timed `repeats` times just before and just after each job, so that a change
+    of the machine's speed meets both alike; the fastest of these counts. One round before
+    those counted warms up, unless all is `warm`.
     """
+
+    def fastest() -> float:
+        return min(seconds(unit) for _ in range(repeats))
+
     units: list[float] = []
     found: dict[str, list[float]] = {name: [] for name in jobs}
     for round_ in range(warm, rounds + 1):
-        before = seconds(unit)
+        before = fastest()
         for name, job in jobs.items():
-            took, after = seconds(job), seconds(unit)
+            took, after = seconds(job), fastest()
             if round_:
-                found[name].append(2 * took / (before + after))
-                units.append(after)
+                units.append(min(before, after))
+                found[name].append(took / units[-1])
             before = after
     return median(units), {name: median(times) for name, times in found.items()}
 

@@ -11,8 +11,9 @@ to multiply.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, combinations
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +32,10 @@ from twotower.models import Architecture, Model
 from twotower.prompts import Prompts
 
 LABELS = ("foo", "bar", "map", "key")
+LAST = {50: 20, 100: 10, 500: 2, 2000: 1}
+"""Prompts by their length, for sweeps at the last position."""
+SEVERAL = {50: 4, 100: 2, 500: 1}
+"""The same for sweeps at several positions."""
 
 
 @dataclass
@@ -217,11 +222,14 @@ def bare(model: Model, batch: Batch, recorders: list[Recorder]) -> list[Any]:
         return [recorder.finish(after) for recorder in recorders]
 
 
-def last_position(model: Model, floor: Floor, rounds: int) -> list[dict[str, Any]]:
+def last_position(
+    model: Model, floor: Floor, rounds: int, lengths: Iterable[int] = tuple(LAST)
+) -> list[dict[str, Any]]:
     """The sweep at the last position, for prompts of several lengths."""
     rows = []
-    for length, n in ((50, 20), (100, 10), (500, 2), (2000, 1)):
-        prompts = prompts_of(model, length, n)
+    for length in lengths:
+        prompts = prompts_of(model, length, LAST[length])
+        n = len(prompts)
         mean = float(prompts.lengths.mean())
         unit, found = common.ratios(
             plain_of(model, prompts),
@@ -253,60 +261,100 @@ def row(
     return result
 
 
-def several_positions(model: Model, floor: Floor) -> list[dict[str, Any]]:
-    """Sweeps at label positions and at all positions; and with common demonstrations."""
+def several_positions(
+    model: Model, floor: Floor, lengths: Iterable[int] = tuple(SEVERAL)
+) -> list[dict[str, Any]]:
+    """Sweeps at label positions and at all positions.
+
+    Of long prompts the heads of every fifth layer, against the floor of those.
+    """
     rows = []
-    for length, n in ((50, 4), (100, 2), (500, 1)):
+    for length in lengths:
+        n = SEVERAL[length]
         prompts = prompts_of(model, length, n)
         mean, plain = float(prompts.lengths.mean()), plain_of(model, prompts, shared=True)
+        heads = model.heads if length < 500 else [h for h in model.heads if h.layer % 5 == 0]
+        groups: list[Group] = [(head,) for head in heads]
         for positions, earlier in (("labels", first_label(prompts)), ("all", 0.0)):
-            job = {
-                "x": lambda p=prompts, at=positions: tt.head_effects(model, p, at, logprobs=False)
-            }
-            unit, found = common.ratios(
-                lambda plain=plain: [plain() for _ in range(5)], job, 1, warm=True
-            )
-            least = (floor.plain(mean) + floor.rows(mean, mean - earlier)) / floor.plain(mean)
-            rows.append(row(positions, mean, n, unit / 5, 5 * found["x"], least))
+
+            def job(prompts: Prompts = prompts, at: str = positions, groups: Any = groups) -> None:
+                if len(groups) == len(model.heads):
+                    tt.head_effects(model, prompts, at, logprobs=False)
+                else:
+                    tt.group_effects(model, prompts, groups, at)
+
+            unit, found = common.ratios(plain, {"x": job}, 1, warm=True, repeats=5)
+            least = floor.plain(mean) + floor.rows(mean, mean - earlier, groups)
+            words = positions if heads == model.heads else f"{positions}, {len(heads)} heads"
+            rows.append(row(words, mean, n, unit, found["x"], least / floor.plain(mean)))
+    return rows
+
+
+def shared_demonstrations(model: Model, floor: Floor) -> list[dict[str, Any]]:
+    """A sweep at all positions of prompts that have the same demonstrations."""
     task = tt.load_task("animals-cities")
     shared = tt.build_prompts(
         model, task, shots=9, n=16, shared_demonstrations=True, permute_labels=False
     )
     jobs = {"x": lambda: tt.head_effects(model, shared, "all", logprobs=False, batch_size=16)}
     plain = plain_of(model, shared, shared=True)
-    unit, found = common.ratios(lambda: [plain() for _ in range(3)], jobs, 1, warm=True)
+    unit, found = common.ratios(plain, jobs, 1, warm=True, repeats=3)
     mean = float(shared.lengths.mean())
     least = (floor.plain(mean) + floor.rows(mean, mean)) / floor.plain(mean)
-    rows.append(row("all, shared", mean, len(shared), unit / 3, 3 * found["x"], least))
-    return rows
+    return [row("all, shared", mean, len(shared), unit, found["x"], least)]
 
 
-def together(model: Model, floor: Floor) -> list[dict[str, Any]]:
-    """Pairs of all heads, and all subsets of eight, on one short prompt."""
+def subsets(model: Model, floor: Floor) -> list[dict[str, Any]]:
+    """All subsets of the eight strongest heads, on one short prompt."""
     prompts = prompts_of(model, 50, 1)
-    mean, plain = float(prompts.lengths.mean()), plain_of(model, prompts)
     effects = tt.head_effects(model, prompts, logprobs=False)
     pool = sorted(tt.in_context_heads(effects, k=8))
-    singles: list[Group] = [(head,) for head in model.heads]
-    pairs = singles + list(combinations(model.heads, 2))
-    subsets = list(chain.from_iterable(combinations(pool, k + 1) for k in range(len(pool))))
-    rows = []
-    for what, groups, positions, changed, job in (
-        ("all subsets of 8 heads", subsets, "last", 1.0, tt.subset_effects),
-        ("all subsets of 8 heads", subsets, "all", mean, tt.subset_effects),
-        ("all pairs", pairs, "last", 1.0, tt.pair_effects),
-    ):
-        given = (pool,) if job is tt.subset_effects else ()
-        unit, found = common.ratios(
-            lambda: [plain() for _ in range(5)],
-            {"x": lambda job=job, given=given, at=positions: job(model, prompts, *given, at)},
-            1 if len(groups) > 1000 else 3,
-            warm=len(groups) > 1000,
+    groups: list[Group] = list(chain.from_iterable(combinations(pool, k + 1) for k in range(8)))
+    return [
+        together(
+            model,
+            floor,
+            "all subsets of 8 heads",
+            groups,
+            positions,
+            lambda at=positions: tt.subset_effects(model, prompts, pool, at),
+            rounds=3,
         )
-        least = (floor.plain(mean) + floor.rows(mean, changed, groups)) / floor.plain(mean)
-        one = row(positions, mean, 1, unit / 5, 5 * found["x"], least)
-        rows.append({"what": what, "groups": len(groups), **one})
-    return rows
+        for positions in ("last", "all")
+    ]
+
+
+def pairs(model: Model, floor: Floor) -> list[dict[str, Any]]:
+    """All pairs of all heads, and the heads by themselves, on one short prompt."""
+    prompts = prompts_of(model, 50, 1)
+    groups: list[Group] = [(head,) for head in model.heads]
+    groups += list(combinations(model.heads, 2))
+    job = partial(tt.pair_effects, model, prompts)
+    return [together(model, floor, "all pairs", groups, "last", job, rounds=1)]
+
+
+def together(
+    model: Model,
+    floor: Floor,
+    what: str,
+    groups: list[Group],
+    positions: str,
+    job: Callable[[], object],
+    rounds: int,
+) -> dict[str, Any]:
+    """Time of groups of heads on one short prompt, against their floor."""
+    prompts = prompts_of(model, 50, 1)
+    mean = float(prompts.lengths.mean())
+    plain = plain_of(model, prompts)
+    plain()
+    unit, found = common.ratios(plain, {"x": job}, rounds, warm=rounds == 1, repeats=5)
+    rows = floor.rows(mean, 1 if positions == "last" else mean, groups)
+    least = (floor.plain(mean) + rows) / floor.plain(mean)
+    return {
+        "what": what,
+        "groups": len(groups),
+        **row(positions, mean, 1, unit, found["x"], least),
+    }
 
 
 def analysis(model: Model, floor: Floor, rounds: int) -> dict[str, Any]:
@@ -415,8 +463,8 @@ def main() -> None:
         "analyze": analysis(model, floor, options.rounds),
         "bfloat16": half_precision(model, options.model, options.rounds),
         "attribution_patching": screening(model),
-        "several_positions": several_positions(model, floor),
-        "together": together(model, floor),
+        "several_positions": several_positions(model, floor) + shared_demonstrations(model, floor),
+        "together": subsets(model, floor) + pairs(model, floor),
     }
     common.finish(result, "floors", options)
 

@@ -7,6 +7,8 @@ PyTorch hooks before its time counts. The peers need an environment of their own
     python -m venv .venv-peers
     .venv-peers/bin/pip install --constraint constraints.txt --editable '.[peers]'
     .venv-peers/bin/python benchmarks/peers.py --promote
+
+A busy machine disturbs ways that take a minute: `--beside` takes results of runs before.
 """
 
 from __future__ import annotations
@@ -349,45 +351,35 @@ def measure(name: str, options: argparse.Namespace, numbers: Path) -> dict[str, 
     model = tt.load(options.model)
     prompts = prompts_of(model, way, options.shots)
     inputs = Answers(model, prompts).inputs
-    repeats = max(1, 8 // len(prompts))
+    repeats = max(3, 16 // len(prompts))
 
     def plain(module: torch.nn.Module = model.module) -> float:
-        """Median seconds of a plain forward of the batch, each of three from several."""
-
-        def several() -> None:
-            for _ in range(repeats):
-                module(**inputs)
-
-        return float(np.median([common.seconds(several) for _ in range(3)])) / repeats
+        """Least seconds of a plain forward of the batch."""
+        return min(common.seconds(lambda: module(**inputs)) for _ in range(repeats))
 
     plain()
-    unit = plain()
+    units, took = [plain()], []
+    found: list[Any] = []
     with common.Memory(model.device) as memory:
         if "lens" in name:
             model.cache["bridge"] = lens(model)
         positions = "last" if way.table == "last" else "all"
-        found: list[Any] = []
         if way.rounds > 1:
             way.run(model, prompts, positions)
-        took, units = [], []
         for _ in range(way.rounds):
-            start = unit
             took.append(common.seconds(lambda: found.append(way.run(model, prompts, positions))))
             if "lens" not in name:  # which has changed the model's modules by now
-                unit = plain()
-            units.append((start + unit) / 2)
+                units.append(plain())
     if "lens" in name:
         fresh = tt.load(options.model).module
         plain(fresh)
-        units = [(unit + plain(fresh)) / 2] * way.rounds
+        units.append(plain(fresh))
     np.savez(numbers / f"{name}.npz", *(found[0] if isinstance(found[0], tuple) else found[:1]))
-    forwards = np.median(np.array(took) / np.array(units))
     return {
         "table": way.table,
         "way": way.words,
-        "seconds": round(float(np.median(took)) / len(prompts), 3),
-        "forwards": round(float(forwards), 2),
-        "plain_seconds": round(float(np.median(units)) / len(prompts), 4),
+        "seconds": round(min(took) / len(prompts), 3),
+        "plain_seconds": round(min(units) / len(prompts), 4),
         "peak_MiB_above_plain": round(memory.peak / 2**20, 1),
         "prompts": len(prompts),
         "tokens": round(float(prompts.lengths.mean()), 1),
@@ -420,6 +412,9 @@ def main() -> None:
     parser = common.arguments(__doc__.splitlines()[0], "peers")
     parser.add_argument("--shots", type=int, default=9)
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument(
+        "--beside", nargs="+", type=Path, default=[], help="runs before; a way's fastest counts"
+    )
     parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--numbers", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -448,15 +443,34 @@ def main() -> None:
                     sys.exit(f"{name} gives other numbers than the reference: {error:.1e}")
             rows[name] = row
             print(f"{name:15s} {json.dumps(row)}", flush=True)
+    runs = [rows, *(json.loads(path.read_text())["ways"] for path in options.beside)]
     packages = ("torch", "transformers", "nnsight", "transformer-lens", "pyvene")
     result = {
         "machine": common.machine(options.threads),
         "versions": {name: metadata.version(name) for name in packages},
         "model": options.model,
         "heads": heads_of(options.model),
-        "ways": rows,
+        "ways": in_forwards(
+            {name: fastest(name, runs) for name in WAYS if any(name in x for x in runs)}
+        ),
     }
     common.finish(result, "peers", options)
+
+
+def fastest(name: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A way's row in the run in which it took least; a failed one if there is no other."""
+    found = [rows[name] for rows in runs if name in rows]
+    return min(found, key=lambda row: row.get("seconds", np.inf))
+
+
+def in_forwards(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Rows with their time in plain forwards of the same prompts, the fastest of any process."""
+    done = [row for row in rows.values() if "seconds" in row]
+    for row in done:
+        alike = [x for x in done if (x["table"] == "shared") == (row["table"] == "shared")]
+        plain = min(x["plain_seconds"] for x in alike)
+        row["forwards"] = round(row["seconds"] / plain, 2)
+    return rows
 
 
 def heads_of(name: str) -> int:

@@ -19,7 +19,7 @@ HEAD = """# Benchmarks
 Made by `python benchmarks/tables.py` from `results/*.json`; do not edit by hand. A *plain
 forward*, the unit of all ratios, is the transformers model itself on the same batch: its own
 attention kernel, no cache, logits of the last position only, timed just before and just after
-what it is compared with.
+what it is compared with; the faster counts.
 
     python benchmarks/sweep.py                  # costs of the measures, with limits
     python benchmarks/floors.py --show-diff     # against the arithmetic floors, and the baseline
@@ -39,6 +39,16 @@ def load(name: str) -> dict[str, Any] | None:
 def table(columns: list[str], rows: list[list[Any]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
+
+
+SHARED = (
+    '"all, shared": all prompts have the same demonstrations, which are run once; the floor is '
+    "that of prompts by themselves."
+)
+FIFTH = (
+    " Of long prompts heads of every fifth layer were swept at labels and at all positions, "
+    "against the floor of those."
+)
 
 
 def floor_cells(row: dict[str, Any]) -> list[str]:
@@ -75,8 +85,7 @@ def floors(result: dict[str, Any]) -> str:
             "(runs with the same lower heads, below the layer in which they part) is counted once.",
             "",
             table(["groups", *columns], groups),
-            '"all, shared": all prompts have the same demonstrations, which are run once; the '
-            "floor is that of prompts by themselves.",
+            SHARED + (FIFTH if any("heads" in cells[0] for cells in rows) else ""),
             "",
             f"**All measures** (`analyze`, {a['tokens']:.0f} tokens) take "
             f"{a['forwards']['analyze']:.2f} forwards; their floors sum to "
@@ -109,8 +118,8 @@ TITLES = {
 
 
 def speed(result: dict[str, Any], way: str, own: str) -> float:
-    """How many times as fast as a way twotower is, each against its own plain forwards."""
-    return result["ways"][way]["forwards"] / result["ways"][own]["forwards"]
+    """How many times as fast as a way twotower is."""
+    return result["ways"][way]["seconds"] / result["ways"][own]["seconds"]
 
 
 def headline(result: dict[str, Any]) -> str:
@@ -156,9 +165,8 @@ def peers(result: dict[str, Any]) -> str:
         f"{ways['twotower-shared']['tokens']:.0f}); {result['machine']['processor']}, "
         f"{result['machine']['threads']} threads; {versions}.",
         "",
-        '"Plain forwards" are those of the same batch, timed just before and after each way; '
-        '"times twotower\'s" compares them, so that a change '
-        "of the machine's speed between two ways does not count. MiB: most memory of the process "
+        '"Plain forwards": the time over that of a plain forward of the same prompts, the fastest '
+        "that was seen before or after any of the ways. MiB: most memory of the process "
         "while it worked, beyond what it held after plain forwards. Difference: largest, from "
         "plain PyTorch hooks (for the last table, from twotower), over the largest value. nnsight "
         "runs without a KV cache, with which several invokes would be wrong.",
