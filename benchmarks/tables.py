@@ -148,7 +148,7 @@ def peers(result: dict[str, Any]) -> str:
                 continue
             rows.append(
                 [
-                    r["way"],
+                    r["way"] + (f" ({r['note']})" if "note" in r else ""),
                     f"{r['seconds']:.2f}",
                     f"{r['forwards']:.1f}",
                     f"{speed(result, key, own):.1f}",
