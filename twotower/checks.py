@@ -73,3 +73,15 @@ def finite(name: str, value: Any) -> float:
         shown = repr(value) if len(repr(value)) < 50 else f"{repr(value)[:50]}..."
         raise InputError(f"{name}={shown} must be a finite number")
     return number
+
+
+def yes_or_no(name: str, value: Any) -> None:
+    """Refuse what is not True or False.
+
+    Raises
+    ------
+    InputError
+        With the argument's name.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise InputError(f"{name}={value!r} must be True or False")

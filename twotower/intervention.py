@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from .checks import check_is, finite, whole
+from .checks import check_is, finite, whole, yes_or_no
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class ScaleAttention:
         object.__setattr__(self, "heads", tuple(_as_list(self.heads)))
         if finite("factor", self.factor) < 0:
             raise InputError(f"factor={self.factor} must be 0 or more: it multiplies weights")
-        _yes_or_no("renormalize", self.renormalize)
+        yes_or_no("renormalize", self.renormalize)
 
     def describe(self) -> dict[str, Any]:
         """What is edited, for the record."""
@@ -253,11 +253,6 @@ def named(positions: Positions) -> Any:
     if isinstance(positions, str):
         return positions
     return positions.describe() if hasattr(positions, "describe") else "given"
-
-
-def _yes_or_no(name: str, value: Any) -> None:
-    if not isinstance(value, (bool, np.bool_)):
-        raise InputError(f"{name}={value!r} must be True or False")
 
 
 def check_ablation(ablation: str, reference: Any, known: Sequence[str] = ABLATIONS) -> None:

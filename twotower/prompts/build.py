@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checks import check_is, whole
+from ..checks import check_is, whole, yes_or_no
 from ..errors import InputError
 from .prompts import Prompts, assemble
 from .segments import TEMPLATE, Prompt, Segment, Template
@@ -223,8 +223,7 @@ def build_prompts(
         ("permute_labels", permute_labels),
         ("shared_demonstrations", shared_demonstrations),
     ):
-        if not isinstance(flag, (bool, np.bool_)):
-            raise InputError(f"{name}={flag!r} must be True or False")
+        yes_or_no(name, flag)
     if labels is None:
         labels = CANDIDATE_LABELS[: len(task.classes)]
     elif isinstance(labels, (str, Mapping)) or not isinstance(labels, Iterable):

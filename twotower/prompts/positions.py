@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checks import whole
+from ..checks import whole, yes_or_no
 from ..errors import InputError
 from .segments import ROLES
 
@@ -118,8 +118,8 @@ def at(
     if demonstration is not None:
         listed = demonstration if isinstance(demonstration, Iterable) else [demonstration]
         numbers = tuple(whole("demonstration", number) for number in listed)
-    if same_class is not None and not isinstance(same_class, (bool, np.bool_)):
-        raise InputError(f"same_class={same_class!r} must be True or False")
+    if same_class is not None:
+        yes_or_no("same_class", same_class)
     found = At(
         roles,
         _texts("label", label),
