@@ -71,12 +71,12 @@ def floors(result: dict[str, Any]) -> str:
     return "\n".join(
         [
             "## Sweeps against their floors",
+            "",
             f"All {result['heads']} heads of {result['model']}, margins; "
             f"{result['machine']['processor']}, {result['machine']['threads']} threads. The floor "
             "counts the multiplications that cannot be left out, at the plain forward's own "
             "speed. As prompts grow the sweep tends to one forward.",
             "",
-            *noted(result),
             table(columns, rows),
             "![Cost of the sweep against the length of the prompt](figures/floors.png)",
             "",
@@ -125,25 +125,21 @@ def speed(result: dict[str, Any], way: str, own: str) -> float:
 
 def headline(result: dict[str, Any]) -> str:
     """What the comparison comes to, in a sentence."""
-    hooks, cache = (speed(result, way, "twotower") for way in ("hooks", "cache"))
+    lens, hooks, cache = (speed(result, way, "twotower") for way in ("lens", "hooks", "cache"))
     everywhere = speed(result, "hooks-all", "twotower-all")
     shared = speed(result, "hooks-shared", "twotower-shared")
     return (
-        f"**At the last position twotower is {hooks:.0f} times as fast as plain hooks and "
-        f"{cache:.1f} times as fast as all last tokens in one batch on the KV cache, the strongest "
-        f"simple alternative; at all positions it is {everywhere:.1f} times as fast as plain "
-        f"hooks, and {shared:.1f} times where prompts share their demonstrations.**"
+        f"**At the last position twotower is {lens:.0f} times as fast as TransformerLens, "
+        f"{hooks:.0f} times as fast as plain hooks and {cache:.1f} times as fast as all last "
+        "tokens in one batch on the KV cache, the strongest simple alternative; at all positions "
+        f"it is {everywhere:.1f} times as fast as plain hooks, and {shared:.1f} times where "
+        "prompts share their demonstrations.**"
     )
-
-
-def noted(result: dict[str, Any]) -> list[str]:
-    """What has to be known of how results came about."""
-    return [result["note"], ""] if "note" in result else []
 
 
 def peers(result: dict[str, Any]) -> str:
     ways = result["ways"]
-    parts = ["## Beside other tools", "", headline(result), "", *noted(result)]
+    parts = ["## Beside other tools", "", headline(result), ""]
     parts += ["![Seconds per prompt of every way](figures/peers.png)", ""]
     for name, (title, own) in TITLES.items():
         rows = []
@@ -154,7 +150,7 @@ def peers(result: dict[str, Any]) -> str:
                 continue
             rows.append(
                 [
-                    r["way"] + (f" ({r['note']})" if "note" in r else ""),
+                    r["way"],
                     f"{r['seconds']:.2f}",
                     f"{r['forwards']:.1f}",
                     f"{speed(result, key, own):.1f}",
