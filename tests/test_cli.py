@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from command import run
 from tiny import byte_level, hf_model
 
 import twotower as tt
@@ -35,15 +36,6 @@ def task_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     path.write_text("text,label\n" + "\n".join(rows) + "\n")
     return path
-
-
-def run(*arguments: str | Path) -> int:
-    """Exit code of the command line, in this process."""
-    try:
-        main([str(x) for x in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def test_analyze(checkpoint: Path, task_file: Path, tmp_path: Path, capsys) -> None:

@@ -17,7 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from . import __version__
 from .errors import FindingError, InputError, TwoTowerError
-from .runs.configuration import Configuration, read_yaml
+from .runs.configuration import Configuration, Whole, Words, read_yaml
 
 app = App(
     name="twotower",
@@ -160,6 +160,79 @@ def check(
     for name, error in check_model(loaded).items():
         console.print(f"  {error:8.1e} of {limit:.0e}  {_affirm(name)}", soft_wrap=True)
     console.print("All hold.")
+
+
+@app.command
+def plan(
+    model: str,
+    *,
+    gpu: Annotated[list[str] | None, Words] = None,
+    cpu: str | None = None,
+    dtype: str | None = None,
+    quantization: str | None = None,
+    device_map: str = "auto",
+    prompt_tokens: Whole = 500,
+    batch: Whole = 8,
+    prompts: Whole = 100,
+    keep: str = "all",
+    revision: str | None = None,
+    json: bool = False,
+) -> None:
+    """Say what a model takes on given devices, and whether it fits; no weights are read.
+
+    Exit code 1 if it does not fit.
+
+    Parameters
+    ----------
+    model
+        Hub id, folder, or llama-7b, gpt-j-6b or gpt2-large.
+    gpu
+        Memory of a GPU, such as 24GiB; once for each.
+    cpu
+        Memory of the machine; by default this one's.
+    dtype
+        float32, bfloat16 or float16; by default the checkpoint's.
+    quantization
+        int8 or nf4.
+    device_map
+        auto, balanced, balanced_low_0 or sequential.
+    prompt_tokens
+        Tokens of a prompt.
+    batch
+        Prompts in a batch.
+    prompts
+        Prompts in all.
+    keep
+        Positions of QK and OV that are stored: all or labels.
+    revision
+        Branch, tag or commit on the hub.
+    json
+        Print JSON.
+    """
+    from json import dumps
+
+    from .runs.plan import make_plan
+    from .runs.plan_table import print_plan
+
+    found = make_plan(
+        model,
+        gpus=gpu or (),
+        cpu=cpu,
+        dtype=dtype,
+        quantization=quantization,
+        device_map=device_map,
+        prompt_tokens=prompt_tokens,
+        batch=batch,
+        prompts=prompts,
+        keep=keep,
+        revision=revision,
+    )
+    if json:
+        print(dumps(found.describe(), indent=1))
+    else:
+        print_plan(found, _console())
+    if not found.fits:
+        raise FindingError(f"{model} does not fit: {'; '.join(found.advice)}")
 
 
 @app.command

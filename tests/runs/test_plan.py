@@ -1,0 +1,181 @@
+"""Plans of memory: against models that are loaded, against measured peaks, and what is said."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from command import run
+from tiny import hf_model
+
+import twotower as tt
+from twotower.errors import InputError, ModelError
+from twotower.runs.plan import make_plan
+from twotower.runs.plan_table import ranges
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize("quantization", [None, "int8", "nf4"])
+@pytest.mark.parametrize("name", ["gpt2", "gptj", "llama-grouped", "neox-parallel"])
+def test_weights_are_those_of_a_loaded_model(
+    name: str, quantization: str | None, tmp_path: Path
+) -> None:
+    config = hf_model(name).config
+    for key in ("hidden_size", "n_embd"):
+        if hasattr(config, key):
+            setattr(config, key, 256)
+    if name == "llama-grouped":
+        config.head_dim = 64
+    config.save_pretrained(tmp_path)
+    model = tt.load(
+        tmp_path, weights="random", dtype="float32", quantization=quantization, check=False
+    )
+    (part,) = make_plan(str(tmp_path), dtype="float32", quantization=quantization).parts
+    # nf4's and int8's scales are the model's own state, but not in its footprint.
+    scales = {None: 1.0, "int8": 1.02, "nf4": 1.04}[quantization]
+    size = model.module.get_memory_footprint()
+    assert size * 0.999 <= part.weights <= size * scales, (size, part.weights)
+
+
+def test_llama_by_hand() -> None:
+    (part,) = make_plan("llama-7b", cpu="64GiB").parts
+    assert part.weights == pytest.approx(2 * 6.738e9, rel=1e-3)
+    assert part.layers == list(range(32))
+    nf4 = make_plan("llama-7b", cpu="64GiB", quantization="nf4").parts[0].weights
+    linear, rest = 6.476e9, 2 * 32000 * 4096 + 65 * 4096
+    assert nf4 == pytest.approx(linear * (0.5 + 1 / 64) + 2 * rest, rel=2e-3)
+
+
+def test_layers_over_gpus() -> None:
+    found = make_plan("llama-7b", gpus=["8GiB", "8GiB", "8GiB"], cpu="64GiB")
+    layers = [part.layers for part in found.parts if part.device.startswith("cuda")]
+    assert list(chain(*layers)) == list(range(32))
+    assert all(layers)
+    assert found.fits
+    assert set(found.max_memory) == {0, 1, 2, "cpu"}
+    assert all(part.total <= part.limit for part in found.parts)
+
+
+def test_what_is_measured_has_room_beside_the_weights() -> None:
+    small = make_plan("llama-7b", gpus=["8GiB"], cpu="32GiB", batch=1, prompt_tokens=50)
+    large = make_plan("llama-7b", gpus=["8GiB"], cpu="32GiB", batch=8, prompt_tokens=500)
+    assert small.fits
+    assert large.fits
+    assert len(small.parts[0].layers) > len(large.parts[0].layers)
+    assert large.parts[0].activations > small.parts[0].activations
+
+
+def test_the_largest_batch_is_the_largest() -> None:
+    most = make_plan("llama-7b", gpus=["24GiB"], cpu="64GiB").largest_batch
+    assert most > 8
+    fits = [
+        make_plan("llama-7b", gpus=["24GiB"], cpu="64GiB", batch=n).parts[0].fits
+        for n in (most, most + 1)
+    ]
+    # More room for batches moves layers to the CPU, so that more fits than before.
+    assert fits[0]
+
+
+def test_what_does_not_fit() -> None:
+    found = make_plan("llama-7b", cpu="8GiB")
+    assert not found.fits
+    assert found.largest_batch == 0
+    assert any("nf4" in words for words in found.advice)
+    assert any("the weights alone take 12.55GiB" in words for words in found.advice)
+    many = make_plan("llama-7b", cpu="20GiB", batch=2000)
+    assert not many.fits
+    assert many.advice == [f"take --batch {many.largest_batch}"]
+    assert 0 < many.largest_batch < 2000
+    offloaded = make_plan("llama-7b", gpus=["3GiB"], cpu="64GiB", quantization="nf4")
+    assert not offloaded.fits
+    assert "cannot be offloaded" in offloaded.advice[0]
+
+
+def test_offloaded_weights_come_to_the_first_gpu() -> None:
+    found = make_plan("llama-7b", gpus=["8GiB"], cpu="32GiB", batch=1, prompt_tokens=20)
+    gpu, cpu = found.parts
+    assert cpu.layers
+    layer = 2 * 32 * (4 * 4096**2 + 3 * 4096 * 11008) / 32
+    assert gpu.activations > layer  # room for the layer that is computed
+
+
+PEAK = """
+import resource, sys
+import torch
+torch.set_num_threads(1)
+import twotower as tt
+shots, batch, n = map(int, sys.argv[1:])
+model = tt.load("smollm2-135m", dtype="float32")
+prompts = tt.build_prompts(model, tt.load_task("animals-cities"), shots=shots, n=n)
+tt.analyze(model, prompts, batch_size=batch)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(prompts.n_positions, peak)
+"""
+
+
+@pytest.mark.demo_model
+@pytest.mark.parametrize(("shots", "batch", "n"), [(10, 2, 8), (10, 8, 8), (3, 16, 32)])
+def test_predicted_peak(demo_model: tt.Model, shots: int, batch: int, n: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, *map(str, (shots, batch, n))],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    tokens, peak = map(int, done.stdout.split())
+    (part,) = make_plan(
+        "smollm2-135m", dtype="float32", prompt_tokens=tokens, batch=batch, prompts=n
+    ).parts
+    assert part.total == pytest.approx(peak, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch": 0}, "batch=0 must be"),
+        ({"prompt_tokens": 2.5}, "prompt_tokens=2.5"),
+        ({"prompts": True}, "prompts=True"),
+        ({"keep": "some"}, "keep='some'"),
+        ({"gpus": ["lots"]}, "lots"),
+        ({"cpu": "-1GiB"}, "-1GiB"),
+        ({"dtype": "float33"}, "float33"),
+        ({"quantization": "int3"}, "int3"),
+        ({"gpus": ["8GiB"], "device_map": "cuda:0"}, "device_map='cuda:0'"),
+    ],
+)
+def test_refused(options: dict, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        make_plan("llama-7b", **options)
+
+
+def test_no_such_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no folder"):
+        make_plan(str(tmp_path / "none"))
+
+
+def test_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("plan", "llama-7b", "--gpu", "24GiB", "--gpu", "24GiB", "--cpu", "64GiB") == 0
+    out = capsys.readouterr().out
+    assert "cuda:1" in out
+    assert "It fits" in out
+    assert run("plan", "gpt-j-6b", "--cpu", "24GiB", "--quantization", "nf4", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"]
+    assert found["parts"][0]["weights"] == pytest.approx(3.49 * GIB, rel=0.01)
+
+
+def test_command_says_what_to_change(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("plan", "llama-7b", "--gpu", "4GiB", "--cpu", "4GiB") == 1
+    found = capsys.readouterr()
+    assert "It does not fit" in found.out
+    assert "does not fit: " in found.err
+
+
+def test_ranges() -> None:
+    assert ranges([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
+    assert ranges([]) == ""

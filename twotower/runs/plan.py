@@ -1,0 +1,474 @@
+"""What a model takes on given devices, from its configuration alone.
+
+Weights are laid out by the functions that transformers itself lays them out with when it
+loads; what a sweep takes besides is counted by the functions that size its chunks. No weight
+is read, and nothing is allocated.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from ..errors import InputError
+from ..measures.memory import (
+    TOKENS_PER_CHUNK,
+    UNEMBED_BYTES,
+    as_bytes,
+    clean_bytes,
+    end_bytes,
+    forward_bytes,
+    logit_bytes,
+    readable,
+    row_bytes,
+)
+from ..models import Architecture, Model
+from ..models.load import QUANTIZATIONS, load_config, quantization_config, torch_dtype
+from ..models.random_weights import on_meta
+from ..models.registry import find_architecture
+
+CONTEXT_BYTES = 600 << 20
+"""What a process takes on a GPU for CUDA and its libraries."""
+
+LIBRARIES_BYTES = 540 << 20
+"""What Python and the libraries take of the machine's memory before a model is loaded."""
+
+SCALES = {"nf4": 1 / 64 + 4 / (64 * 256), "int8": 0.0}
+"""Bytes per quantized weight besides the weight: nf4 has a byte for 64 of them, and four for
+256 of those (double quantization); int8 has four for a whole row."""
+
+ARRAYS_BY_POSITION = 4
+"""score, attention, score_content, score_content_mean; OV has one more for every label."""
+
+
+@dataclass
+class Part:
+    """What stands on one device, in bytes.
+
+    Attributes
+    ----------
+    device
+        "cuda:0", "cpu" or "disk".
+    limit
+        Memory that there is; None where it does not matter.
+    layers
+        Numbers of the blocks that are there.
+    other
+        Other modules that are there.
+    libraries, weights
+        What is taken before anything is measured.
+    activations
+        What the forward takes at its largest, and what of it is kept for the rows.
+    rows
+        Rows of a sweep on their way through a layer, or at the end their logits.
+    results
+        Results of a batch until they leave the device; on the CPU, of all prompts.
+    """
+
+    device: str
+    limit: int | None
+    layers: list[int] = field(default_factory=list)
+    other: list[str] = field(default_factory=list)
+    libraries: int = 0
+    weights: int = 0
+    activations: int = 0
+    rows: int = 0
+    results: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.libraries + self.weights + self.activations + self.rows + self.results
+
+    @property
+    def fits(self) -> bool:
+        """Whether it is no more than there is."""
+        return self.limit is None or self.total <= self.limit
+
+
+@dataclass
+class Plan:
+    """Where a model goes and what `twotower.analyze` takes there.
+
+    Attributes
+    ----------
+    model, dtype, quantization, prompt_tokens, batch, prompts, keep
+        What was asked.
+    parts
+        By device.
+    device_map
+        Modules by device.
+    max_memory
+        What `twotower.load` is to be given as `max_memory=`, for this placement: bytes for
+        the weights, by number of the GPU and "cpu".
+    largest_batch
+        Most prompts of a batch that fit; 0 if none does.
+    offloads_quantized
+        Whether quantized weights would lie outside the GPUs, where bitsandbytes does not
+        compute with them.
+    advice
+        What to change if it does not fit.
+    """
+
+    model: str
+    dtype: str
+    quantization: str | None
+    prompt_tokens: int
+    batch: int
+    prompts: int
+    keep: str
+    parts: list[Part]
+    device_map: dict[str, str]
+    max_memory: dict[int | str, int]
+    largest_batch: int
+    offloads_quantized: bool
+    advice: list[str]
+
+    @property
+    def fits(self) -> bool:
+        """Whether every device has room, and can do what is asked of it."""
+        return all(part.fits for part in self.parts) and not self.offloads_quantized
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON has it."""
+        parts = [asdict(p) | {"total": p.total, "fits": p.fits} for p in self.parts]
+        return asdict(self) | {"parts": parts, "fits": self.fits}
+
+
+def make_plan(
+    name: str,
+    *,
+    gpus: Sequence[int | str] = (),
+    cpu: int | str | None = None,
+    dtype: str | None = None,
+    quantization: str | None = None,
+    device_map: str = "auto",
+    prompt_tokens: int = 500,
+    batch: int = 8,
+    prompts: int = 100,
+    keep: str = "all",
+    revision: str | None = None,
+) -> Plan:
+    """Plan a model on devices of given memory.
+
+    Parameters
+    ----------
+    name
+        Hub id, folder, or a shape that comes with the package.
+    gpus, cpu
+        Memory of each GPU and of the machine, in bytes or as "24GiB"; without GPUs the
+        model is on the CPU, whose memory is by default this machine's.
+    dtype, quantization, device_map, revision
+        As `twotower.load` takes them.
+    prompt_tokens, batch, prompts
+        Tokens of a prompt, prompts in a batch and prompts in all.
+    keep
+        "all" or "labels": positions of QK and OV that are stored.
+
+    Raises
+    ------
+    InputError
+        If the numbers make no sense.
+    ModelError
+        If the configuration cannot be had, or no adapter fits.
+    """
+    for words, value in (("prompt_tokens", prompt_tokens), ("batch", batch), ("prompts", prompts)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{words}={value!r} must be a whole number of at least 1")
+    if keep not in ("all", "labels"):
+        raise InputError(f"keep={keep!r} is not known; use 'all' or 'labels'")
+    if quantization not in (None, *QUANTIZATIONS):
+        raise InputError(
+            f"quantization={quantization!r} is not known; use one of {', '.join(QUANTIZATIONS)}"
+        )
+    shape = Shape(name, dtype, quantization, revision)
+    limits: dict[int | str, int] = {
+        index: as_bytes(given, torch.device("cpu")) for index, given in enumerate(gpus)
+    }
+    limits["cpu"] = _machine_bytes() if cpu is None else as_bytes(cpu, torch.device("cpu"))
+    room = limits
+    for _ in range(3):  # what is measured takes room that weights cannot have, and so moves them
+        placed = shape.place(room, device_map)
+        count = _Counter(shape, placed, limits, prompt_tokens, prompts, keep)
+        measured = {part.device: part.total - part.weights for part in count.parts(batch)}
+        room = {name: max(1, size - measured[_device(name)]) for name, size in limits.items()}
+    most = count.largest_batch()
+    found = Plan(
+        name,
+        str(shape.dtype).removeprefix("torch."),
+        quantization,
+        prompt_tokens,
+        batch,
+        prompts,
+        keep,
+        count.parts(batch),
+        {module: _device(where) for module, where in placed.items()},
+        dict(room),
+        most,
+        quantization is not None and count.offloads,
+        [],
+    )
+    if not found.fits:
+        found.advice = _advice(found, shape)
+    return found
+
+
+class Shape:
+    """A model without weights, and how large its parts are.
+
+    Parameters
+    ----------
+    name, dtype, quantization, revision
+        As `twotower.load` takes them.
+    """
+
+    def __init__(
+        self, name: str, dtype: str | None, quantization: str | None, revision: str | None
+    ) -> None:
+        from transformers.quantizers import AutoHfQuantizer
+
+        given = torch_dtype(dtype)
+        config = load_config(name, revision)
+        if isinstance(given, str):
+            given = getattr(config, "dtype", None) or torch.float32
+        self.dtype, self.quantization = given, quantization
+        self.module = on_meta(config, given)
+        self.architecture: Architecture = find_architecture(config, self.module)
+        self.quantizer = None
+        if quantization is not None:
+            settings = quantization_config(quantization, given)
+            self.quantizer = AutoHfQuantizer.from_config(settings, pre_quantized=False)
+            self.quantizer.preprocess_model(model=self.module, device_map=None)
+        traced = _Untraced(self.module)
+        self.model = Model(traced, None, self.architecture, name, revision, quantization)
+
+    def place(self, limits: Mapping[int | str, int], device_map: str) -> dict[str, int | str]:
+        """Modules by device, as `from_pretrained` would place them."""
+        if len(limits) == 1:
+            return {"": "cpu"}
+        whole = self.module._no_split_modules
+        # They say that the planned GPUs are not in this machine.
+        logger = logging.getLogger("accelerate.utils.modeling")
+        level = logger.level
+        logger.setLevel(logging.ERROR)
+        try:
+            return self._place(dict(limits), device_map, whole)
+        finally:
+            logger.setLevel(level)
+
+    def _place(
+        self, room: dict[int | str, Any], device_map: str, whole: Any
+    ) -> dict[str, int | str]:
+        from transformers.integrations.accelerate import (
+            get_balanced_memory,
+            infer_auto_device_map,
+        )
+
+        if device_map not in ("auto", "balanced", "balanced_low_0", "sequential"):
+            raise InputError(
+                f"device_map={device_map!r} is not planned for; use auto, balanced, "
+                "balanced_low_0 or sequential"
+            )
+        if device_map != "sequential":
+            room = get_balanced_memory(
+                self.module,
+                max_memory=room,
+                no_split_module_classes=whole,
+                hf_quantizer=self.quantizer,
+                low_zero=device_map == "balanced_low_0",
+            )
+        if self.quantizer is not None:
+            room = self.quantizer.adjust_max_memory(room)
+        return dict(
+            infer_auto_device_map(
+                self.module,
+                max_memory=room,
+                no_split_module_classes=whole,
+                hf_quantizer=self.quantizer,
+            )
+        )
+
+    def bytes_by_module(self) -> dict[str, int]:
+        """Bytes of the weights and buffers that each module holds itself."""
+        tied = set(getattr(self.module, "all_tied_weights_keys", None) or {})
+        found: dict[str, float] = {}
+        for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers()):
+            if name in tied:
+                continue
+            size: float = tensor.element_size()
+            if self.quantizer is not None:
+                size = self.quantizer.param_element_size(self.module, name, tensor)
+                if self.quantizer.param_needs_quantization(self.module, name):
+                    size += SCALES[self.quantization or ""]
+            owner = name.rpartition(".")[0]
+            found[owner] = found.get(owner, 0) + tensor.numel() * size
+        return {name: int(size) for name, size in found.items()}
+
+
+class _Untraced:
+    """Stands in for nnsight's wrapper where nothing is run."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+
+class _Counter:
+    """Counts what stands where, for batches of any size."""
+
+    def __init__(
+        self,
+        shape: Shape,
+        placed: Mapping[str, int | str],
+        limits: Mapping[int | str, int],
+        tokens: int,
+        prompts: int,
+        keep: str,
+        n_labels: int = 2,
+    ) -> None:
+        self.model, self.architecture = shape.model, shape.architecture
+        self.tokens, self.prompts, self.n_labels = tokens, prompts, n_labels
+        # About half of a demonstration's tokens are its text; with labels alone one is kept.
+        self.kept = tokens if keep == "all" else max(1, tokens // 10)
+        self.where = {name: _device(device) for name, device in placed.items()}
+        self.limits = {_device(name): size for name, size in limits.items()}
+        self.on_gpu = len(limits) > 1
+        self.owned: dict[str, int] = dict.fromkeys([*self.limits, "disk"], 0)
+        self.layers: dict[str, list[int]] = {name: [] for name in self.owned}
+        self.other: dict[str, list[str]] = {name: [] for name in self.owned}
+        self.largest_layer = 0
+        of_layer: dict[int, int] = {}
+        path = f"{self.architecture.layers_path}."
+        for name, size in shape.bytes_by_module().items():
+            device = self._of(name)
+            self.owned[device] += size
+            if name.startswith(path):
+                index = int(name.removeprefix(path).split(".")[0])
+                of_layer[index] = of_layer.get(index, 0) + size
+                if index not in self.layers[device]:
+                    self.layers[device].append(index)
+            else:
+                self.other[device].append(name)
+        self.of_layer = of_layer
+
+    def _of(self, name: str) -> str:
+        """Device of a module: that of the longest name in the map that begins its own."""
+        while name not in self.where and name:
+            name = name.rpartition(".")[0]
+        return self.where[name]
+
+    @property
+    def offloads(self) -> bool:
+        """Whether weights lie where they are not computed with."""
+        return any(size and self.runs_on(name) != name for name, size in self.owned.items())
+
+    def runs_on(self, device: str) -> str:
+        """Where what lies on a device is computed: offloaded weights come to the first GPU."""
+        if device.startswith("cuda"):
+            return device
+        return "cuda:0" if self.on_gpu else "cpu"
+
+    def largest_batch(self) -> int:
+        """Most prompts of a batch that fit, up to 4,096."""
+        if not all(part.fits for part in self.parts(1)):
+            return 0
+        low, high = 1, 4096
+        while low < high:
+            middle = (low + high + 1) // 2
+            if all(part.fits for part in self.parts(middle)):
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def parts(self, batch: int) -> list[Part]:
+        """All devices, with a batch of so many prompts."""
+        found = {
+            name: Part(name, self.limits.get(name), self.layers[name], self.other[name])
+            for name in self.owned
+        }
+        for name, part in found.items():
+            part.weights = self.owned[name]
+            if name.startswith("cuda"):
+                part.libraries = CONTEXT_BYTES
+        found["cpu"].libraries = LIBRARIES_BYTES
+        computing: dict[str, list[int]] = {}
+        for name, layers in self.layers.items():
+            computing.setdefault(self.runs_on(name), []).extend(layers)
+            offloaded = layers and self.runs_on(name) != name
+            if offloaded or (name == "disk" and layers):
+                room = max(self.of_layer[index] for index in layers)
+                found[self.runs_on(name)].activations += room
+        last = self.runs_on(self._of(self.architecture.unembedding_path))
+        for name, layers in computing.items():
+            if layers or name == last:
+                self._measure(found[name], len(layers), name == last, batch)
+        found["cpu"].results += self.prompts * self._results(1, self.kept)
+        disk = found.pop("disk")
+        return [*found.values(), *([disk] if disk.weights else [])]
+
+    def _measure(self, part: Part, n_layers: int, at_end: bool, batch: int) -> None:
+        """Count a batch's forward, rows and results on a device that computes some layers."""
+        model, tokens = self.model, self.tokens
+        n_heads = model.n_layers * model.n_heads
+        logits = batch * logit_bytes(model)
+        part.activations += forward_bytes(model, batch, tokens) - (0 if at_end else logits)
+        n_rows = min(n_heads, max(1, TOKENS_PER_CHUNK // batch))
+        if n_rows < n_heads:  # the clean run is kept while rows go through it in chunks
+            share = n_layers / model.n_layers
+            part.activations += int(share * clean_bytes(model, batch, 1, tokens - 1))
+        rows = n_rows * row_bytes(model, batch, 1, tokens - 1)
+        if at_end:
+            unembedded = min(UNEMBED_BYTES, n_rows * batch * logit_bytes(model))
+            rows = max(rows, n_rows * end_bytes(model, batch) + unembedded)
+        part.rows += rows
+        own = self._results(batch, self.kept)
+        part.results += own if at_end else own * n_layers // model.n_layers
+
+    def _results(self, batch: int, kept: int) -> int:
+        """Arrays of all measures of some prompts."""
+        by_position = kept * (ARRAYS_BY_POSITION + self.n_labels)
+        by_head = 1 + 3 * self.n_labels
+        return 4 * batch * self.model.n_layers * self.model.n_heads * (by_position + by_head)
+
+
+def _advice(plan: Plan, shape: Shape) -> list[str]:
+    """What to change, most useful first."""
+    found = []
+    if plan.offloads_quantized:
+        return ["quantized weights cannot be offloaded: add a --gpu, or leave the GPUs out"]
+    if plan.largest_batch:
+        return [f"take --batch {plan.largest_batch}"]
+    weights = sum(part.weights for part in plan.parts)
+    room = sum(part.limit or 0 for part in plan.parts if part.device != "disk")
+    if plan.quantization is None:
+        size = shape.dtype.itemsize
+        if size > 2:
+            found.append(f"--dtype bfloat16 halves the weights ({readable(weights / 2)})")
+        found.append(
+            f"--quantization int8 takes about {readable(weights / size)}, nf4 about "
+            f"{readable(weights / size * 0.53)}"
+        )
+    elif plan.quantization == "int8":
+        found.append("--quantization nf4 takes about half")
+    if weights > room:
+        found.append(f"the weights alone take {readable(weights)}: add a --gpu, or --cpu memory")
+    if plan.prompt_tokens > 100:
+        found.append("take shorter prompts (--prompt-tokens)")
+    if plan.keep == "all":
+        found.append("--keep labels stores QK and OV at label positions alone")
+    return found
+
+
+def _device(name: int | str) -> str:
+    return f"cuda:{name}" if isinstance(name, int) else str(name)
+
+
+def _machine_bytes() -> int:
+    """Memory of this machine."""
+    import psutil
+
+    return int(psutil.virtual_memory().total)
