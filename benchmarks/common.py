@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import platform
-import resource
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import psutil
 import torch
+
+from twotower.runs.bench import Peak, processor
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -46,16 +45,6 @@ def machine(threads: int) -> dict[str, Any]:
     }
 
 
-def processor() -> str:
-    """Name of the processor, where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
 class Memory:
     """Most memory that is held inside a `with` block, beyond what was held before it.
 
@@ -69,30 +58,22 @@ class Memory:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
-        self.peak = 0
+        self.device = str(device) if device.index is not None else device.type
+        if self.device == "cuda":
+            self.device = f"cuda:{torch.cuda.current_device()}"
+        self.most, self.peak = Peak(), 0
 
     def __enter__(self) -> Memory:
-        gc.collect()
-        if self.cuda:
-            torch.cuda.reset_peak_memory_stats()
-            self.before = torch.cuda.memory_allocated()
+        self.most.__enter__()
+        if self.device.startswith("cuda"):
+            self.before = torch.cuda.memory_allocated(self.device)
         else:
-            with suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
             self.before = psutil.Process().memory_info().rss
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.cuda:
-            most = torch.cuda.max_memory_allocated()
-        else:
-            most = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            status = Path("/proc/self/status")
-            if status.is_file():
-                line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
-                most = 1024 * int(line.split()[1])
-        self.peak = most - self.before
+        self.most.__exit__()
+        self.peak = self.most.bytes[self.device] - self.before
 
 
 def seconds(job: Callable[[], object]) -> float:

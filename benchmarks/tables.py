@@ -24,6 +24,7 @@ what it is compared with; the faster counts.
     python benchmarks/sweep.py                  # costs of the measures, with limits
     python benchmarks/floors.py --show-diff     # against the arithmetic floors, and the baseline
     python benchmarks/scaling.py                # against the number of heads, and of tokens
+    python benchmarks/large_models.py           # models of seven billion parameters without one
     python benchmarks/gpu.py                    # models of seven billion parameters on a GPU
     .venv-peers/bin/python benchmarks/peers.py  # beside other tools; see the file for its setup
 
@@ -250,6 +251,46 @@ def scaling(result: dict[str, Any]) -> str:
     )
 
 
+def large_models(result: dict[str, Any]) -> str:
+    """Time and memory of each model, and the memory that was planned and allowed."""
+    gib = 2**30
+    memory, times = [], []
+    for name, found in result["models"].items():
+        stages = {stage["name"]: stage for stage in found["stages"]}
+        load = stages["load and check"]["seconds"]
+        sizes = ("weights_bytes", "peak_bytes", "planned_bytes", "allowed")
+        memory.append([name, f"{load:.0f}", *(f"{found[size] / gib:.2f}" for size in sizes)])
+        for measure, one in found["measures"].items():
+            times.append(
+                [
+                    name,
+                    measure,
+                    f"{one['seconds_per_prompt']:.1f}",
+                    f"{one['forwards']:.2f}",
+                    f"{1000 * one['seconds_per_head']:.1f}",
+                    f"{one['tokens_per_second']:.1f}",
+                    f"{stages[measure]['peak_bytes']['cpu'] / gib:.2f}",
+                ]
+            )
+    first = next(iter(result["models"].values()))
+    of_memory = ["model", "load, s", "weights", "peak", "planned", "allowed"]
+    of_time = ["model", "measure", "s per prompt", "plain forwards", "ms per head", "tokens/s"]
+    return "\n".join(
+        [
+            "## Models of seven billion parameters without a GPU",
+            "",
+            f"Random weights, one prompt of {first['tokens']:.0f} tokens; "
+            f"{first['machine']['processor']}, {first['machine']['threads']} threads, "
+            f"{first['machine']['memory_bytes'] / gib:.0f} GiB. Sizes are GiB of resident memory "
+            "of the whole process; loading makes, quantizes and checks the model; planned: what "
+            "`twotower plan` says; allowed: 1.25 times the weights and 1.5 GiB.",
+            "",
+            table(of_memory, memory),
+            table([*of_time, "peak"], times),
+        ]
+    )
+
+
 MEASURES = ("plain forward", "head effects, margins", "analyze")
 
 
@@ -356,13 +397,16 @@ def picture_of_peers(result: dict[str, Any], folder: Path) -> None:
 def save(figure: Any, name: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for kind in ("png", "svg"):
-        figure.savefig(folder / f"{name}.{kind}", dpi=160)
+        # Without a date, so that the same numbers give the same file.
+        metadata = {"Date": None} if kind == "svg" else {}
+        figure.savefig(folder / f"{name}.{kind}", dpi=160, metadata=metadata)
 
 
 def page() -> str:
     """The text of benchmarks/README.md."""
     parts = [HEAD]
     sections = {"sweep": sweep, "peers": peers, "floors": floors, "scaling": scaling}
+    sections["large_models"] = large_models
     for name, write in sections.items():
         result = load(name)
         if result is not None:
@@ -380,6 +424,7 @@ def main() -> None:
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "twotower"
     for name, draw in (("peers", picture_of_peers), ("floors", picture_of_floors)):
         result = load(name)
         if result is not None:

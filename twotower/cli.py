@@ -11,13 +11,14 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
 from . import __version__
+from .cli_sizing import bench, console_of, plan
 from .errors import FindingError, InputError, TwoTowerError
-from .runs.configuration import Configuration, Whole, Words, read_yaml
+from .runs.configuration import Configuration, read_yaml
 
 app = App(
     name="twotower",
@@ -55,7 +56,7 @@ def demo(
     from .prompts import load_task
     from .runs.demo import check_finding, check_places, report, run_demo, save_finding
 
-    console = _console()
+    console = console_of()
     check_places(output)
     load_task(task)  # a wrong name is told before the model is loaded
     start = time.perf_counter()
@@ -88,7 +89,7 @@ def analyze(*, config: Annotated[Configuration | None, Parameter(name="*")] = No
     from .results.store import check_place, save
 
     config = config or Configuration()
-    console = _console()
+    console = console_of()
     check_place(config.store, config.overwrite)
     task = config.load_task()
     model = config.load_model()
@@ -154,7 +155,7 @@ def check(
         revision=revision,
         check=False,
     )
-    console = _console()
+    console = console_of()
     console.print(repr(loaded), soft_wrap=True)
     limit = tolerance(loaded)
     for name, error in check_model(loaded).items():
@@ -162,77 +163,8 @@ def check(
     console.print("All hold.")
 
 
-@app.command
-def plan(
-    model: str,
-    *,
-    gpu: Annotated[list[str] | None, Words] = None,
-    cpu: str | None = None,
-    dtype: str | None = None,
-    quantization: str | None = None,
-    device_map: str = "auto",
-    prompt_tokens: Whole = 500,
-    batch: Whole = 8,
-    prompts: Whole = 100,
-    keep: str = "all",
-    revision: str | None = None,
-    json: bool = False,
-) -> None:
-    """Say what a model takes on given devices, and whether it fits; no weights are read.
-
-    Exit code 1 if it does not fit.
-
-    Parameters
-    ----------
-    model
-        Hub id, folder, or llama-7b, gpt-j-6b or gpt2-large.
-    gpu
-        Memory of a GPU, such as 24GiB; once for each.
-    cpu
-        Memory of the machine; by default this one's.
-    dtype
-        float32, bfloat16 or float16; by default the checkpoint's.
-    quantization
-        int8 or nf4.
-    device_map
-        auto, balanced, balanced_low_0 or sequential.
-    prompt_tokens
-        Tokens of a prompt.
-    batch
-        Prompts in a batch.
-    prompts
-        Prompts in all.
-    keep
-        Positions of QK and OV that are stored: all or labels.
-    revision
-        Branch, tag or commit on the hub.
-    json
-        Print JSON.
-    """
-    from json import dumps
-
-    from .runs.plan import make_plan
-    from .runs.plan_table import print_plan
-
-    found = make_plan(
-        model,
-        gpus=gpu or (),
-        cpu=cpu,
-        dtype=dtype,
-        quantization=quantization,
-        device_map=device_map,
-        prompt_tokens=prompt_tokens,
-        batch=batch,
-        prompts=prompts,
-        keep=keep,
-        revision=revision,
-    )
-    if json:
-        print(dumps(found.describe(), indent=1))
-    else:
-        print_plan(found, _console())
-    if not found.fits:
-        raise FindingError(f"{model} does not fit: {'; '.join(found.advice)}")
+app.command(plan)
+app.command(bench)
 
 
 @app.command
@@ -240,7 +172,7 @@ def fetch() -> None:
     """Fetch the demo model, and say where it is."""
     from .models.fetch import fetch_demo_model
 
-    _console().print(str(fetch_demo_model()), soft_wrap=True)
+    console_of().print(str(fetch_demo_model()), soft_wrap=True)
 
 
 @app.command
@@ -256,7 +188,7 @@ def tasks(name: str | None = None) -> None:
 
     from .prompts import bundled_tasks, load_task
 
-    console = _console()
+    console = console_of()
     if name is not None:
         task = load_task(name)
         console.print(f"{task.name}: {task.description} ({task.kind}; {task.source})")
@@ -290,7 +222,7 @@ def list_experiments() -> None:
         table.add_column(column)
     for one in find_experiments().values():
         table.add_row(str(one.number), one.name, one.claim, one.task)
-    _console().print(table)
+    console_of().print(table)
 
 
 @experiments.command(name="run")
@@ -347,7 +279,7 @@ def run_experiments(
     from .runs.suite import choose
 
     chosen = choose(names, all)
-    console = _console()
+    console = console_of()
     settings = {
         "model": model,
         "dtype": dtype,
@@ -389,12 +321,6 @@ def _affirm(identity: str) -> str:
         .replace(" does not give ", " gives ")
         .replace(" does not reach ", " reaches ")
     )
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console(highlight=False, markup=False)
 
 
 @app.meta.default

@@ -1,0 +1,165 @@
+"""Commands about what a model costs: `twotower plan` and `twotower bench`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from .errors import FindingError
+from .runs.configuration import Whole, Words
+
+
+def console_of() -> Any:
+    """Where commands print: plain text, without markup."""
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False)
+
+
+def plan(
+    model: str,
+    *,
+    gpu: Annotated[list[str] | None, Words] = None,
+    cpu: str | None = None,
+    dtype: str | None = None,
+    quantization: str | None = None,
+    device_map: str = "auto",
+    prompt_tokens: Whole = 500,
+    batch: Whole = 8,
+    prompts: Whole = 100,
+    keep: str = "all",
+    revision: str | None = None,
+    json: bool = False,
+) -> None:
+    """Say what a model takes on given devices, and whether it fits; no weights are read.
+
+    Exit code 1 if it does not fit.
+
+    Parameters
+    ----------
+    model
+        Hub id, folder, or llama-7b, gpt-j-6b or gpt2-large.
+    gpu
+        Memory of a GPU, such as 24GiB; once for each.
+    cpu
+        Memory of the machine; by default this one's.
+    dtype
+        float32, bfloat16 or float16; by default the checkpoint's.
+    quantization
+        int8 or nf4.
+    device_map
+        auto, balanced, balanced_low_0 or sequential.
+    prompt_tokens
+        Tokens of a prompt.
+    batch
+        Prompts in a batch.
+    prompts
+        Prompts in all.
+    keep
+        Positions of QK and OV that are stored: all or labels.
+    revision
+        Branch, tag or commit on the hub.
+    json
+        Print JSON.
+    """
+    from json import dumps
+
+    from .runs.plan import make_plan
+    from .runs.plan_table import print_plan
+
+    found = make_plan(
+        model,
+        gpus=gpu or (),
+        cpu=cpu,
+        dtype=dtype,
+        quantization=quantization,
+        device_map=device_map,
+        prompt_tokens=prompt_tokens,
+        batch=batch,
+        prompts=prompts,
+        keep=keep,
+        revision=revision,
+    )
+    if json:
+        print(dumps(found.describe(), indent=1))
+    else:
+        print_plan(found, console_of())
+    if not found.fits:
+        raise FindingError(f"{model} does not fit: {'; '.join(found.advice)}")
+
+
+def bench(
+    model: str = "smollm2-135m",
+    *,
+    weights: str | None = None,
+    dtype: str | None = None,
+    device_map: str | None = None,
+    quantization: str | None = None,
+    revision: str | None = None,
+    prompt_tokens: Whole = 100,
+    batch: Whole = 8,
+    rounds: Whole = 3,
+    threads: Whole | None = None,
+    json: bool = False,
+) -> None:
+    """Time a model on this machine: loading, a plain forward, the sweep, all measures.
+
+    Parameters
+    ----------
+    model
+        Hub id, folder, smollm2-135m, or a shape: llama-7b, gpt-j-6b, gpt2-large.
+    weights
+        "random" for random weights.
+    dtype
+        float32, bfloat16 or float16; by default the checkpoint's.
+    device_map
+        Where the model goes: auto, balanced, cuda:0, cpu.
+    quantization
+        int8 or nf4.
+    revision
+        Branch, tag or commit on the hub.
+    prompt_tokens
+        About how many tokens a prompt has.
+    batch
+        Prompts.
+    rounds
+        How often each is timed; the median counts.
+    threads
+        CPU threads; by default torch's choice.
+    json
+        Print JSON.
+    """
+    from json import dumps
+
+    from .models import load
+    from .runs.bench import bench as measure
+    from .runs.bench import prompts_near
+
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    console = console_of()
+    found = measure(
+        lambda: load(
+            model,
+            weights=weights,
+            dtype=dtype,
+            device_map=device_map,
+            quantization=quantization,
+            revision=revision,
+        ),
+        prompts_near,
+        prompt_tokens,
+        batch,
+        rounds,
+        say=lambda line: None if json else console.print(line, soft_wrap=True),
+    )
+    if json:
+        print(dumps(found, indent=1))
+        return
+    for name, one in found["measures"].items():
+        console.print(
+            f"{name}: {one['seconds_per_prompt']:.3f} s a prompt, {one['forwards']:.2f} plain "
+            f"forwards, {one['tokens_per_second']:.0f} tokens/s",
+            soft_wrap=True,
+        )

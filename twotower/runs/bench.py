@@ -1,0 +1,211 @@
+"""What a model costs on this machine: time and memory, stage by stage."""
+
+from __future__ import annotations
+
+import gc
+import platform
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..models import Model
+    from ..prompts import Prompts
+
+
+@dataclass
+class Stage:
+    """One thing that was done.
+
+    Attributes
+    ----------
+    name
+        What it was.
+    seconds
+        Median over rounds.
+    peak_bytes
+        Most memory while it was done, by device: "cpu" is the whole process's resident
+        memory, libraries and weights included; "cuda:0" what tensors hold there.
+    """
+
+    name: str
+    seconds: float
+    peak_bytes: dict[str, int]
+
+
+class Peak:
+    """Most memory inside a `with` block, by device (Linux; elsewhere of the process so far)."""
+
+    def __enter__(self) -> Peak:
+        gc.collect()
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(index)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bytes = {"cpu": _most_resident()}
+        for index in range(torch.cuda.device_count()):
+            self.bytes[f"cuda:{index}"] = int(torch.cuda.max_memory_allocated(index))
+
+
+def _most_resident() -> int:
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return 1024 * int(line.split()[1])
+    import resource
+
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def bench(
+    load: Callable[[], Model],
+    build: Callable[[Model, int, int], Prompts],
+    prompt_tokens: int = 32,
+    batch: int = 1,
+    rounds: int = 1,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Load a model, and time a plain forward, the sweep and all measures.
+
+    Parameters
+    ----------
+    load
+        Loads the model.
+    build
+        Takes the model, a length and a number; gives prompts of about so many tokens.
+    prompt_tokens, batch
+        Tokens of a prompt, and prompts.
+    rounds
+        How often each is timed, after one round that warms up.
+    say
+        Takes a line about every stage.
+
+    Returns
+    -------
+    dict
+        Machine, model, `stages`, and by measure seconds per prompt and per head, plain
+        forwards, and tokens per second.
+
+    Raises
+    ------
+    InputError
+        If a number makes no sense.
+    """
+    from ..measures import analyze, head_effects
+    from ..measures.batch_size import Batches
+
+    for words, value in (("prompt_tokens", prompt_tokens), ("batch", batch), ("rounds", rounds)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{words}={value!r} must be a whole number of at least 1")
+    held: list[Model] = []
+    stages = [_stage("load and check", lambda: held.append(load()), 0, say)]
+    (model,) = held
+    prompts = build(model, prompt_tokens, batch)
+
+    def plain() -> None:
+        with torch.no_grad():
+            for one in Batches(model, prompts, batch):
+                model.module(**one.inputs)
+
+    jobs: dict[str, Callable[[], object]] = {
+        "plain forward": plain,
+        "head effects, margins": lambda: head_effects(
+            model, prompts, logprobs=False, batch_size=batch
+        ),
+        "analyze": lambda: analyze(model, prompts, batch_size=batch),
+    }
+    stages += [_stage(name, job, rounds, say) for name, job in jobs.items()]
+    tokens, heads = int(prompts.lengths.sum()), model.n_layers * model.n_heads
+    forward = stages[1].seconds
+    measures = {
+        stage.name: {
+            "seconds_per_prompt": stage.seconds / len(prompts),
+            "seconds_per_head": stage.seconds / len(prompts) / heads,
+            "forwards": stage.seconds / forward,
+            "tokens_per_second": tokens / stage.seconds,
+        }
+        for stage in stages[1:]
+    }
+    return {
+        "machine": _machine(),
+        "model": model.name,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "quantization": model.quantization,
+        "device_map": model.device_map,
+        "heads": heads,
+        "weights_bytes": weights_bytes(model),
+        "prompts": len(prompts),
+        "tokens": tokens / len(prompts),
+        "stages": [
+            {"name": s.name, "seconds": s.seconds, "peak_bytes": s.peak_bytes} for s in stages
+        ],
+        "measures": measures,
+    }
+
+
+def _stage(name: str, job: Callable[[], object], rounds: int, say: Callable[[str], None]) -> Stage:
+    """Do something once, and so many times more if it is to be timed warm."""
+    times = []
+    with Peak() as peak:
+        for _ in range(rounds + 1):
+            start = time.perf_counter()
+            job()
+            for index in range(torch.cuda.device_count()):
+                torch.cuda.synchronize(index)
+            times.append(time.perf_counter() - start)
+    found = Stage(name, median(times[1:] or times), peak.bytes)
+    most = ", ".join(f"{device} {size / 2**30:.2f} GiB" for device, size in peak.bytes.items())
+    say(f"{name}: {found.seconds:.2f} s, at most {most}")
+    return found
+
+
+def weights_bytes(model: Model) -> int:
+    """Bytes of all parameters and buffers as they are stored; scales of int8 and nf4 apart."""
+    module: Any = model.module
+    return int(module.get_memory_footprint())
+
+
+def prompts_near(model: Model, tokens: int, n: int) -> Prompts:
+    """Prompts of a bundled task, of about so many tokens."""
+    from ..prompts import build_prompts, load_task
+
+    task = load_task("animals-cities")
+    most = min(map(len, task.texts.values())) // 2 - 1
+    one, two = (build_prompts(model, task, shots=shots, n=n) for shots in (1, 2))
+    each = float(two.lengths.mean() - one.lengths.mean())
+    shots = round(1 + (tokens - float(one.lengths.mean())) / each)
+    return build_prompts(model, task, shots=min(max(shots, 1), most), n=n)
+
+
+def _machine() -> dict[str, Any]:
+    cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": int(psutil.virtual_memory().total),
+        "gpus": cards,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def processor() -> str:
+    """Name of the processor, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
