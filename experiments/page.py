@@ -28,6 +28,7 @@ from `results/*.json`; do not edit it by hand.
 The paper's models are larger and its prompts are not known here in detail, so figures of the paper
 stand beside what was measured for comparison; nothing here reproduces a table of it. Intervals are
 95% bootstrap intervals over prompts of all seeds together, n is the number of those prompts.
+Numbers without an interval are means over the seeds, of the heads that are named, or counts.
 """
 
 
@@ -58,7 +59,7 @@ def section(result: dict[str, Any]) -> str:
         [
             f"## {result['title']}",
             "",
-            f"**Claim.** {result['claim']}",
+            f"**Claim.** {result['claim']} ([{script(result)}]({script(result)}))",
             "",
             f"**The paper.** {result['paper']}",
             "",
@@ -66,22 +67,36 @@ def section(result: dict[str, Any]) -> str:
             "",
             f"![{result['title']}](figures/{result['name']}.png)",
             "",
+            f"Rule: {result['rule']}",
+            "",
+            f"<details><summary>All numbers ({len(rows)})</summary>",
+            "",
             "| measured | |",
             "|---|---|",
             *rows,
+            "",
+            "</details>",
             "",
             f"{result['model']} ({result['dtype']}{quantized}); {result['task']} with labels "
             f"{', '.join(result['labels'])}; seeds {', '.join(map(str, seeds))}, for each "
             f"{size['n_fit']} prompts to choose on and {size['n_test']} to test on, "
             f"{size['shots']} demonstrations per label unless the numbers say otherwise.",
             "",
-            f"Rule: {result['rule']}",
-            "",
             f"<sub>{provenance['created'][-1][:10]}; {versions}; commit "
             f"{provenance['git_commit'][-1][:12]}</sub>",
             "",
         ]
     )
+
+
+def script(result: dict[str, Any]) -> str:
+    """The file of an experiment."""
+    (path,) = (
+        path
+        for path in FOLDER.glob("*.py")
+        if f'name="{result["name"]}"' in path.read_text(encoding="utf-8")
+    )
+    return path.name
 
 
 def number(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -10,16 +9,15 @@ import numpy as np
 import pytest
 import xarray as xr
 from bias_runs import KINDS, SHORT, mitigation, small_setting
+from scripts import script
 from tiny import tiny
 
 import twotower as tt
-from twotower.runs.suite import load_experiment
 
 
 @pytest.fixture(scope="module")
 def biases() -> ModuleType:
-    load_experiment(Path("experiments/majority_bias.py"))
-    return sys.modules["biases"]
+    return script("biases")
 
 
 def test_leanings_by_hand(biases: ModuleType) -> None:

@@ -5,27 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import xarray as xr
+from scripts import script
 from tiny import THREE, TWO, tiny
 
 import twotower as tt
-from twotower.runs.suite import experiments_folder, load_experiment
-
-PATH = experiments_folder() / "feature_gathering.py"
 
 
 @pytest.fixture(scope="module")
 def module():
-    load_experiment(PATH)  # what it shares with others can be imported
-    import importlib.util
-    import sys
-
-    spec = importlib.util.spec_from_file_location("feature_gathering", PATH)
-    assert spec is not None
-    found = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(PATH.parent))
-    spec.loader.exec_module(found)
-    sys.path.remove(str(PATH.parent))
-    return found
+    return script("feature_gathering")
 
 
 @pytest.mark.parametrize("task", [TWO, THREE])

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import xarray as xr
+from scripts import script
 
 from twotower.runs.experiment import FULL, QUICK
-from twotower.runs.suite import load_experiment
 
-EXPERIMENT = load_experiment(Path("experiments/heads_by_task.py"))
-PART = SimpleNamespace(**EXPERIMENT.measure.__globals__)
+PART = script("heads_by_task")
+EXPERIMENT = PART.EXPERIMENT
 N = 20
 
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import xarray as xr
+from scripts import script
 from tiny import TWO, tiny
 
 import twotower as tt
-from twotower.runs.suite import load_experiment
 
-EXPERIMENT = load_experiment(Path("experiments/in_context_heads.py"))
-PART = SimpleNamespace(**EXPERIMENT.measure.__globals__)
+PART = script("in_context_heads")
+EXPERIMENT = PART.EXPERIMENT
 N = 40
 
 

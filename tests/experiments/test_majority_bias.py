@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import xarray as xr
 from bias_runs import KINDS, mitigation, one_of_each_kind, small_setting
+from scripts import script
 
 import twotower as tt
 from twotower.results import make_tree, provenance, save
 from twotower.runs.experiment import Setting
-from twotower.runs.suite import load_experiment
 
 AT = ("5:3", "6:2", "7:1", "12:4", "14:2")
 HELPS = {"as it is": 2.0, KINDS[0]: 0.8, KINDS[1]: 1.6}
@@ -23,10 +23,7 @@ RANDOM = {"random heads 1": 2.0, "random heads 2": 2.1}
 
 @pytest.fixture(scope="module")
 def majority() -> ModuleType:
-    experiment = load_experiment(Path("experiments/majority_bias.py"))
-    module = ModuleType("majority")
-    module.__dict__.update(experiment.judge.__globals__)
-    return module
+    return script("majority_bias")
 
 
 def made(

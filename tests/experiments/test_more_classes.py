@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-
 import numpy as np
 import pytest
 import xarray as xr
-
-from twotower.runs.suite import experiments_folder
-
-FOLDER = experiments_folder()
+from scripts import script
 
 
 @pytest.fixture(scope="module")
 def module():
-    spec = importlib.util.spec_from_file_location("more_classes", FOLDER / "more_classes.py")
-    assert spec is not None
-    found = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(FOLDER))
-    spec.loader.exec_module(found)
-    sys.path.remove(str(FOLDER))
-    return found
+    return script("more_classes")
 
 
 def run(module, task: str, left: float, random: float, auc: float, n: int = 60) -> dict:

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+from scripts import script
 
 import twotower as tt
-from twotower.runs.suite import experiments_folder
 
 
 @pytest.fixture(scope="module")
 def module():
-    folder = str(experiments_folder())
-    sys.path.insert(0, folder)
-    try:
-        import other_architectures
-    finally:
-        sys.path.remove(folder)
-    return other_architectures
+    return script("other_architectures")
 
 
 @pytest.fixture(scope="module")

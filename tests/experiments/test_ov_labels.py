@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import xarray as xr
+from scripts import script
 
 import twotower as tt
-from twotower.runs.suite import load_experiment
 
-EXPERIMENT = load_experiment(Path("experiments/ov_labels.py"))
+PART = script("ov_labels")
+EXPERIMENT = PART.EXPERIMENT
 own_label_logit, roles_of, over_role, ROLES = (
-    EXPERIMENT.judge.__globals__[name]
-    for name in ("own_label_logit", "roles_of", "over_role", "ROLES")
+    getattr(PART, name) for name in ("own_label_logit", "roles_of", "over_role", "ROLES")
 )
 
 

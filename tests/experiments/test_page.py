@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
+from scripts import script
 
 from twotower.runs.suite import experiments_folder, find_experiments
 
@@ -13,11 +12,7 @@ FOLDER = experiments_folder()
 
 @pytest.fixture(scope="module")
 def page():
-    spec = importlib.util.spec_from_file_location("experiments_page", FOLDER / "page.py")
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("page")
 
 
 def test_up_to_date(page) -> None:

@@ -7,25 +7,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from scripts import script
 from tiny import TWO
 
 import twotower as tt
 from twotower.runs.experiment import QUICK, Setting
-from twotower.runs.suite import load_experiment
 
-EXPERIMENT = load_experiment(Path("experiments/qk_ov_alone.py"))
-module = EXPERIMENT.judge.__globals__
-SETS = list(module["SETS"])
+PART = script("qk_ov_alone")
+EXPERIMENT = PART.EXPERIMENT
+SETS = list(PART.SETS)
 
 
 def test_margin_of() -> None:
     logits = np.array([[1.0, 3.0, 2.0], [5.0, 1.0, 0.0]])
-    assert module["margin_of"](logits, np.array([1, 2])).tolist() == [1.0, -5.0]
+    assert PART.margin_of(logits, np.array([1, 2])).tolist() == [1.0, -5.0]
 
 
 def test_pairs_have_equal_lengths_and_the_same_demonstrations(llama: tt.Model) -> None:
     prompts = tt.build_prompts(llama, TWO, shots=2, n=20, seed=1)
-    parts = module["asked_otherwise"](prompts, 9)
+    parts = PART.asked_otherwise(prompts, 9)
     assert sum(len(own) for own, _ in parts) == 9
     assert len({string for own, _ in parts for string in own.strings}) == 9
     for own, other in parts:
@@ -45,7 +45,7 @@ def test_patched_margins(llama: tt.Model, tmp_path: Path) -> None:
         "writers": [tt.Head(1, 0), tt.Head(2, 3)],
         "random": [tt.Head(0, 2), tt.Head(2, 3)],
     }
-    patched = module["_patched"]
+    patched = PART._patched
     found = patched(setting, "labels", prompts, twin, sets)
     for number, heads in enumerate(sets.values()):
         edits = [tt.Patch(heads, twin, what) for what in ("attention", "values")]
@@ -80,7 +80,7 @@ def made_up(seed: int, labels: tuple[float, float], query: tuple[float, float]) 
                 ),
                 "moved": (("prompt", "set"), rng.random((20, len(SETS)))),
             },
-            {"set": SETS, "what": list(module["WHATS"])},
+            {"set": SETS, "what": list(PART.WHATS)},
         )
     return xr.DataTree.from_dict(groups)
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import xarray as xr
 from bias_runs import KINDS, mitigation, one_of_each_kind, small_setting
+from scripts import script
 from tiny import THREE
 
 import twotower as tt
 from twotower.results import make_tree, provenance, save
 from twotower.runs.experiment import Setting
-from twotower.runs.suite import load_experiment
 
 ORDERS = ("shuffled", "alternating", "blocks of 2", "blocks of 4")
 HELPS = {"as it is": 2.0, KINDS[0]: 0.8, KINDS[1]: 1.6}
@@ -24,10 +24,7 @@ OTHERS = {"shallow heads": 1.9, "all heads": 0.2, "random heads 1": 2.0, "random
 
 @pytest.fixture(scope="module")
 def recency() -> ModuleType:
-    experiment = load_experiment(Path("experiments/recency_bias.py"))
-    module = ModuleType("recency")
-    module.__dict__.update(experiment.judge.__globals__)
-    return module
+    return script("recency_bias")
 
 
 def made(

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import xarray as xr
+from scripts import script
 
-from twotower.runs.suite import load_experiment
-
-EXPERIMENT = load_experiment(Path("experiments/shared_heads.py"))
-PART = SimpleNamespace(**EXPERIMENT.measure.__globals__)
+PART = script("shared_heads")
+EXPERIMENT = PART.EXPERIMENT
 N, LAYERS, HEADS = 20, 30, 9
 TASKS = ["one", "two", "three", "four"]
 
@@ -67,8 +63,8 @@ def test_verdicts(own: list[float], fit: float, verdict: str) -> None:
 def test_one_pair_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     table = np.full((3, 3), 8.0)
     table[0, 1] = table[1, 0] = 1
-    monkeypatch.setitem(
-        EXPERIMENT.judge.__globals__,
+    monkeypatch.setattr(
+        PART,
         "mean_matrix",
         lambda runs, tasks, compare: table if compare is PART.shared else np.full((3, 3), 0.9),
     )

@@ -7,27 +7,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from scripts import script
 from tiny import THREE, TWO
 
 import twotower as tt
 from twotower.runs.experiment import QUICK, Setting
-from twotower.runs.suite import load_experiment
 
-EXPERIMENT = load_experiment(Path("experiments/two_towers.py"))
-module = EXPERIMENT.judge.__globals__
+PART = script("two_towers")
+EXPERIMENT = PART.EXPERIMENT
 
 
 def test_retrieval_by_hand() -> None:
     scores = np.array([[[3.0, 0.0, 2.0, 2.5]], [[1.0, 2.0, 5.0, np.nan]]])
     classes = np.array([[0, 0, 1, 1], [0, 1, 1, -1]])
     # First: the best is of class 0, but the mean of class 1 is larger. Second: 1 by both.
-    found = module["retrieved"](scores, classes, np.array([0, 1]))
+    found = PART.retrieved(scores, classes, np.array([0, 1]))
     assert found[:, 0].tolist() == [[True, False], [True, True]]
 
 
 def test_standardised_scores() -> None:
     score = np.array([[[[9.0, 1.0, 3.0]], [[9.0, 4.0, 4.0]]]])
-    found = module["standardised"](score, np.array([[False, True, True]]))
+    found = PART.standardised(score, np.array([[False, True, True]]))
     assert np.isnan(found[..., 0]).all()
     assert found[0, :, 0, 1:].tolist() == [[-1, 1], [0, 0]]
 
@@ -35,27 +35,27 @@ def test_standardised_scores() -> None:
 def test_label_gap_by_hand() -> None:
     weights = np.array([[[[0.5, 0.2, 0.1, np.nan]]]])
     own, at = np.array([[True, False, False, True]]), np.array([[True, True, True, False]])
-    assert module["label_gap"](weights, own, at, 1).item() == pytest.approx(0.2)
-    assert module["label_gap"](weights, own, at, 2).item() == pytest.approx(0.35)
+    assert PART.label_gap(weights, own, at, 1).item() == pytest.approx(0.2)
+    assert PART.label_gap(weights, own, at, 2).item() == pytest.approx(0.35)
 
 
 def test_signed_r2() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(2, 3, 30))
     expected = [np.corrcoef(a, b)[0, 1] for a, b in zip(x, y, strict=True)]
-    found = module["signed_r2"](x, y)
+    found = PART.signed_r2(x, y)
     np.testing.assert_allclose(found, np.multiply(expected, np.abs(expected)))
-    assert module["signed_r2"](-2 * x[0] + 1, x[0]) == pytest.approx(-1)
-    assert module["signed_r2"](np.ones(30), x[0]) == 0
+    assert PART.signed_r2(-2 * x[0] + 1, x[0]) == pytest.approx(-1)
+    assert PART.signed_r2(np.ones(30), x[0]) == 0
 
 
 def test_ends_of_texts_and_cosines(llama: tt.Model) -> None:
     prompts = tt.build_prompts(llama, TWO, shots=2, n=6, seed=2)
-    mask = module["ends"](prompts)
+    mask = PART.ends(prompts)
     streams = tt.residual_streams(llama, prompts, keep=mask)
     whole = tt.residual_streams(llama, prompts, keep="all")["residual"].values
-    for query, key in module["COMPARED"].values():
-        found = module["cosine"](module["of_role"](streams, query), module["of_role"](streams, key))
+    for query, key in PART.COMPARED.values():
+        found = PART.cosine(PART.of_role(streams, query), PART.of_role(streams, key))
         assert found.shape == (6, llama.n_layers, 4)
         for i in range(6):
             roles, numbers = prompts.role[i], prompts.demonstration[i]
@@ -72,7 +72,7 @@ def test_sums_over_label_positions(llama: tt.Model, task: tt.Task, tmp_path: Pat
     setting = Setting(llama, task, 0, QUICK, tmp_path)
     setting.__dict__["halves"] = (prompts, prompts)
     run = tt.analyze(llama, prompts, measures=("predictions", "qk", "ov"), keep="labels")
-    table = module["_towers"](setting, run)
+    table = PART._towers(setting, run)
     score, attention = run["qk"]["score"].values, run["qk"]["attention"].values
     logits, n_labels = run["ov"]["label_logit"].values, len(prompts.labels)
     for i, layer, head in ((0, 0, 1), (3, 2, 2)):
@@ -128,7 +128,7 @@ def made_up(seed: int, finds: float, explains: float, cosine: float = 0.7) -> xr
                     "margin": ("prompt", margin),
                     "correct": ("prompt", margin > 0),
                 },
-                {"weight": list(module["WEIGHTS"])},
+                {"weight": list(PART.WEIGHTS)},
             ),
             "cosine": xr.Dataset({"correct": (dims, right)}, coordinates),
             "cosine_fit": xr.Dataset({"correct": (dims, right)}, coordinates),
