@@ -24,6 +24,7 @@ what it is compared with; the faster counts.
     python benchmarks/sweep.py                  # costs of the measures, with limits
     python benchmarks/floors.py --show-diff     # against the arithmetic floors, and the baseline
     python benchmarks/scaling.py                # against the number of heads, and of tokens
+    python benchmarks/quantized.py              # what int8, nf4, bfloat16 and float16 change
     python benchmarks/large_models.py           # models of seven billion parameters without one
     python benchmarks/gpu.py                    # models of seven billion parameters on a GPU
     .venv-peers/bin/python benchmarks/peers.py  # beside other tools; see the file for its setup
@@ -251,6 +252,41 @@ def scaling(result: dict[str, Any]) -> str:
     )
 
 
+def quantized(result: dict[str, Any]) -> str:
+    """What each form of the model changes against float32."""
+    columns = ["form", "weights, MiB", "accuracy", "same answers", "margin moves by"]
+    columns += ["effects: rank corr.", "top 12 in common"]
+    scores = {"qk_auc": "QK AUC", "qk_auc_content": "QK AUC, content", "ov_auc": "OV AUC"}
+    columns += [f"{words}: rank corr. (largest diff.)" for words in scores.values()]
+    rows = [
+        [
+            name,
+            f"{r['weights_MiB']:.0f}",
+            f"{r['accuracy']:.2f}",
+            f"{r['same_answer']:.0%}",
+            f"{r['margin_difference']:.3f}",
+            f"{r['rank_correlation']:.3f}",
+            f"{r['top_12_in_common']:.0%}",
+            *(
+                f"{r[f'{x}_rank_correlation']:.3f} ({r[f'{x}_largest_difference']:.3f})"
+                for x in scores
+            ),
+        ]
+        for name, r in result["forms"].items()
+    ]
+    return "\n".join(
+        [
+            "## What quantization changes",
+            "",
+            f"{result['model']} on {result['prompts']} prompts, against float32: answers between "
+            "the labels, effects of all heads at the last position, and two-tower scores. int8 and "
+            "nf4 (bitsandbytes) with float32 beside the quantized layers.",
+            "",
+            table(columns, rows),
+        ]
+    )
+
+
 def large_models(result: dict[str, Any]) -> str:
     """Time and memory of each model, and the memory that was planned and allowed."""
     gib = 2**30
@@ -406,7 +442,7 @@ def page() -> str:
     """The text of benchmarks/README.md."""
     parts = [HEAD]
     sections = {"sweep": sweep, "peers": peers, "floors": floors, "scaling": scaling}
-    sections["large_models"] = large_models
+    sections |= {"quantized": quantized, "large_models": large_models}
     for name, write in sections.items():
         result = load(name)
         if result is not None:

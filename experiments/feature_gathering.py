@@ -273,7 +273,9 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
         title="Last position, mean over heads",
         ylim=(0, None),
     )
-    for each in axes:
+    axes[2].xaxis.get_major_locator().set_params(integer=True)
+    for each, room in zip(axes, (1.25, 1.4, 1.1), strict=True):
+        each.set_ylim(top=room * each.get_ylim()[1])  # for the legend
         each.legend(frameon=False, fontsize=8)
     return figure
 

@@ -323,6 +323,7 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
             common.bar(right, place + 0.36 * side - 0.18, estimate, side + 3, about, place == 0)
     right.set_xticks(range(len(SETS)), names, rotation=35, ha="right", fontsize=8)
     right.set(title="Attention that moves", ylabel="share of the last position's attention")
+    right.set_ylim(0, 1.2 * right.get_ylim()[1])  # room for the legend
     right.legend(frameon=False, fontsize=8)
     return figure
 

@@ -329,6 +329,7 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
     axes[2].legend(frameon=False, fontsize=8)
     biases.draw_reductions(axes[3], numbers, (*KINDS, SHALLOW, ALL, RANDOM))
     axes[3].set(ylabel="share of the bias taken away", title="Position part dropped")
+    axes[3].set_ylim(axes[3].get_ylim()[0], 1.3)  # room for the legend above all of it
     return figure
 
 
