@@ -16,9 +16,10 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from . import __version__
-from .cli_sizing import bench, console_of, plan
+from .cli_sizing import How, bench, console_of, plan
 from .errors import FindingError, InputError, TwoTowerError
 from .runs.configuration import Configuration, read_yaml
+from .runs.load_settings import LoadSettings, Whole
 
 app = App(
     name="twotower",
@@ -124,10 +125,7 @@ def analyze(*, config: Annotated[Configuration | None, Parameter(name="*")] = No
 def check(
     model: str = "smollm2-135m",
     *,
-    dtype: str | None = None,
-    device_map: str | None = None,
-    quantization: str | None = None,
-    revision: str | None = None,
+    how: How = None,
 ) -> None:
     """Prove on a short prompt that a model is read and edited right.
 
@@ -135,26 +133,10 @@ def check(
     ----------
     model
         Hub id, folder, or smollm2-135m.
-    dtype
-        float32, bfloat16 or float16; by default the checkpoint's.
-    device_map
-        Where the model goes: auto, balanced, cuda:0, cpu.
-    quantization
-        int8 or nf4.
-    revision
-        Branch, tag or commit on the hub.
     """
-    from .models import load
     from .models.check import check_model, tolerance
 
-    loaded = load(
-        model,
-        dtype=dtype,
-        device_map=device_map,
-        quantization=quantization,
-        revision=revision,
-        check=False,
-    )
+    loaded = (how or LoadSettings()).load(model, check=False)
     console = console_of()
     console.print(repr(loaded), soft_wrap=True)
     limit = tolerance(loaded)
@@ -233,12 +215,8 @@ def run_experiments(
     model: str = "smollm2-135m",
     task: str | None = None,
     out: Path = Path("runs/experiments"),
-    dtype: str | None = None,
-    device_map: str | None = None,
-    quantization: str | None = None,
-    revision: str | None = None,
-    batch_size: int | None = None,
-    threads: int | None = None,
+    how: How = None,
+    batch_size: Whole | None = None,
 ) -> None:
     """Run experiments: measure what is missing, judge, draw.
 
@@ -259,18 +237,8 @@ def run_experiments(
         A task, as `twotower analyze` takes it; by default each experiment's own.
     out
         Where runs, figures and JSON files are written.
-    dtype
-        float32, bfloat16 or float16; by default the checkpoint's.
-    device_map
-        Where the model goes: auto, balanced, cuda:0, cpu.
-    quantization
-        int8 or nf4.
-    revision
-        Branch, tag or commit on the hub.
     batch_size
         Prompts in a batch.
-    threads
-        CPU threads; by default torch's choice.
     """
     from functools import cache
 
@@ -280,15 +248,10 @@ def run_experiments(
 
     chosen = choose(names, all)
     console = console_of()
-    settings = {
-        "model": model,
-        "dtype": dtype,
-        "device_map": device_map,
-        "quantization": quantization,
-        "revision": revision,
-    }
+    how = how or LoadSettings()
+    settings = {"model": model, **how.options()}
     tasks = {one.name: load_task(task or one.task) for one in chosen}
-    load_model = cache(Configuration(**settings, threads=threads).load_model)
+    load_model = cache(lambda: how.load(model))
     failed: list[FindingError | InputError] = []
     for one in chosen:
         try:

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+from cyclopts import Parameter
+
 from .errors import FindingError
-from .runs.configuration import Whole, Words
+from .runs.configuration import Words
+from .runs.load_settings import LoadSettings, Whole
+
+How = Annotated[LoadSettings | None, Parameter(name="*")]
+"""Settings of a command by which a model is loaded, each an option of its own."""
 
 
 def console_of() -> Any:
@@ -91,14 +97,10 @@ def bench(
     model: str = "smollm2-135m",
     *,
     weights: str | None = None,
-    dtype: str | None = None,
-    device_map: str | None = None,
-    quantization: str | None = None,
-    revision: str | None = None,
+    how: How = None,
     prompt_tokens: Whole = 100,
     batch: Whole = 8,
     rounds: Whole = 3,
-    threads: Whole | None = None,
     json: bool = False,
 ) -> None:
     """Time a model on this machine: loading, a plain forward, the sweep, all measures.
@@ -109,45 +111,24 @@ def bench(
         Hub id, folder, smollm2-135m, or a shape: llama-7b, gpt-j-6b, gpt2-large.
     weights
         "random" for random weights.
-    dtype
-        float32, bfloat16 or float16; by default the checkpoint's.
-    device_map
-        Where the model goes: auto, balanced, cuda:0, cpu.
-    quantization
-        int8 or nf4.
-    revision
-        Branch, tag or commit on the hub.
     prompt_tokens
         About how many tokens a prompt has.
     batch
         Prompts.
     rounds
         How often each is timed; the median counts.
-    threads
-        CPU threads; by default torch's choice.
     json
         Print JSON.
     """
     from json import dumps
 
-    from .models import load
     from .runs.bench import bench as measure
     from .runs.bench import prompts_near
 
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
+    settings = how or LoadSettings()
     console = console_of()
     found = measure(
-        lambda: load(
-            model,
-            weights=weights,
-            dtype=dtype,
-            device_map=device_map,
-            quantization=quantization,
-            revision=revision,
-        ),
+        lambda: settings.load(model, weights=weights),
         prompts_near,
         prompt_tokens,
         batch,

@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from ..checks import whole
 from ..errors import InputError
+from .load_settings import LoadSettings, Whole, to_whole
 
 if TYPE_CHECKING:
     from ..models import Model
     from ..prompts import Prompts, Task
 
 
-def _whole(kind: Any, tokens: Sequence[Any]) -> int:
-    """A whole number from the command line; 4.5 is none."""
-    try:
-        return int(tokens[0].value)
-    except ValueError:
-        raise InputError(f"{tokens[0].value!r} must be a whole number") from None
-
-
-Whole = Annotated[int, Parameter(converter=_whole)]
 Words = Parameter(consume_multiple=True)
 Measure = Literal["predictions", "effects", "attribution", "qk", "ov"]
 
 
 @dataclass(frozen=True)
-class Configuration:
+class Configuration(LoadSettings):
     """A model, a task, and what is measured.
 
     Attributes
@@ -77,16 +67,6 @@ class Configuration:
     batch_size
         Prompts in a batch; by default about a thousand tokens' worth on a processor, and
         as many as fill a GPU. Fewer where memory runs out.
-    dtype
-        float32, bfloat16 or float16; by default the checkpoint's.
-    device_map
-        Where the model goes: auto, balanced, cuda:0, cpu.
-    quantization
-        int8 or nf4.
-    revision
-        Branch, tag or commit on the hub.
-    threads
-        CPU threads; by default torch's choice.
     """
 
     model: str = "smollm2-135m"
@@ -114,12 +94,7 @@ class Configuration:
     norm: Literal["own", "frozen"] = "frozen"
     logprobs: bool = True
     keep: Literal["all", "labels"] = "all"
-    batch_size: Annotated[int | None, Parameter(converter=_whole)] = None
-    dtype: str | None = None
-    device_map: str | None = None
-    quantization: Literal["int8", "nf4"] | None = None
-    revision: str | None = None
-    threads: Annotated[int | None, Parameter(converter=_whole)] = None
+    batch_size: Annotated[int | None, Parameter(converter=to_whole)] = None
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Configuration:
@@ -141,20 +116,7 @@ class Configuration:
 
     def load_model(self) -> Model:
         """The model."""
-        import torch
-
-        from ..models import load
-
-        if self.threads is not None:
-            whole("threads", self.threads, 1)
-            torch.set_num_threads(self.threads)
-        return load(
-            self.model,
-            dtype=self.dtype,
-            device_map=self.device_map,
-            quantization=self.quantization,
-            revision=self.revision,
-        )
+        return self.load(self.model)
 
     def load_task(self) -> Task:
         """The task."""

@@ -1,0 +1,67 @@
+"""How a model is loaded: the settings that commands have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from ..checks import whole
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..models import Model
+
+
+def to_whole(kind: Any, tokens: Sequence[Any]) -> int:
+    """A whole number from the command line; 4.5 is none."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise InputError(f"{tokens[0].value!r} must be a whole number") from None
+
+
+Whole = Annotated[int, Parameter(converter=to_whole)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadSettings:
+    """How a model is loaded.
+
+    Attributes
+    ----------
+    dtype
+        float32, bfloat16 or float16; by default the checkpoint's.
+    device_map
+        Where the model goes: auto, balanced, cuda:0, cpu.
+    quantization
+        int8 or nf4.
+    revision
+        Branch, tag or commit on the hub.
+    threads
+        CPU threads; by default torch's choice.
+    """
+
+    dtype: str | None = None
+    device_map: str | None = None
+    quantization: Literal["int8", "nf4"] | None = None
+    revision: str | None = None
+    threads: Annotated[int | None, Parameter(converter=to_whole)] = None
+
+    def options(self) -> dict[str, str | None]:
+        """What `twotower.load` is given, and what tells one loaded model from another."""
+        names = ("dtype", "device_map", "quantization", "revision")
+        return {name: getattr(self, name) for name in names}
+
+    def load(self, model: str, **more: Any) -> Model:
+        """The model of a hub id, folder or shape; `more` as `twotower.load` takes it."""
+        import torch
+
+        from ..models import load
+
+        if self.threads is not None:
+            whole("threads", self.threads, 1)
+            torch.set_num_threads(self.threads)
+        return load(model, **self.options(), **more)
