@@ -78,7 +78,7 @@ def what_fits(
     return Fit(rows, max(1, min(UNEMBED_BYTES, left) // vector))
 
 
-def as_bytes(budget: int | str | None, device: torch.device) -> int:
+def as_bytes(budget: int | str | None, device: torch.device, name: str = "memory_budget") -> int:
     """A memory budget in bytes; by default a share of what is free on the device.
 
     Raises
@@ -90,7 +90,7 @@ def as_bytes(budget: int | str | None, device: torch.device) -> int:
 
     if budget is None:
         return int(SHARE * free_bytes(device))
-    wrong = InputError(f"memory_budget={budget!r} must be a number of bytes, or like '2GiB'")
+    wrong = InputError(f"{name}={budget!r} must be a number of bytes, or like '2GiB'")
     if isinstance(budget, bool) or not isinstance(budget, (int, str)):
         raise wrong
     try:
