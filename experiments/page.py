@@ -29,6 +29,7 @@ The paper's models are larger and its prompts are not known here in detail, so f
 stand beside what was measured for comparison; nothing here reproduces a table of it. Intervals are
 95% bootstrap intervals over prompts of all seeds together, n is the number of those prompts.
 Numbers without an interval are means over the seeds, of the heads that are named, or counts.
+All of it took 103 minutes on two cores of an AMD EPYC, in two processes of one thread each.
 """
 
 
