@@ -381,3 +381,13 @@ def test_folders_without_a_model_or_a_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(tt.ModelError, match="holds no tokenizer"):
         tt.load(tmp_path)
+
+
+def test_int8_says_once_that_it_casts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    hf_model("llama").save_pretrained(tmp_path)
+    byte_level().save_pretrained(tmp_path)
+    model = tt.load(tmp_path, quantization="int8", check=False)
+    margins(model)
+    margins(model)
+    said = [x for x in caplog.messages if "will be cast from torch.float32" in x]
+    assert len(said) <= 1

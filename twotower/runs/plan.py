@@ -27,7 +27,8 @@ from ..measures.memory import (
     row_bytes,
 )
 from ..models import Architecture, Model
-from ..models.load import QUANTIZATIONS, load_config, quantization_config, torch_dtype
+from ..models.load import load_config, torch_dtype
+from ..models.quantization import QUANTIZATIONS, quantization_config
 from ..models.random_weights import on_meta
 from ..models.registry import find_architecture
 

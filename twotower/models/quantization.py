@@ -1,0 +1,42 @@
+"""What transformers is given for a quantization."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+QUANTIZATIONS = ("int8", "nf4")
+
+
+def quantization_config(quantization: str, dtype: torch.dtype | str) -> Any:
+    """What transformers takes for a quantization; nf4 computes in the dtype."""
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "int8":
+        # It says of every product of matrices that inputs are cast to float16.
+        logger = logging.getLogger("bitsandbytes.autograd._functions")
+        if not any(isinstance(one, Once) for one in logger.filters):
+            logger.addFilter(Once())
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else dtype,
+    )
+
+
+class Once(logging.Filter):
+    """Lets every message through once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a message is new."""
+        new = record.getMessage() not in self.seen
+        self.seen.add(record.getMessage())
+        return new
