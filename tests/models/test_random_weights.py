@@ -121,18 +121,18 @@ def test_refused(tmp_path: Path) -> None:
 
 
 PEAK = """
-import resource, sys
+import sys
 import twotower as tt
 from twotower.models.load import load_config
 from twotower.models.random_weights import on_meta
 config = load_config(sys.argv[1])
 import nnsight, transformers, bitsandbytes
 on_meta(config)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+from twotower.runs.bench import most_resident
+before = most_resident()
 model = tt.load(sys.argv[1], weights="random", quantization=sys.argv[2] or None, check=False)
 size = model.module.get_memory_footprint()
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-print(size, peak * 1024)
+print(size, most_resident() - before)
 """
 
 

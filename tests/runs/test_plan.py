@@ -105,7 +105,7 @@ def test_offloaded_weights_come_to_the_first_gpu() -> None:
 
 
 PEAK = """
-import resource, sys
+import sys
 import torch
 torch.set_num_threads(1)
 import twotower as tt
@@ -113,8 +113,8 @@ shots, batch, n = map(int, sys.argv[1:])
 model = tt.load("smollm2-135m", dtype="float32")
 prompts = tt.build_prompts(model, tt.load_task("animals-cities"), shots=shots, n=n)
 tt.analyze(model, prompts, batch_size=batch)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(prompts.n_positions, peak)
+from twotower.runs.bench import most_resident
+print(prompts.n_positions, most_resident())
 """
 
 

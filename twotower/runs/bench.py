@@ -54,12 +54,16 @@ class Peak:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bytes = {"cpu": _most_resident()}
+        self.bytes = {"cpu": most_resident()}
         for index in range(torch.cuda.device_count()):
             self.bytes[f"cuda:{index}"] = int(torch.cuda.max_memory_allocated(index))
 
 
-def _most_resident() -> int:
+def most_resident() -> int:
+    """Peak of the process's resident memory.
+
+    Linux's own figure: that of getrusage begins with what the parent process held.
+    """
     status = Path("/proc/self/status")
     if status.is_file():
         line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
