@@ -23,10 +23,11 @@ import torch
 
 import twotower as tt
 from twotower.models import Model
+from twotower.models.load import load_config
 
 SHAPES: dict[str, Callable[[], Any]] = {
-    "llama-7b": lambda: shapes.llama(32, 32, 4096, 11008, 32000),
-    "gpt-j-6b": lambda: shapes.gptj(28, 16, 4096, 50400, 64),
+    "llama-7b": lambda: load_config("llama-7b"),
+    "gpt-j-6b": lambda: load_config("gpt-j-6b"),
     "tiny": lambda: shapes.llama(3, 4, 64, 128, shapes.SMALL_VOCABULARY),
 }
 LARGE = ("llama-7b", "gpt-j-6b")

@@ -9,7 +9,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
-    GPTJConfig,
     LlamaConfig,
     PreTrainedTokenizerFast,
 )
@@ -32,19 +31,6 @@ def llama(layers: int, heads: int, width: int, mlp: int, vocabulary: int) -> Lla
         intermediate_size=mlp,
         vocab_size=vocabulary,
         max_position_embeddings=2048,
-    )
-
-
-def gptj(layers: int, heads: int, width: int, vocabulary: int, rotary: int) -> GPTJConfig:
-    return GPTJConfig(
-        n_layer=layers,
-        n_head=heads,
-        n_embd=width,
-        vocab_size=vocabulary,
-        rotary_dim=rotary,
-        n_positions=2048,
-        bos_token_id=0,
-        eos_token_id=0,
     )
 
 

@@ -87,7 +87,7 @@ def test_yaml_and_what_is_given_beside_it(
         (["analyze", "--order", "sideways"], "--order"),
         (["analyze", "--config", "missing.yaml"], "cannot be read"),
         (["check", "/no/such/folder"], "there is no folder"),
-        (["check", "smollm2-135m", "--quantization", "int3"], "--quantization"),
+        (["check", "smollm2-135m", "--quantization", "int3"], '"int3" for --quantization'),
         (["tasks", "nope"], "there is no task"),
     ],
 )
@@ -196,7 +196,7 @@ def test_experiments_are_listed(capsys) -> None:
         (("absent.py",), "is no Python file"),
         (("qk-similarity", "--task", "no-such-task"), "no-such-task"),
         (("qk-similarity", "--model", "./no-such-folder"), "there is no folder"),
-        (("qk-similarity", "--quantization", "int3"), "--quantization"),
+        (("qk-similarity", "--quantization", "int3"), '"int3" for --quantization'),
     ],
 )
 def test_experiments_refused(arguments, message: str, tmp_path: Path, capsys) -> None:

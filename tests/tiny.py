@@ -134,6 +134,17 @@ def _configurations() -> dict[str, Any]:
 ARCHITECTURES = list(_configurations())
 
 
+def wide_config(name: str, width: int) -> Any:
+    """The configuration of a small model, as wide as quantization needs it."""
+    config = hf_model(name).config
+    for key in ("hidden_size", "n_embd"):
+        if hasattr(config, key):
+            setattr(config, key, width)
+    if hasattr(config, "head_dim"):
+        config.head_dim = width // 4
+    return config
+
+
 def hf_model(
     name: str, attention: str = "eager", seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> Any:

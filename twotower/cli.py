@@ -16,10 +16,10 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from . import __version__
-from .cli_sizing import How, bench, console_of, plan
+from .cli_sizing import bench, console_of, plan
 from .errors import FindingError, InputError, TwoTowerError
 from .runs.configuration import Configuration, read_yaml
-from .runs.load_settings import LoadSettings, Whole
+from .runs.load_settings import How, LoadSettings, Whole
 
 app = App(
     name="twotower",

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from cyclopts import Parameter
-
 from .errors import FindingError
 from .runs.configuration import Words
-from .runs.load_settings import LoadSettings, Whole
-
-How = Annotated[LoadSettings | None, Parameter(name="*")]
-"""Settings of a command by which a model is loaded, each an option of its own."""
+from .runs.load_settings import How, LoadSettings, Whole
 
 
 def console_of() -> Any:

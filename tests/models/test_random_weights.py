@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import TWO, byte_level, hf_model
+from tiny import TWO, byte_level, hf_model, wide_config
 
 import twotower as tt
 from twotower.errors import InputError, ModelError
@@ -73,13 +73,7 @@ def test_a_tokenizer_at_hand_is_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
 @pytest.mark.parametrize("shape", ["gpt2", "gptj", "llama"])
 def test_quantized(shape: str, quantization: str, tmp_path: Path) -> None:
-    config = hf_model(shape).config
-    for name in ("hidden_size", "n_embd"):
-        if hasattr(config, name):
-            setattr(config, name, 64)
-    if shape == "llama":
-        config.head_dim = 16
-    config.save_pretrained(tmp_path)
+    wide_config(shape, 64).save_pretrained(tmp_path)
     model = tt.load(tmp_path, weights="random", quantization=quantization)
     assert model.quantization == quantization
     projection = model.architecture.projection(model.architecture.layers(model.module)[0])

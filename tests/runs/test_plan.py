@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from command import run
-from tiny import hf_model
+from tiny import wide_config
 
 import twotower as tt
 from twotower.errors import InputError, ModelError
@@ -25,13 +25,7 @@ GIB = 1 << 30
 def test_weights_are_those_of_a_loaded_model(
     name: str, quantization: str | None, tmp_path: Path
 ) -> None:
-    config = hf_model(name).config
-    for key in ("hidden_size", "n_embd"):
-        if hasattr(config, key):
-            setattr(config, key, 256)
-    if name == "llama-grouped":
-        config.head_dim = 64
-    config.save_pretrained(tmp_path)
+    wide_config(name, 256).save_pretrained(tmp_path)
     model = tt.load(
         tmp_path, weights="random", dtype="float32", quantization=quantization, check=False
     )

@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -152,9 +152,7 @@ def bench(
         "weights_bytes": weights_bytes(model),
         "prompts": len(prompts),
         "tokens": tokens / len(prompts),
-        "stages": [
-            {"name": s.name, "seconds": s.seconds, "peak_bytes": s.peak_bytes} for s in stages
-        ],
+        "stages": [asdict(stage) for stage in stages],
         "measures": measures,
     }
 

@@ -65,3 +65,7 @@ class LoadSettings:
             whole("threads", self.threads, 1)
             torch.set_num_threads(self.threads)
         return load(model, **self.options(), **more)
+
+
+How = Annotated[LoadSettings | None, Parameter(name="*")]
+"""The settings as a command takes them, each an option of its own."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -41,6 +42,9 @@ LIBRARIES_BYTES = 540 << 20
 SCALES = {"nf4": 1 / 64 + 4 / (64 * 256), "int8": 0.0}
 """Bytes per quantized weight besides the weight: nf4 has a byte for 64 of them, and four for
 256 of those (double quantization); int8 has four for a whole row."""
+
+N_LABELS = 2
+"""Labels that are reckoned with."""
 
 ARRAYS_BY_POSITION = 4
 """score, attention, score_content, score_content_mean; OV has one more for every label."""
@@ -244,7 +248,7 @@ class Shape:
             settings = quantization_config(quantization, given)
             self.quantizer = AutoHfQuantizer.from_config(settings, pre_quantized=False)
             self.quantizer.preprocess_model(model=self.module, device_map=None)
-        traced = _Untraced(self.module)
+        traced = SimpleNamespace(_module=self.module)  # nothing is run
         self.model = Model(traced, None, self.architecture, name, revision, quantization)
 
     def place(self, limits: Mapping[int | str, int], device_map: str) -> dict[str, int | str]:
@@ -295,26 +299,14 @@ class Shape:
 
     def bytes_by_module(self) -> dict[str, int]:
         """Bytes of the weights and buffers that each module holds itself."""
-        tied = set(getattr(self.module, "all_tied_weights_keys", None) or {})
-        found: dict[str, float] = {}
-        for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers()):
-            if name in tied:
-                continue
-            size: float = tensor.element_size()
-            if self.quantizer is not None:
-                size = self.quantizer.param_element_size(self.module, name, tensor)
+        from transformers.integrations.accelerate import compute_module_sizes
+
+        _, found = compute_module_sizes(self.module, self.quantizer)
+        if self.quantizer is not None:
+            for name, weight in self.module.named_parameters():
                 if self.quantizer.param_needs_quantization(self.module, name):
-                    size += SCALES[self.quantization or ""]
-            owner = name.rpartition(".")[0]
-            found[owner] = found.get(owner, 0) + tensor.numel() * size
+                    found[name.rpartition(".")[0]] += weight.numel() * SCALES[self.quantization]
         return {name: int(size) for name, size in found.items()}
-
-
-class _Untraced:
-    """Stands in for nnsight's wrapper where nothing is run."""
-
-    def __init__(self, module: Any) -> None:
-        self._module = module
 
 
 class _Counter:
@@ -328,10 +320,9 @@ class _Counter:
         tokens: int,
         prompts: int,
         keep: str,
-        n_labels: int = 2,
     ) -> None:
         self.model, self.architecture = shape.model, shape.architecture
-        self.tokens, self.prompts, self.n_labels = tokens, prompts, n_labels
+        self.tokens, self.prompts = tokens, prompts
         # About half of a demonstration's tokens are its text; with labels alone one is kept.
         self.kept = tokens if keep == "all" else max(1, tokens // 10)
         self.where = {name: _device(device) for name, device in placed.items()}
@@ -340,20 +331,18 @@ class _Counter:
         self.owned: dict[str, int] = dict.fromkeys([*self.limits, "disk"], 0)
         self.layers: dict[str, list[int]] = {name: [] for name in self.owned}
         self.other: dict[str, list[str]] = {name: [] for name in self.owned}
-        self.largest_layer = 0
-        of_layer: dict[int, int] = {}
+        self.of_layer: dict[int, int] = {}
         path = f"{self.architecture.layers_path}."
         for name, size in shape.bytes_by_module().items():
             device = self._of(name)
             self.owned[device] += size
             if name.startswith(path):
                 index = int(name.removeprefix(path).split(".")[0])
-                of_layer[index] = of_layer.get(index, 0) + size
+                self.of_layer[index] = self.of_layer.get(index, 0) + size
                 if index not in self.layers[device]:
                     self.layers[device].append(index)
             else:
                 self.other[device].append(name)
-        self.of_layer = of_layer
 
     def _of(self, name: str) -> str:
         """Device of a module: that of the longest name in the map that begins its own."""
@@ -399,15 +388,14 @@ class _Counter:
         computing: dict[str, list[int]] = {}
         for name, layers in self.layers.items():
             computing.setdefault(self.runs_on(name), []).extend(layers)
-            offloaded = layers and self.runs_on(name) != name
-            if offloaded or (name == "disk" and layers):
+            if layers and self.runs_on(name) != name:
                 room = max(self.of_layer[index] for index in layers)
                 found[self.runs_on(name)].activations += room
         last = self.runs_on(self._of(self.architecture.unembedding_path))
         for name, layers in computing.items():
             if layers or name == last:
                 self._measure(found[name], len(layers), name == last, batch)
-        found["cpu"].results += self.prompts * self._results(1, self.kept)
+        found["cpu"].results += self.prompts * self._results(1)
         disk = found.pop("disk")
         return [*found.values(), *([disk] if disk.weights else [])]
 
@@ -426,13 +414,13 @@ class _Counter:
             unembedded = min(UNEMBED_BYTES, n_rows * batch * logit_bytes(model))
             rows = max(rows, n_rows * end_bytes(model, batch) + unembedded)
         part.rows += rows
-        own = self._results(batch, self.kept)
+        own = self._results(batch)
         part.results += own if at_end else own * n_layers // model.n_layers
 
-    def _results(self, batch: int, kept: int) -> int:
+    def _results(self, batch: int) -> int:
         """Arrays of all measures of some prompts."""
-        by_position = kept * (ARRAYS_BY_POSITION + self.n_labels)
-        by_head = 1 + 3 * self.n_labels
+        by_position = self.kept * (ARRAYS_BY_POSITION + N_LABELS)
+        by_head = 1 + 3 * N_LABELS
         return 4 * batch * self.model.n_layers * self.model.n_heads * (by_position + by_head)
 
 
