@@ -188,7 +188,7 @@ def bare(model: Model, batch: Batch, recorders: list[Recorder]) -> list[Any]:
                 a,
                 index,
                 block,
-                batch.attention_mask,
+                batch.mask,
                 found["residual"],
                 q,
                 k,
@@ -218,7 +218,7 @@ def bare(model: Model, batch: Batch, recorders: list[Recorder]) -> list[Any]:
         logits = module(**batch.inputs).logits[:, -1].float()
         for handle in handles:
             handle.remove()
-        after = End(found["end"], logits, a.final_norm(module), a.unembedding(module))
+        after = End(found["end"][:, -1], logits, a.final_norm(module), a.unembedding(module))
         return [recorder.finish(after) for recorder in recorders]
 
 

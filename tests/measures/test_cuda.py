@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from reference import error
+from surface import MEASURES, same
 from tiny import ARCHITECTURES, THREE, byte_level, hf_model, tiny
 
 import twotower as tt
@@ -17,21 +17,6 @@ from twotower.measures.batch_size import Found
 from twotower.measures.walk import LayerView, Recorder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-
-MEASURES: dict[str, Callable[..., Any]] = {
-    "predict": tt.predict,
-    "last": lambda m, p: tt.head_effects(m, p),
-    "labels": lambda m, p: tt.head_effects(m, p, "labels"),
-    "all": lambda m, p: tt.head_effects(m, p, "all"),
-    "groups": lambda m, p: tt.group_effects(m, p, [[(0, 1), (1, 2)], [(0, 1), (2, 0)]]),
-    "mean": lambda m, p: tt.head_effects(m, p, ablation="mean", reference=p),
-    "patch": lambda m, p: tt.head_effects(m, p, ablation="patch", reference=p),
-    "tracing": lambda m, p: tt.causal_tracing(m, p, p.reversed_labels()),
-    "gradient": lambda m, p: tt.attribution_patching(m, p, "all"),
-    "attribution": lambda m, p: tt.attribution(m, p, "own"),
-    "qk": tt.qk_similarity,
-    "ov": lambda m, p: tt.ov_labels(m, p, top_tokens=[(0, 1), (2, 3)], keep="labels"),
-}
 
 
 class _Strict(Recorder):
@@ -64,16 +49,6 @@ def on_gpu(name: str, dtype: torch.dtype = torch.float32) -> tt.Model:
 
 def make(model: tt.Model, n: int = 6) -> tt.Prompts:
     return tt.build_prompts(model, THREE, shots=1, n=n, seed=2)
-
-
-def same(found: Any, expected: Any, tolerance: float) -> None:
-    for name, values in expected.data_vars.items():
-        if values.dtype.kind == "f":
-            a, b = found[name].values, values.values
-            np.testing.assert_array_equal(np.isnan(a), np.isnan(b))
-            assert error(np.nan_to_num(a), np.nan_to_num(b)) <= tolerance, name
-        else:
-            np.testing.assert_array_equal(found[name], values)
 
 
 @pytest.mark.parametrize("what", MEASURES)

@@ -164,10 +164,10 @@ def test_common_beginnings_are_run_once(any_model: tt.Model, positions: str, mon
 
     monkeypatch.setattr(effects, "make_layout", spy)
     together = tt.group_effects(any_model, prompts, GROUPS, positions)
-    packed = sum(x.source.numel() for x in layouts)
+    packed = sum(x.source.own.numel() for x in layouts)
     layouts.clear()
     alone = tt.group_effects(any_model, prompts, GROUPS, positions, batch_size=1)
-    separate = sum(x.source.numel() for x in layouts)
+    separate = sum(x.source.own.numel() for x in layouts)
     assert packed < 0.5 * separate
     assert error(together["margin_drop"], expected) <= 1e-4
     assert error(alone["margin_drop"], expected) <= 1e-4

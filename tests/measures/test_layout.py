@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from twotower.measures.counterfactuals import plan
 from twotower.measures.layout import Layout, make_layout
-
-CPU = torch.device("cpu")
 
 
 def layout(
@@ -16,51 +13,51 @@ def layout(
 ) -> Layout:
     ids = np.array(token_id)
     kinds = np.zeros(ids.shape, dtype=int) if kinds is None else np.array(kinds)
-    return make_layout(ids, np.array(at, dtype=bool), kinds, width, CPU)
+    return make_layout(ids, np.array(at, dtype=bool), kinds, width, [])
 
 
 def test_the_last_position_alone() -> None:
     found = layout([[-1, 5, 6, 7], [1, 2, 3, 4]], [[0, 0, 0, 1], [0, 0, 0, 1]])
-    assert found.source.tolist() == [[7], [3]]  # packs are in the order of the tokens
-    assert found.earlier.tolist() == [[4, 5, 6], [1, 2, 0]]
-    assert found.visible.tolist() == [[[True] * 4], [[True, True, False, True]]]
-    assert found.prompt.tolist() == [1, 0]
-    assert found.distance[0].tolist() == [[3, 2, 1, 0]]
+    assert found.source.own.tolist() == [[7], [3]]  # packs are in the order of the tokens
+    assert found.earlier.own.tolist() == [[4, 5, 6], [1, 2, 0]]
+    assert found.visible.own.tolist() == [[[True] * 4], [[True, True, False, True]]]
+    assert found.prompt.own.tolist() == [1, 0]
+    assert found.distance.own[0].tolist() == [[3, 2, 1, 0]]
 
 
 def test_all_positions_of_one_prompt_are_causal() -> None:
     found = layout([[5, 6, 7]], [[1, 1, 1]])
     assert found.causal
-    assert found.earlier.shape == (1, 0)
-    np.testing.assert_array_equal(found.visible[0], np.tri(3, dtype=bool))
+    assert found.earlier.own.shape == (1, 0)
+    np.testing.assert_array_equal(found.visible.own[0], np.tri(3, dtype=bool))
 
 
 def test_a_common_beginning_stands_once() -> None:
     found = layout([[1, 2, 3, 4], [1, 2, 5, 6]], [[0, 1, 1, 1], [0, 1, 1, 1]])
-    assert found.source.tolist() == [[1, 2, 3, 6, 7]]
-    assert found.earlier.tolist() == [[0]]
+    assert found.source.own.tolist() == [[1, 2, 3, 6, 7]]
+    assert found.earlier.own.tolist() == [[0]]
     seen = [[0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 4], [0, 1, 4, 5]]
-    assert [np.flatnonzero(row).tolist() for row in found.visible[0].numpy()] == seen
-    assert found.distance[0, 4].tolist()[:2] == [3, 2]
-    assert found.distance[0, 4, 4].item() == 1
-    assert found.last.tolist() == [[2, 4]]
-    assert found.prompt.tolist() == [0, 1]
+    assert [np.flatnonzero(row).tolist() for row in found.visible.own[0].numpy()] == seen
+    assert found.distance.own[0, 4].tolist()[:2] == [3, 2]
+    assert found.distance.own[0, 4, 4].item() == 1
+    assert found.last.own.tolist() == [[2, 4]]
+    assert found.prompt.own.tolist() == [0, 1]
     assert not found.causal
 
 
 def test_what_is_changed_otherwise_is_not_common() -> None:
     ids, at = [[1, 2, 3], [1, 2, 4]], [[1, 1, 1], [1, 1, 1]]
-    assert layout(ids, at).source.numel() == 4
-    assert layout(ids, at, kinds=[[0, 0, 0], [1, 1, 1]]).source.numel() == 6
+    assert layout(ids, at).source.own.numel() == 4
+    assert layout(ids, at, kinds=[[0, 0, 0], [1, 1, 1]]).source.own.numel() == 6
     # Changed in one prompt, clean in the other.
-    assert layout(ids, [[1, 1, 1], [0, 0, 1]]).source.shape == (2, 3)
+    assert layout(ids, [[1, 1, 1], [0, 0, 1]]).source.own.shape == (2, 3)
 
 
 def test_a_large_pack_must_be_worth_its_attention() -> None:
     ids, at = [[1, 2, 3, 4], [1, 5, 6, 7]], [[1] * 4] * 2
-    assert layout(ids, at).source.shape == (1, 7)
+    assert layout(ids, at).source.own.shape == (1, 7)
     # Where attention is all that costs: 7 x 7 pairs are more than twice 4 x 4.
-    assert layout(ids, at, width=1e-9).source.shape == (2, 4)
+    assert layout(ids, at, width=1e-9).source.own.shape == (2, 4)
 
 
 def test_singles_branch_off_the_clean_run() -> None:

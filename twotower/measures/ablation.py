@@ -15,6 +15,7 @@ import torch
 from ..errors import InputError
 from .batch import Batch, make_batch
 from .batch_size import Batches
+from .everywhere import Everywhere
 from .walk import End, LayerView, Recorder, run_batch
 
 if TYPE_CHECKING:
@@ -29,11 +30,12 @@ class Replacement:
     """Zero: heads' outputs are replaced by nothing."""
 
     def values(
-        self, batch: Batch, layers: Sequence[int], index: torch.Tensor
+        self, batch: Batch, layers: Sequence[int], index: torch.Tensor | None = None
     ) -> dict[int, torch.Tensor] | None:
-        """(..., H, d_head) by layer, at an index (...,) into a batch's flattened (B T).
+        """(..., H, d_head) by layer, each on the layer's device; None stands for zero.
 
-        None stands for zero. Positions that are not going to be replaced hold anything.
+        At an index (...,) into the batch's flattened (B T) positions, which is on the host;
+        at all, (B, T), by default. Positions that are not going to be replaced hold anything.
         """
         return None
 
@@ -136,17 +138,16 @@ class _Mean(Replacement):
                 total += sums["sums"]
         counts = np.bincount(own[reference.token_id >= 0], minlength=len(numbers))
         mean = total / torch.as_tensor(np.maximum(counts, 1))[:, None, None]
-        self.mean = mean.unflatten(-1, (model.n_heads, -1))
-        self.copies = {self.mean.device: self.mean}
+        by_layer = mean.unflatten(-1, (model.n_heads, -1)).unbind(dim=1)
+        self.means = [x.to(device) for x, device in zip(by_layer, model.layer_devices, strict=True)]
 
     def values(
-        self, batch: Batch, layers: Sequence[int], index: torch.Tensor
+        self, batch: Batch, layers: Sequence[int], index: torch.Tensor | None = None
     ) -> dict[int, torch.Tensor]:
-        keys = batch.cut(self.index).flatten()[index]
-        if keys.device not in self.copies:
-            self.copies[keys.device] = self.mean.to(keys.device)
-        mean = self.copies[keys.device]
-        return {layer: mean[:, layer][keys] for layer in layers}
+        keys = batch.cut(self.index)
+        if index is not None:
+            keys = keys.map(lambda x: x.flatten()[index])
+        return {n: self.means[n][keys.on(self.means[n].device)] for n in layers}
 
     def kinds(self, batch: Batch) -> np.ndarray:
         return batch.part(self.index)
@@ -155,14 +156,14 @@ class _Mean(Replacement):
 class _Sums(Recorder):
     """Sum of z over positions with the same key; padding counts for nothing."""
 
-    def __init__(self, index: torch.Tensor, n_keys: int) -> None:
+    def __init__(self, index: Everywhere, n_keys: int) -> None:
         self.index, self.n_keys = index, n_keys
         self.sums: list[torch.Tensor] = []
 
     def layer(self, view: LayerView) -> None:
-        z = view.z.flatten(-2).float() * view.attention_mask.to(view.z.device).unsqueeze(-1)
+        z = view.z.flatten(-2).float() * view.real.unsqueeze(-1)
         empty = torch.zeros(self.n_keys, z.shape[-1], device=z.device)
-        summed = empty.index_add(0, self.index.to(z.device).flatten(), z.flatten(0, 1))
+        summed = empty.index_add(0, self.index.on(z.device).flatten(), z.flatten(0, 1))
         self.sums.append(summed)
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
@@ -185,12 +186,14 @@ class _Donated(Replacement):
         self.columns = donor_columns(prompts, at, reference, donors)
 
     def values(
-        self, batch: Batch, layers: Sequence[int], index: torch.Tensor
+        self, batch: Batch, layers: Sequence[int], index: torch.Tensor | None = None
     ) -> dict[int, torch.Tensor]:
         donors = make_batch(self.model, self.reference, self.donors[batch.rows])
-        columns = (batch.cut(self.columns) + donors.width).clamp(min=0)
-        starts = torch.arange(len(columns), device=columns.device)[:, None] * donors.width
-        recorder = _Heads(layers, (columns + starts).flatten()[index])
+        columns = (torch.as_tensor(batch.part(self.columns)) + donors.width).clamp(min=0)
+        columns = columns + torch.arange(len(columns))[:, None] * donors.width
+        if index is not None:
+            columns = columns.flatten()[index]
+        recorder = _Heads(layers, Everywhere(columns, batch.devices))
         (found,) = run_batch(self.model, donors, [recorder], on_cpu=False)
         return found
 
@@ -201,13 +204,13 @@ class _Donated(Replacement):
 class _Heads(Recorder):
     """z (..., H, d_head) of some layers at an index (...,) into the batch's positions."""
 
-    def __init__(self, layers: Sequence[int], index: torch.Tensor) -> None:
+    def __init__(self, layers: Sequence[int], index: Everywhere) -> None:
         self.layers, self.index = set(layers), index
         self.found: dict[int, torch.Tensor] = {}
 
     def layer(self, view: LayerView) -> None:
         if view.index in self.layers:
-            self.found[view.index] = view.z.flatten(0, 1)[self.index.to(view.z.device)]
+            self.found[view.index] = view.z.flatten(0, 1)[self.index.on(view.z.device)]
 
     def finish(self, end: End) -> dict[Any, torch.Tensor]:
         return self.found

@@ -22,6 +22,7 @@ from ..intervention import DropPosition, Patch, ScaleAttention
 from .ablation import check_donors, donor_columns
 from .batch import Batch, make_batch
 from .content import content_scores, scores
+from .everywhere import Everywhere
 from .walk import BatchEdit, End, LayerView, Recorder, run_batch
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class Prepared:
         if self.columns is not None and part.n_queries:
             assert isinstance(self.edit, Patch)
             donors = make_batch(model, self.edit.donor, batch.rows)
-            columns = (batch.cut(self.columns) + donors.width).clamp(min=0)
+            columns = batch.cut(self.columns).map(lambda x: (x + donors.width).clamp(min=0))
             recorder = _Donors(self.edit.what, by_layer, columns, part.n_queries)
             (part.donated,) = run_batch(model, donors, [recorder], on_cpu=False)
         return part
@@ -137,15 +138,15 @@ class Part:
 
     edit: AttentionEdit
     heads: dict[int, list[int]]
-    queries: torch.Tensor
-    keys: torch.Tensor
-    labels_at: torch.Tensor
+    queries: Everywhere
+    keys: Everywhere
+    labels_at: Everywhere
     n_queries: int
     donated: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def looks(self, layer: int, heads: list[int], n: int, device: torch.device) -> torch.Tensor:
         """(B, h, n, 1) boolean: which heads are edited where."""
-        mine = self.queries[:, -n:].to(device)
+        mine = self.queries.on(device)[:, -n:]
         none = torch.zeros_like(mine)
         by_head = [mine if head in self.heads[layer] else none for head in heads]
         return torch.stack(by_head, dim=1).unsqueeze(-1)
@@ -195,11 +196,11 @@ def _changed_attention(
     layer, device = view.index, plain.device
 
     def chosen(part: Part) -> torch.Tensor:
-        return part.looks(layer, heads, n, device) & part.keys[:, None, None].to(device)
+        return part.looks(layer, heads, n, device) & part.keys.on(device)[:, None, None]
 
     dropped = [part for part in parts if isinstance(part.edit, DropPosition)]
     for part in dropped:
-        labels_at = part.labels_at if part.edit.distance == "mean" else None
+        labels_at = part.labels_at.on(device) if part.edit.distance == "mean" else None
         plain = torch.where(chosen(part), content_scores(view, n, heads, labels_at), plain)
     changed = weights
     if dropped:
@@ -231,9 +232,7 @@ def _heads_of(value: torch.Tensor, owners: Sequence[int]) -> torch.Tensor:
 class _Donors(Recorder):
     """Attention or values of donors, at the positions that match the prompts' own."""
 
-    def __init__(
-        self, what: str, heads: dict[int, list[int]], columns: torch.Tensor, n: int
-    ) -> None:
+    def __init__(self, what: str, heads: dict[int, list[int]], columns: Everywhere, n: int) -> None:
         self.what, self.heads, self.columns, self.n = what, heads, columns, n
         self.found: dict[int, torch.Tensor] = {}
 
@@ -241,7 +240,7 @@ class _Donors(Recorder):
         heads = self.heads.get(view.index)
         if heads is None:
             return
-        columns, width = self.columns.to(view.z.device), view.z.shape[1]
+        columns, width = self.columns.on(view.z.device), view.z.shape[1]
         if self.what == "values":
             index = columns[:, :, None, None].expand(-1, -1, *view.value.shape[2:])
             self.found[view.index] = view.value.gather(1, index)

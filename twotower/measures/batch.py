@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
+from .everywhere import Everywhere
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -26,6 +27,10 @@ class Batch:
         (B,) numbers of the prompts.
     input_ids, attention_mask, position_ids
         (B, T) tensors on the device of the embedding.
+    devices
+        All devices of the model.
+    mask
+        (B, T) boolean: what is no padding.
     gold
         (B,) number of the right label.
     kept
@@ -37,8 +42,10 @@ class Batch:
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     position_ids: torch.Tensor
-    gold: torch.Tensor
-    kept: torch.Tensor | None = None
+    devices: list[torch.device]
+    mask: Everywhere
+    gold: Everywhere
+    kept: Everywhere | None = None
 
     @property
     def width(self) -> int:
@@ -56,12 +63,16 @@ class Batch:
             "logits_to_keep": 1,
         }
 
-    def cut(self, by_position: np.ndarray) -> torch.Tensor:
-        """The batch's part (B, T) of a (prompt, position) array."""
-        return torch.as_tensor(self.part(by_position), device=self.input_ids.device)
+    def everywhere(self, values: np.ndarray) -> Everywhere:
+        """An array on all devices of the model."""
+        return Everywhere(values, self.devices)
+
+    def cut(self, by_position: np.ndarray) -> Everywhere:
+        """The batch's part (B, T) of a (prompt, position) array, on all devices."""
+        return self.everywhere(self.part(by_position))
 
     def part(self, by_position: np.ndarray) -> np.ndarray:
-        """The same, as an array."""
+        """The batch's part (B, T) of a (prompt, position) array."""
         return by_position[self.rows][:, by_position.shape[1] - self.width :]
 
 
@@ -86,17 +97,19 @@ def make_batch(
     ids = prompts.token_id[rows][:, prompts.n_positions - width :]
     mask = ids >= 0
     pad = model.tokenizer.pad_token_id
-    device = model.device
+    device, devices = model.device, model.devices
     kept = None
     if columns is not None:
         cut = columns[rows] - (prompts.n_positions - width)
-        kept = torch.as_tensor(np.where(cut < 0, -1, cut), device=device)
+        kept = Everywhere(np.where(cut < 0, -1, cut), devices)
     return Batch(
         rows,
         torch.as_tensor(np.where(mask, ids, 0 if pad is None else pad), device=device),
         torch.as_tensor(mask.astype(np.int64), device=device),
         torch.as_tensor(np.maximum(mask.cumsum(axis=1) - 1, 0), device=device),
-        torch.as_tensor(prompts.gold_index[rows], device=device),
+        devices,
+        Everywhere(mask, devices),
+        Everywhere(prompts.gold_index[rows], devices),
         kept,
     )
 

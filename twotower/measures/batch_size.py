@@ -76,8 +76,8 @@ class Meter:
     """What a batch takes of the GPUs that a model is on."""
 
     def __init__(self, model: Model) -> None:
-        devices = {model.device, *(x.device for x in model.module.parameters())}
-        self.devices = [] if model.remote else [x for x in devices if x.type == "cuda"]
+        devices = () if model.remote else model.devices
+        self.devices = [x for x in devices if x.type == "cuda"]
         self.before: dict[torch.device, int] = {}
 
     def start(self) -> None:

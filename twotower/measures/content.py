@@ -47,7 +47,7 @@ def content_scores(
         cos, sin = view.cos.float(), view.sin.float()
         query = rotate(query, cos[:, -n:], sin[:, -n:])
         if labels_at is not None:
-            cos, sin = (_mean_before(table, labels_at.to(table.device)) for table in (cos, sin))
+            cos, sin = (_mean_before(table, labels_at) for table in (cos, sin))
         # A score is linear in the key's table, so the key's rotation can be undone on the
         # query's side: the transpose turns the other way.
         query = rotate(query, cos[:, -n:], -sin[:, -n:])

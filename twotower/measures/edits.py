@@ -25,6 +25,7 @@ from ..intervention import (
 from .ablation import Replacement, make_replacement
 from .attention_edits import AttentionEdits, Prepared
 from .batch import Batch
+from .everywhere import Everywhere
 from .walk import BatchEdit, LayerView
 
 if TYPE_CHECKING:
@@ -121,8 +122,7 @@ class _PreparedOutput:
         mask = batch.cut(self.at)
         if self.replacement is None:
             return _ScaleHeads(self.heads, mask, self.factor)
-        every = torch.arange(mask.numel(), device=mask.device).view(mask.shape)
-        values = self.replacement.values(batch, sorted(self.heads), every)
+        values = self.replacement.values(batch, sorted(self.heads))
         return _ReplaceHeads(self.heads, mask, values)
 
 
@@ -172,7 +172,7 @@ def prepare_change(
 
 
 class _ScaleHeads(BatchEdit):
-    def __init__(self, heads: dict[int, list[int]], mask: torch.Tensor, factor: float) -> None:
+    def __init__(self, heads: dict[int, list[int]], mask: Everywhere, factor: float) -> None:
         self.heads, self.mask, self.factor = heads, mask, factor
 
     def apply(self, view: LayerView, z: torch.Tensor) -> torch.Tensor:
@@ -185,7 +185,7 @@ class _ReplaceHeads(BatchEdit):
     def __init__(
         self,
         heads: dict[int, list[int]],
-        mask: torch.Tensor,
+        mask: Everywhere,
         values: dict[int, torch.Tensor] | None,
     ) -> None:
         self.heads, self.mask, self.values = heads, mask, values
@@ -199,12 +199,12 @@ class _ReplaceHeads(BatchEdit):
         return torch.where(_chosen(self.heads[view.index], self.mask, z), new, z)
 
 
-def _chosen(heads: list[int], mask: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-    """(B, T, H, 1) boolean: positions of the mask, in the heads named.
+def _chosen(heads: list[int], positions: Everywhere, z: torch.Tensor) -> torch.Tensor:
+    """(B, T, H, 1) boolean: the positions, in the heads named.
 
     Made of tensors that are on the device; an index from a list would have to come there.
     """
-    mask = mask.to(z.device)
+    mask = positions.on(z.device)
     none = torch.zeros_like(mask)
     by_head = [mask if head in heads else none for head in range(z.shape[2])]
     return torch.stack(by_head, dim=-1).unsqueeze(-1)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from ..checks import check_measured
 from .batch import Batch
@@ -190,22 +190,23 @@ def sweep_maker(
         groups = [(head,) for head in model.heads]
 
     def make(batch: Batch) -> Sweep:
-        where = batch.cut(at)
         layout = make_layout(
             batch.part(prompts.token_id),
             batch.part(at),
             replacement.kinds(batch),
             6 * model.d_model,
-            model.device,
+            batch.devices,
         )
-        values = replacement.values(batch, range(model.n_layers), layout.source)
-        change = Change(where.flatten()[layout.source], factor, values)
+        source = layout.source.own
+        values = replacement.values(batch, range(model.n_layers), source)
+        changed = batch.cut(at).map(lambda x: x.flatten()[source])
+        change = Change(changed, factor, values)
         fit = what_fits(model, layout, batch.width, memory_budget, logprobs)
         chunks = [groups[i : i + fit.rows] for i in range(0, len(groups), fit.rows)]
-        answer = batch.gold
         if gold is not None:
-            answer = torch.as_tensor(gold[batch.rows], device=answer.device)
+            batch = replace(batch, gold=batch.everywhere(gold[batch.rows]))
         unembedded = fit.vectors if logprobs else 0
-        return Sweep(answer, readout, layout, change, chunks, unembedded, shape, name)
+        where = model.layer_devices
+        return Sweep(batch, readout, layout, change, chunks, unembedded, shape, where, name)
 
     return make

@@ -14,6 +14,7 @@ from .batch import Batch
 from .collect import collect, dataset
 from .edits import prepare_change
 from .effects import change_settings
+from .everywhere import Everywhere
 from .recorders import margin
 from .walk import End, LayerView, Recorder
 
@@ -45,11 +46,11 @@ class Gradient(Recorder):
         self,
         batch: Batch,
         label_ids: tuple[int, ...],
-        at: torch.Tensor,
+        at: Everywhere,
         values: dict[int, torch.Tensor] | None,
         factor: float,
     ) -> None:
-        self.gold, self.label_ids = batch.gold, torch.tensor(label_ids, device=batch.gold.device)
+        self.gold, self.label_ids = batch.gold, batch.everywhere(np.array(label_ids))
         self.at, self.values, self.factor = at, values, factor
         self.z: list[torch.Tensor] = []
 
@@ -57,8 +58,8 @@ class Gradient(Recorder):
         self.z.append(view.z)
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
-        logits = end.logits[:, self.label_ids.to(end.logits.device)]
-        total = margin(logits, self.gold.to(logits.device)).sum()
+        logits = end.logits[:, self.label_ids.on(end.logits.device)]
+        total = margin(logits, self.gold.on(logits.device)).sum()
         gradients = torch.autograd.grad(total, self.z)
         drops = []
         for layer, (z, gradient) in enumerate(zip(self.z, gradients, strict=True)):
@@ -66,7 +67,7 @@ class Gradient(Recorder):
             if self.values is not None:
                 new = self.values[layer].to(z.device, z.dtype)
             lost = (gradient.float() * (z.float() - new.float())).sum(dim=-1)
-            at = self.at.to(z.device).unsqueeze(-1)
+            at = self.at.on(z.device).unsqueeze(-1)
             drops.append(lost.masked_fill(~at, 0).sum(dim=1).detach().to(logits.device))
         return {"margin_drop": torch.stack(drops, dim=1)}
 
@@ -147,9 +148,7 @@ def gradient_maker(
     at, replacement = prepare_change(model, prompts, positions, ablation, reference, seed, factor)
 
     def make(batch: Batch) -> Gradient:
-        mask = batch.cut(at)
-        every = torch.arange(mask.numel(), device=mask.device).view(mask.shape)
-        values: Any = replacement.values(batch, range(model.n_layers), every)
-        return Gradient(batch, prompts.label_ids, mask, values, factor)
+        values: Any = replacement.values(batch, range(model.n_layers))
+        return Gradient(batch, prompts.label_ids, batch.cut(at), values, factor)
 
     return make

@@ -11,10 +11,13 @@ Shapes: G packs, S changed positions of a pack, E unchanged ones, B prompts of T
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+
+from .everywhere import Everywhere
 
 
 @dataclass
@@ -39,32 +42,34 @@ class Layout:
         Whether every position sees exactly those that stand before it in its pack.
     """
 
-    source: torch.Tensor
-    earlier: torch.Tensor
-    visible: torch.Tensor
-    distance: torch.Tensor
-    last: torch.Tensor
-    prompt: torch.Tensor
+    source: Everywhere
+    earlier: Everywhere
+    visible: Everywhere
+    distance: Everywhere
+    last: Everywhere
+    prompt: Everywhere
     causal: bool
     _seen: dict[object, torch.Tensor] = field(default_factory=dict)
 
     @property
     def n_changed(self) -> int:
         """Changed positions S of a pack."""
-        return int(self.source.shape[1])
+        return int(self.source.own.shape[1])
 
     def seen(self, window: int | None, last: bool, device: torch.device) -> torch.Tensor:
         """(G, S or Q, E + S) boolean: what may be attended to in a layer with a window."""
         key = (window, last, device)
         if key not in self._seen:
-            seen = self.visible if window is None else self.visible & (self.distance < window)
-            self._seen[key] = (self.ends(seen) if last else seen).to(device)
+            seen = self.visible.on(device)
+            if window is not None:
+                seen = seen & (self.distance.on(device) < window)
+            self._seen[key] = self.ends(seen) if last else seen
         return self._seen[key]
 
     def ends(self, x: torch.Tensor) -> torch.Tensor:
         """(G, Q, ...) prompts' last positions of x (G, S, ...)."""
         packs = torch.arange(len(x), device=x.device)
-        return x[packs[:, None], self.last.to(x.device)]
+        return x[packs[:, None], self.last.on(x.device)]
 
     def row_ends(self, x: torch.Tensor) -> torch.Tensor:
         """(G, n, Q, ...) prompts' last positions of rows (G, n, S, ...)."""
@@ -72,7 +77,7 @@ class Layout:
 
     def by_prompt(self, x: torch.Tensor) -> torch.Tensor:
         """(B, n, ...) of what (G, n, Q, ...) prompts' last positions have."""
-        return x.transpose(1, 2).flatten(0, 1)[self.prompt.to(x.device)]
+        return x.transpose(1, 2).flatten(0, 1)[self.prompt.on(x.device)]
 
 
 @dataclass
@@ -106,7 +111,11 @@ class _Pack:
 
 
 def make_layout(
-    token_id: np.ndarray, at: np.ndarray, kinds: np.ndarray, width: float, device: torch.device
+    token_id: np.ndarray,
+    at: np.ndarray,
+    kinds: np.ndarray,
+    width: float,
+    devices: Sequence[torch.device],
 ) -> Layout:
     """Packs of a batch, prompts that begin alike together.
 
@@ -122,7 +131,7 @@ def make_layout(
     width
         Number of positions at which attention costs as much as all the rest of a block;
         decides whether a common beginning is worth a larger pack.
-    device
+    devices
         Where the tensors are wanted.
     """
     n, n_positions = token_id.shape
@@ -143,7 +152,7 @@ def make_layout(
                 packs[-1] = joint
                 continue
         packs.append(alone)
-    return _tensors(packs, n, device)
+    return _tensors(packs, n, devices)
 
 
 def _price(pack: _Pack, width: float) -> float:
@@ -162,7 +171,7 @@ def _copy(pack: _Pack) -> _Pack:
     )
 
 
-def _tensors(packs: list[_Pack], n: int, device: torch.device) -> Layout:
+def _tensors(packs: list[_Pack], n: int, devices: Sequence[torch.device]) -> Layout:
     changed = [np.flatnonzero(pack.changed) for pack in packs]
     earlier = [np.flatnonzero(~np.array(pack.changed)) for pack in packs]
     n_changed, n_earlier = max(map(len, changed)), max(map(len, earlier))
@@ -191,4 +200,4 @@ def _tensors(packs: list[_Pack], n: int, device: torch.device) -> Layout:
             prompt[b] = g * n_last + q
     causal = n_earlier == 0 and bool((visible == np.tri(n_changed, dtype=bool)).all())
     arrays = (source, before, visible, distance, last, prompt)
-    return Layout(*(torch.as_tensor(x, device=device) for x in arrays), causal)
+    return Layout(*(Everywhere(x, devices) for x in arrays), causal)

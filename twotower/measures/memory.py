@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,13 +57,14 @@ def what_fits(
     BudgetError
         If not one row fits, or not one vector's logits.
     """
-    n_prompts, (n_packs, n_changed) = len(layout.prompt), layout.source.shape
-    sizes = (n_packs, n_changed, layout.earlier.shape[1])
+    source, earlier = layout.source.own, layout.earlier.own
+    n_prompts, (n_packs, n_changed) = len(layout.prompt.own), source.shape
+    sizes = (n_packs, n_changed, earlier.shape[1])
     fixed = forward_bytes(model, n_prompts, width) + clean_bytes(model, *sizes)
     each, at_end = row_bytes(model, *sizes), end_bytes(model, n_prompts)
     vector = logit_bytes(model)
     smallest = fixed + max(each, at_end + vector * logprobs)
-    given = as_bytes(budget, model.device)
+    given = as_bytes(budget, model.devices)
     if smallest > given:
         raise BudgetError(
             f"memory_budget={budget!r} is too small for a batch of {n_prompts} prompts: "
@@ -78,8 +80,10 @@ def what_fits(
     return Fit(rows, max(1, min(UNEMBED_BYTES, left) // vector))
 
 
-def as_bytes(budget: int | str | None, device: torch.device, name: str = "memory_budget") -> int:
-    """A memory budget in bytes; by default a share of what is free on the device.
+def as_bytes(
+    budget: int | str | None, devices: Iterable[torch.device], name: str = "memory_budget"
+) -> int:
+    """A memory budget in bytes; by default a share of what is free on the fullest device.
 
     Raises
     ------
@@ -89,7 +93,7 @@ def as_bytes(budget: int | str | None, device: torch.device, name: str = "memory
     from accelerate.utils.modeling import convert_file_size_to_int
 
     if budget is None:
-        return int(SHARE * free_bytes(device))
+        return int(SHARE * min(map(free_bytes, devices)))
     wrong = InputError(f"{name}={budget!r} must be a number of bytes, or like '2GiB'")
     if isinstance(budget, bool) or not isinstance(budget, (int, str)):
         raise wrong

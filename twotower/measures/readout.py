@@ -167,7 +167,7 @@ def _probe(architecture: Architecture, root: Any, ids: list[int]) -> list[Any]:
     """Norm, label rows, label directions and the devices met; inside a trace."""
     projection_like = [architecture.projection(b).input for b in architecture.layers(root)]
     norm, unembedding = architecture.final_norm(root), architecture.unembedding(root)
-    like = norm.input
+    like = norm.output  # on the norm's device, as accelerate may bring its input there
 
     width = like.shape[-1]
     zero = torch.zeros(1, width, dtype=like.dtype, device=like.device)
@@ -188,7 +188,7 @@ def _probe(architecture: Architecture, root: Any, ids: list[int]) -> list[Any]:
     for start in range(0, width, step):
         n = min(step, width - start)
         probe = torch.zeros(n, width, dtype=unembed_dtype, device=like.device)
-        probe[torch.arange(n), start + torch.arange(n)] = 1
+        probe.diagonal(start).fill_(1)
         rows.append((unembedding(probe)[:, ids].float() - bias).T)
     rows_by_label = torch.cat(rows, dim=1).to(scale.device)
 

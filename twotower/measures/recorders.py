@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from ..models.architecture import call
 from .batch import Batch
 from .content import content_scores
+from .everywhere import Everywhere
 from .readout import Readout
 from .walk import End, LayerView, Recorder
 
@@ -26,11 +28,11 @@ class Predictions(Recorder):
 
     def __init__(self, batch: Batch, label_ids: tuple[int, ...]) -> None:
         self.gold = batch.gold
-        self.label_ids = torch.tensor(label_ids, device=batch.gold.device)
+        self.label_ids = batch.everywhere(np.array(label_ids))
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
         logits = end.logits
-        gold, ids = self.gold.to(logits.device), self.label_ids.to(logits.device)
+        gold, ids = (x.on(logits.device) for x in (self.gold, self.label_ids))
         labels = logits[:, ids]
         top = logits.argmax(dim=-1)
         return {
@@ -48,17 +50,17 @@ class Similarity(Recorder):
 
     group = "qk"
 
-    def __init__(self, batch: Batch, labels_at: torch.Tensor) -> None:
+    def __init__(self, batch: Batch, labels_at: Everywhere) -> None:
         self.batch, self.labels_at = batch, labels_at
         self.found: dict[str, list[torch.Tensor]] = {}
 
     def layer(self, view: LayerView) -> None:
-        hidden = ~view.attention_mask.bool().to(view.z.device)[:, None]
+        hidden, labels_at = ~view.real[:, None], self.labels_at.on(view.z.device)
         parts = {"score": view.scores, "attention": view.attention}
         if view.learned is not None or view.cos is not None:
             parts["score_content"] = content_scores(view, 1)[:, :, 0]
         if view.cos is not None:
-            parts["score_content_mean"] = content_scores(view, 1, labels_at=self.labels_at)[:, :, 0]
+            parts["score_content_mean"] = content_scores(view, 1, labels_at=labels_at)[:, :, 0]
         for name, values in parts.items():
             kept = keep(values.masked_fill(hidden, torch.nan), self.batch)
             self.found.setdefault(name, []).append(kept)
@@ -84,12 +86,12 @@ class LabelValues(Recorder):
         flat = grouped.permute(0, 2, 1, 3).reshape(n_kv, d_head, per * n_labels)
         logits = (view.value.float().transpose(1, 2) @ flat).unflatten(-1, (per, n_labels))
         logits = logits.permute(0, 1, 3, 2, 4).flatten(1, 2)
-        hidden = ~view.attention_mask.bool().to(logits.device)[:, None, :, None]
+        hidden = ~view.real[:, None, :, None]
         masked = logits.masked_fill(hidden, torch.nan)
         self.found.append(keep(masked.transpose(-1, -2), self.batch).transpose(-1, -2))
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
-        spread = self.readout.spread(end.residual[:, -1])
+        spread = self.readout.spread(end.residual)
         return {"label_logit": stack(self.found, end) / spread.view(-1, 1, 1, 1, 1)}
 
 
@@ -115,8 +117,8 @@ class TopTokens(Recorder):
             self.vectors[layer, head] = call(projection, alone.flatten(-2)) - nothing
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
-        spread = self.readout.spread(end.residual[:, -1])
-        zero = torch.zeros_like(end.residual[:1, -1:])
+        spread = self.readout.spread(end.residual)
+        zero = torch.zeros_like(end.residual[:1, None])
         bias = end.unembedding(zero)
         tops = []
         for head in self.heads:
@@ -129,11 +131,11 @@ class TopTokens(Recorder):
                 for x in normed.unbind(dim=1)
             ]
             tops.append(torch.cat(rows, dim=1))
-        padded = self.batch.attention_mask == 0
-        if self.batch.kept is not None:
-            padded = self.batch.kept < 0
         found = torch.stack(tops, dim=1)
-        return {"top_token": found.masked_fill(padded.to(found.device)[:, None], -1)}
+        padded = ~self.batch.mask.on(found.device)
+        if self.batch.kept is not None:
+            padded = self.batch.kept.on(found.device) < 0
+        return {"top_token": found.masked_fill(padded[:, None], -1)}
 
 
 class Attribution(Recorder):
@@ -166,7 +168,7 @@ class Attribution(Recorder):
         self.outputs.append(call(projection, z.flatten(-2)) - nothing)
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
-        spread = self.readout.spread(end.residual[:, -1])
+        spread = self.readout.spread(end.residual)
         heads, base = stack(self.outputs, end), stack(self.base, end).unsqueeze(2)
         vectors = torch.cat((base, base + heads), dim=2)
         if self.norm == "own":
@@ -190,7 +192,7 @@ def keep(values: torch.Tensor, batch: Batch) -> torch.Tensor:
     """(B, ..., T) cut to the columns that the batch keeps; NaN where there is none."""
     if batch.kept is None:
         return values
-    kept = batch.kept.to(values.device)
+    kept = batch.kept.on(values.device)
     shape = (len(kept), *[1] * (values.dim() - 2), -1)
     index = kept.clamp(min=0).view(shape).expand(*values.shape[:-1], -1)
     return values.gather(-1, index).masked_fill((kept < 0).view(shape), torch.nan)

@@ -32,7 +32,7 @@ class Residuals(Recorder):
 
     def layer(self, view: LayerView) -> None:
         # A float32 copy: a later layer of the model may write into its stream in place.
-        padded = ~view.attention_mask.bool().to(view.residual.device)[..., None]
+        padded = ~view.real[..., None]
         stream = view.residual.float().masked_fill(padded, torch.nan)
         self.found.append(kept(stream.transpose(1, 2), self.batch).transpose(1, 2))
 

@@ -21,6 +21,7 @@ from torch.nn import functional
 from ..models import Architecture
 from ..models.architecture import call
 from .counterfactuals import Step
+from .everywhere import Everywhere
 from .layout import Layout
 from .walk import LayerView
 
@@ -50,8 +51,8 @@ class Moves:
     swap: torch.Tensor
 
     @classmethod
-    def of(cls, step: Step, n_heads: int, device: torch.device) -> Moves:
-        """The tensors of a step."""
+    def of(cls, step: Step, device: torch.device, n_heads: int) -> Moves:
+        """The tensors of a step, on the device of its layer."""
         swap = torch.zeros(len(step.heads), n_heads, dtype=torch.bool)
         for row, numbers in enumerate(step.heads):
             swap[row, list(numbers)] = True
@@ -68,7 +69,7 @@ class Moves:
 
     def going_on(self, rows: torch.Tensor) -> torch.Tensor:
         """(G, n_kept, ...) of rows (G, n_before, ...)."""
-        return rows if self.kept is None else rows[:, self.kept.to(rows.device)]
+        return rows if self.kept is None else rows[:, self.kept]
 
     def branching(self, clean: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
         """(G, n_new or 1, ...) what parents have, of the clean run (G, ...) and of rows."""
@@ -76,7 +77,7 @@ class Moves:
             return clean[:, None]
         assert rows is not None
         both = torch.cat((clean[:, None], rows), dim=1)
-        return both[:, self.parents.to(both.device)]
+        return both[:, self.parents]
 
 
 @dataclass
@@ -93,15 +94,16 @@ class Change:
         (G, S, H, D) by layer: what z is replaced by; None to multiply.
     """
 
-    at: torch.Tensor
+    at: Everywhere
     factor: float = 0.0
     values: dict[int, torch.Tensor] | None = None
 
     def apply(self, z: torch.Tensor, swap: torch.Tensor, layer: int, last: Layout | None) -> Any:
         """z (G, n or 1, S, H, D) to (G, n, S, H, D), in each row its heads changed."""
         device = z.device
-        at = self.at if last is None else last.ends(self.at)
-        chosen = at.to(device)[:, None, :, None, None] & swap.to(device)[None, :, None, :, None]
+        at = self.at.on(device)
+        at = at if last is None else last.ends(at)
+        chosen = at[:, None, :, None, None] & swap[None, :, None, :, None]
         if self.values is None:
             new = z * self.factor if self.factor else z.new_zeros(())
         else:
@@ -141,8 +143,8 @@ class Clean:
     def of(cls, view: LayerView, layout: Layout) -> Clean:
         """The part of a view that rows need, copied."""
 
-        def at(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-            return x.flatten(0, 1)[index.to(x.device)]
+        def at(x: torch.Tensor, index: Everywhere) -> torch.Tensor:
+            return x.flatten(0, 1)[index.on(x.device)]
 
         tables = [None, None]
         if view.cos is not None and view.sin is not None:

@@ -82,7 +82,7 @@ def shares_maker(prompts: Prompts, queries: np.ndarray) -> Callable[[Batch], Sha
 
     def make(batch: Batch) -> Shares:
         sources = _sources(prompts, batch)
-        return Shares(batch, queries, torch.as_tensor(sources, device=batch.input_ids.device))
+        return Shares(batch, queries, sources)
 
     return make
 
@@ -103,20 +103,20 @@ class Shares(Recorder):
 
     group = "shares"
 
-    def __init__(self, batch: Batch, queries: np.ndarray, sources: torch.Tensor) -> None:
+    def __init__(self, batch: Batch, queries: np.ndarray, sources: np.ndarray) -> None:
         looking = batch.part(queries).any(axis=0)
         self.n = batch.width - int(looking.argmax()) if looking.any() else 1
-        self.queries = batch.cut(queries)[:, -self.n :].float()
-        kinds = torch.arange(len(SOURCES), device=sources.device)
-        self.is_source = (sources[:, -self.n :, :, None] == kinds).float()
+        self.queries = batch.everywhere(batch.part(queries)[:, -self.n :].astype(np.float32))
+        is_source = sources[:, -self.n :, :, None] == np.arange(len(SOURCES))
+        self.is_source = batch.everywhere(is_source.astype(np.float32))
         self.found: list[torch.Tensor] = []
 
     def layer(self, view: LayerView) -> None:
         device = view.z.device
         hidden = ~view.visible(self.n)[:, None]
         weights = scores(view, self.n).masked_fill(hidden, -torch.inf).softmax(dim=-1)
-        queries = self.queries.to(device)
-        share = torch.einsum("bhqk,bqks,bq->bhs", weights, self.is_source.to(device), queries)
+        queries, is_source = self.queries.on(device), self.is_source.on(device)
+        share = torch.einsum("bhqk,bqks,bq->bhs", weights, is_source, queries)
         self.found.append(share / queries.sum(dim=1)[:, None, None])
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:

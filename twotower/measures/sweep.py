@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
+from .batch import Batch
 from .counterfactuals import Group, plan
 from .layout import Layout
 from .readout import Readout
@@ -19,8 +21,8 @@ class Sweep(Recorder):
 
     Parameters
     ----------
-    gold
-        (B,) number of the label whose margin is read.
+    batch
+        Its `gold` is the label whose margin is read.
     readout
         Of the labels.
     layout
@@ -36,30 +38,34 @@ class Sweep(Recorder):
         log-probabilities; 0 to leave those out.
     shape
         Results are (B, *shape) and (B, *shape, label).
+    layer_devices
+        Where each layer runs.
     group
         Group of the schema that names the results.
     """
 
     def __init__(
         self,
-        gold: torch.Tensor,
+        batch: Batch,
         readout: Readout,
         layout: Layout,
         change: Change,
         chunks: Sequence[Sequence[Group]],
         unembedded: int,
         shape: tuple[int, ...],
+        layer_devices: Sequence[torch.device],
         group: str = "effects",
     ) -> None:
         self.group, self.shape = group, shape
-        self.gold, self.readout, self.layout, self.change = gold, readout, layout, change
+        self.gold, self.readout, self.layout, self.change = batch.gold, readout, layout, change
         self.unembedded = unembedded
         n_layers, n_heads = readout.directions.shape[:2]
         self.top = n_layers - 1
-        device = gold.device
         plans = [plan(chunk, n_layers) for chunk in chunks]
-        self.orders = [torch.tensor(p.order, device=device) for p in plans]
-        self.moves = [[Moves.of(step, n_heads, device) for step in p.steps] for p in plans]
+        self.orders = [batch.everywhere(np.array(p.order)) for p in plans]
+        self.moves = [
+            [Moves.of(*x, n_heads) for x in zip(p.steps, layer_devices, strict=True)] for p in plans
+        ]
         self.rows: torch.Tensor | None = None
         self.layers: list[Clean] = []
 
@@ -97,8 +103,8 @@ class Sweep(Recorder):
         return self.readout.logprobs(normed, end, residual.dtype, self.unembedded)
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
-        clean = end.residual[:, -1]
-        gold = self.gold.to(clean.device)
+        clean = end.residual
+        gold = self.gold.on(clean.device)
         margins = self._margins(clean, gold)[:, None]
         before = None
         if self.unembedded:
@@ -106,7 +112,7 @@ class Sweep(Recorder):
         drops, logprob_drops = [], []
         for moves, order in zip(self.moves, self.orders, strict=True):
             rows = self._chunk(moves) if self.rows is None else self.rows
-            rows = self.layout.by_prompt(rows.to(clean.device))[:, order.to(clean.device)]
+            rows = self.layout.by_prompt(rows.to(clean.device))[:, order.on(clean.device)]
             drops.append(margins - self._margins(rows, gold))
             if before is not None:
                 logprob_drops.append(before - self._logprobs(rows, end))

@@ -17,6 +17,7 @@ import nnsight
 import torch
 
 from .batch import Batch
+from .everywhere import Everywhere
 
 if TYPE_CHECKING:
     from ..models import Architecture, Model
@@ -32,6 +33,8 @@ class LayerView:
         Number of the layer.
     block
         nnsight's envoy of the block; its modules can be called.
+    mask
+        (B, T) boolean: what is no padding.
     residual
         (B, T, d_model) residual stream entering the block.
     query, key, value
@@ -51,7 +54,7 @@ class LayerView:
     architecture: Architecture
     index: int
     block: Any
-    attention_mask: torch.Tensor
+    mask: Everywhere
     residual: torch.Tensor
     query: torch.Tensor
     key: torch.Tensor
@@ -61,7 +64,7 @@ class LayerView:
     z: torch.Tensor
     attention_output: torch.Tensor | None = None
     mlp_output: torch.Tensor | None = None
-    learned: torch.Tensor | None = None
+    learned: Everywhere | None = None
 
     def rotate(self, x: torch.Tensor, positions: slice) -> torch.Tensor:
         """Rotary embedding of x (B, ..., S, heads, d_head) at S of the positions."""
@@ -84,7 +87,12 @@ class LayerView:
 
     def visible(self, n_queries: int = 1) -> torch.Tensor:
         """(B, n_queries, T) boolean: what the last positions may attend to."""
-        return visible(self.attention_mask.to(self.z.device), n_queries, self.window)
+        return visible(self.real, n_queries, self.window)
+
+    @property
+    def real(self) -> torch.Tensor:
+        """(B, T) boolean: what is no padding."""
+        return self.mask.on(self.z.device)
 
     @property
     def window(self) -> int | None:
@@ -117,7 +125,7 @@ class LayerView:
         """
         assert self.learned is not None
         architecture, norm = self.architecture, self.architecture.attention_norm(self.block)
-        embedding = self.learned.to(self.residual.device, self.residual.dtype)
+        embedding = self.learned.on(self.residual.device).to(self.residual.dtype)
         direct = (norm(embedding) - norm(torch.zeros_like(embedding[:, :1]))).float()
         deviation = [
             (x.float().var(dim=-1, keepdim=True, unbiased=False) + architecture.norm_epsilon).sqrt()
@@ -141,7 +149,7 @@ def visible(mask: torch.Tensor, n_queries: int, window: int | None) -> torch.Ten
     seen = columns <= queries
     if window is not None:
         seen &= queries - columns < window
-    return (seen & mask.bool()[:, None]) | (columns == queries)
+    return (seen & mask[:, None]) | (columns == queries)
 
 
 @dataclass
@@ -151,7 +159,7 @@ class End:
     Attributes
     ----------
     residual
-        (B, T, d_model) residual stream entering the final norm.
+        (B, d_model) residual stream of the last position, entering the final norm.
     logits
         (B, vocabulary) float32, of the last position.
     final_norm, unembedding
@@ -189,7 +197,7 @@ class BatchEdit:
 def walk(
     architecture: Architecture,
     root: Any,
-    attention_mask: torch.Tensor,
+    mask: Everywhere,
     recorders: Sequence[Recorder],
     edits: Sequence[BatchEdit] = (),
     gradients: bool = False,
@@ -200,7 +208,7 @@ def walk(
     `gradients` the graph begins at the first layer, and every z stands in it.
     """
     embedding = architecture.learned_positions(root)
-    learned = None if embedding is None else embedding.output
+    learned = None if embedding is None else Everywhere(embedding.output, ())
     for index, block in enumerate(architecture.layers(root)):
         residual = block.input
         if gradients and index == 0:
@@ -213,9 +221,9 @@ def walk(
         projection = architecture.projection(block)
         z = projection.input.unflatten(-1, (architecture.n_heads, -1))
         cos, sin = (None, None) if tables is None else (t.unsqueeze(-2) for t in tables)
-        view = LayerView(
-            architecture, index, block, attention_mask, residual, query, key, value, cos, sin, z
-        )
+        # Read before accelerate brings it to the layer's own device.
+        residual = residual.to(z.device)
+        view = LayerView(architecture, index, block, mask, residual, query, key, value, cos, sin, z)
         view.learned = learned
         for edit in edits:
             edited = edit.apply(view, view.z)
@@ -229,7 +237,9 @@ def walk(
         for recorder in recorders:
             recorder.layer(view)
     final_norm, unembedding = architecture.final_norm(root), architecture.unembedding(root)
-    end = End(final_norm.input, unembedding.output[:, -1].float(), final_norm, unembedding)
+    residual = final_norm.input[:, -1]
+    logits = unembedding.output[:, -1].float()
+    end = End(residual.to(logits.device), logits, final_norm, unembedding)
     return [recorder.finish(end) for recorder in recorders]
 
 
@@ -243,7 +253,7 @@ def run_batch(
     on_cpu: bool = True,
 ) -> list[dict[Any, torch.Tensor]]:
     """One forward of a batch, and what the recorders took from it, brought to the CPU."""
-    architecture, root, mask = model.architecture, model.traced, batch.attention_mask
+    architecture, root, mask = model.architecture, model.traced, batch.mask
     inputs, where = batch.inputs, {"remote": model.remote} if model.remote else {}
     with torch.set_grad_enabled(gradients), root.trace(**inputs, **where):
         results = nnsight.save(walk(architecture, root, mask, recorders, edits, gradients))

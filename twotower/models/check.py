@@ -150,6 +150,8 @@ def _walk(
             errors["sum"].append(_relative(parts.float().sum(dim=0) + nothing, attention_output))
             # Compared with what the next layer reads, not with the block's own output:
             # nothing may come in between.
+            # The residual stream is read before accelerate brings it to the layer's device.
+            residual = residual.to(z.device)
             whole = (residual.float() + attention_output.float() + mlp_output.float())[seen]
         else:
             errors["edit"].append(_relative(projection(z), attention_output))

@@ -134,6 +134,8 @@ def _from_checkpoint(
     import nnsight
     from transformers import AutoModelForCausalLM
 
+    from .traced import traced as traced_model
+
     source: str | Path = name
     if name == DEMO_MODEL:
         if remote:
@@ -173,7 +175,7 @@ def _from_checkpoint(
             )
         module.eval().requires_grad_(False)
         architecture = find_architecture(config, module)
-        traced = nnsight.TransformersModel(module, task="text-generation", tokenizer=tok)
+        traced = traced_model(module, tok)
     else:
         architecture = find_architecture(config, module)
     if remote:
@@ -190,7 +192,7 @@ def _random(
     options: dict[str, Any],
 ) -> Model:
     """A model of a shape, a folder's or a hub id's configuration, with random weights."""
-    import nnsight
+    from .traced import traced as traced_model
 
     hub, shared = _hub_options(revision, options)
     config = load_config(name, revision, options)
@@ -210,7 +212,7 @@ def _random(
         tok = _tokenizer(source if tokenizer is None else tokenizer, {**hub, **shared})
     module.eval().requires_grad_(False)
     architecture = find_architecture(module.config, module)
-    traced = nnsight.TransformersModel(module, task="text-generation", tokenizer=tok)
+    traced = traced_model(module, tok)
     return Model(traced, tok, architecture, name, "random weights", quantization)
 
 
@@ -267,6 +269,8 @@ def _from_object(model: Any, tokenizer: Any, remote: bool | str) -> Model:
     import nnsight
     from transformers import PreTrainedModel
 
+    from .traced import traced as traced_model
+
     if isinstance(model, nnsight.TransformersModel):
         traced, tok = model, tokenizer if tokenizer is not None else model.tokenizer
         if not traced.dispatched and not remote:
@@ -285,7 +289,7 @@ def _from_object(model: Any, tokenizer: Any, remote: bool | str) -> Model:
     architecture = find_architecture(module.config, module)
     module.eval()
     if traced is None:
-        traced = nnsight.TransformersModel(module, task="text-generation", tokenizer=tok)
+        traced = traced_model(module, tok)
     name = getattr(module.config, "_name_or_path", "") or type(module).__name__
     commit = getattr(module.config, "_commit_hash", None)
     return Model(traced, tok, architecture, name, commit, _quantization_of(module), remote)

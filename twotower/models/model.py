@@ -26,6 +26,16 @@ class Head(NamedTuple):
         return f"{self.layer}.{self.head}"
 
 
+def device_of(module: torch.nn.Module) -> torch.device:
+    """Device that a module runs on.
+
+    Where accelerate has moved its weights away until they are needed, its hook tells.
+    """
+    hook = getattr(module, "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    return torch.device(device) if device is not None else next(module.parameters()).device
+
+
 @dataclass
 class Model:
     """A causal language model whose heads can be read and edited.
@@ -105,15 +115,21 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Device that the token ids belong on.
+        """Device that the token ids belong on."""
+        return device_of(self.module.get_input_embeddings())
 
-        Where accelerate has moved the embedding's weights away until they are needed,
-        its hook tells the device that the embedding runs on.
-        """
-        embedding = self.module.get_input_embeddings()
-        hook = getattr(embedding, "_hf_hook", None)
-        device = getattr(hook, "execution_device", None)
-        return torch.device(device) if device is not None else embedding.weight.device
+    @property
+    def layer_devices(self) -> list[torch.device]:
+        """Device that the attention of each layer runs on."""
+        a = self.architecture
+        return [device_of(a.projection(block)) for block in a.layers(self.module)]
+
+    @property
+    def devices(self) -> list[torch.device]:
+        """All devices that the model runs on, in the order of its parts."""
+        a, root = self.architecture, self.module
+        end = [device_of(part) for part in (a.final_norm(root), a.unembedding(root))]
+        return list(dict.fromkeys([self.device, *self.layer_devices, *end]))
 
     @property
     def attention_kernel(self) -> str | None:

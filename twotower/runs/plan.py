@@ -192,9 +192,9 @@ def make_plan(
         )
     shape = Shape(name, dtype, quantization, revision)
     limits: dict[int | str, int] = {
-        index: as_bytes(given, torch.device("cpu"), "gpu") for index, given in enumerate(gpus)
+        index: as_bytes(given, (), "gpu") for index, given in enumerate(gpus)
     }
-    limits["cpu"] = _machine_bytes() if cpu is None else as_bytes(cpu, torch.device("cpu"), "cpu")
+    limits["cpu"] = _machine_bytes() if cpu is None else as_bytes(cpu, (), "cpu")
     room = limits
     for _ in range(3):  # what is measured takes room that weights cannot have, and so moves them
         placed = shape.place(room, device_map)

@@ -1,0 +1,70 @@
+"""Models over several devices: the same numbers, and no operation across devices.
+
+The devices are pretended (see `pretend`); everything else is as on a node with several GPUs. A
+kind of device is given to torch once and for all, so these tests have a process of their own:
+
+    python -m pytest tests/models/sharded.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+import pretend
+import pytest
+from surface import MEASURES, same
+from tiny import ARCHITECTURES, THREE, byte_level, hf_model, tiny
+
+import twotower as tt
+from twotower.models.model import device_of
+
+
+@pytest.fixture(autouse=True)
+def _devices() -> Iterator[None]:
+    with pretend.devices():
+        yield
+
+
+@cache
+def spread_out(name: str, n: int) -> tt.Model:
+    return tt.load(pretend.spread_out(hf_model(name), n), tokenizer=byte_level())
+
+
+@cache
+def prompts(name: str) -> tt.Prompts:
+    return tt.build_prompts(tiny(name), THREE, shots=1, n=3, seed=2)
+
+
+@cache
+def expected(name: str, what: str) -> object:
+    return MEASURES[what](tiny(name), prompts(name))
+
+
+@pytest.mark.parametrize("what", MEASURES)
+@pytest.mark.parametrize("n", [2, 4])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_as_on_one_device(name: str, n: int, what: str) -> None:
+    model = spread_out(name, n)
+    assert len(set(model.device_map.values())) == n
+    same(MEASURES[what](model, prompts(name)), expected(name, what), 1e-5)
+
+
+@pytest.mark.parametrize("what", MEASURES)
+@pytest.mark.parametrize("name", ["gpt2", "gptj", "llama-grouped"])
+def test_what_crosses(name: str, what: str) -> None:
+    """Vectors of the residual stream, and results; no masks, no labels."""
+    model, given = spread_out(name, 4), prompts(name)
+    MEASURES[what](model, given)  # what is made once, such as the labels' directions
+    with pretend.transfers() as found:
+        MEASURES[what](model, given)
+    across = [x for x in found if x.source.type == pretend.NAME]
+    assert across
+    a, module = model.architecture, model.module
+    ends = {device_of(part) for part in (a.final_norm(module), a.unembedding(module))}
+    masks = {given.token_id.shape, (len(given),)}
+    for copied in across:
+        # The stream, counterfactual rows and GPT-2's position embedding; results at the end.
+        vectors = copied.shape[-1] == model.d_model
+        result = copied.to in ends and copied.shape not in masks
+        assert vectors or result, copied

@@ -1,0 +1,81 @@
+"""Every measure and edit of the surface by name, for tests that go through all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from reference import error
+
+import twotower as tt
+
+Call = Callable[[tt.Model, tt.Prompts], Any]
+
+GROUPS = [[(0, 1), (1, 2)], [(0, 1), (2, 0)]]
+
+MEASURES: dict[str, Call] = {
+    "predict": tt.predict,
+    "last": lambda m, p: tt.head_effects(m, p),
+    "labels": lambda m, p: tt.head_effects(m, p, "labels"),
+    "all": lambda m, p: tt.head_effects(m, p, "all"),
+    "groups": lambda m, p: tt.group_effects(m, p, GROUPS),
+    "pairs": lambda m, p: tt.pair_effects(m, p),
+    "greedy": lambda m, p: tt.greedy_heads(m, p, 2),
+    "mean": lambda m, p: tt.head_effects(m, p, ablation="mean", reference=p),
+    "resample": lambda m, p: tt.head_effects(m, p, ablation="resample", reference=p),
+    "patch": lambda m, p: tt.head_effects(
+        m, p, "labels", ablation="patch", reference=p.reversed_labels()
+    ),
+    "tracing": lambda m, p: tt.causal_tracing(m, p, p.reversed_labels()),
+    "gradient": lambda m, p: tt.attribution_patching(m, p, "all"),
+    "attribution": lambda m, p: tt.attribution(m, p, "own"),
+    "frozen": lambda m, p: tt.attribution(m, p, "frozen"),
+    "qk": tt.qk_similarity,
+    "ov": lambda m, p: tt.ov_labels(m, p, top_tokens=[(0, 1), (2, 3)], keep="labels"),
+    "shares": lambda m, p: tt.attention_shares(m, p, "labels"),
+    "residuals": tt.residual_streams,
+    "analyze": tt.analyze,
+    "edits": lambda m, p: tt.predict(m, p, edits(m, p)),
+}
+
+
+def edits(model: tt.Model, prompts: tt.Prompts) -> list[Any]:
+    """One edit of every kind, in heads of different layers; needs 3 layers of 4 heads."""
+    twin, foo = prompts.reversed_labels(), tt.at(role="label", label="foo")
+    found = [
+        tt.KnockOut([(0, 0)]),
+        tt.KnockOut([(1, 3)], ablation="mean", reference=twin),
+        tt.KnockOut([(2, 2)], "last", ablation="resample", reference=twin),
+        tt.Scale([(0, 1), (2, 3)], 2.0),
+        tt.ScaleAttention([(0, 2), (1, 1)], 2.0, foo, renormalize=True),
+        tt.DropPosition([(1, 0)], positions="all"),
+        tt.Patch([(1, 2)], twin, "attention"),
+        tt.Patch([(1, 2), (2, 1)], twin, "values"),
+        tt.Patch([(2, 0)], twin),
+    ]
+    if model.architecture.learned_positions_path is None:
+        found.append(tt.DropPosition([(0, 3)], foo, "all", distance="mean"))
+    return found
+
+
+def same(found: Any, expected: Any, tolerance: float) -> None:
+    """Whether two results agree: numbers within a tolerance, all else exactly."""
+    for a, b in zip(parts(found), parts(expected), strict=True):
+        assert set(a.data_vars) == set(b.data_vars)
+        for name, values in b.data_vars.items():
+            if values.dtype.kind == "f":
+                one, other = a[name].values, values.values
+                np.testing.assert_array_equal(np.isnan(one), np.isnan(other))
+                found = error(np.nan_to_num(one), np.nan_to_num(other))
+                assert found <= tolerance, name
+            else:
+                np.testing.assert_array_equal(a[name], values)
+
+
+def parts(result: Any) -> Sequence[xr.Dataset]:
+    """A dataset by itself, or those of a tree."""
+    if isinstance(result, xr.DataTree):
+        return [node.to_dataset(inherit=False) for node in result.subtree]
+    return [result]
