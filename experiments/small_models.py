@@ -37,8 +37,12 @@ LESSONS = ((4, 1), (2, 2), (2, N_WORDS))
 """Classes of a sequence and words of each that it draws from, from lesson to lesson. With one, the
 same word comes again and again and its label need only be copied; with more, words must be told
 by class."""
-LEARNED = 0.85
-"""Accuracy at the last label of a sequence at which the next lesson begins."""
+LEARNED = 0.6
+"""Accuracy at the last label of a sequence at which the next lesson begins. To wait for more
+takes longer: GPT-2 stayed at 0.7 in the first lesson for 5,000 steps, and passed all of them in
+1,700 when it was let go on."""
+DONE = 0.9
+"""Accuracy in the last lesson that a model must have reached when the steps are over."""
 SETTINGS = {"steps": 6000, "batch": 64, "rate": 2e-3, "enough": 0.98}
 """Most steps; sequences a step; largest learning rate; accuracy at which it stops."""
 
@@ -177,7 +181,7 @@ def train(architecture: str, seed: int, folder: Path, settings: dict[str, Any]) 
                 lesson += accuracy >= LEARNED
             elif accuracy >= settings["enough"]:
                 break
-    if lesson + 1 < len(LESSONS) or accuracy < LEARNED:
+    if lesson + 1 < len(LESSONS) or accuracy < DONE:
         raise FindingError(
             f"{architecture}, seed {seed}: after {step} steps in lesson {lesson + 1} of "
             f"{len(LESSONS)}, accuracy {accuracy:.2f}; nothing was saved. Try more steps"
