@@ -69,7 +69,7 @@ def same(found: Any, expected: Any, tolerance: float) -> None:
                 one, other = a[name].values, values.values
                 np.testing.assert_array_equal(np.isnan(one), np.isnan(other))
                 found = error(np.nan_to_num(one), np.nan_to_num(other))
-                assert found <= tolerance, name
+                assert found <= tolerance, (name, found, float(np.nanmax(abs(other))))
             else:
                 np.testing.assert_array_equal(a[name], values)
 

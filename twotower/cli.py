@@ -139,7 +139,7 @@ def check(
     loaded = (how or LoadSettings()).load(model, check=False)
     console = console_of()
     console.print(repr(loaded), soft_wrap=True)
-    limit = tolerance(loaded)
+    limit = tolerance(str(loaded.dtype), loaded.quantization)
     for name, error in check_model(loaded).items():
         console.print(f"  {error:8.1e} of {limit:.0e}  {_affirm(name)}", soft_wrap=True)
     console.print("All hold.")

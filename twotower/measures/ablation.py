@@ -7,7 +7,8 @@ each prompt's donor is drawn once. So results do not depend on how prompts are b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from ..errors import InputError
 from .batch import Batch, make_batch
 from .batch_size import Batches
 from .everywhere import Everywhere
-from .walk import End, LayerView, Recorder, run_batch
+from .walk import Donors, End, LayerView, Recorder, run_batch
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -26,13 +27,29 @@ Key = tuple[str, int]
 """Role and number of demonstration: what positions of two prompts are matched by."""
 
 
+@dataclass
+class Values:
+    """What heads' outputs are replaced by in a batch.
+
+    Attributes
+    ----------
+    by_layer
+        (..., H, d_head) of each layer, on its device; once the donors have been run.
+    donors
+        Prompts that are run first, if any.
+    """
+
+    by_layer: dict[int, torch.Tensor]
+    donors: list[Donors] = field(default_factory=list)
+
+
 class Replacement:
     """Zero: heads' outputs are replaced by nothing."""
 
     def values(
         self, batch: Batch, layers: Sequence[int], index: torch.Tensor | None = None
-    ) -> dict[int, torch.Tensor] | None:
-        """(..., H, d_head) by layer, each on the layer's device; None stands for zero.
+    ) -> Values | None:
+        """What heads' outputs of some layers are replaced by; None stands for zero.
 
         At an index (...,) into the batch's flattened (B T) positions, which is on the host;
         at all, (B, T), by default. Positions that are not going to be replaced hold anything.
@@ -143,11 +160,11 @@ class _Mean(Replacement):
 
     def values(
         self, batch: Batch, layers: Sequence[int], index: torch.Tensor | None = None
-    ) -> dict[int, torch.Tensor]:
+    ) -> Values:
         keys = batch.cut(self.index)
         if index is not None:
             keys = keys.map(lambda x: x.flatten()[index])
-        return {n: self.means[n][keys.on(self.means[n].device)] for n in layers}
+        return Values({n: self.means[n][keys.on(self.means[n].device)] for n in layers})
 
     def kinds(self, batch: Batch) -> np.ndarray:
         return batch.part(self.index)
@@ -187,15 +204,14 @@ class _Donated(Replacement):
 
     def values(
         self, batch: Batch, layers: Sequence[int], index: torch.Tensor | None = None
-    ) -> dict[int, torch.Tensor]:
+    ) -> Values:
         donors = make_batch(self.model, self.reference, self.donors[batch.rows])
         columns = (torch.as_tensor(batch.part(self.columns)) + donors.width).clamp(min=0)
         columns = columns + torch.arange(len(columns))[:, None] * donors.width
         if index is not None:
             columns = columns.flatten()[index]
         recorder = _Heads(layers, Everywhere(columns, batch.devices))
-        (found,) = run_batch(self.model, donors, [recorder], on_cpu=False)
-        return found
+        return Values(recorder.found, [Donors(donors, recorder)])
 
     def kinds(self, batch: Batch) -> np.ndarray:
         return np.broadcast_to(np.arange(len(batch.rows))[:, None], (len(batch.rows), batch.width))
@@ -211,9 +227,6 @@ class _Heads(Recorder):
     def layer(self, view: LayerView) -> None:
         if view.index in self.layers:
             self.found[view.index] = view.z.flatten(0, 1)[self.index.on(view.z.device)]
-
-    def finish(self, end: End) -> dict[Any, torch.Tensor]:
-        return self.found
 
 
 def donor_columns(

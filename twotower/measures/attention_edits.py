@@ -23,7 +23,7 @@ from .ablation import check_donors, donor_columns
 from .batch import Batch, make_batch
 from .content import content_scores, scores
 from .everywhere import Everywhere
-from .walk import BatchEdit, End, LayerView, Recorder, run_batch
+from .walk import BatchEdit, Donors, LayerView, Recorder
 
 if TYPE_CHECKING:
     from ..models import Head, Model
@@ -115,8 +115,9 @@ class Prepared:
             assert isinstance(self.edit, Patch)
             donors = make_batch(model, self.edit.donor, batch.rows)
             columns = batch.cut(self.columns).map(lambda x: (x + donors.width).clamp(min=0))
-            recorder = _Donors(self.edit.what, by_layer, columns, part.n_queries)
-            (part.donated,) = run_batch(model, donors, [recorder], on_cpu=False)
+            recorder = _Donated(self.edit.what, by_layer, columns, part.n_queries)
+            part.donated = recorder.found
+            part.donors.append(Donors(donors, recorder))
         return part
 
 
@@ -133,7 +134,10 @@ class Part:
     n_queries
         How many positions, counted from the end, hold all that look.
     donated
-        By layer: attention (B, heads, n_queries, T), or values (B, T, K, D).
+        By layer, once the donors have been run: attention (B, heads, n_queries, T), or
+        values (B, T, K, D).
+    donors
+        Prompts that are run first, if any.
     """
 
     edit: AttentionEdit
@@ -143,6 +147,7 @@ class Part:
     labels_at: Everywhere
     n_queries: int
     donated: dict[int, torch.Tensor] = field(default_factory=dict)
+    donors: list[Donors] = field(default_factory=list)
 
     def looks(self, layer: int, heads: list[int], n: int, device: torch.device) -> torch.Tensor:
         """(B, h, n, 1) boolean: which heads are edited where."""
@@ -157,6 +162,7 @@ class AttentionEdits(BatchEdit):
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self.parts = [part for part in parts if part.n_queries]
+        self.donors = [donors for part in self.parts for donors in part.donors]
 
     def apply(self, view: LayerView, z: torch.Tensor) -> torch.Tensor:
         parts = [part for part in self.parts if view.index in part.heads]
@@ -229,7 +235,7 @@ def _heads_of(value: torch.Tensor, owners: Sequence[int]) -> torch.Tensor:
     return torch.stack([value[:, :, owner] for owner in owners], dim=1).float()
 
 
-class _Donors(Recorder):
+class _Donated(Recorder):
     """Attention or values of donors, at the positions that match the prompts' own."""
 
     def __init__(self, what: str, heads: dict[int, list[int]], columns: Everywhere, n: int) -> None:
@@ -251,6 +257,3 @@ class _Donors(Recorder):
         weights = weights.gather(2, rows)
         keys = columns[:, None, None].expand(*weights.shape[:3], -1)
         self.found[view.index] = weights.gather(3, keys)
-
-    def finish(self, end: End) -> dict[int, torch.Tensor]:
-        return self.found

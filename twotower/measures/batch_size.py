@@ -193,7 +193,10 @@ class Batches:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that a device's memory, or the processor's, ran out."""
+    """Whether an error says that memory ran out: a device's, the processor's or a server's."""
     from accelerate.utils.memory import should_reduce_batch_size
+    from nnsight.intervention.backends.remote import RemoteError
 
+    if isinstance(error, RemoteError):
+        return "out of memory" in str(error).lower()
     return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)

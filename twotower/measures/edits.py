@@ -22,7 +22,7 @@ from ..intervention import (
     check_change,
     check_heads,
 )
-from .ablation import Replacement, make_replacement
+from .ablation import Replacement, Values, make_replacement
 from .attention_edits import AttentionEdits, Prepared
 from .batch import Batch
 from .everywhere import Everywhere
@@ -186,16 +186,17 @@ class _ReplaceHeads(BatchEdit):
         self,
         heads: dict[int, list[int]],
         mask: Everywhere,
-        values: dict[int, torch.Tensor] | None,
+        values: Values | None,
     ) -> None:
         self.heads, self.mask, self.values = heads, mask, values
+        self.donors = () if values is None else values.donors
 
     def apply(self, view: LayerView, z: torch.Tensor) -> torch.Tensor:
         if view.index not in self.heads:
             return z
         new = torch.zeros((), dtype=z.dtype, device=z.device)
         if self.values is not None:
-            new = self.values[view.index].to(z.device, z.dtype)
+            new = self.values.by_layer[view.index].to(z.device, z.dtype)
         return torch.where(_chosen(self.heads[view.index], self.mask, z), new, z)
 
 

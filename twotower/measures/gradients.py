@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from ..checks import check_measured
 from ..errors import InputError
+from .ablation import Values
 from .batch import Batch
 from .collect import collect, dataset
 from .edits import prepare_change
@@ -47,11 +48,12 @@ class Gradient(Recorder):
         batch: Batch,
         label_ids: tuple[int, ...],
         at: Everywhere,
-        values: dict[int, torch.Tensor] | None,
+        values: Values | None,
         factor: float,
     ) -> None:
         self.gold, self.label_ids = batch.gold, batch.everywhere(np.array(label_ids))
         self.at, self.values, self.factor = at, values, factor
+        self.donors = () if values is None else values.donors
         self.z: list[torch.Tensor] = []
 
     def layer(self, view: LayerView) -> None:
@@ -65,7 +67,7 @@ class Gradient(Recorder):
         for layer, (z, gradient) in enumerate(zip(self.z, gradients, strict=True)):
             new = z * self.factor
             if self.values is not None:
-                new = self.values[layer].to(z.device, z.dtype)
+                new = self.values.by_layer[layer].to(z.device, z.dtype)
             lost = (gradient.float() * (z.float() - new.float())).sum(dim=-1)
             at = self.at.on(z.device).unsqueeze(-1)
             drops.append(lost.masked_fill(~at, 0).sum(dim=1).detach().to(logits.device))
@@ -106,15 +108,15 @@ def attribution_patching(
     Raises
     ------
     InputError
-        As `head_effects`; or if the model is quantized or remote.
+        As `head_effects`; or if the model is quantized.
 
     References
     ----------
     Nanda (2023), "Attribution patching: activation patching at industrial scale".
     """
     check_measured(model, prompts)
-    if model.quantization or model.remote:
-        raise InputError("gradients need a local model that is not quantized; use head_effects")
+    if model.quantization:
+        raise InputError("gradients need a model that is not quantized; use head_effects")
     make = gradient_maker(model, prompts, positions, ablation, reference, seed, factor)
     (arrays,) = collect(
         model,
@@ -148,7 +150,7 @@ def gradient_maker(
     at, replacement = prepare_change(model, prompts, positions, ablation, reference, seed, factor)
 
     def make(batch: Batch) -> Gradient:
-        values: Any = replacement.values(batch, range(model.n_layers))
+        values = replacement.values(batch, range(model.n_layers))
         return Gradient(batch, prompts.label_ids, batch.cut(at), values, factor)
 
     return make

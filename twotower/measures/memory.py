@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 SHARE = 0.5
 """Share of the free memory that a sweep takes where no budget is given."""
 
+REMOTE_BUDGET = "2GiB"
+"""What a sweep takes where no budget is given and the server's memory is not known."""
+
 UNEMBED_BYTES = 1 << 29
 """Most bytes of logits held at a time when many vectors are unembedded."""
 
@@ -64,7 +67,8 @@ def what_fits(
     each, at_end = row_bytes(model, *sizes), end_bytes(model, n_prompts)
     vector = logit_bytes(model)
     smallest = fixed + max(each, at_end + vector * logprobs)
-    given = as_bytes(budget, model.devices)
+    unknown = budget is None and model.remote
+    given = as_bytes(REMOTE_BUDGET if unknown else budget, model.devices)
     if smallest > given:
         raise BudgetError(
             f"memory_budget={budget!r} is too small for a batch of {n_prompts} prompts: "

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from ..models import Architecture
 from ..models.architecture import call
+from .ablation import Values
 from .counterfactuals import Step
 from .everywhere import Everywhere
 from .layout import Layout
@@ -46,9 +47,9 @@ class Moves:
     n_before: int
     n_kept: int
     n_new: int
-    kept: torch.Tensor | None
-    parents: torch.Tensor | None
-    swap: torch.Tensor
+    kept: Everywhere | None
+    parents: Everywhere | None
+    swap: Everywhere
 
     @classmethod
     def of(cls, step: Step, device: torch.device, n_heads: int) -> Moves:
@@ -62,14 +63,14 @@ class Moves:
             step.n_before,
             len(step.kept),
             len(step.parents),
-            None if every else kept.to(device),
-            None if clean else parents.to(device),
-            swap.to(device),
+            None if every else Everywhere(kept, [device]),
+            None if clean else Everywhere(parents, [device]),
+            Everywhere(swap, [device]),
         )
 
     def going_on(self, rows: torch.Tensor) -> torch.Tensor:
         """(G, n_kept, ...) of rows (G, n_before, ...)."""
-        return rows if self.kept is None else rows[:, self.kept]
+        return rows if self.kept is None else rows[:, self.kept.on(rows.device)]
 
     def branching(self, clean: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
         """(G, n_new or 1, ...) what parents have, of the clean run (G, ...) and of rows."""
@@ -77,7 +78,7 @@ class Moves:
             return clean[:, None]
         assert rows is not None
         both = torch.cat((clean[:, None], rows), dim=1)
-        return both[:, self.parents]
+        return both[:, self.parents.on(both.device)]
 
 
 @dataclass
@@ -96,18 +97,18 @@ class Change:
 
     at: Everywhere
     factor: float = 0.0
-    values: dict[int, torch.Tensor] | None = None
+    values: Values | None = None
 
-    def apply(self, z: torch.Tensor, swap: torch.Tensor, layer: int, last: Layout | None) -> Any:
+    def apply(self, z: torch.Tensor, swap: Everywhere, layer: int, last: Layout | None) -> Any:
         """z (G, n or 1, S, H, D) to (G, n, S, H, D), in each row its heads changed."""
         device = z.device
         at = self.at.on(device)
         at = at if last is None else last.ends(at)
-        chosen = at[:, None, :, None, None] & swap[None, :, None, :, None]
+        chosen = at[:, None, :, None, None] & swap.on(device)[None, :, None, :, None]
         if self.values is None:
             new = z * self.factor if self.factor else z.new_zeros(())
         else:
-            values = self.values[layer].to(device, z.dtype)
+            values = self.values.by_layer[layer].to(device, z.dtype)
             new = (values if last is None else last.ends(values))[:, None]
         return torch.where(chosen, new, z)
 

@@ -58,6 +58,7 @@ class Sweep(Recorder):
     ) -> None:
         self.group, self.shape = group, shape
         self.gold, self.readout, self.layout, self.change = batch.gold, readout, layout, change
+        self.donors = () if change.values is None else change.values.donors
         self.unembedded = unembedded
         n_layers, n_heads = readout.directions.shape[:2]
         self.top = n_layers - 1

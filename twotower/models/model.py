@@ -115,18 +115,22 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Device that the token ids belong on."""
-        return device_of(self.module.get_input_embeddings())
+        """Device that the token ids belong on; the processor where a server sees to it."""
+        return torch.device("cpu") if self.remote else device_of(self.module.get_input_embeddings())
 
     @property
     def layer_devices(self) -> list[torch.device]:
         """Device that the attention of each layer runs on."""
+        if self.remote:
+            return [self.device] * self.n_layers
         a = self.architecture
         return [device_of(a.projection(block)) for block in a.layers(self.module)]
 
     @property
     def devices(self) -> list[torch.device]:
         """All devices that the model runs on, in the order of its parts."""
+        if self.remote:
+            return [self.device]
         a, root = self.architecture, self.module
         end = [device_of(part) for part in (a.final_norm(root), a.unembedding(root))]
         return list(dict.fromkeys([self.device, *self.layer_devices, *end]))

@@ -21,6 +21,7 @@ class Qwen3(Llama):
     def split(
         self, block: Any, projected: list[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        q, k, v = super().split(block, projected)
+        # By name: super() does not work in a method that was sent to a server as source.
+        q, k, v = Llama.split(self, block, projected)
         attention = self.attention(block)
         return attention.q_norm(q), attention.k_norm(k), v

@@ -1,0 +1,177 @@
+"""Models on a server: every measure and edit gives what it gives here, and no weights are read.
+
+The server (see `server`) is another process that lacks this package and xarray; what is sent and
+returned goes over HTTP and a websocket as nnsight's own client does it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import nnsight
+import pytest
+import torch
+from surface import MEASURES, edits, same
+from tiny import ARCHITECTURES, THREE, byte_level, hf_model, tiny
+
+import twotower as tt
+
+
+class Server:
+    """A server in another process, with a checkpoint of every architecture."""
+
+    def __init__(self, folder: Path) -> None:
+        for name in ARCHITECTURES:
+            hf_model(name).save_pretrained(folder / name)
+            byte_level().save_pretrained(folder / name)
+        self.folder = folder
+        file = Path(__file__).parents[1] / "server.py"
+        command = [sys.executable, str(file), *(str(folder / name) for name in ARCHITECTURES)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.address = f"http://127.0.0.1:{int(self.process.stdout.readline())}"
+        for name in ARCHITECTURES:  # the client reads nothing but configuration and tokenizer
+            (folder / name / "model.safetensors").unlink()
+
+    @cache  # noqa: B019 (lives as long as the module)
+    def model(self, name: str) -> tt.Model:
+        return tt.load(self.folder / name, remote=self.address)
+
+    def jobs(self) -> list[dict[str, Any]]:
+        with urllib.request.urlopen(f"{self.address}/jobs") as answer:
+            return json.load(answer)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder, threads = tmp_path_factory.mktemp("checkpoints"), torch.get_num_threads()
+    torch.set_num_threads(1)  # as on the server, since sums are rounded otherwise
+    with pytest.MonkeyPatch.context() as patch:
+        # nnsight asks the hub how an id is spelled.
+        spelled = {str(folder / name): str(folder / name) for name in ARCHITECTURES}
+        patch.setattr("nnsight.modeling.huggingface._ID_CACHE", spelled)
+        patch.setattr(nnsight.CONFIG.APP, "REMOTE_LOGGING", False)
+        found = Server(folder)
+        yield found
+        found.process.kill()
+        found.process.wait()
+    torch.set_num_threads(threads)
+
+
+@cache
+def prompts(name: str, n: int = 3) -> tt.Prompts:
+    return tt.build_prompts(tiny(name), THREE, shots=1, n=n, seed=2)
+
+
+@pytest.mark.parametrize("what", MEASURES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_as_here(name: str, what: str, server: Server) -> None:
+    model = server.model(name)
+    expected = MEASURES[what](tiny(name), prompts(name))
+    same(MEASURES[what](model, prompts(name)), expected, 1e-5)
+
+
+def test_no_weights_are_read(server: Server) -> None:
+    model = server.model("gptj")
+    tt.analyze(model, prompts("gptj"))
+    assert not model.traced.dispatched
+    assert {x.device.type for x in model.module.parameters()} == {"meta"}
+
+
+def test_a_batch_is_one_job(server: Server) -> None:
+    """Edits whose donors have forwards of their own, too; what they give stays there."""
+    model, given = server.model("llama"), prompts("llama", 4)
+    tt.analyze(model, given)
+    twin = given.reversed_labels()
+    patches = [tt.Patch([(0, 1)], twin, what) for what in ("z", "values")]
+    calls = {
+        "predict": lambda: tt.predict(model, given, batch_size=2),
+        "analyze": lambda: tt.analyze(model, given, batch_size=2),
+        "patch": lambda: tt.head_effects(
+            model, given, ablation="patch", reference=twin, batch_size=2
+        ),
+        "edits": lambda: tt.predict(model, given, patches, batch_size=2),
+    }
+    for name, call in calls.items():
+        before = len(server.jobs())
+        call()
+        jobs = server.jobs()[before:]
+        assert len(jobs) == 2, name
+        assert max(job["sent"] for job in jobs) < 200_000, name
+
+
+def test_the_check_is_one_job(server: Server) -> None:
+    before = len(server.jobs())
+    tt.load(server.folder / "gpt2", remote=server.address)
+    assert len(server.jobs()) == before + 1
+
+
+def test_a_model_that_does_not_fit_is_refused(server: Server, monkeypatch: Any) -> None:
+    from twotower.models.llama import Llama
+
+    monkeypatch.setattr(Llama, "scaling", lambda self, layer: 1.0)
+    with pytest.raises(tt.CheckError, match="recomputed attention does not give"):
+        tt.load(server.folder / "llama", remote=server.address)
+
+
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_a_server_that_runs_out_of_memory(
+    server: Server, batch_size: int | None, monkeypatch: Any
+) -> None:
+    """Half the prompts come again."""
+    from twotower.measures.recorders import Predictions
+
+    finish = Predictions.finish
+
+    def limited(self: Any, end: Any) -> Any:
+        if len(end.logits) > 2:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return finish(self, end)
+
+    model, given = server.model("llama"), prompts("llama", 4)
+    expected = tt.predict(model, given)
+    monkeypatch.setattr(Predictions, "finish", limited)
+    model.cache.clear()
+    same(tt.predict(model, given, batch_size=batch_size), expected, 1e-5)
+
+
+def test_nobody_answers(server: Server) -> None:
+    with pytest.raises(tt.ModelError, match=r"could not be run on http://127\.0\.0\.1:1: "):
+        tt.load(server.folder / "llama", remote="http://127.0.0.1:1")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"remote": "somewhere"}, "must be True, or the address of a server"),
+        ({"quantization": "nf4"}, "quantization: how the model is loaded is up to the server"),
+        ({"dtype": "bfloat16", "device_map": "auto"}, "device_map, dtype: how the model"),
+        ({"weights": "random"}, "random weights are made here"),
+    ],
+)
+def test_what_is_up_to_the_server(server: Server, options: Any, message: str) -> None:
+    with pytest.raises(tt.InputError, match=message):
+        tt.load(server.folder / "llama", **({"remote": server.address} | options))
+
+
+def test_the_demo_model_is_not_on_a_server() -> None:
+    with pytest.raises(tt.InputError, match="is not on a server"):
+        tt.load("smollm2-135m", remote=True)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_nnsights_own_simulation(name: str) -> None:
+    """Sent and received within this process, on a model that is here."""
+    module = hf_model(name)
+    model = tt.load(module, tokenizer=byte_level(), remote="local")
+    given = prompts(name)
+    same(tt.analyze(model, given), tt.analyze(tiny(name), given), 1e-5)
+    found = tt.predict(model, given, edits(model, given))
+    same(found, tt.predict(tiny(name), given, edits(tiny(name), given)), 1e-5)

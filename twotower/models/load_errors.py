@@ -1,0 +1,87 @@
+"""What went wrong in loading a model, in one sentence with what to do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import InputError, ModelError
+
+
+def readable(name: str, error: Exception, revision: str | None = None) -> Exception:
+    """An error of transformers or of the hub as one of this package.
+
+    Parameters
+    ----------
+    name
+        Hub id or folder of the model or the tokenizer.
+    error
+        What was raised.
+    revision
+        Which revision was asked for.
+    """
+    if isinstance(error, (ModelError, InputError)):
+        return error
+    reason = " ".join(str(error).split())
+    if Path(name).is_dir():
+        return ModelError(_of_a_folder(name, error, reason))
+    return ModelError(_of_the_hub(name, error, reason, revision))
+
+
+def _of_a_folder(name: str, error: Exception, reason: str) -> str:
+    from safetensors import SafetensorError
+
+    folder = Path(name)
+    damaged = "Error while deserializing", "unpickling", "Unpickling", "PytorchStreamReader"
+    if isinstance(error, (SafetensorError, json.JSONDecodeError)) or any(
+        word in reason for word in damaged
+    ):
+        return f"a file of {name} is damaged ({reason[:200]}); copy or download it again"
+    if not (folder / "config.json").is_file():
+        return f"the folder {name} holds no model: it has no config.json"
+    if not any(folder.glob("*token*")) and "tokenizer" in reason:
+        return f"the folder {name} holds no tokenizer; pass tokenizer="
+    if isinstance(error, OSError):
+        return f"the folder {name} holds no complete model: {reason}"
+    return f"{name} could not be loaded: {type(error).__name__}: {reason[:500]}"
+
+
+def _of_the_hub(name: str, error: Exception, reason: str, revision: str | None) -> str:
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    causes = list(_causes(error))
+
+    def says(kind: type[Exception]) -> bool:
+        return any(isinstance(cause, kind) for cause in causes)
+
+    if says(GatedRepoError):
+        return (
+            f"{name!r} is gated: ask for access on its page, and log in by `hf auth login`, or "
+            "pass token="
+        )
+    if says(RevisionNotFoundError):
+        return f"{name!r} has no revision {revision!r} on the hub"
+    if says(RepositoryNotFoundError):
+        return (
+            f"there is no {name!r} on the hub, or it is private: check its spelling; for a private "
+            "one log in by `hf auth login`, or pass token="
+        )
+    if isinstance(error, OSError):
+        asked = name if revision is None else f"{name} (revision {revision})"
+        return (
+            f"{asked!r} is not a folder here, and could not be had from the hub: {reason[:300]} "
+            "Check the name and the network, or download the model and pass its folder"
+        )
+    return f"{name} could not be loaded: {type(error).__name__}: {reason[:500]}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
