@@ -5,8 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from command import run
 from tiny import byte_level, hf_model
 
@@ -58,6 +60,33 @@ def test_analyze(checkpoint: Path, task_file: Path, tmp_path: Path, capsys) -> N
     assert tree["effects"]["margin_drop"].shape == (4, 3, 4)
     assert tree["prompts"].attrs["task"] == "mine"
     assert f"Saved {out}" in capsys.readouterr().out
+
+
+def test_memory_that_runs_out_on_the_way(
+    checkpoint: Path, task_file: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was measured until then is not saved as if it were all, and nothing is left over."""
+    from twotower.measures import collect
+
+    forward, calls = collect.run_batch, []
+
+    def runs_out(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) > 2:
+            raise torch.OutOfMemoryError("tried to allocate 20.00 GiB")
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(collect, "run_batch", runs_out)
+    out = tmp_path / "runs" / "run.zarr"
+    given = ["--model", checkpoint, "--task", task_file, "--shots", 2, "--n", 4, "--output", out]
+    code = run("analyze", *given, "--batch-size", 1)
+    assert code == 2
+    said = capsys.readouterr().err
+    assert "memory ran out on a single prompt of" in said
+    assert "tried to allocate 20.00 GiB" in said
+    assert "Traceback" not in said
+    assert not out.exists()
+    assert not out.parent.exists() or not list(out.parent.iterdir())
 
 
 def test_yaml_and_what_is_given_beside_it(

@@ -96,9 +96,10 @@ def bench(
     prompt_tokens: Whole = 100,
     batch: Whole = 8,
     rounds: Whole = 3,
+    measures: Annotated[list[str] | None, Words] = None,
     json: bool = False,
 ) -> None:
-    """Time a model on this machine: loading, a plain forward, the sweep, all measures.
+    """Time a model on this machine: loading, a plain forward, sweeps, all measures.
 
     Parameters
     ----------
@@ -112,13 +113,16 @@ def bench(
         Prompts.
     rounds
         How often each is timed; the median counts.
+    measures
+        effects, effects-logprobs, effects-labels, effects-all, qk-ov, attribution, analyze,
+        analyze-save-open; by default effects and analyze.
     json
         Print JSON.
     """
     from json import dumps
 
+    from .runs.bench import DEFAULT, prompts_near
     from .runs.bench import bench as measure
-    from .runs.bench import prompts_near
 
     settings = how or LoadSettings()
     console = console_of()
@@ -128,6 +132,7 @@ def bench(
         prompt_tokens,
         batch,
         rounds,
+        measures or DEFAULT,
         say=lambda line: None if json else console.print(line, soft_wrap=True),
     )
     if json:

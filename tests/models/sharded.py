@@ -13,6 +13,7 @@ from functools import cache
 
 import pretend
 import pytest
+import torch
 from surface import MEASURES, same
 from tiny import ARCHITECTURES, THREE, byte_level, hf_model, tiny
 
@@ -22,6 +23,7 @@ from twotower.models.model import device_of
 
 @pytest.fixture(autouse=True)
 def _devices() -> Iterator[None]:
+    torch.set_num_threads(1)
     with pretend.devices():
         yield
 

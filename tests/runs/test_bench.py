@@ -12,7 +12,7 @@ from tiny import hf_model
 
 import twotower as tt
 from twotower.errors import InputError
-from twotower.runs.bench import Peak, bench, prompts_near
+from twotower.runs.bench import MEASURES, Peak, bench, prompts_near
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,26 @@ def test_what_is_told(folder: Path) -> None:
             found["tokens"] / one["seconds_per_prompt"], rel=1e-6
         )
     assert found["measures"]["plain forward"]["forwards"] == 1
+
+
+def test_every_measure(folder: Path) -> None:
+    found = bench(
+        lambda: tt.load(folder, weights="random"),
+        prompts_near,
+        prompt_tokens=40,
+        batch=2,
+        measures=list(MEASURES),
+        say=lambda line: None,
+    )
+    assert list(found["measures"]) == ["plain forward", *MEASURES]
+    assert all(one["seconds_per_prompt"] > 0 for one in found["measures"].values())
+
+
+def test_a_measure_that_is_not_known(capsys) -> None:
+    with pytest.raises(InputError, match="'all' is not known; measures are effects, "):
+        bench(lambda: None, prompts_near, measures=["all"])  # type: ignore[arg-type, return-value]
+    assert run("bench", "llama-7b", "--weights", "random", "--measures", "all") == 2
+    assert "'all' is not known" in capsys.readouterr().err
 
 
 def test_a_peak_is_that_of_its_block() -> None:

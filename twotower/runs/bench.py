@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -20,6 +22,10 @@ from ..errors import InputError
 if TYPE_CHECKING:
     from ..models import Model
     from ..prompts import Prompts
+
+
+Measure = Callable[["Model", "Prompts", int], object]
+"""Takes a model, prompts and the size of a batch."""
 
 
 @dataclass
@@ -73,15 +79,58 @@ def most_resident() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def _effects(positions: str, logprobs: bool = False) -> Measure:
+    def measure(model: Model, prompts: Prompts, batch: int) -> object:
+        from ..measures import head_effects
+
+        return head_effects(model, prompts, positions, logprobs=logprobs, batch_size=batch)
+
+    return measure
+
+
+def _run(*groups: str) -> Measure:
+    def measure(model: Model, prompts: Prompts, batch: int) -> object:
+        from ..measures import analyze
+
+        return analyze(model, prompts, **({"measures": groups} if groups else {}), batch_size=batch)
+
+    return measure
+
+
+def _saved(model: Model, prompts: Prompts, batch: int) -> None:
+    from ..results import open as opened
+    from ..results import save
+
+    with TemporaryDirectory() as folder:
+        opened(save(_run()(model, prompts, batch), Path(folder) / "run.zarr")).load()
+
+
+MEASURES: dict[str, Measure] = {
+    "effects": _effects("last"),
+    "effects-logprobs": _effects("last", logprobs=True),
+    "effects-labels": _effects("labels"),
+    "effects-all": _effects("all"),
+    "qk-ov": _run("qk", "ov"),
+    "attribution": _run("attribution"),
+    "analyze": _run(),
+    "analyze-save-open": _saved,
+}
+"""What can be timed: sweeps at the last position (margins, or log-probabilities as well), at
+label positions and at all; both towers; everything at once, and saved and opened again."""
+
+DEFAULT = ("effects", "analyze")
+
+
 def bench(
     load: Callable[[], Model],
     build: Callable[[Model, int, int], Prompts],
     prompt_tokens: int = 32,
     batch: int = 1,
     rounds: int = 1,
+    measures: Sequence[str] = DEFAULT,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Load a model, and time a plain forward, the sweep and all measures.
+    """Load a model, and time a plain forward and measures.
 
     Parameters
     ----------
@@ -93,6 +142,8 @@ def bench(
         Tokens of a prompt, and prompts.
     rounds
         How often each is timed, after one round that warms up.
+    measures
+        Names in `MEASURES`.
     say
         Takes a line about every stage.
 
@@ -105,11 +156,13 @@ def bench(
     Raises
     ------
     InputError
-        If a number makes no sense.
+        If a number makes no sense, or a measure is not known.
     """
-    from ..measures import analyze, head_effects
     from ..measures.batch_size import Batches
 
+    for name in measures:
+        if name not in MEASURES:
+            raise InputError(f"{name!r} is not known; measures are {', '.join(MEASURES)}")
     for words, value in (("prompt_tokens", prompt_tokens), ("batch", batch), ("rounds", rounds)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{words}={value!r} must be a whole number of at least 1")
@@ -123,17 +176,13 @@ def bench(
             for one in Batches(model, prompts, batch):
                 model.module(**one.inputs)
 
-    jobs: dict[str, Callable[[], object]] = {
-        "plain forward": plain,
-        "head effects, margins": lambda: head_effects(
-            model, prompts, logprobs=False, batch_size=batch
-        ),
-        "analyze": lambda: analyze(model, prompts, batch_size=batch),
-    }
-    stages += [_stage(name, job, rounds, say) for name, job in jobs.items()]
+    stages.append(_stage("plain forward", plain, rounds, say))
+    for name in measures:
+        job = partial(MEASURES[name], model, prompts, batch)
+        stages.append(_stage(name, job, rounds, say))
     tokens, heads = int(prompts.lengths.sum()), model.n_layers * model.n_heads
     forward = stages[1].seconds
-    measures = {
+    costs = {
         stage.name: {
             "seconds_per_prompt": stage.seconds / len(prompts),
             "seconds_per_head": stage.seconds / len(prompts) / heads,
@@ -153,7 +202,7 @@ def bench(
         "prompts": len(prompts),
         "tokens": tokens / len(prompts),
         "stages": [asdict(stage) for stage in stages],
-        "measures": measures,
+        "measures": costs,
     }
 
 
