@@ -6,6 +6,7 @@ random too, so that leaving one out shows.
 
 from __future__ import annotations
 
+import io
 from functools import cache
 from typing import Any
 
@@ -95,6 +96,29 @@ def sentencepiece() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
+
+
+@cache
+def sentencepiece_model() -> bytes:
+    """What stands in a Llama's tokenizer.model, trained on the spot."""
+    import sentencepiece as library
+
+    lines = [f"{word}: {label}" for word in [*WORDS, "elephant", "New York"] for label in WORDS]
+    buffer = io.BytesIO()
+    library.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines * 3),
+        model_writer=buffer,
+        vocab_size=390,
+        model_type="bpe",
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+        num_threads=1,
+    )
+    return buffer.getvalue()
 
 
 def _configurations() -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import shutil
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import TWO, WORDS, byte_level, hf_model, tiny
+from tiny import TWO, byte_level, hf_model, sentencepiece_model, tiny
 
 import twotower as tt
 
@@ -86,20 +85,8 @@ def test_a_tokenizer_of_sentencepiece(tmp_path: Path) -> None:
     """Llama's: a tokenizer.model and nothing else."""
     import sentencepiece
 
-    buffer = io.BytesIO()
-    lines = [f"{word}: {label}" for word in [*WORDS, "elephant", "New York"] for label in WORDS]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines * 3),
-        model_writer=buffer,
-        vocab_size=390,
-        model_type="bpe",
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        minloglevel=2,
-        num_threads=1,
-    )
     hf_model("llama").save_pretrained(tmp_path)
-    (tmp_path / "tokenizer.model").write_bytes(buffer.getvalue())
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model())
     about = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
     about |= {"add_bos_token": True, "legacy": False}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
@@ -107,7 +94,7 @@ def test_a_tokenizer_of_sentencepiece(tmp_path: Path) -> None:
     assert model.tokenizer.is_fast
     prompts = tt.build_prompts(model, TWO, shots=2, n=3)
     assert (prompts.role[:, -prompts.lengths.min()] == "bos").any()
-    pieces = sentencepiece.SentencePieceProcessor(model_proto=buffer.getvalue())
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model())
     own = prompts.token_id[0][prompts.token_id[0] >= 0]
     assert pieces.decode(own.tolist()) == prompts.strings[0]
     assert np.isfinite(tt.predict(model, prompts)["margin"]).all()

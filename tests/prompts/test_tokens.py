@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 from types import SimpleNamespace
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import WORDS, byte_level, sentencepiece
+from tiny import byte_level, sentencepiece, sentencepiece_model
 from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -57,29 +56,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A SentencePiece model trained here, loaded as the tokenizer of a Llama folder."""
     import sentencepiece as library
 
-    lines = [f"{word}: {label}" for word in [*WORDS, "elephant", "New York"] for label in WORDS]
-    buffer = io.BytesIO()
-    library.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines * 3),
-        model_writer=buffer,
-        vocab_size=390,
-        model_type="bpe",
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        character_coverage=1.0,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        minloglevel=2,
-        num_threads=1,
-    )
+    proto = sentencepiece_model()
     folder = tmp_path_factory.mktemp("spm")
-    (folder / "tokenizer.model").write_bytes(buffer.getvalue())
+    (folder / "tokenizer.model").write_bytes(proto)
     settings = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True}
     settings |= {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     (folder / "config.json").write_text('{"model_type": "llama"}')
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    processor = library.SentencePieceProcessor(model_proto=buffer.getvalue())
+    processor = library.SentencePieceProcessor(model_proto=proto)
     sample = "elephant 😀: foo\nשלום:"  # noqa: RUF001
     assert tokenizer(sample)["input_ids"] == [1, *processor.encode(sample)]
     return tokenizer
