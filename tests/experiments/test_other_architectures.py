@@ -58,7 +58,11 @@ def test_words_and_labels_are_tokens(small) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "gptj", "neox", "llama"])
-def test_training_is_decided_by_its_seed(small, architecture: str, tmp_path: Path) -> None:
+def test_training_is_decided_by_its_seed(
+    small, architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(small, "LESSONS", small.LESSONS[-1:])
+    monkeypatch.setattr(small, "DONE", 0.0)
     settings = small.SETTINGS | {"steps": 3, "batch": 4}
     models = []
     for number, seed in enumerate((0, 0, 1)):
@@ -71,6 +75,12 @@ def test_training_is_decided_by_its_seed(small, architecture: str, tmp_path: Pat
     states = [next(iter(m.module.state_dict().values())) for m in models]
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], states[2])
+
+
+def test_a_training_that_fails_says_so(small, tmp_path: Path) -> None:
+    with pytest.raises(tt.FindingError, match="llama, seed 0: after 3 steps in lesson 1 of 3"):
+        small.train("llama", 0, tmp_path, small.SETTINGS | {"steps": 3, "batch": 4})
+    assert not list(tmp_path.iterdir())
 
 
 # ---- what is found ------------------------------------------------------------------------

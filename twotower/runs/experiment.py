@@ -286,6 +286,8 @@ class Experiment:
         Takes the runs and the judgement; gives a figure.
     task
         The task it is run on unless another is named.
+    subject
+        What is measured, in words, where it is not the model and task that were named.
     version
         Raised when what is measured changes, so that older measurements are not taken.
     """
@@ -300,6 +302,7 @@ class Experiment:
     judge: Callable[[list[xr.DataTree]], Judgement]
     draw: Callable[[list[xr.DataTree], Judgement], Figure]
     task: str = "animals-cities"
+    subject: str = ""
     version: int = 1
 
 
@@ -436,6 +439,7 @@ def _result(
         "reason": judgement.reason,
         "numbers": {words: _plain(number) for words, number in judgement.numbers.items()},
         "size": {**asdict(size), "seeds": list(size.seeds)},
+        "subject": experiment.subject,
         **{name: first[name] for name in kept},
         "labels": json.loads(first["labels"]),
         "provenance": {
