@@ -133,7 +133,9 @@ def _check(model: Model) -> None:
     from .check import check_model
 
     try:
-        check_model(model)
+        # On a processor, bitsandbytes packs 4-bit weights anew in their first forward.
+        with freed_at_once():
+            check_model(model)
     except Exception as error:
         if isinstance(error, ModelError):
             raise
