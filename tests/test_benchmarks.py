@@ -93,6 +93,15 @@ def test_the_gpu_script_says_that_there_is_no_gpu() -> None:
     assert not done.stdout
 
 
+def test_large_models_kept_to_their_memory() -> None:
+    """In the committed run: below the limit, and within a tenth of what was planned."""
+    found = json.loads((BENCHMARKS / "results" / "large_models.json").read_text())["models"]
+    assert len(found) == 3
+    for one in found.values():
+        assert one["peak_bytes"] <= 1.25 * one["weights_bytes"] + 1.5 * 2**30
+        assert one["planned_bytes"] == pytest.approx(one["peak_bytes"], rel=0.1)
+
+
 def test_the_page_is_that_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import tables
