@@ -24,20 +24,26 @@ def readable(name: str, error: Exception, revision: str | None = None) -> Except
     if isinstance(error, (ModelError, InputError)):
         return error
     reason = " ".join(str(error).split())
+    if _damaged(error, reason):
+        return ModelError(
+            f"a file of {name} is damaged ({reason[:200]}); copy or download it again"
+        )
     if Path(name).is_dir():
         return ModelError(_of_a_folder(name, error, reason))
     return ModelError(_of_the_hub(name, error, reason, revision))
 
 
-def _of_a_folder(name: str, error: Exception, reason: str) -> str:
+def _damaged(error: Exception, reason: str) -> bool:
+    """Whether a file was read that is not what it was, in a folder or in the hub's cache."""
     from safetensors import SafetensorError
 
+    words = "Error while deserializing", "unpickling", "Unpickling", "PytorchStreamReader"
+    known = isinstance(error, (SafetensorError, json.JSONDecodeError))
+    return known or any(word in reason for word in words)
+
+
+def _of_a_folder(name: str, error: Exception, reason: str) -> str:
     folder = Path(name)
-    damaged = "Error while deserializing", "unpickling", "Unpickling", "PytorchStreamReader"
-    if isinstance(error, (SafetensorError, json.JSONDecodeError)) or any(
-        word in reason for word in damaged
-    ):
-        return f"a file of {name} is damaged ({reason[:200]}); copy or download it again"
     if not (folder / "config.json").is_file():
         return f"the folder {name} holds no model: it has no config.json"
     if not any(folder.glob("*token*")) and "tokenizer" in reason:
