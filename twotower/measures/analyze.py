@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from ..checks import check_measured
 from ..errors import InputError
 from ..results import make_tree, provenance
-from .collect import collect, dataset
+from .collect import Arrays, collect, dataset
 from .effects import sweep_maker
 from .recorders import Predictions
 from .scores import two_tower_scores
@@ -67,20 +68,63 @@ def analyze(
     InputError
         If a measure is not known.
     """
+    settings = Settings(measures, norm, logprobs, keep)
+    found = measured(model, prompts, settings, batch_size=batch_size, progress=progress)
+    groups, about = datasets(model, prompts, settings, found)
+    run = make_tree(groups, about)
+    if {"qk", "ov"} <= set(groups):
+        groups["scores"] = two_tower_scores(run)
+        run = make_tree(groups, about)
+    return run
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `analyze` measures; see there."""
+
+    measures: Sequence[str] = MEASURES
+    norm: str = "frozen"
+    logprobs: bool = True
+    keep: str = "all"
+
+    def __post_init__(self) -> None:
+        measures = self.measures
+        listed = isinstance(measures, Iterable) and not isinstance(measures, str)
+        measures = list(measures) if listed else measures
+        if not listed or not measures or any(name not in MEASURES for name in measures):
+            raise InputError(f"measures={measures!r}: choose a list from {', '.join(MEASURES)}")
+        object.__setattr__(self, "measures", tuple(dict.fromkeys(measures)))
+        check_norm(self.norm)
+
+    def of(self, group: str) -> dict[str, Any]:
+        """The settings that a group's dataset tells."""
+        told: dict[str, dict[str, Any]] = {
+            "effects": {"positions": "last", "ablation": "zero"},
+            "attribution": {"norm": self.norm},
+            "qk": {"keep": self.keep},
+            "ov": {"keep": self.keep},
+        }
+        return told.get(group, {})
+
+
+def measured(
+    model: Model,
+    prompts: Prompts,
+    settings: Settings,
+    *,
+    batch_size: int | None = None,
+    progress: bool | str = False,
+) -> dict[str, Arrays]:
+    """Arrays of every measure by group, over all prompts in their order."""
     check_measured(model, prompts)
-    listed = isinstance(measures, Iterable) and not isinstance(measures, str)
-    measures = list(measures) if listed else measures
-    if not listed or not measures or any(name not in MEASURES for name in measures):
-        raise InputError(f"measures={measures!r}: choose a list from {', '.join(MEASURES)}")
-    check_norm(norm)
     makers: dict[str, Any] = {}
-    for name in dict.fromkeys(measures):
+    for name in settings.measures:
         if name == "predictions":
             makers[name] = lambda batch: Predictions(batch, prompts.label_ids)
         elif name == "effects":
-            makers[name] = sweep_maker(model, prompts, logprobs=logprobs)
+            makers[name] = sweep_maker(model, prompts, logprobs=settings.logprobs)
         elif name == "attribution":
-            makers[name] = attribution_maker(model, prompts, norm)
+            makers[name] = attribution_maker(model, prompts, settings.norm)
         elif name == "qk":
             makers[name] = similarity_maker(prompts)
         else:
@@ -90,25 +134,21 @@ def analyze(
         prompts,
         list(makers.values()),
         batch_size=batch_size,
-        keep=keep,
-        kind=("analyze", *makers, norm, logprobs),
+        keep=settings.keep,
+        kind=("analyze", settings),
         progress=progress,
     )
-    settings: dict[str, dict[str, Any]] = {
-        "effects": {"positions": "last", "ablation": "zero"},
-        "attribution": {"norm": norm},
-        "qk": {"keep": keep},
-        "ov": {"keep": keep},
-    }
+    return dict(zip(makers, found, strict=True))
+
+
+def datasets(
+    model: Model, prompts: Prompts, settings: Settings, found: Mapping[str, Arrays]
+) -> tuple[dict[str, xr.Dataset], dict[str, Any]]:
+    """A run's groups from the arrays of its measures, and the attributes of its root."""
     groups = {"prompts": prompts_dataset(model, prompts)}
-    for name, arrays in zip(makers, found, strict=True):
-        groups[name] = dataset(name, arrays, model, prompts, **settings.get(name, {}))
-    about = provenance(model, prompts, measures=list(makers))
-    run = make_tree(groups, about)
-    if "qk" in makers and "ov" in makers:
-        groups["scores"] = two_tower_scores(run)
-        run = make_tree(groups, about)
-    return run
+    for name, arrays in found.items():
+        groups[name] = dataset(name, arrays, model, prompts, **settings.of(name))
+    return groups, provenance(model, prompts, measures=list(found))
 
 
 def prompts_dataset(model: Model, prompts: Prompts) -> xr.Dataset:

@@ -1,7 +1,8 @@
 """Results: the schema of every dataset, where it comes from, and its store."""
 
+from .forms import check_dataset, make_dataset, make_table
 from .provenance import provenance
-from .schema import GROUPS, Variable, check_dataset, make_dataset, make_table
+from .schema import GROUPS, Variable
 from .store import check_tree, make_tree, open, save
 
 __all__ = [

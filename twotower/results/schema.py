@@ -1,6 +1,6 @@
 """The form of every dataset: its variables, their dims, units and definitions.
 
-It is checked whenever a dataset is made, saved or opened.
+`forms.py` checks it whenever a dataset is made, saved or opened.
 
 Definitions, in the notation of Yu & Ananiadou (2024, arXiv 2402.02872): layer l, head h,
 position p, last position T; x_p^l is the residual stream entering layer l, z the head's
@@ -10,15 +10,7 @@ attention weights, v the values.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from ..errors import SchemaError
-
-if TYPE_CHECKING:
-    import numpy as np
-    import xarray as xr
 
 SCHEMA_VERSION = 1
 PAPER = "Yu & Ananiadou 2024, arXiv:2402.02872"
@@ -36,6 +28,7 @@ DIMS = (
     "step",
     "source",
     "feature",
+    "unit",
 )
 """All dims; every dataset gives each of its dims a coordinate."""
 
@@ -68,6 +61,7 @@ class Variable:
     required: bool = True
 
 
+_U = ("unit",)
 _P, _PL = ("prompt",), ("prompt", "label")
 _PP = ("prompt", "position")
 _HEADS = ("prompt", "layer", "head")
@@ -102,6 +96,13 @@ COORDINATES = {
         "str",
         "label of the demonstration",
         "text of the demonstration's label",
+        required=False,
+    ),
+    "measured": Variable(
+        _P,
+        "bool",
+        "measured",
+        "whether the prompt's unit is done; else values are missing",
         required=False,
     ),
     "token_position": Variable(
@@ -311,6 +312,17 @@ GROUPS: dict[str, dict[str, Variable]] = {
             "x_p^l, what enters the layer",
         ),
     },
+    "units": {
+        "part": Variable(_U, "str", "part of the run", "a model, a task and a seed; may be empty"),
+        "start": Variable(_U, "int", "first prompt", "number of the unit's first prompt"),
+        "stop": Variable(_U, "int", "end of the prompts", "number after the unit's last prompt"),
+        "state": Variable(_U, "str", "state", "done, failed, or empty where it is not measured"),
+        "seconds": Variable(_U, "float", "time taken", "wall time of measuring and writing", "s"),
+        "finished": Variable(_U, "float", "time of the end", "since the Unix epoch", "s"),
+        "worker": Variable(_U, "str", "worker", "host and process that measured it"),
+        "error": Variable(_U, "str", "error", "the last one, of a unit that failed"),
+        "driver": Variable((), "str", "driver", "who drives the run, as JSON; empty if nobody"),
+    },
     "scores": {
         "qk_auc": Variable(
             ("layer", "head"),
@@ -348,154 +360,3 @@ GROUPS: dict[str, dict[str, Variable]] = {
 
 TABLE = "table"
 """Group of datasets that experiments make up themselves: any variables and dims, described."""
-
-_KINDS = {"float": "f", "int": "iu", "bool": "b", "str": "OUT"}
-
-
-def make_dataset(
-    group: str,
-    values: Mapping[str, np.ndarray],
-    coordinates: Mapping[str, Any],
-    attributes: Mapping[str, Any],
-) -> xr.Dataset:
-    """A dataset of a group, with names, units and definitions filled in, and checked.
-
-    Parameters
-    ----------
-    group
-        One of `GROUPS`.
-    values
-        Arrays by variable, with the schema's dims.
-    coordinates
-        Index coordinates by dim, and arrays of `COORDINATES` by name.
-    attributes
-        Attributes of the dataset, such as provenance.
-    """
-    import xarray as xr
-
-    variables = {
-        name: (GROUPS[group][name].dims, array, _describe(GROUPS[group][name]))
-        for name, array in values.items()
-    }
-    coords: dict[str, Any] = {}
-    for name, array in coordinates.items():
-        known = COORDINATES.get(name)
-        about = (name,) if known is None else (known.dims, _describe(known))
-        coords[name] = (about[0], _texts(array), *about[1:])
-    about = {"twotower_schema": SCHEMA_VERSION, "twotower_group": group, **attributes}
-    dataset = xr.Dataset(variables, coords, about)
-    check_dataset(dataset, group)
-    return dataset
-
-
-def _texts(values: Any) -> np.ndarray:
-    """Values as an array, texts of any length: Zarr v3 has no agreed form for one length."""
-    import numpy as np
-
-    array = np.asarray(values)
-    return array.astype(object) if array.dtype.kind == "U" else array
-
-
-def make_table(
-    variables: Mapping[str, tuple[Variable, Any]],
-    coordinates: Mapping[str, Any],
-    attributes: Mapping[str, Any],
-) -> xr.Dataset:
-    """A dataset of an experiment's own variables, described as those of `GROUPS` are.
-
-    Parameters
-    ----------
-    variables
-        By name: what it is, and its array.
-    coordinates
-        Index coordinates by dim.
-    attributes
-        Attributes of the dataset, such as provenance.
-    """
-    import xarray as xr
-
-    found = {
-        name: (about.dims, array, _describe(about)) for name, (about, array) in variables.items()
-    }
-    coords = {dim: _texts(values) for dim, values in coordinates.items()}
-    about = {"twotower_schema": SCHEMA_VERSION, "twotower_group": TABLE, **attributes}
-    table = xr.Dataset(found, coords, about)
-    check_dataset(table)
-    return table
-
-
-def _describe(variable: Variable) -> dict[str, str]:
-    return {
-        "long_name": variable.long_name,
-        "units": variable.units,
-        "reference": variable.reference,
-    }
-
-
-def check_dataset(dataset: xr.Dataset, group: str | None = None) -> None:
-    """Refuse a dataset that does not have its group's form.
-
-    Parameters
-    ----------
-    dataset
-        What is checked.
-    group
-        Name of the group; by default, and where it is a name that a run gave to one of
-        several datasets of a group, what the dataset says of itself.
-
-    Raises
-    ------
-    SchemaError
-        With the variable, and what was found where something else was expected.
-    """
-    own = dataset.attrs.get("twotower_group")
-    group = group if group in GROUPS and own != TABLE else own
-    if group not in (*GROUPS, TABLE):
-        raise SchemaError(f"{group!r} is not a group; groups are {', '.join(GROUPS)}")
-    version = dataset.attrs.get("twotower_schema")
-    if version != SCHEMA_VERSION:
-        raise SchemaError(f"{group} has schema {version}; this version reads {SCHEMA_VERSION}")
-    if group == TABLE:
-        _check_table(dataset)
-        return
-    known = GROUPS[group]
-    for name in dataset.data_vars:
-        if name not in known:
-            raise SchemaError(f"{group} has no variable {name!r}; it has {', '.join(known)}")
-    for name, variable in known.items():
-        if name in dataset.data_vars:
-            _check_variable(f"{group}.{name}", dataset[name], variable)
-        elif variable.required:
-            raise SchemaError(f"{group} lacks the variable {name!r}")
-    for dim in dataset.dims:
-        if dim not in DIMS:
-            raise SchemaError(f"{group} has a dim {dim!r}; dims are {', '.join(DIMS)}")
-        if dim not in dataset.coords:
-            raise SchemaError(f"{group} has no coordinate for its dim {dim!r}")
-    for name, variable in COORDINATES.items():
-        if name in dataset.coords:
-            _check_variable(f"{group}.{name}", dataset[name], variable)
-        elif set(variable.dims) <= set(dataset.dims) and name != "token_position":
-            raise SchemaError(f"{group} lacks the coordinate {name!r}")
-
-
-def _check_table(table: xr.Dataset) -> None:
-    for name, array in table.data_vars.items():
-        _check_described(str(name), array)
-    for dim in table.dims:
-        if dim not in table.coords:
-            raise SchemaError(f"a table has no coordinate for its dim {dim!r}")
-
-
-def _check_variable(name: str, array: xr.DataArray, variable: Variable) -> None:
-    if array.dims != variable.dims:
-        raise SchemaError(f"{name} has dims {array.dims}, not {variable.dims}")
-    if array.dtype.kind not in _KINDS[variable.kind]:
-        raise SchemaError(f"{name} has dtype {array.dtype}, not {variable.kind}")
-    _check_described(name, array)
-
-
-def _check_described(name: str, array: xr.DataArray) -> None:
-    for attribute in ("long_name", "units", "reference"):
-        if not array.attrs.get(attribute):
-            raise SchemaError(f"{name} lacks the attribute {attribute!r}")

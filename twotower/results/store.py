@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import uuid
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SchemaError, StoreError
-from .schema import SCHEMA_VERSION, check_dataset
+from .forms import check_dataset
+from .place import Place
+from .schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -47,11 +46,15 @@ def check_tree(tree: xr.DataTree) -> None:
     missing = set(json.loads(tree.attrs.get("groups", "[]"))) - set(tree.children)
     if missing:
         raise SchemaError(f"the groups {', '.join(sorted(missing))} are missing")
+    parts = json.loads(tree.attrs.get("twotower_parts", "[]"))
     for name, node in tree.children.items():
-        check_dataset(node.to_dataset(inherit=False), name)
+        if name in parts:
+            check_tree(node)
+        else:
+            check_dataset(node.to_dataset(inherit=False), name)
 
 
-def save(run: xr.DataTree | xr.Dataset, path: str | Path, overwrite: bool = False) -> Path:
+def save(run: xr.DataTree | xr.Dataset, path: str | Path, overwrite: bool = False) -> Path | str:
     """Write a run, or one dataset of it, as a Zarr v3 store.
 
     The store is written beside its place and moved there when it is whole.
@@ -61,13 +64,13 @@ def save(run: xr.DataTree | xr.Dataset, path: str | Path, overwrite: bool = Fals
     run
         What `twotower.analyze` or a measure returned, or a group of a run.
     path
-        A folder, by custom ending in ".zarr".
+        A folder, by custom ending in ".zarr", or a URL such as s3://bucket/run.zarr.
     overwrite
         Whether a store that is there may be replaced.
 
     Returns
     -------
-    Path
+    Path, or str for a URL
 
     Raises
     ------
@@ -87,26 +90,12 @@ def save(run: xr.DataTree | xr.Dataset, path: str | Path, overwrite: bool = Fals
     run = run.copy()
     run.attrs["groups"] = json.dumps(sorted(run.children))
     check_tree(run)
-    path = check_place(path, overwrite)
-    work = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
-    old = work.with_name(f"{work.name}-old")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        run.to_zarr(work, mode="w-", zarr_format=3, consolidated=False)
-        if path.exists():
-            path.rename(old)  # so that one of the two is there at every moment
-        work.rename(path)
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error}") from error
-    finally:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        for leftover in (work, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-    return path
+    place = check_place(path, overwrite)
+    place.replace(lambda store: run.to_zarr(store, mode="w-", zarr_format=3, consolidated=False))
+    return str(place) if place.remote else place.path
 
 
-def check_place(path: str | Path, overwrite: bool = False) -> Path:
+def check_place(path: str | Path, overwrite: bool = False) -> Place:
     """Refuse a place at which a run cannot be saved; better before it is measured.
 
     Parameters
@@ -116,84 +105,79 @@ def check_place(path: str | Path, overwrite: bool = False) -> Path:
 
     Returns
     -------
-    Path
-        With "~" expanded.
+    Place
 
     Raises
     ------
     StoreError
         If something is there that may not be replaced, or nothing can be written there.
     """
-    path = _as_path(path)
-    if _exists(path):
+    place = Place(path)
+    if place.holds():
         if not overwrite:
-            raise StoreError(f"{path} exists already; pass overwrite=True or another path")
-        _require_run(path)  # never remove what is not a run
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise StoreError(f"{path} cannot be written: {folder} is no folder that can be written to")
-    return path
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError as error:  # a name that is too long, or a folder that cannot be looked into
-        raise StoreError(f"{path} is no place for a store: {error.strerror}") from error
-
-
-def _as_path(path: str | Path) -> Path:
-    if not isinstance(path, (str, Path)):
-        raise StoreError(f"{path!r} is no path")
-    return Path(path).expanduser()
+            raise StoreError(f"{place} exists already; pass overwrite=True or another path")
+        _require_run(place)  # never remove what is not a run
+    place.require_writable()
+    return place
 
 
 def open(path: str | Path) -> xr.DataTree:
-    """Open a run that `save` wrote.
+    """Open a run that `save` wrote, or one that is measured in units, even while it grows.
 
-    Values are read when they are used, so damage among them shows only then.
-    `xarray.open_datatree` opens it as well; this adds the check of the schema.
+    Arrays are lazy (dask): values are read when they are computed or shown, chunk by
+    chunk, so damage among them shows only then. `xarray.open_datatree` opens it as well;
+    this adds the check of the schema.
 
     Parameters
     ----------
     path
-        The store.
+        The store: a path, or a URL such as s3://bucket/run.zarr.
 
     Returns
     -------
     xarray.DataTree
+        Of a run over several models, tasks or seeds, one child for each; else a run. While
+        units are missing, every dataset has a coordinate `measured` (prompt), and the
+        values of the prompts that are not measured yet are NaN (texts: "").
 
     Raises
     ------
     StoreError
         If there is no store, or it is foreign, or groups or variables of it are damaged.
     """
-    path = _as_path(path)
-    tree = _require_run(path)
+    from .units import mark_measured  # needs numpy, which importing the package does not
+
+    place = Place(path)
+    tree = _require_run(place)
     try:
+        if "units" in tree.children:
+            ledger = tree["units"].to_dataset(inherit=False).load()
+            for part in json.loads(tree.attrs.get("twotower_parts", "[]")):
+                tree[part] = mark_measured(tree[part], ledger, part)
+            if "twotower_parts" not in tree.attrs:
+                tree = mark_measured(tree, ledger, "")
         check_tree(tree)
     except SchemaError as error:
-        raise StoreError(f"{path} is not a run that this version reads: {error}") from error
+        raise StoreError(f"{place} is not a run that this version reads: {error}") from error
     return tree
 
 
-def _require_run(path: Path) -> xr.DataTree:
-    """The tree at a path, if it says of itself that it is a run."""
+def _require_run(place: Place) -> xr.DataTree:
+    """The tree at a place, if it says of itself that it is a run."""
     import xarray as xr
 
-    if not _exists(path):
-        raise StoreError(f"there is no store at {path}")
+    if not place.holds():
+        raise StoreError(f"there is no store at {place}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tree = xr.open_datatree(path, engine="zarr", chunks=None, consolidated=False)
+            tree = xr.open_datatree(
+                place.store(read_only=True), engine="zarr", chunks={}, consolidated=False
+            )
     except Exception as error:
-        raise StoreError(
-            f"{path} cannot be read as a Zarr store ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]})"
-        ) from error
+        raise place.failed("cannot be read as a Zarr store", error) from error
     if "twotower_schema" not in tree.attrs:
-        raise StoreError(f"{path} is a Zarr store, but not a twotower run")
+        raise StoreError(f"{place} is a Zarr store, but not a twotower run")
     return tree
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from ..checks import whole
 from ..errors import InputError
+from .engine_settings import EngineSettings
 from .load_settings import LoadSettings, Whole, to_whole
 
 if TYPE_CHECKING:
@@ -18,20 +23,31 @@ if TYPE_CHECKING:
 
 Words = Parameter(consume_multiple=True)
 Measure = Literal["predictions", "effects", "attribution", "qk", "ov"]
+SEVERAL = ("model", "task", "seed")
+"""Settings of which a run may have several values; each combination is a part of it."""
+
+LISTS = (*SEVERAL, "labels", "measures")
+WHOLE = ("batch_size", "threads", "workers", "gpus_per_replica")
+"""Settings that are whole numbers where they are given."""
+
+NOT_IN_HASH = ("output", "overwrite", "batch_size", "device_map", "remote", "threads")
+"""Settings that do not change what is measured; those of the engine neither."""
 
 
 @dataclass(frozen=True)
-class Configuration(LoadSettings):
-    """A model, a task, and what is measured.
+class Configuration(LoadSettings, EngineSettings):
+    """Models, tasks and seeds, and what is measured.
 
     Attributes
     ----------
     model
-        Hub id, folder, or smollm2-135m (the demo model).
+        Hub id, folder, or smollm2-135m (the demo model); or several.
     task
-        A bundled task, a ready hub dataset, a .csv or .jsonl file, or hub:owner/dataset.
+        A bundled task, a ready hub dataset, a .csv or .jsonl file, or hub:owner/dataset;
+        or several.
     output
-        Where the run is written; by default runs/TASK.zarr.
+        Where the run is written: a path, or a URL such as s3://bucket/run.zarr; by default
+        runs/TASK.zarr.
     overwrite
         Replace a run that is there.
     labels
@@ -39,9 +55,9 @@ class Configuration(LoadSettings):
     shots
         Demonstrations per label.
     n
-        Number of prompts.
+        Number of prompts of each model, task and seed.
     seed
-        Decides every draw.
+        Decides every draw; or several.
     template
         How a demonstration is written, with {text} and then {label}.
     instruction
@@ -67,16 +83,18 @@ class Configuration(LoadSettings):
     batch_size
         Prompts in a batch; by default about a thousand tokens' worth on a processor, and
         as many as fill a GPU. Fewer where memory runs out.
+    unit_size
+        Prompts in a unit of work; a batch is never larger.
     """
 
-    model: str = "smollm2-135m"
-    task: str = "animals-cities"
-    output: Path | None = None
+    model: Annotated[tuple[str, ...], Words] = ("smollm2-135m",)
+    task: Annotated[tuple[str, ...], Words] = ("animals-cities",)
+    output: str | None = None
     overwrite: bool = False
     labels: Annotated[tuple[str, ...] | None, Words] = None
     shots: Whole = 8
     n: Whole = 40
-    seed: Whole = 0
+    seed: Annotated[tuple[Whole, ...], Words] = (0,)
     template: str = "{text}: {label}\n"
     instruction: str = ""
     order: Literal["shuffled", "alternating", "blocked"] = "shuffled"
@@ -96,6 +114,18 @@ class Configuration(LoadSettings):
     keep: Literal["all", "labels"] = "all"
     batch_size: Annotated[int | None, Parameter(converter=to_whole)] = None
 
+    unit_size: Whole = 16
+
+    def __post_init__(self) -> None:
+        for name in SEVERAL:
+            value = getattr(self, name)
+            several = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+            if not several or len(set(several)) != len(several):
+                raise InputError(f"{name}={value!r} must be one or several that differ")
+            object.__setattr__(self, name, several)
+        whole("n", self.n, 1)
+        whole("unit_size", self.unit_size, 1)
+
     @classmethod
     def from_yaml(cls, path: str | Path) -> Configuration:
         """A configuration from a YAML file of these names.
@@ -108,24 +138,56 @@ class Configuration(LoadSettings):
         return cls(**read_yaml(Path(path)))
 
     @property
-    def store(self) -> Path:
+    def store(self) -> str:
         """Where the run is written."""
         if self.output is not None:
-            return self.output.expanduser()
-        return Path("runs") / f"{Path(self.task).stem}.zarr"
+            return str(self.output)
+        return str(Path("runs") / ("+".join(Path(task).stem for task in self.task) + ".zarr"))
+
+    @property
+    def parts(self) -> dict[str, Configuration]:
+        """A configuration for each model, task and seed, by name; a single one's is ""."""
+        alone = [
+            replace(self, model=(model,), task=(task,), seed=(seed,))
+            for model in self.model
+            for task in self.task
+            for seed in self.seed
+        ]
+        if len(alone) == 1:
+            return {"": alone[0]}
+        named = {one._name: one for one in alone}
+        if len(named) < len(alone):
+            raise InputError("two models or two tasks have the same name in the store")
+        return named
+
+    @property
+    def _name(self) -> str:
+        words = (Path(self.model[0]).name, Path(self.task[0]).stem, f"seed-{self.seed[0]}")
+        return ".".join(re.sub(r"[^A-Za-z0-9_-]+", "-", word) for word in words)
+
+    def describe(self) -> dict[str, Any]:
+        """The settings that decide what is measured, as JSON has them."""
+        engine = {field.name for field in fields(EngineSettings)}
+        kept = {k: v for k, v in asdict(self).items() if k not in {*NOT_IN_HASH, *engine}}
+        return dict(json.loads(json.dumps(kept)))
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of these settings."""
+        return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()
 
     def load_model(self) -> Model:
-        """The model."""
-        return self.load(self.model)
+        """The model; the first of several."""
+        return self.load(self.model[0])
 
     def load_task(self) -> Task:
-        """The task."""
+        """The task; the first of several."""
         from ..prompts import load_task
 
-        return load_task(self.task, text=self.text_column, label=self.label_column)
+        return load_task(self.task[0], text=self.text_column, label=self.label_column)
 
     def build_prompts(self, model: Model, task: Task) -> Prompts:
-        """The prompts."""
+        """The prompts; those of the first of several seeds."""
         from ..prompts import build_prompts
 
         return build_prompts(
@@ -134,7 +196,7 @@ class Configuration(LoadSettings):
             self.labels,
             self.shots,
             self.n,
-            self.seed,
+            self.seed[0],
             template=self.template,
             instruction=self.instruction,
             order=self.order,
@@ -163,26 +225,29 @@ def read_yaml(path: Path) -> dict[str, Any]:
             raise InputError(f"{path}: {name!r} is no setting; settings are {', '.join(known)}")
     for name, value in found.items():
         _check_setting(path, name, value)
-    for name in ("labels", "measures"):
+    for name in LISTS:
         if isinstance(found.get(name), list):
             found[name] = tuple(found[name])
-    if isinstance(found.get("output"), str):
-        found["output"] = Path(found["output"])
     return found
 
 
 def _check_setting(path: Path, name: str, value: Any) -> None:
     """Refuse a value of another type than the setting's; YAML reads yes as true, for one."""
     default = getattr(Configuration, name)
-    if name in ("labels", "measures"):
-        kind, ok = "a list of texts", isinstance(value, list)
-        ok = ok and all(isinstance(word, str) for word in value)
-    elif isinstance(default, bool):
+    single = default[0] if name in SEVERAL else default
+    values = value if name in LISTS and isinstance(value, list) else [value]
+    if isinstance(single, bool):
         kind, ok = "true or false", isinstance(value, bool)
-    elif isinstance(default, int) or name in ("batch_size", "threads"):
-        kind, ok = "a whole number", isinstance(value, int) and not isinstance(value, bool)
+    elif isinstance(single, float):
+        kind, ok = "a number", isinstance(value, (int, float)) and not isinstance(value, bool)
+    elif isinstance(single, int) or name in WHOLE:
+        kind = "a whole number"
+        ok = all(isinstance(one, int) and not isinstance(one, bool) for one in values)
     else:
-        kind, ok = "a text", isinstance(value, str)
+        kind, ok = "a text", all(isinstance(one, str) for one in values)
+    if name in LISTS:
+        kind = f"{kind}, or a list" if name in SEVERAL else "a list of texts"
+        ok = ok and (name in SEVERAL or isinstance(value, list))
     if not (ok or (value is None and default is None)):
         raise InputError(
             f"{path}: {name}: {value!r} must be {kind}; words such as yes, no, on need quotes"

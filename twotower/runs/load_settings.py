@@ -40,6 +40,9 @@ class LoadSettings:
         int8 or nf4.
     revision
         Branch, tag or commit on the hub.
+    remote
+        A server that holds the model, so that no weights are loaded here: ndif, or the
+        address of one's own, such as http://host:6001.
     threads
         CPU threads; by default torch's choice.
     """
@@ -48,6 +51,7 @@ class LoadSettings:
     device_map: str | None = None
     quantization: Literal["int8", "nf4"] | None = None
     revision: str | None = None
+    remote: str | None = None
     threads: Annotated[int | None, Parameter(converter=to_whole)] = None
 
     def options(self) -> dict[str, str | None]:
@@ -64,6 +68,8 @@ class LoadSettings:
         if self.threads is not None:
             whole("threads", self.threads, 1)
             torch.set_num_threads(self.threads)
+        if self.remote is not None:
+            more["remote"] = True if self.remote == "ndif" else self.remote
         return load(model, **self.options(), **more)
 
 

@@ -1,0 +1,343 @@
+"""A store that is filled unit by unit: made whole at the start, then written by region.
+
+A unit is a block of prompts of one part of a run (a model, a task, a seed). Every variable
+with a dim `prompt` has one chunk per unit, so no two units ever write the same object. A
+unit's chunks are on the disk before its mark in the group `units` says that it is done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ..errors import StoreError
+from .forms import check_dataset, make_dataset
+from .place import Place
+from .schema import COORDINATES, SCHEMA_VERSION
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+DONE, FAILED = "done", "failed"
+REPORTED = ("state", "seconds", "finished", "worker", "error")
+"""What is written of a unit once it is measured."""
+
+PATIENCE = 300.0
+"""Seconds for which writing is tried again where a store refuses it."""
+
+
+class Unit(NamedTuple):
+    """A block of prompts of one part of a run."""
+
+    number: int
+    part: str
+    start: int
+    stop: int
+
+    def __str__(self) -> str:
+        where = f"{self.part}, " if self.part else ""
+        return f"unit {self.number} ({where}prompts {self.start} to {self.stop - 1})"
+
+
+def plan_units(sizes: Mapping[str, int], size: int) -> list[Unit]:
+    """All units of a run, from the numbers of prompts of its parts."""
+    blocks = [
+        (part, start, min(start + size, n))
+        for part, n in sizes.items()
+        for start in range(0, n, size)
+    ]
+    return [Unit(number, *block) for number, block in enumerate(blocks)]
+
+
+class UnitStore:
+    """The store of a run that is measured in units.
+
+    Parameters
+    ----------
+    place
+        A path or URL.
+    patience
+        Seconds for which writing is tried again where the store refuses it.
+    """
+
+    def __init__(self, place: str | Path | Place, patience: float = PATIENCE) -> None:
+        self.place = Place(place)
+        self.patience = patience
+
+    def create(
+        self,
+        parts: Mapping[str, tuple[Mapping[str, xr.Dataset], Mapping[str, Any]]],
+        units: Sequence[Unit],
+        size: int,
+        attributes: Mapping[str, Any],
+    ) -> None:
+        """Make the store whole: all coordinates, all metadata, no measured value.
+
+        Parameters
+        ----------
+        parts
+            By name, datasets by group and attributes. A run of one part has the name "".
+            Values of variables with a dim `prompt` are not written, those of the group
+            `prompts` excepted.
+        units, size
+            All units, and how many prompts one has.
+        attributes
+            Attributes of the root.
+        """
+        import xarray as xr
+
+        nodes: dict[str, xr.Dataset] = {}
+        forms: dict[str, dict[str, Any]] = {}
+        for part, (groups, about) in parts.items():
+            listed = json.dumps(sorted(groups if part else {*groups, "units"}))
+            about = {**about, "twotower_schema": SCHEMA_VERSION, "groups": listed}
+            nodes[f"/{part}"] = xr.Dataset(attrs=about)
+            for name, dataset in groups.items():
+                check_dataset(dataset, name)
+                path = f"/{part}/{name}" if part else f"/{name}"
+                names = [] if name == "prompts" else measured(dataset)
+                nodes[path], forms[path] = _unwritten(dataset, names, size)
+        nodes["/units"], forms["/units"] = _unwritten(_ledger(units), REPORTED, 1)
+        if list(parts) != [""]:
+            listed = json.dumps(sorted({*parts, "units"}))
+            about = {"twotower_schema": SCHEMA_VERSION, "groups": listed}
+            nodes["/"] = xr.Dataset(attrs={**about, "twotower_parts": json.dumps(list(parts))})
+        nodes["/"].attrs |= attributes
+
+        def write(store: Any) -> None:
+            xr.DataTree.from_dict(nodes).to_zarr(
+                store,
+                mode="w-",
+                zarr_format=3,
+                consolidated=False,
+                compute=False,
+                encoding=forms,
+            )
+
+        self.place.replace(write)
+
+    def attributes(self, part: str = "") -> dict[str, Any]:
+        """Attributes of the root, or of a part.
+
+        Raises
+        ------
+        StoreError
+            If there is no Zarr store.
+        """
+        import zarr
+
+        try:
+            return dict(zarr.open_group(self.place.store(True), path=part, mode="r").attrs)
+        except Exception as error:
+            raise self.place.failed("cannot be read as a Zarr store", error) from error
+
+    def units(self) -> list[Unit]:
+        """All units, as they were planned."""
+        ledger = self._ledger()
+        columns = (ledger[name][:].tolist() for name in ("part", "start", "stop"))
+        return [Unit(i, *row) for i, row in enumerate(zip(*columns, strict=True))]
+
+    def states(self) -> list[str]:
+        """State of each unit: "done", "failed", or "" where it is missing."""
+        return [str(state) for state in self._ledger()["state"][:]]
+
+    def write(self, unit: Unit, groups: Mapping[str, xr.Dataset]) -> None:
+        """Write a unit's values into its region, and see that they are on the disk.
+
+        Parameters
+        ----------
+        unit
+            The unit.
+        groups
+            Datasets by group, over the unit's prompts. Where prompts of the run are
+            longer, they are padded on the left.
+        """
+        for name, dataset in groups.items():
+            names = measured(dataset)
+            if name == "prompts" or not names:
+                continue
+            path = f"{unit.part}/{name}".lstrip("/")
+            values = self._padded(dataset[names], path)
+            self._patiently(lambda values=values, path=path: self._region(unit, values, path))
+
+    def _padded(self, dataset: xr.Dataset, path: str) -> xr.Dataset:
+        if "position" in dataset.dims:
+            import zarr
+
+            store = self.place.store(True)
+            whole = zarr.open_array(store, path=f"{path}/position", mode="r")[:]
+            dataset = dataset.reset_coords(drop=True).reindex(position=whole)
+        return dataset.drop_vars(list(dataset.coords))
+
+    def _region(self, unit: Unit, values: xr.Dataset, path: str) -> None:
+        values.to_zarr(
+            self.place.store(),
+            group=path,
+            region={"prompt": slice(unit.start, unit.stop)},
+            zarr_format=3,
+            consolidated=False,
+            write_empty_chunks=True,
+        )
+        if not self.place.remote:
+            self._flush(unit, values, path)
+
+    def _flush(self, unit: Unit, values: xr.Dataset, path: str) -> None:
+        """See that a unit's chunks are on the disk, should the power fail after its mark."""
+        import zarr
+
+        group = zarr.open_group(self.place.store(True), path=path, mode="r")
+        for name in map(str, values.data_vars):
+            array: Any = group[name]
+            block = (unit.start // array.chunks[0], *[0] * (array.ndim - 1))
+            file = self.place.path / path / name / array.metadata.encode_chunk_key(block)
+            for entry in (file, file.parent):
+                handle = os.open(entry, os.O_RDONLY)
+                try:
+                    os.fsync(handle)
+                finally:
+                    os.close(handle)
+
+    def mark(self, unit: Unit, state: str, **report: Any) -> None:
+        """Set a unit's state, once what else is known of it is written.
+
+        Parameters
+        ----------
+        unit, state
+            The unit, and "done", "failed" or "".
+        **report
+            seconds, finished, worker, error.
+        """
+
+        def write() -> None:
+            ledger = self._ledger("r+")
+            for name, value in [*report.items(), ("state", state)]:
+                ledger[name][unit.number] = value
+
+        self._patiently(write)
+
+    def beat(self, driver: Mapping[str, Any] | None) -> None:
+        """Say who drives the run, or that nobody does any more."""
+        text = "" if driver is None else json.dumps(driver)
+
+        def write() -> None:
+            self._ledger("r+")["driver"][...] = text
+
+        self._patiently(write)
+
+    def driver(self) -> dict[str, Any]:
+        """Who drives the run, as was said last; empty where nobody does."""
+        text = str(self._ledger()["driver"][...].item())
+        return dict(json.loads(text)) if text else {}
+
+    def _ledger(self, mode: Any = "r") -> Any:
+        import zarr
+
+        try:
+            store = self.place.store(mode == "r")
+            return zarr.open_group(store, path="units", mode=mode)
+        except FileNotFoundError as error:
+            raise StoreError(
+                f"{self.place} is no run that is measured in units, or was not made whole"
+            ) from error
+
+    def _patiently(self, write: Callable[[], None]) -> None:
+        """Write, again and again where the store refuses, up to the end of patience."""
+        started, pause = time.monotonic(), 0.1
+        while True:
+            try:
+                return write()
+            except FileNotFoundError as error:  # the store itself is gone
+                raise self.place.failed("cannot be written", error) from error
+            except Exception as error:
+                if not _refused(error):
+                    raise
+                if time.monotonic() + pause > started + self.patience:
+                    raise self.place.failed("cannot be written", error) from error
+            time.sleep(pause)
+            pause = min(2 * pause, 10.0)
+
+
+def _refused(error: Exception) -> bool:
+    """Whether a store refused to take something, which may pass."""
+    return isinstance(error, OSError) or type(error).__module__.startswith("obstore")
+
+
+def mark_measured(run: xr.DataTree, ledger: xr.Dataset, part: str) -> xr.DataTree:
+    """Tell measured prompts of a part from missing ones, if there are any of these.
+
+    Every dataset gets a coordinate `measured` (prompt), and booleans become floats, so that
+    a missing one is NaN as a missing number is.
+    """
+    here = ledger["part"].values == part
+    done = np.zeros(int(ledger["stop"].values[here].max(initial=0)), dtype=bool)
+    states, starts, stops = (ledger[name].values[here] for name in ("state", "start", "stop"))
+    for state, start, stop in zip(states, starts, stops, strict=True):
+        done[start:stop] = state == DONE
+    if done.all():
+        return run
+    marked = run.copy()
+    about = {
+        "long_name": COORDINATES["measured"].long_name,
+        "units": COORDINATES["measured"].units,
+        "reference": COORDINATES["measured"].reference,
+    }
+    for name, node in run.children.items():
+        dataset = node.to_dataset(inherit=False)
+        if name != "prompts" and "prompt" in dataset.dims:
+            dataset = dataset.assign_coords(measured=("prompt", done, about))
+            for key, array in dataset.data_vars.items():
+                if array.dtype.kind == "b":
+                    kept = array.astype("float32").where(dataset["measured"])
+                    dataset[key] = kept.assign_attrs(array.attrs)
+            marked[name] = dataset
+    return marked
+
+
+def measured(dataset: xr.Dataset) -> list[str]:
+    """Names of the variables that units write."""
+    return [str(name) for name, array in dataset.data_vars.items() if "prompt" in array.dims]
+
+
+def _unwritten(
+    dataset: xr.Dataset, names: Sequence[str], size: int
+) -> tuple[xr.Dataset, dict[str, Any]]:
+    """A dataset whose named variables are not written yet, and how they are to be stored."""
+    from dask import array as dask
+    from zarr.codecs import ZstdCodec
+
+    forms = {}
+    dataset = dataset.copy()
+    for name in names:
+        array = dataset[name]
+        text = array.dtype.kind not in "fiub"
+        dtype: Any = np.dtypes.StringDType() if text else array.dtype
+        empty: Any = "" if text else np.nan if array.dtype.kind == "f" else array.dtype.type(0)
+        chunks = (min(size, array.shape[0]), *array.shape[1:])
+        dataset[name] = array.copy(data=dask.full(array.shape, empty, dtype=dtype, chunks=chunks))
+        forms[name] = {
+            "chunks": chunks,
+            "compressors": (ZstdCodec(level=1, checksum=True),),
+            "chunk_key_encoding": {"name": "default", "separator": "."},
+            "fill_value": empty,
+        }
+    return dataset, forms
+
+
+def _ledger(units: Sequence[Unit]) -> xr.Dataset:
+    n = len(units)
+    values = {
+        "part": np.array([unit.part for unit in units], dtype=object),
+        "start": np.array([unit.start for unit in units]),
+        "stop": np.array([unit.stop for unit in units]),
+        "seconds": np.full(n, np.nan),
+        "finished": np.full(n, np.nan),
+        **{name: np.full(n, "", dtype=object) for name in ("state", "worker", "error")},
+        "driver": np.array("", dtype=object),
+    }
+    return make_dataset("units", values, {"unit": np.arange(n)}, {})

@@ -1,0 +1,60 @@
+"""What computes the units of a run: the settings that commands have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from ..checks import whole
+from ..errors import InputError
+from .load_settings import to_whole
+
+MaybeWhole = Annotated[int | None, Parameter(converter=to_whole)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """What computes the units.
+
+    Attributes
+    ----------
+    engine
+        local: this process. ray: model replicas on a Ray cluster, which is started on this
+        machine or joined.
+    workers
+        Replicas; by default as many as the cluster holds.
+    gpus_per_replica
+        GPUs over which one replica is spread; by default 1 where there are GPUs.
+    address
+        A Ray cluster to join: auto, or ray://host:10001.
+    patience
+        Seconds to try again where the store refuses to be written.
+    """
+
+    engine: Literal["local", "ray"] = "local"
+    workers: MaybeWhole = None
+    gpus_per_replica: MaybeWhole = None
+    address: str | None = None
+    patience: float = 300.0
+
+    def check(self) -> None:
+        """Refuse settings that make no sense.
+
+        Raises
+        ------
+        InputError
+            With the setting.
+        """
+        if self.workers is not None:
+            whole("workers", self.workers, 1)
+        if self.gpus_per_replica is not None:
+            whole("gpus_per_replica", self.gpus_per_replica, 0)
+        if not self.patience >= 0:
+            raise InputError(f"patience={self.patience} must be at least 0")
+        if self.engine == "local":
+            for name in ("workers", "gpus_per_replica", "address"):
+                if getattr(self, name) is not None:
+                    option = name.replace("_", "-")
+                    raise InputError(f"--{option} is for --engine ray")

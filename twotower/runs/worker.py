@@ -1,0 +1,190 @@
+"""What measures the units of a run: one model replica, in this process or an actor of Ray."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from ..errors import StoreError
+
+if TYPE_CHECKING:
+    from ..measures.analyze import Settings
+    from ..models import Model
+    from ..prompts import Prompts
+    from ..results.units import Unit, UnitStore
+    from .configuration import Configuration
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a unit went.
+
+    Attributes
+    ----------
+    seconds
+        Wall time of measuring and writing.
+    writing
+        Share of it that writing took, in seconds.
+    worker
+        Host and process.
+    """
+
+    seconds: float
+    writing: float
+    worker: str
+
+
+class Worker:
+    """Measures units of a run, and writes them into its store.
+
+    Holds one model at a time, that of the unit that came last.
+
+    Parameters
+    ----------
+    config
+        The run.
+    """
+
+    def __init__(self, config: Configuration) -> None:
+        self.config = config
+        self.name = f"{socket.gethostname()}:{os.getpid()}"
+        self._model: tuple[str, Model] | None = None
+        self._prompts: tuple[str, Prompts] | None = None
+
+    @cached_property
+    def store(self) -> UnitStore:
+        """The run's store."""
+        from ..results.units import UnitStore
+
+        return UnitStore(self.config.store, self.config.patience)
+
+    @property
+    def settings(self) -> Settings:
+        """What is measured."""
+        from ..measures.analyze import Settings
+
+        config = self.config
+        return Settings(config.measures, config.norm, config.logprobs, config.keep)
+
+    def create(self, attributes: dict[str, Any]) -> list[str]:
+        """Make the store: what it holds is learnt from the first prompt of each part.
+
+        Parameters
+        ----------
+        attributes
+            Of the root.
+
+        Returns
+        -------
+        list of str
+            Lines about models and prompts.
+        """
+        from ..results.units import plan_units
+
+        parts, lines = {}, []
+        for part in self.config.parts:
+            model, prompts = self.part(part)
+            parts[part] = _unmeasured(model, prompts, self.settings)
+            lines += [repr(model), repr(prompts)]
+        size = self.config.unit_size
+        units = plan_units({part: self.config.n for part in parts}, size)
+        self.store.create(parts, units, size, attributes)
+        return list(dict.fromkeys(lines))
+
+    def part(self, part: str) -> tuple[Model, Prompts]:
+        """The model and all prompts of a part."""
+        config = self.config.parts[part]
+        if self._model is None or self._model[0] != config.model[0]:
+            self._model = self._prompts = None  # so that no two models are ever held
+            self._model = (config.model[0], config.load_model())
+        model = self._model[1]
+        if self._prompts is None or self._prompts[0] != part:
+            self._prompts = (part, config.build_prompts(model, config.load_task()))
+        return model, self._prompts[1]
+
+    def __call__(self, unit: Unit) -> Report:
+        """Measure a unit, write it, and mark it as done.
+
+        Raises
+        ------
+        StoreError
+            If the prompts are not those for which the store was made, or it cannot be
+            written.
+        """
+        from ..measures.analyze import datasets, measured
+        from ..results.units import DONE
+
+        start = time.perf_counter()
+        known = self._prompts and self._prompts[0]
+        model, prompts = self.part(unit.part)
+        if known != unit.part:
+            self._check_same(model, prompts, unit.part)
+            start = time.perf_counter()  # loading is no part of a unit
+        some = prompts[unit.start : unit.stop]
+        found = measured(model, some, self.settings, batch_size=self.config.batch_size)
+        groups, _ = datasets(model, some, self.settings, found)
+        middle = time.perf_counter()
+        self.store.write(unit, groups)
+        end = time.perf_counter()
+        report = Report(end - start, end - middle, self.name)
+        self.store.mark(
+            unit,
+            DONE,
+            seconds=report.seconds,
+            finished=time.time(),
+            worker=report.worker,
+            error="",
+        )
+        return report
+
+    def _check_same(self, model: Model, prompts: Prompts, part: str) -> None:
+        """Refuse to add to what was measured of other prompts, or of another model."""
+        from ..results import provenance
+
+        about, now = self.store.attributes(part), provenance(model, prompts)
+        for name in ("prompts_hash", "tokenizer_hash", "model_revision", "dtype", "quantization"):
+            if about[name] != now[name]:
+                raise StoreError(
+                    f"{self.store.place} was begun with another {name.replace('_', ' ')} "
+                    f"({about[name]}; now {now[name]}); use --overwrite, or another --output"
+                )
+
+
+def _unmeasured(model: Model, prompts: Prompts, settings: Settings) -> Any:
+    """Datasets of a part without their values, and the attributes of its root."""
+    import numpy as np
+
+    from ..measures import two_tower_scores
+    from ..measures.analyze import datasets, measured
+    from ..measures.collect import kept_columns
+    from ..results import GROUPS, make_tree
+
+    first = measured(model, prompts[:1], settings, batch_size=1)
+    kept = kept_columns(prompts, settings.keep)
+    positions = prompts.n_positions if kept is None else kept.shape[1]
+    blank = {
+        group: {
+            name: np.broadcast_to(
+                np.zeros((), dtype=array.dtype),
+                [
+                    {"prompt": len(prompts), "position": positions}.get(dim, size)
+                    for dim, size in zip(GROUPS[group][name].dims, array.shape, strict=True)
+                ],
+            )
+            for name, array in arrays.items()
+        }
+        for group, arrays in first.items()
+    }
+    groups, about = datasets(model, prompts, settings, blank)
+    if {"qk", "ov"} <= set(groups):
+        one, about_one = datasets(model, prompts[:1], settings, first)
+        scores = two_tower_scores(make_tree(one, about_one))
+        about_scores = {**groups["qk"].attrs, "twotower_group": "scores", "settings": "{}"}
+        groups["scores"] = (scores * np.nan).assign_attrs(about_scores)
+        for name, array in scores.data_vars.items():
+            groups["scores"][name].attrs = array.attrs
+    return groups, about
