@@ -85,39 +85,36 @@ def analyze(*, config: Annotated[Configuration | None, Parameter(name="*")] = No
     Settings can also be read from a YAML file: twotower analyze --config run.yaml. What is
     given on the command line comes before what the file says.
     """
-    from .measures import analyze as measure
     from .measures import in_context_heads
-    from .results.store import check_place, save
+    from .runs.run import carry_out
 
     config = config or Configuration()
     console = console_of()
-    check_place(config.store, config.overwrite)
-    task = config.load_task()
-    model = config.load_model()
-    console.print(repr(model), soft_wrap=True)
-    prompts = config.build_prompts(model, task)
-    console.print(repr(prompts), soft_wrap=True)
-    run = measure(
-        model,
-        prompts,
-        measures=config.measures,
-        norm=config.norm,
-        logprobs=config.logprobs,
-        keep=config.keep,
-        batch_size=config.batch_size,
-        progress="measuring" if sys.stderr.isatty() else False,  # no bars in log files
+    finished = carry_out(
+        config,
+        say=lambda line: console.print(line, soft_wrap=True),
+        progress=sys.stderr.isatty(),  # no bars in log files
     )
-    save(run, config.store, overwrite=config.overwrite)
-    if "predictions" in run.children:
-        found = run["predictions"]
-        console.print(
-            f"Accuracy {float(found['correct'].mean()):.2f} between the labels, "
-            f"{float(found['top1_correct'].mean()):.2f} over the vocabulary"
+    for name in config.parts:
+        run = finished.run[name] if name else finished.run
+        if name:
+            console.print(f"{name}:")
+        if "predictions" in run.children:
+            found = run["predictions"]
+            console.print(
+                f"Accuracy {float(found['correct'].mean()):.2f} between the labels, "
+                f"{float(found['top1_correct'].mean()):.2f} over the vocabulary"
+            )
+        if "effects" in run.children and not finished.driven.failed:
+            effects = run["effects"]
+            k = min(12, effects.sizes["layer"] * effects.sizes["head"])
+            strongest = ", ".join(map(str, in_context_heads(run, k)))
+            console.print(f"Strongest heads by effect: {strongest}")
+    if finished.driven.failed:
+        raise FindingError(
+            f"{len(finished.driven.failed)} units failed and are set aside (twotower status "
+            f"{config.store} shows them); the same command tries them again"
         )
-    if "effects" in run.children:
-        k = min(12, model.n_layers * model.n_heads)
-        strongest = ", ".join(map(str, in_context_heads(run, k)))
-        console.print(f"Strongest heads by effect: {strongest}")
     console.print(f"Saved {config.store}")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..checks import whole
 from ..errors import InputError
+from ..results import measured_prompts
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -62,7 +63,7 @@ def in_context_heads(
     if "prompt" not in dims or "position" in dims:
         source = "head_effects" if by == "margin_drop" else "attribution"
         raise InputError(f"by={by!r} needs what {source} returns, or a run that holds it")
-    values = _strength(effects, label, by)
+    values = _strength(measured_prompts(effects), label, by)
     if not values.sizes["prompt"] or not np.isfinite(values).all():
         raise InputError("there are no effects to choose by, or some are not finite")
     mean = values.mean("prompt").transpose("layer", "head")

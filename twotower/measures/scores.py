@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import InputError
-from ..results import make_dataset
+from ..results import make_dataset, measured_prompts
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -36,13 +37,14 @@ def two_tower_scores(run: xr.DataTree) -> xr.Dataset:
     for name in ("qk", "ov"):
         if name not in getattr(run, "children", ()):
             raise InputError(f"two-tower scores need the group {name!r}; analyze with it")
-    qk, ov = run["qk"].to_dataset(inherit=False), run["ov"].to_dataset(inherit=False)
+    qk, ov = (measured_prompts(run[name].to_dataset(inherit=False)) for name in ("qk", "ov"))
     arrays = {"qk_auc": qk_auc(qk["score"])}
     if "score_content" in qk:
         arrays["qk_auc_content"] = qk_auc(qk["score_content"])
     arrays["ov_auc"] = ov_auc(ov["label_logit"])
     if "effects" in run.children:
-        arrays["margin_drop"] = run["effects"]["margin_drop"].mean("prompt").values
+        effects = measured_prompts(run["effects"].to_dataset(inherit=False))
+        arrays["margin_drop"] = effects["margin_drop"].mean("prompt").values
     about = {k: v for k, v in qk.attrs.items() if not k.startswith("twotower_")}
     about["settings"] = json.dumps({"prompts": qk.sizes["prompt"]})
     coordinates = {"layer": qk["layer"].values, "head": qk["head"].values}
@@ -58,8 +60,7 @@ def qk_auc(scores: xr.DataArray) -> np.ndarray:
         (prompt, layer, head, position), with role, demonstration_class and query_class.
     """
     found = []
-    for prompt in range(scores.sizes["prompt"]):
-        one = scores.isel(prompt=prompt)
+    for one in _prompts(scores):
         at = one["role"].values == "label"
         same = one["demonstration_class"].values[at] == one["query_class"].item()
         found.append(auc(one.transpose("position", "layer", "head").values[at], same))
@@ -76,8 +77,7 @@ def ov_auc(logits: xr.DataArray) -> np.ndarray:
     """
     found = []
     labels = logits["label"].values
-    for prompt in range(logits.sizes["prompt"]):
-        one = logits.isel(prompt=prompt)
+    for one in _prompts(logits):
         at = one["role"].values == "label"
         held = one["label_text"].values[at]
         values = one.transpose("position", "layer", "head", "label").values[at]
@@ -86,6 +86,14 @@ def ov_auc(logits: xr.DataArray) -> np.ndarray:
             others = (total - values[..., number]) / (len(labels) - 1)
             found.append(auc(values[..., number] - others, held == label))
     return _mean(found, logits)
+
+
+def _prompts(array: xr.DataArray) -> Iterator[xr.DataArray]:
+    """Each prompt's array; of a stored run, a block of them is read at a time."""
+    for start in range(0, array.sizes["prompt"], 16):
+        block = array.isel(prompt=slice(start, start + 16)).load()
+        for prompt in range(block.sizes["prompt"]):
+            yield block.isel(prompt=prompt)
 
 
 def auc(values: np.ndarray, positive: np.ndarray) -> np.ndarray | None:

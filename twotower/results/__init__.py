@@ -1,6 +1,6 @@
 """Results: the schema of every dataset, where it comes from, and its store."""
 
-from .forms import check_dataset, make_dataset, make_table
+from .forms import check_dataset, make_dataset, make_table, measured_prompts
 from .provenance import provenance
 from .schema import GROUPS, Variable
 from .store import check_tree, make_tree, open, save
@@ -13,6 +13,7 @@ __all__ = [
     "make_dataset",
     "make_table",
     "make_tree",
+    "measured_prompts",
     "open",
     "provenance",
     "save",

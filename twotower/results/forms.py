@@ -63,6 +63,13 @@ def _texts(values: Any) -> np.ndarray:
     return array.astype(object) if array.dtype.kind == "U" else array
 
 
+def measured_prompts(dataset: xr.Dataset) -> xr.Dataset:
+    """A dataset without the prompts that are not measured yet."""
+    if "measured" not in dataset.coords:
+        return dataset
+    return dataset.isel(prompt=dataset["measured"].values).drop_vars("measured")
+
+
 def make_table(
     variables: Mapping[str, tuple[Variable, Any]],
     coordinates: Mapping[str, Any],

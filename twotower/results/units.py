@@ -203,6 +203,14 @@ class UnitStore:
                 finally:
                     os.close(handle)
 
+    def write_whole(self, path: str, dataset: xr.Dataset) -> None:
+        """Write a group that no unit writes, such as scores, over what is there."""
+        self._patiently(
+            lambda: dataset.to_zarr(
+                self.place.store(), group=path, mode="a", zarr_format=3, consolidated=False
+            )
+        )
+
     def mark(self, unit: Unit, state: str, **report: Any) -> None:
         """Set a unit's state, once what else is known of it is written.
 
@@ -232,7 +240,7 @@ class UnitStore:
 
     def driver(self) -> dict[str, Any]:
         """Who drives the run, as was said last; empty where nobody does."""
-        text = str(self._ledger()["driver"][...].item())
+        text = str(np.asarray(self._ledger()["driver"][...]).item())
         return dict(json.loads(text)) if text else {}
 
     def _ledger(self, mode: Any = "r") -> Any:
@@ -246,12 +254,13 @@ class UnitStore:
                 f"{self.place} is no run that is measured in units, or was not made whole"
             ) from error
 
-    def _patiently(self, write: Callable[[], None]) -> None:
+    def _patiently(self, write: Callable[[], object]) -> None:
         """Write, again and again where the store refuses, up to the end of patience."""
         started, pause = time.monotonic(), 0.1
         while True:
             try:
-                return write()
+                write()
+                return
             except FileNotFoundError as error:  # the store itself is gone
                 raise self.place.failed("cannot be written", error) from error
             except Exception as error:

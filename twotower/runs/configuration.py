@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from ..checks import whole
 from ..errors import InputError
 from .engine_settings import EngineSettings
-from .load_settings import LoadSettings, Whole, to_whole
+from .load_settings import LoadSettings, MaybeWhole, Whole
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -112,7 +112,7 @@ class Configuration(LoadSettings, EngineSettings):
     norm: Literal["own", "frozen"] = "frozen"
     logprobs: bool = True
     keep: Literal["all", "labels"] = "all"
-    batch_size: Annotated[int | None, Parameter(converter=to_whole)] = None
+    batch_size: MaybeWhole = None
 
     unit_size: Whole = 16
 

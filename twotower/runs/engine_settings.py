@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
-
-from cyclopts import Parameter
+from typing import Literal
 
 from ..checks import whole
 from ..errors import InputError
-from .load_settings import to_whole
-
-MaybeWhole = Annotated[int | None, Parameter(converter=to_whole)]
+from .load_settings import MaybeWhole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +20,8 @@ class EngineSettings:
         local: this process. ray: model replicas on a Ray cluster, which is started on this
         machine or joined.
     workers
-        Replicas; by default as many as the cluster holds.
+        Replicas; by default as many as the GPUs allow, without GPUs one for every `threads`
+        CPUs, or a single one where that is not set.
     gpus_per_replica
         GPUs over which one replica is spread; by default 1 where there are GPUs.
     address

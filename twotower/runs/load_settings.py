@@ -24,6 +24,7 @@ def to_whole(kind: Any, tokens: Sequence[Any]) -> int:
 
 
 Whole = Annotated[int, Parameter(converter=to_whole)]
+MaybeWhole = Annotated[int | None, Parameter(converter=to_whole)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ class LoadSettings:
     quantization: Literal["int8", "nf4"] | None = None
     revision: str | None = None
     remote: str | None = None
-    threads: Annotated[int | None, Parameter(converter=to_whole)] = None
+    threads: MaybeWhole = None
 
     def options(self) -> dict[str, str | None]:
         """What `twotower.load` is given, and what tells one loaded model from another."""

@@ -1,0 +1,170 @@
+"""Carrying out a configuration: its store, its units, and what is computed of all of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ..errors import StoreError
+from .claim import Claim
+from .configuration import Configuration
+from .drive import Driven, drive
+from .engines import Engine, start_engine
+from .worker import Worker
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from ..results.units import Unit, UnitStore
+
+
+@dataclass
+class Finished:
+    """What came of a run.
+
+    Attributes
+    ----------
+    run
+        The run, opened.
+    before
+        Number of units that were done before.
+    driven
+        What came of the others.
+    """
+
+    run: xr.DataTree
+    before: int
+    driven: Driven
+
+
+def carry_out(
+    config: Configuration,
+    *,
+    say: Callable[[str], None] = print,
+    progress: bool = False,
+) -> Finished:
+    """Measure what is missing of a run.
+
+    Parameters
+    ----------
+    config
+        The run. The same one, started again, goes on where it stopped.
+    say
+        Takes lines about it.
+    progress
+        Whether bars are shown.
+
+    Returns
+    -------
+    Finished
+
+    Raises
+    ------
+    StoreError
+        If the store belongs to another configuration, is driven by another process, or
+        cannot be written.
+    InputError
+        If settings make no sense.
+    """
+    from ..results import open as open_run
+    from ..results.place import Place
+    from ..results.store import check_place
+    from ..results.units import DONE, UnitStore
+    from .progress import Bars
+
+    config.check()
+    store = UnitStore(Place(config.store), config.patience)
+    begun = store.place.holds() and not config.overwrite
+    if begun:
+        check_same(store, config)
+    else:
+        check_place(config.store, config.overwrite)
+    for part in config.parts.values():
+        part.load_task()  # a wrong name is told before a model is loaded
+    engine = start_engine(config, partial(Worker, config), config.threads)
+    try:
+        if not begun:
+            about = {"configuration": json.dumps(config.describe(), sort_keys=True)}
+            for line in engine.call("create", {**about, "configuration_hash": config.hash}):
+                say(line)
+        units = store.units()
+        missing = [unit for unit, state in zip(units, store.states(), strict=True) if state != DONE]
+        if begun:
+            say(f"{store.place}: {len(units) - len(missing)} of {len(units)} units are done")
+        with Claim(store, engine), Bars(units, missing, progress) as bars:
+            driven = _measure(engine, store, missing, config, bars.seen, say)
+    finally:
+        engine.close()
+    if driven.interrupted:
+        raise KeyboardInterrupt
+    if missing or not begun:
+        for part in config.parts:
+            finish(store, part)
+    return Finished(open_run(config.store), len(units) - len(missing), driven)
+
+
+def _measure(
+    engine: Engine,
+    store: UnitStore,
+    missing: list[Unit],
+    config: Configuration,
+    seen: Callable[..., None],
+    say: Callable[[str], None],
+) -> Driven:
+    """Carry out units, and write down which of them failed."""
+    from ..results.units import FAILED
+
+    models = {name: part.model[0] for name, part in config.parts.items()}
+    driven = drive(engine, missing, alike=lambda unit: models[unit.part], seen=seen, say=say)
+    for unit, error in driven.failed.items():
+        words = f"{type(error).__name__}: {' '.join(str(error).split())[:1000]}"
+        store.mark(unit, FAILED, error=words)
+    return driven
+
+
+def check_same(store: UnitStore, config: Configuration) -> None:
+    """Refuse to go on with a store that another configuration began.
+
+    Raises
+    ------
+    StoreError
+        With the settings that differ; or if it is no run that is measured in units.
+    """
+    about = store.attributes()
+    if "twotower_schema" not in about:
+        raise StoreError(f"{store.place} is a Zarr store, but not a twotower run")
+    if "configuration" not in about:
+        raise StoreError(f"{store.place} exists already; use --overwrite, or another --output")
+    before, now = json.loads(about["configuration"]), config.describe()
+    changed = [
+        f"{name} was {_shown(before, name)}, is now {_shown(now, name)}"
+        for name in dict.fromkeys([*before, *now])
+        if before.get(name) != now.get(name)
+    ]
+    if changed:
+        raise StoreError(
+            f"{store.place} was begun with other settings: {'; '.join(changed)}. Use "
+            "--overwrite, or another --output"
+        )
+    store.states()
+
+
+def _shown(settings: dict[str, Any], name: str) -> str:
+    value = settings.get(name)
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return json.dumps(value, ensure_ascii=False)
+
+
+def finish(store: UnitStore, part: str) -> None:
+    """Compute the scores of a part from what was measured, and write them."""
+    from ..measures import two_tower_scores
+    from ..results import open as open_run
+
+    run: Any = open_run(store.place)
+    run = run[part] if part else run
+    if "scores" in run.children:
+        store.write_whole(f"{part}/scores".lstrip("/"), two_tower_scores(run))
