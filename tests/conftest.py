@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from tiny import ARCHITECTURES, TWO, tiny
+from tiny import ARCHITECTURES, TWO, byte_level, hf_model, tiny
 
 import twotower as tt
 
@@ -24,6 +26,15 @@ def any_model(request: pytest.FixtureRequest) -> tt.Model:
 def llama() -> tt.Model:
     """A random grouped-query Llama."""
     return tiny("llama-grouped")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The random grouped-query Llama in a folder, with a tokenizer."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    hf_model("llama-grouped").save_pretrained(folder)
+    byte_level().save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,19 +11,10 @@ from typing import Any
 import pytest
 import torch
 from command import run
-from tiny import byte_level, hf_model
 
 import twotower as tt
 from twotower.cli import main
 from twotower.runs.configuration import Configuration
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    hf_model("llama-grouped").save_pretrained(folder)
-    byte_level().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +57,7 @@ def test_analyze(checkpoint: Path, task_file: Path, tmp_path: Path, capsys) -> N
 def test_memory_that_runs_out_on_the_way(
     checkpoint: Path, task_file: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was measured until then is not saved as if it were all, and nothing is left over."""
+    """A unit for which memory does not do is set aside; once it does, it is measured."""
     from twotower.measures import collect
 
     forward, calls = collect.run_batch, []
@@ -79,14 +71,21 @@ def test_memory_that_runs_out_on_the_way(
     monkeypatch.setattr(collect, "run_batch", runs_out)
     out = tmp_path / "runs" / "run.zarr"
     given = ["--model", checkpoint, "--task", task_file, "--shots", 2, "--n", 4, "--output", out]
-    code = run("analyze", *given, "--batch-size", 1)
-    assert code == 2
-    said = capsys.readouterr().err
-    assert "memory ran out on a single prompt of" in said
-    assert "tried to allocate 20.00 GiB" in said
-    assert "Traceback" not in said
-    assert not out.exists()
-    assert not out.parent.exists() or not list(out.parent.iterdir())
+    given += ["--batch-size", 1, "--unit-size", 1]
+    assert run("analyze", *given) == 1
+    said = capsys.readouterr()
+    assert "memory ran out on a single prompt of" in said.out
+    assert "tried to allocate 20.00 GiB" in said.out
+    assert "3 units failed and are set aside" in said.err
+    assert "Traceback" not in said.err
+    assert tt.open(out).predictions.measured.values.tolist() == [True, False, False, False]
+    assert run("status", out, "--json") == 0
+    status = json.loads(capsys.readouterr().out)
+    assert [status[name] for name in ("done", "missing", "failed")] == [1, 0, 3]
+    assert all("memory ran out" in error for error in status["errors"].values())
+    monkeypatch.undo()
+    assert run("analyze", *given) == 0
+    assert "measured" not in tt.open(out).predictions.coords
 
 
 def test_yaml_and_what_is_given_beside_it(
@@ -99,7 +98,7 @@ def test_yaml_and_what_is_given_beside_it(
     )
     assert run("analyze", "--config", settings, "--n", 2) == 0
     tree = tt.open(tmp_path / "y.zarr")
-    assert set(tree.children) == {"prompts", "predictions", "qk"}
+    assert set(tree.children) == {"prompts", "predictions", "qk", "units"}
     assert tree["predictions"].sizes["prompt"] == 2
     assert tree["predictions"]["label"].values.tolist() == ["bar", "foo"]
     assert Configuration.from_yaml(settings).batch_size == 3

@@ -23,6 +23,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
             "SchemaError",
             "StoreError",
             "TwoTowerError",
+            "WorkerError",
         ],
         "intervention": ["DropPosition", "KnockOut", "Patch", "Scale", "ScaleAttention"],
         "measures": [

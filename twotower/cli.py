@@ -19,6 +19,7 @@ from . import __version__
 from .cli_sizing import bench, console_of, plan
 from .errors import FindingError, InputError, TwoTowerError
 from .runs.configuration import Configuration, read_yaml
+from .runs.engine_settings import EngineSettings, HowRun
 from .runs.load_settings import How, LoadSettings, Whole
 
 app = App(
@@ -86,6 +87,7 @@ def analyze(*, config: Annotated[Configuration | None, Parameter(name="*")] = No
     given on the command line comes before what the file says.
     """
     from .measures import in_context_heads
+    from .results import measured_prompts
     from .runs.run import carry_out
 
     config = config or Configuration()
@@ -100,22 +102,45 @@ def analyze(*, config: Annotated[Configuration | None, Parameter(name="*")] = No
         if name:
             console.print(f"{name}:")
         if "predictions" in run.children:
-            found = run["predictions"]
-            console.print(
-                f"Accuracy {float(found['correct'].mean()):.2f} between the labels, "
-                f"{float(found['top1_correct'].mean()):.2f} over the vocabulary"
-            )
+            found = measured_prompts(run["predictions"])
+            if found.sizes["prompt"]:
+                console.print(
+                    f"Accuracy {float(found['correct'].mean()):.2f} between the labels, "
+                    f"{float(found['top1_correct'].mean()):.2f} over the vocabulary"
+                )
         if "effects" in run.children and not finished.driven.failed:
             effects = run["effects"]
             k = min(12, effects.sizes["layer"] * effects.sizes["head"])
             strongest = ", ".join(map(str, in_context_heads(run, k)))
-            console.print(f"Strongest heads by effect: {strongest}")
+            console.print(f"Strongest heads by effect: {strongest}", soft_wrap=True)
     if finished.driven.failed:
         raise FindingError(
             f"{len(finished.driven.failed)} units failed and are set aside (twotower status "
             f"{config.store} shows them); the same command tries them again"
         )
     console.print(f"Saved {config.store}")
+
+
+@app.command
+def status(run: str, *, json: bool = False) -> None:
+    """Say how far a run is: what is done, runs, is missing or failed, how fast, how long yet.
+
+    Parameters
+    ----------
+    run
+        The store of `twotower analyze`: a path or a URL.
+    json
+        Print it as JSON.
+    """
+    from json import dumps
+
+    from .runs.status import show, status_of
+
+    found = status_of(run)
+    if json:
+        print(dumps(found.as_json(), indent=1))
+    else:
+        show(found, console_of())
 
 
 @app.command
@@ -213,6 +238,7 @@ def run_experiments(
     task: str | None = None,
     out: Path = Path("runs/experiments"),
     how: How = None,
+    engine: HowRun = None,
     batch_size: Whole | None = None,
 ) -> None:
     """Run experiments: measure what is missing, judge, draw.
@@ -237,41 +263,25 @@ def run_experiments(
     batch_size
         Prompts in a batch.
     """
-    from functools import cache
-
-    from .prompts import load_task
-    from .runs.experiment import FULL, QUICK, run_experiment
+    from .runs.experiment_units import Suite
     from .runs.suite import choose
+    from .runs.suite_run import run_suite
 
     chosen = choose(names, all)
+    suite = Suite(
+        names or tuple(one.name for one in chosen),
+        model,
+        how or LoadSettings(),
+        task,
+        out.expanduser(),
+        quick,
+        batch_size,
+        show=sys.stderr.isatty(),
+    )
     console = console_of()
-    how = how or LoadSettings()
-    settings = {"model": model, **how.options()}
-    tasks = {one.name: load_task(task or one.task) for one in chosen}
-    load_model = cache(lambda: how.load(model))
-    failed: list[FindingError | InputError] = []
-    for one in chosen:
-        try:
-            run_experiment(
-                one,
-                load_model,
-                tasks[one.name],
-                out.expanduser(),
-                size=QUICK if quick else FULL,
-                options=settings,
-                batch_size=batch_size,
-                show=sys.stderr.isatty(),
-                say=lambda line: console.print(line, soft_wrap=True),
-            )
-        except (FindingError, InputError) as error:
-            if len(chosen) == 1:
-                raise
-            failed.append(error)
-            console.print(f"{one.name}: {error}", soft_wrap=True)
-    if failed:
-        raise type(failed[0])(
-            f"{len(failed)} of {len(chosen)} experiments came to no result; the first: {failed[0]}"
-        )
+    run_suite(
+        suite, engine or EngineSettings(), say=lambda line: console.print(line, soft_wrap=True)
+    )
 
 
 def _affirm(identity: str) -> str:

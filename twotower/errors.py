@@ -34,3 +34,7 @@ class SchemaError(TwoTowerError, ValueError):
 
 class FindingError(TwoTowerError, AssertionError):
     """A result that should hold on the demo task does not hold."""
+
+
+class WorkerError(TwoTowerError):
+    """A worker died, or no other can be placed."""

@@ -9,7 +9,8 @@ import pytest
 
 import twotower as tt
 from twotower.prompts import load_task
-from twotower.runs.experiment import QUICK, run_experiment
+from twotower.runs.experiment import QUICK
+from twotower.runs.experiment_run import run_experiment
 from twotower.runs.suite import find_experiments
 
 SUITE = find_experiments()

@@ -20,8 +20,8 @@ from twotower.runs.experiment import (
     Judgement,
     Setting,
     check_task,
-    run_experiment,
 )
+from twotower.runs.experiment_run import run_experiment
 from twotower.runs.suite import find_experiments, load_experiment
 from twotower.statistics import Estimate, bootstrap_mean
 

@@ -37,13 +37,13 @@ def two_tower_scores(run: xr.DataTree) -> xr.Dataset:
     for name in ("qk", "ov"):
         if name not in getattr(run, "children", ()):
             raise InputError(f"two-tower scores need the group {name!r}; analyze with it")
-    qk, ov = (measured_prompts(run[name].to_dataset(inherit=False)) for name in ("qk", "ov"))
+    qk, ov = (measured_prompts(run[name]) for name in ("qk", "ov"))
     arrays = {"qk_auc": qk_auc(qk["score"])}
     if "score_content" in qk:
         arrays["qk_auc_content"] = qk_auc(qk["score_content"])
     arrays["ov_auc"] = ov_auc(ov["label_logit"])
     if "effects" in run.children:
-        effects = measured_prompts(run["effects"].to_dataset(inherit=False))
+        effects = measured_prompts(run["effects"])
         arrays["margin_drop"] = effects["margin_drop"].mean("prompt").values
     about = {k: v for k, v in qk.attrs.items() if not k.startswith("twotower_")}
     about["settings"] = json.dumps({"prompts": qk.sizes["prompt"]})

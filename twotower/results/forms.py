@@ -63,8 +63,10 @@ def _texts(values: Any) -> np.ndarray:
     return array.astype(object) if array.dtype.kind == "U" else array
 
 
-def measured_prompts(dataset: xr.Dataset) -> xr.Dataset:
-    """A dataset without the prompts that are not measured yet."""
+def measured_prompts(dataset: xr.Dataset | xr.DataTree) -> xr.Dataset:
+    """A dataset, or a group of a run, without the prompts that are not measured yet."""
+    if hasattr(dataset, "children"):
+        dataset = dataset.to_dataset(inherit=False)
     if "measured" not in dataset.coords:
         return dataset
     return dataset.isel(prompt=dataset["measured"].values).drop_vars("measured")

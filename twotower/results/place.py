@@ -43,10 +43,18 @@ class Place:
         return self.text
 
     def store(self, read_only: bool = False) -> Any:
-        """What xarray and zarr take as a store."""
+        """What xarray and zarr take as a store; a folder must be there.
+
+        Raises
+        ------
+        FileNotFoundError
+            If it is not. (zarr would make it.)
+        """
         if not self.remote:
             from zarr.storage import LocalStore
 
+            if not self.path.exists():
+                raise FileNotFoundError(f"there is no store at {self}")
             return LocalStore(self.path, read_only=read_only)
         from zarr.storage import ObjectStore
 

@@ -243,13 +243,36 @@ class UnitStore:
         text = str(np.asarray(self._ledger()["driver"][...]).item())
         return dict(json.loads(text)) if text else {}
 
+    def ledger(self) -> xr.Dataset:
+        """What is known of every unit.
+
+        Raises
+        ------
+        StoreError
+            If this is no run that is measured in units.
+        """
+        import xarray as xr
+
+        if not self.place.holds():
+            raise StoreError(f"there is no store at {self.place}")
+        names = ["part", "start", "stop", *REPORTED]
+        try:
+            columns = self._ledger()
+            return xr.Dataset({name: ("unit", columns[name][:]) for name in names})
+        except StoreError:
+            raise
+        except Exception as error:
+            raise self.place.failed("cannot be read", error) from error
+
     def _ledger(self, mode: Any = "r") -> Any:
         import zarr
 
         try:
             store = self.place.store(mode == "r")
             return zarr.open_group(store, path="units", mode=mode)
-        except FileNotFoundError as error:
+        except Exception as error:
+            if _refused(error) and not isinstance(error, FileNotFoundError):
+                raise
             raise StoreError(
                 f"{self.place} is no run that is measured in units, or was not made whole"
             ) from error

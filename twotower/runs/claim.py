@@ -79,14 +79,14 @@ class Claim:
         }
 
 
-def alive(driver: dict[str, Any]) -> bool:
-    """Whether who drives a run is another process that still does."""
+def alive(driver: dict[str, Any], itself: bool = False) -> bool:
+    """Whether who drives a run still does; this process counts only if `itself`."""
     if not driver:
         return False
     if driver["host"] != socket.gethostname():
         return bool(time.time() - driver["beat"] < SILENT)
     if driver["process"] == os.getpid():
-        return False
+        return itself
     try:
         return bool(psutil.Process(driver["process"]).create_time() == driver["started"])
     except psutil.Error:

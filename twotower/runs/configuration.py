@@ -125,6 +125,9 @@ class Configuration(LoadSettings, EngineSettings):
             object.__setattr__(self, name, several)
         whole("n", self.n, 1)
         whole("unit_size", self.unit_size, 1)
+        for name in ("batch_size", "threads"):
+            if getattr(self, name) is not None:
+                whole(name, getattr(self, name), 1)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Configuration:

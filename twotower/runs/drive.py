@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import StoreError
+from ..errors import FindingError, InputError, StoreError
 from .engines import Engine, Outcome
 
 TRIES = 3
@@ -109,18 +109,19 @@ def _failed(
     found: Driven,
     say: Callable[[str], None],
 ) -> None:
-    """Let a unit that failed be tried again at the end, or set it aside."""
+    """Let a unit that failed be tried again at the end, or set it aside after `TRIES`."""
     error, unit = outcome.error, outcome.unit
     assert error is not None
     if isinstance(error, StoreError):
         raise error
-    tries[unit] += 1
+    # What is wrong with the input, or was found, is so the next time as well.
+    tries[unit] += TRIES if isinstance(error, (FindingError, InputError)) else 1
     words = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     if tries[unit] < TRIES:
         say(f"{unit} failed ({words}); it is tried again")
         waiting.append(unit)
     else:
-        say(f"{unit} failed {TRIES} times and is set aside ({words})")
+        say(f"{unit} is set aside ({words})")
         found.failed[unit] = error
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from ..checks import whole
 from ..errors import InputError
@@ -55,3 +57,7 @@ class EngineSettings:
                 if getattr(self, name) is not None:
                     option = name.replace("_", "-")
                     raise InputError(f"--{option} is for --engine ray")
+
+
+HowRun = Annotated[EngineSettings | None, Parameter(name="*")]
+"""The settings as a command takes them, each an option of its own."""

@@ -1,23 +1,19 @@
 """What an experiment is: a claim, a measurement for each seed, and a verdict by a stated rule.
 
-The files in experiments/ each make one `Experiment`; `run_experiment` carries it out. A
-seed's measurement is one unit: it is saved when it is whole, and found again when the same
-command is started once more.
+The files in experiments/ each make one `Experiment`; `experiment_run.py` carries it out.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FindingError, StoreError
+from ..errors import FindingError
 from ..statistics import Estimate, above_chance
 
 if TYPE_CHECKING:
@@ -143,24 +139,32 @@ class Setting:
 
     def select(self, prompts: Prompts) -> xr.DataTree:
         """The same of any prompts; kept in the folder."""
+        from filelock import FileLock
+
         from ..measures import analyze
         from ..results import open as open_run
         from ..results import save
 
         about = [self.model.name, self.model.revision, self.model.quantization]
         about += [str(self.model.dtype), prompts.hash]
-        path = self.folder / f"{prompts.task_name}-{_hash(about)}.zarr"
-        if path.exists():
-            run = open_run(path)
-        else:
-            run = analyze(
-                self.model,
-                prompts,
-                measures=("predictions", "effects", "attribution"),
-                batch_size=self.batch_size,
-                progress=self.bar("sweeping every head"),
-            )
-            save(run, path)
+        path = self.folder / f"{prompts.task_name}-{short_hash(about)}.zarr"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_suffix(".lock"))
+        try:
+            with lock:  # another worker may be at the same
+                if not path.exists():
+                    run = analyze(
+                        self.model,
+                        prompts,
+                        measures=("predictions", "effects", "attribution"),
+                        batch_size=self.batch_size,
+                        progress=self.bar("sweeping every head"),
+                    )
+                    check_task(run, self.model.name)
+                    save(run, path)
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)
+        run = open_run(path).load()
         check_task(run, self.model.name)
         return run
 
@@ -306,183 +310,6 @@ class Experiment:
     version: int = 1
 
 
-@dataclass(frozen=True)
-class Unit:
-    """One seed of an experiment."""
-
-    experiment: Experiment
-    model: str
-    task: str
-    size: Size
-    seed: int
-    options: tuple[tuple[str, Any], ...]
-
-    def path(self, folder: Path) -> Path:
-        """Where its run is; other settings have another place."""
-        about = [self.model, self.task, asdict(self.size), self.options, self.experiment.version]
-        return folder / self.experiment.name / f"seed-{self.seed}-{_hash(about)}.zarr"
-
-
-def run_experiment(
-    experiment: Experiment,
-    model: Callable[[], Model],
-    task: Task,
-    out: Path,
-    *,
-    size: Size = FULL,
-    options: Mapping[str, Any] | None = None,
-    batch_size: int | None = None,
-    show: bool = False,
-    say: Callable[[str], None] = print,
-) -> dict[str, Any]:
-    """Measure what is missing, judge, draw, and write all of it.
-
-    Parameters
-    ----------
-    experiment
-        The experiment.
-    model
-        Gives the model when it is first needed.
-    task
-        Its texts.
-    out
-        Folder: `NAME/seed-*.zarr`, `NAME.json`, `NAME.png` and `NAME.svg` are written there.
-    size
-        `FULL` or `QUICK`.
-    options
-        What the model was loaded with, to tell measurements apart; "model" is its name.
-    batch_size
-        Prompts in a batch.
-    show
-        Whether bars are shown.
-    say
-        Takes lines about the progress.
-
-    Returns
-    -------
-    dict
-        What was written to the JSON file.
-
-    Raises
-    ------
-    FindingError
-        If the model cannot do the task.
-    StoreError
-        If the folder cannot be written.
-    """
-    options = dict(options or {})
-    runs = []
-    for seed in size.seeds:
-        unit = Unit(
-            experiment,
-            str(options.get("model", "")),
-            task_key(task),
-            size,
-            seed,
-            tuple(sorted((k, str(v)) for k, v in options.items())),
-        )
-        path = unit.path(out)
-        if path.exists():
-            say(f"{experiment.name}, seed {seed}: measured before ({path})")
-        else:
-            start = time.perf_counter()
-            setting = Setting(model(), task, seed, size, out / "selections", show, batch_size)
-            _measure(experiment, setting, path)
-            say(f"{experiment.name}, seed {seed}: {time.perf_counter() - start:.0f} s")
-        runs.append(_open(path))
-    judgement = experiment.judge(runs)
-    if judgement.verdict not in VERDICTS:
-        raise ValueError(f"{experiment.name} gives the verdict {judgement.verdict!r}")
-    if len(runs) < 3:
-        judgement.verdict = "undecided"
-        judgement.reason = f"{len(runs)} seed where a verdict needs three. {judgement.reason}"
-    result = _result(experiment, runs, judgement, size)
-    _write(experiment, runs, judgement, result, out)
-    say(f"{experiment.name}: {judgement.verdict}. {judgement.reason}")
-    return result
-
-
-def task_key(task: Task) -> str:
-    """A task's name and a hash of its texts."""
-    return f"{task.name}-{_hash(task.texts)}"
-
-
-def _measure(experiment: Experiment, setting: Setting, path: Path) -> None:
-    from ..results import make_tree, provenance, save
-
-    found = experiment.measure(setting)
-    about = provenance(
-        setting.model, setting.test, experiment=experiment.name, size=asdict(setting.size)
-    )
-    save(make_tree(found, {**about, "seed": setting.seed}), path)
-
-
-def _open(path: Path) -> xr.DataTree:
-    from ..results import open as open_run
-
-    return open_run(path)
-
-
-def _result(
-    experiment: Experiment, runs: Sequence[xr.DataTree], judgement: Judgement, size: Size
-) -> dict[str, Any]:
-    first = runs[0].attrs
-    kept = ("model", "model_revision", "dtype", "quantization", "attention_kernel", "task")
-    return {
-        "number": experiment.number,
-        "name": experiment.name,
-        "title": experiment.title,
-        "claim": experiment.claim,
-        "paper": experiment.headline,
-        "rule": " ".join(experiment.rule.split()),
-        "verdict": judgement.verdict,
-        "reason": judgement.reason,
-        "numbers": {words: _plain(number) for words, number in judgement.numbers.items()},
-        "size": {**asdict(size), "seeds": list(size.seeds)},
-        "subject": experiment.subject,
-        **{name: first[name] for name in kept},
-        "labels": json.loads(first["labels"]),
-        "provenance": {
-            "seeds": [int(run.attrs["seed"]) for run in runs],
-            "prompts_hash": [run.attrs["prompts_hash"] for run in runs],
-            "created": [run.attrs["created"] for run in runs],
-            "git_commit": [run.attrs["git_commit"] for run in runs],
-            "device_map": json.loads(first["device_map"]),
-            "versions": json.loads(first["versions"]),
-        },
-    }
-
-
-def _plain(number: Any) -> Any:
-    """A number as JSON has it: an estimate by parts, None for NaN."""
-    if isinstance(number, Estimate):
-        return {name: _plain(value) for name, value in number._asdict().items()}
-    return None if isinstance(number, float) and math.isnan(number) else number
-
-
-def _write(
-    experiment: Experiment,
-    runs: list[xr.DataTree],
-    judgement: Judgement,
-    result: dict[str, Any],
-    out: Path,
-) -> None:
-    import matplotlib
-    from matplotlib import pyplot as plt
-
-    matplotlib.use("Agg")
-    figure = experiment.draw(runs, judgement)
-    try:
-        for kind in ("png", "svg"):
-            # Without a date, so that the same numbers give the same file.
-            metadata = {"Date": None} if kind == "svg" else {}
-            figure.savefig(out / f"{experiment.name}.{kind}", dpi=160, metadata=metadata)
-        (out / f"{experiment.name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    except OSError as error:
-        raise StoreError(f"{out} cannot be written: {error}") from error
-    finally:
-        plt.close(figure)
-
-
-def _hash(about: Any) -> str:
+def short_hash(about: Any) -> str:
+    """Ten digits that tell settings apart, for the name of a store."""
     return hashlib.sha256(json.dumps(about, default=str).encode()).hexdigest()[:10]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from ..errors import InputError, TwoTowerError
+from ..errors import InputError, TwoTowerError, WorkerError
 from .engine_settings import EngineSettings
 from .engines import Outcome
 
@@ -58,6 +58,8 @@ class RayEngine:
     ------
     InputError
         If Ray is not installed, the cluster cannot be joined, or it cannot hold a worker.
+    WorkerError
+        If no worker comes into being.
     """
 
     def __init__(
@@ -134,7 +136,7 @@ class RayEngine:
         while not self.slots:
             self._started(1.0)
             if not self.slots and (time.monotonic() > end or not self.starting):
-                raise InputError(
+                raise WorkerError(
                     f"no worker could be placed within {PLACING:.0f} s; the cluster has "
                     f"{self.ray.available_resources()} free"
                 )
@@ -152,7 +154,7 @@ class RayEngine:
                 self.stillborn += 1
                 if self.stillborn == STARTS:
                     words = " ".join(str(error).split())[:300]
-                    raise InputError(f"workers die before they are there: {words}") from error
+                    raise WorkerError(f"workers die before they are there: {words}") from error
                 self._start()
                 continue
             self.stillborn = 0
@@ -199,7 +201,7 @@ class RayEngine:
             except self.ray.exceptions.RayError as error:
                 self._lost(slot)
                 words = f"its worker {slot} died ({' '.join(str(error).split())[:200]})"
-                return Outcome(unit, error=InputError(words))
+                return Outcome(unit, error=WorkerError(words))
         return None
 
     def _lost(self, slot: Hashable) -> None:

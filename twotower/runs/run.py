@@ -133,9 +133,12 @@ def check_same(store: UnitStore, config: Configuration) -> None:
     StoreError
         With the settings that differ; or if it is no run that is measured in units.
     """
-    about = store.attributes()
+    try:
+        about = store.attributes()
+    except StoreError as error:
+        raise StoreError(f"{error}; it exists already: use another --output") from error
     if "twotower_schema" not in about:
-        raise StoreError(f"{store.place} is a Zarr store, but not a twotower run")
+        raise StoreError(f"{store.place} exists already, and is no twotower run")
     if "configuration" not in about:
         raise StoreError(f"{store.place} exists already; use --overwrite, or another --output")
     before, now = json.loads(about["configuration"]), config.describe()

@@ -1,0 +1,237 @@
+"""A store that is filled unit by unit: what it holds, who writes what, and what is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+import twotower as tt
+from twotower.errors import StoreError
+from twotower.measures.analyze import Settings, datasets, measured
+from twotower.results.units import DONE, FAILED, Unit, UnitStore, plan_units
+
+N, SIZE = 6, 4
+
+
+@pytest.fixture(scope="module")
+def whole(llama: tt.Model, prompts: tt.Prompts) -> Any:
+    """Datasets by group, and the root's attributes."""
+    return datasets(llama, prompts, Settings(), measured(llama, prompts, Settings()))
+
+
+@pytest.fixture
+def store(tmp_path: Path, whole: Any) -> UnitStore:
+    store = UnitStore(tmp_path / "run.zarr", patience=0.3)
+    store.create({"": whole}, plan_units({"": N}, SIZE), SIZE, {"configuration": "{}"})
+    return store
+
+
+def some(whole: Any, unit: Unit) -> dict[str, xr.Dataset]:
+    return {
+        name: dataset.isel(prompt=slice(unit.start, unit.stop))
+        for name, dataset in whole[0].items()
+    }
+
+
+def test_units_are_blocks_of_prompts() -> None:
+    units = plan_units({"a": 5, "b": 2}, 2)
+    assert units == [(0, "a", 0, 2), (1, "a", 2, 4), (2, "a", 4, 5), (3, "b", 0, 2)]
+    assert str(units[1]) == "unit 1 (a, prompts 2 to 3)"
+
+
+def test_is_whole_from_the_start(store: UnitStore, whole: Any) -> None:
+    """Everything but values is there: shapes, coordinates, attributes, the prompts."""
+    run = tt.open(store.place.path)
+    for name, dataset in whole[0].items():
+        found = run[name].to_dataset(inherit=False)
+        assert dict(found.sizes) == dict(dataset.sizes)
+        for key, coordinate in dataset.coords.items():
+            np.testing.assert_array_equal(found[key].values.astype(object), coordinate.values)
+        for key, array in dataset.data_vars.items():
+            assert found[key].attrs == array.attrs
+            values = found[key].values
+            if name == "prompts":
+                np.testing.assert_array_equal(values.astype(object), array.values)
+            elif values.dtype.kind == "f":
+                assert np.isnan(values).all()
+            else:
+                assert (values == "").all()
+        if name != "prompts":
+            assert not found["measured"].values.any()
+
+
+def test_units_fill_it(store: UnitStore, whole: Any) -> None:
+    first, second = store.units()
+    store.write(second, some(whole, second))
+    store.mark(second, DONE, seconds=2.0, finished=3.0, worker="here", error="")
+    run = tt.open(store.place.path)
+    assert run.qk.measured.values.tolist() == [False] * 4 + [True] * 2
+    assert run.predictions.correct.dtype.kind == "f"  # NaN where missing
+    expected = whole[0]["predictions"].correct.values[4:]
+    np.testing.assert_array_equal(run.predictions.correct.values[4:], expected)
+    assert np.isnan(run.predictions.correct.values[:4]).all()
+    assert float(run.predictions.correct.mean()) == expected.mean()
+    assert run.units.state.values.tolist() == ["", DONE]
+    assert len(tt.in_context_heads(run, 3)) == 3
+    store.write(first, some(whole, first))
+    store.mark(first, DONE)
+    run = tt.open(store.place.path)
+    for name, dataset in whole[0].items():
+        found = run[name].to_dataset(inherit=False).compute()
+        assert "measured" not in found.coords
+        for key, array in dataset.data_vars.items():
+            np.testing.assert_array_equal(found[key].values.astype(array.dtype), array.values)
+
+
+def test_values_are_read_when_they_are_used(store: UnitStore) -> None:
+    run = tt.open(store.place.path)
+    assert run.qk.score.chunks[0] == (4, 2)
+    assert run.ov.label_logit.mean("position").chunks is not None
+
+
+def test_no_chunk_belongs_to_two_units(store: UnitStore, whole: Any) -> None:
+    before = {path for path in store.place.path.rglob("*") if path.is_file()}
+    written = []
+    for unit in store.units():
+        stamps = {path: path.stat().st_mtime_ns for path in before}
+        store.write(unit, some(whole, unit))
+        now = {path for path in store.place.path.rglob("*") if path.is_file()}
+        written.append(now - before)
+        assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+        before = now
+    assert all(written)
+    names = {path.parent.name for path in written[0]}
+    assert names == {path.parent.name for path in written[1]}
+    assert len(written[0]) == len(written[1])
+
+
+def test_data_comes_before_the_mark(store: UnitStore, whole: Any) -> None:
+    """A power cut between them leaves a unit that is missing, and is measured again."""
+    unit = store.units()[0]
+    store.write(unit, some(whole, unit))
+    assert store.states() == ["", ""]
+    assert not tt.open(store.place.path).qk.measured.values.any()
+
+
+def test_data_is_on_the_disk_before_the_mark(
+    store: UnitStore, whole: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+    sync = os.fsync
+
+    def watch(handle: int) -> None:
+        flushed.append(os.readlink(f"/proc/self/fd/{handle}"))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    before = {path for path in store.place.path.rglob("*") if path.is_file()}
+    unit = store.units()[0]
+    store.write(unit, some(whole, unit))
+    new = {path for path in store.place.path.rglob("*") if path.is_file()} - before
+    assert new
+    assert {str(path) for path in new} <= set(flushed)
+
+
+def test_shorter_prompts_are_padded(store: UnitStore, llama: tt.Model, prompts: Any) -> None:
+    """A unit's own prompts may all be shorter than the run's longest."""
+    short = prompts[:SIZE]
+    cut = prompts.n_positions - 1
+    unit = store.units()[0]
+    groups, _ = datasets(llama, short, Settings(), measured(llama, short, Settings()))
+    narrow = {
+        name: dataset.isel(position=slice(1, None)) if name == "qk" else dataset
+        for name, dataset in groups.items()
+    }
+    assert narrow["qk"].sizes["position"] <= cut
+    store.write(unit, narrow)
+    values = tt.open(store.place.path).qk.score.values[:SIZE]
+    lost = prompts.n_positions - narrow["qk"].sizes["position"]
+    assert np.isnan(values[..., :lost]).all()
+    np.testing.assert_array_equal(values[..., lost:], narrow["qk"].score.values)
+
+
+def test_damage_is_noticed(store: UnitStore, whole: Any) -> None:
+    """Chunks carry a checksum."""
+    unit = store.units()[0]
+    store.write(unit, some(whole, unit))
+    store.mark(unit, DONE)
+    (path,) = (store.place.path / "qk" / "score").glob("c.0.*")
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(RuntimeError, match="[Cc]hecksum|decompression"):
+        tt.open(store.place.path).qk.score.values[0]
+
+
+def test_several_parts(tmp_path: Path, whole: Any) -> None:
+    store = UnitStore(tmp_path / "run.zarr")
+    units = plan_units({"a": N, "b": N}, SIZE)
+    store.create({"a": whole, "b": whole}, units, SIZE, {})
+    store.write(units[2], some(whole, units[2]))
+    store.mark(units[2], DONE)
+    run = tt.open(store.place.path)
+    assert set(run.children) == {"a", "b", "units"}
+    assert not run["a"].qk.measured.values.any()
+    assert run["b/qk"].measured.values.tolist() == [True] * 4 + [False] * 2
+    expected = whole[0]["qk"].attention.values[:4]
+    np.testing.assert_array_equal(run["b"].qk.attention.values[:4], expected)
+
+
+def test_a_store_that_refuses_for_a_while(
+    store: UnitStore, whole: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, refused = xr.Dataset.to_zarr, []
+
+    def full(self: Any, *arguments: Any, **options: Any) -> Any:
+        if len(refused) < 2:
+            refused.append(1)
+            raise OSError(28, "No space left on device")
+        return write(self, *arguments, **options)
+
+    monkeypatch.setattr(xr.Dataset, "to_zarr", full)
+    unit = store.units()[0]
+    store.patience = 5
+    store.write(unit, some(whole, unit))
+    assert len(refused) == 2
+    values = tt.open(store.place.path).qk.score.values[:SIZE]
+    np.testing.assert_array_equal(values, whole[0]["qk"].score.values[:SIZE])
+    refused.clear()
+    store.patience = 0
+    with pytest.raises(StoreError, match="cannot be written .*No space left on device"):
+        store.write(unit, some(whole, unit))
+
+
+def test_what_is_no_such_store(tmp_path: Path, store: UnitStore) -> None:
+    with pytest.raises(StoreError, match="there is no store"):
+        UnitStore(tmp_path / "nothing").ledger()
+    zarr.create_group(tmp_path / "foreign", zarr_format=3)
+    with pytest.raises(StoreError, match="no run that is measured in units"):
+        UnitStore(tmp_path / "foreign").states()
+    store.place.remove()
+    with pytest.raises(StoreError):
+        store.mark(Unit(0, "", 0, 4), DONE)
+    assert not store.place.holds()
+
+
+def test_failures_are_written_down(store: UnitStore) -> None:
+    store.mark(store.units()[1], FAILED, error="it was too long", finished=time.time())
+    ledger = store.ledger()
+    assert ledger.state.values.tolist() == ["", FAILED]
+    assert ledger.error.values.tolist() == ["", "it was too long"]
+
+
+def test_who_drives(store: UnitStore) -> None:
+    assert store.driver() == {}
+    store.beat({"host": "a", "process": 3})
+    assert store.driver() == {"host": "a", "process": 3}
+    assert json.loads(tt.open(store.place.path).units.driver.item())["host"] == "a"
+    store.beat(None)
+    assert store.driver() == {}

@@ -1,0 +1,194 @@
+"""How far a run is, read from its store alone, even while it grows."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .claim import alive
+from .experiment_units import LEDGER, SeedLedger
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass
+class Status:
+    """How far a run is.
+
+    Attributes
+    ----------
+    place
+        The store.
+    units, done, running, missing, failed
+        Numbers of units; those that run are not among the missing.
+    prompts, prompts_done
+        Numbers of prompts; None of experiments, whose units are seeds.
+    prompts_per_second
+        Of what was measured last, all workers together; None where nothing was.
+    seconds_left
+        At this rate; None where nothing runs.
+    driver
+        Host and process that drive the run; "" where nobody does.
+    parts
+        By name, numbers of units that are done and of all.
+    workers
+        By host and process, units that they did.
+    errors
+        By unit, why it failed.
+    """
+
+    place: str
+    units: int
+    done: int
+    running: int
+    missing: int
+    failed: int
+    driver: str
+    parts: dict[str, tuple[int, int]]
+    prompts: int | None = None
+    prompts_done: int | None = None
+    prompts_per_second: float | None = None
+    seconds_left: float | None = None
+    workers: dict[str, int] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The same, as JSON has it."""
+        return asdict(self)
+
+
+RECENT = 64
+"""Units from whose ends the rate is taken."""
+
+
+def status_of(place: str | Path) -> Status:
+    """How far a run is, or the suite of experiments that writes into a folder.
+
+    Raises
+    ------
+    StoreError
+        If there is no run that is measured in units.
+    """
+    from ..results.units import DONE, FAILED, UnitStore
+
+    store = UnitStore(place)
+    if not store.place.remote and (store.place.path / LEDGER).exists():
+        return _of_suite(SeedLedger(store.place.path))
+    ledger = store.ledger()
+    driver = store.driver()
+    living = driver if alive(driver, itself=True) else {}
+    state = ledger["state"].values
+    size = (ledger["stop"] - ledger["start"]).values
+    done, failed = state == DONE, state == FAILED
+    running = [i for i in living.get("running", []) if not done[i]]
+    rate = _rate(ledger["finished"].values, size, done, living)
+    left = int(size[~done & ~failed].sum())
+    part = ledger["part"].values
+    parts = {name: part == name for name in dict.fromkeys(map(str, part))}
+    workers = [str(name) for name in ledger["worker"].values[done]]
+    units = store.units()
+    return Status(
+        place=str(store.place),
+        units=len(state),
+        prompts=int(size.sum()),
+        done=int(done.sum()),
+        running=len(running),
+        missing=int((~done & ~failed).sum()) - sum(not failed[i] for i in running),
+        failed=int(failed.sum()),
+        prompts_done=int(size[done].sum()),
+        prompts_per_second=rate,
+        seconds_left=left / rate if rate and living else None,
+        driver=f"{living['host']}:{living['process']}" if living else "",
+        parts={name: (int(done[here].sum()), int(here.sum())) for name, here in parts.items()},
+        workers={name: workers.count(name) for name in dict.fromkeys(workers)},
+        errors={str(units[i]): str(ledger["error"].values[i]) for i in failed.nonzero()[0]},
+    )
+
+
+def _of_suite(ledger: SeedLedger) -> Status:
+    """How far the experiments are that the last command was to measure."""
+    about = ledger.read()
+    driver = ledger.driver()
+    living = driver if alive(driver, itself=True) else {}
+    units, errors = about.get("units", []), about.get("errors", {})
+    done = [Path(unit["path"]).exists() for unit in units]
+    failed = [unit["unit"] in errors and not end for unit, end in zip(units, done, strict=True)]
+    running = [i for i in living.get("running", []) if not done[i]]
+    parts: dict[str, tuple[int, int]] = {}
+    for unit, end in zip(units, done, strict=True):
+        before = parts.get(unit["part"], (0, 0))
+        parts[unit["part"]] = (before[0] + end, before[1] + 1)
+    workers = [report["worker"] for report in about.get("reports", {}).values()]
+    return Status(
+        place=str(ledger.place),
+        units=len(units),
+        done=sum(done),
+        running=len(running),
+        missing=len(units) - sum(done) - sum(failed) - len(running),
+        failed=sum(failed),
+        driver=f"{living['host']}:{living['process']}" if living else "",
+        parts=parts,
+        workers={name: workers.count(name) for name in dict.fromkeys(workers)},
+        errors={
+            unit["unit"]: errors[unit["unit"]]
+            for unit, bad in zip(units, failed, strict=True)
+            if bad
+        },
+    )
+
+
+def _rate(finished: Any, size: Any, done: Any, living: dict[str, Any]) -> float | None:
+    """Prompts per second over the last units; while the run goes on, up to now."""
+    import numpy as np
+
+    last = np.flatnonzero(done)[np.argsort(finished[done])][-RECENT:]
+    if len(last) < 2:
+        return None
+    end = time.time() if living else finished[last[-1]]
+    span = float(end - finished[last[0]])
+    return float(size[last[1:]].sum()) / span if span > 0 else None
+
+
+def show(status: Status, console: Console) -> None:
+    """Print it."""
+    from rich.table import Table
+
+    state = f"driven by {status.driver}" if status.driver else "nobody drives it"
+    if status.done == status.units:
+        state = "complete"
+    console.print(f"{status.place}: {state}", soft_wrap=True)
+    table = Table()
+    for column in (
+        "units",
+        "done",
+        "running",
+        "missing",
+        "failed",
+        "prompts done",
+        "prompts/s",
+        "left",
+    ):
+        table.add_column(column, justify="right")
+    rate, left = status.prompts_per_second, status.seconds_left
+    table.add_row(
+        *map(str, (status.units, status.done, status.running, status.missing, status.failed)),
+        f"{status.prompts_done} of {status.prompts}",
+        "" if rate is None else f"{rate:.2f}",
+        "" if left is None else _time(left),
+    )
+    console.print(table)
+    if len(status.parts) > 1:
+        for name, (done, units) in status.parts.items():
+            console.print(f"  {name}: {done} of {units}", soft_wrap=True)
+    for name, n in status.workers.items():
+        console.print(f"  {name} did {n}", soft_wrap=True)
+    for unit, error in status.errors.items():
+        console.print(f"  {unit}: {error}", soft_wrap=True)
+
+
+def _time(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}"
