@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -92,6 +93,7 @@ class RayEngine:
         if not self.began:
             return
         try:
+            _answers(address)
             self.ray.init(address=address, log_to_driver=False, logging_level="error")
         except Exception as error:
             raise InputError(
@@ -153,7 +155,7 @@ class RayEngine:
             except self.ray.exceptions.RayError as error:
                 self.stillborn += 1
                 if self.stillborn == STARTS:
-                    words = " ".join(str(error).split())[:300]
+                    words = str(error).strip().splitlines()[-1]  # the end of a traceback
                     raise WorkerError(f"workers die before they are there: {words}") from error
                 self._start()
                 continue
@@ -200,8 +202,8 @@ class RayEngine:
                 return Outcome(unit, error=_cause(error))
             except self.ray.exceptions.RayError as error:
                 self._lost(slot)
-                words = f"its worker {slot} died ({' '.join(str(error).split())[:200]})"
-                return Outcome(unit, error=WorkerError(words))
+                words = str(error).strip().splitlines()[0]
+                return Outcome(unit, error=WorkerError(f"its worker {slot} died ({words})"))
         return None
 
     def _lost(self, slot: Hashable) -> None:
@@ -218,6 +220,13 @@ class RayEngine:
             self.ray.kill(actor)
         if self.began:
             self.ray.shutdown()
+
+
+def _answers(address: str | None) -> None:
+    """Ask whether anything is at an address; Ray itself would wait for it for minutes."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _cause(error: Any) -> Exception:

@@ -133,12 +133,19 @@ def check_same(store: UnitStore, config: Configuration) -> None:
     StoreError
         With the settings that differ; or if it is no run that is measured in units.
     """
+    from ..results.schema import SCHEMA_VERSION
+
     try:
         about = store.attributes()
     except StoreError as error:
         raise StoreError(f"{error}; it exists already: use another --output") from error
     if "twotower_schema" not in about:
         raise StoreError(f"{store.place} exists already, and is no twotower run")
+    if about["twotower_schema"] != SCHEMA_VERSION:
+        raise StoreError(
+            f"{store.place} has schema {about['twotower_schema']}; this version writes "
+            f"{SCHEMA_VERSION}: use --overwrite, or another --output"
+        )
     if "configuration" not in about:
         raise StoreError(f"{store.place} exists already; use --overwrite, or another --output")
     before, now = json.loads(about["configuration"]), config.describe()
@@ -153,6 +160,7 @@ def check_same(store: UnitStore, config: Configuration) -> None:
             "--overwrite, or another --output"
         )
     store.states()
+    store.place.require_writable()
 
 
 def _shown(settings: dict[str, Any], name: str) -> str:

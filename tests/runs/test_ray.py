@@ -1,0 +1,230 @@
+"""Runs on Ray: the numbers of one process, whatever happens to workers and nodes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import run as command
+from small_run import chunks, small
+
+from twotower.errors import WorkerError
+from twotower.runs.configuration import Configuration
+from twotower.runs.drive import drive
+from twotower.runs.engine_settings import EngineSettings
+from twotower.runs.ray_engine import RayEngine
+from twotower.runs.run import carry_out
+from twotower.runs.status import status_of
+
+ray = pytest.importorskip("ray")
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see the tests
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A cluster of one node with four CPUs, at first."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False}
+    )
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run in this process."""
+    out = tmp_path_factory.mktemp("reference") / "run.zarr"
+    carry_out(small(checkpoint, out, n=48), say=lambda line: None)
+    return out
+
+
+def on_ray(checkpoint: Path, out: Path, **settings: Any) -> Configuration:
+    return small(checkpoint, out, **{"n": 48, "engine": "ray", "workers": 2, **settings})
+
+
+def watching(config: Configuration, done: int, then: Callable[[], None]) -> list[str]:
+    """Carry out a run, and do something once so many units are done; what was said."""
+    said: list[str] = []
+
+    def watch() -> None:
+        end = time.monotonic() + 120
+        while time.monotonic() < end:
+            try:
+                if status_of(config.store).done >= done:
+                    return then()
+            except Exception:
+                pass  # not there yet
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        carry_out(config, say=said.append)
+    finally:
+        thread.join()
+    return said
+
+
+def workers_of(out: Path) -> list[int]:
+    return [int(name.split(":")[1]) for name in status_of(out).workers]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_same_bits(checkpoint: Path, reference: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run.zarr"
+    carry_out(on_ray(checkpoint, out), say=lambda line: None)
+    assert chunks(out) == chunks(reference)
+    assert len(workers_of(out)) == 2
+    assert os.getpid() not in workers_of(out)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_is_killed(checkpoint: Path, reference: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run.zarr"
+    killed: list[int] = []
+
+    def kill() -> None:
+        killed.append(workers_of(out)[0])
+        os.kill(killed[0], signal.SIGKILL)
+
+    said = watching(on_ray(checkpoint, out), 3, kill)
+    assert chunks(out) == chunks(reference)
+    assert any("died" in line and "tried again" in line for line in said)
+    assert killed[0] in workers_of(out)
+    assert len(workers_of(out)) == 3
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["--workers", "9"], "holds 4 workers of 1 CPUs each, not 9; its nodes have: 0 GPUs, 4"),
+        (["--gpus-per-replica", "2"], "holds 0 workers of 2 GPUs and 1 CPUs each"),
+        (["--threads", "8"], "holds 0 workers of 8 CPUs each"),
+    ],
+)
+def test_what_the_cluster_cannot_hold(
+    settings: list[str], message: str, checkpoint: Path, tmp_path: Path, capsys: Any
+) -> None:
+    out = tmp_path / "run.zarr"
+    code = command("analyze", "--model", checkpoint, "--output", out, "--engine", "ray", *settings)
+    assert code == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+class Sick:
+    """A worker that units kill, exhaust, or make wait."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        try:
+            (self.folder / "slow").touch(exist_ok=False)
+            self.slow = True
+        except FileExistsError:
+            self.slow = False
+
+    def __call__(self, unit: str) -> Any:
+        with (self.folder / unit).open("a") as file:
+            file.write("x")
+        if unit == "deadly":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if unit == "hungry":
+            import resource
+
+            resource.setrlimit(resource.RLIMIT_AS, (1 << 33, resource.RLIM_INFINITY))
+            return bytearray(1 << 34)
+        time.sleep(0.3 if self.slow else 0.03)
+        return Went(self.slow)
+
+
+class Went:
+    def __init__(self, slow: bool) -> None:
+        self.seconds, self.slow = 0.0, slow
+
+
+@pytest.mark.usefixtures("cluster")
+def test_what_kills_a_worker_is_set_aside(tmp_path: Path) -> None:
+    units = ["deadly", *(f"unit-{i}" for i in range(6)), "hungry"]
+    said: list[str] = []
+    engine = RayEngine(
+        EngineSettings(engine="ray", workers=2), lambda: Sick(str(tmp_path)), threads=1
+    )
+    try:
+        driven = drive(engine, units, say=said.append)
+    finally:
+        engine.close()
+    assert driven.done == 6
+    assert set(driven.failed) == {"deadly", "hungry"}
+    assert isinstance(driven.failed["deadly"], WorkerError)
+    assert isinstance(driven.failed["hungry"], MemoryError)
+    for unit in units:
+        tries = 3 if unit in driven.failed else 1
+        assert (tmp_path / unit).read_text() == "x" * tries
+
+
+@pytest.mark.usefixtures("cluster")
+def test_work_is_pulled(tmp_path: Path) -> None:
+    """A worker ten times as slow gets far fewer units, and nobody waits for it."""
+    slow: list[bool] = []
+    engine = RayEngine(
+        EngineSettings(engine="ray", workers=2), lambda: Sick(str(tmp_path)), threads=1
+    )
+    try:
+        units = [f"unit-{i}" for i in range(40)]
+        drive(
+            engine,
+            units,
+            seen=lambda engine, outcome: outcome and slow.append(outcome.report.slow),
+        )
+    finally:
+        engine.close()
+    assert len(slow) == 40
+    assert 1 <= sum(slow) <= 12
+
+
+@pytest.mark.usefixtures("cluster")
+def test_workers_that_never_come_to_be() -> None:
+    def broken() -> None:
+        raise RuntimeError("no such library")
+
+    with pytest.raises(WorkerError, match="die before they are there.*no such library"):
+        RayEngine(EngineSettings(engine="ray", workers=1), broken, threads=1)
+
+
+def test_a_node_leaves(cluster: Any, checkpoint: Path, reference: Path, tmp_path: Path) -> None:
+    """Three nodes, a worker on each; one node goes, and its worker's unit is done by another."""
+    out = tmp_path / "run.zarr"
+    nodes = [cluster.add_node(num_cpus=4) for _ in range(2)]
+    cluster.wait_for_nodes()
+    try:
+        config = on_ray(checkpoint, out, workers=3, threads=3)
+        said = watching(config, 4, lambda: cluster.remove_node(nodes[0], allow_graceful=False))
+    finally:
+        cluster.remove_node(nodes[1])
+    assert any("died" in line for line in said)
+    assert status_of(out).done == 24
+    assert status_of(out).failed == 0
+    assert chunks(out).keys() == chunks(reference).keys()
+
+
+def test_a_cluster_that_is_not_there(checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
+    if ray.is_initialized():
+        ray.shutdown()
+    code = command(
+        "analyze", "--model", checkpoint, "--output", tmp_path / "run.zarr", "--engine", "ray",
+        "--address", "127.0.0.1:1",
+    )  # fmt: skip
+    assert code == 2
+    assert "cannot be joined" in capsys.readouterr().err
