@@ -228,6 +228,27 @@ def test_failures_are_written_down(store: UnitStore) -> None:
     assert ledger.error.values.tolist() == ["", "it was too long"]
 
 
+def test_scores_are_marked_once_they_are_whole(
+    store: UnitStore, whole: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for unit in store.units():
+        store.write(unit, some(whole, unit))
+        store.mark(unit, DONE)
+    run = tt.open(store.place.path)
+    scores = tt.two_tower_scores(run)
+
+    def dies(name: str, value: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store, "_set", dies)
+    with pytest.raises(KeyboardInterrupt):
+        store.write_scores("", scores, N)
+    assert store.scored() == {}
+    monkeypatch.undo()
+    store.write_scores("", scores, N)
+    assert store.scored() == {"": N}
+
+
 def test_who_drives(store: UnitStore) -> None:
     assert store.driver() == {}
     store.beat({"host": "a", "process": 3})

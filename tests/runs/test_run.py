@@ -135,6 +135,25 @@ def test_goes_on_where_it_stopped(
     assert chunks(out) == chunks(reference)
 
 
+def test_scores_that_were_not_written_to_the_end(
+    reference: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after the last unit, while scores replace those that were there."""
+    out = tmp_path / "run.zarr"
+
+    def stop(store: UnitStore, part: str, scores: Any, n: int) -> None:
+        (store.place.path / "scores" / "qk_auc" / "c" / "0" / "0").unlink(missing_ok=True)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(UnitStore, "write_scores", stop)
+        with pytest.raises(KeyboardInterrupt):
+            quiet(small(checkpoint, out))
+    assert status_of(out).done == 6
+    quiet(small(checkpoint, out))
+    assert chunks(out) == chunks(reference)
+
+
 def test_ctrl_c_lets_the_unit_end(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

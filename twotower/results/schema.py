@@ -322,6 +322,9 @@ GROUPS: dict[str, dict[str, Variable]] = {
         "worker": Variable(_U, "str", "worker", "host and process that measured it"),
         "error": Variable(_U, "str", "error", "the last one, of a unit that failed"),
         "driver": Variable((), "str", "driver", "who drives the run, as JSON; empty if nobody"),
+        "scored": Variable(
+            (), "str", "prompts scored", "by part, of how many prompts the scores are, as JSON"
+        ),
     },
     "scores": {
         "qk_auc": Variable(

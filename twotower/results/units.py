@@ -139,13 +139,12 @@ class UnitStore:
 
     def units(self) -> list[Unit]:
         """All units, as they were planned."""
-        ledger = self._ledger()
-        columns = (ledger[name][:].tolist() for name in ("part", "start", "stop"))
+        columns = (column.tolist() for column in self._columns("part", "start", "stop"))
         return [Unit(i, *row) for i, row in enumerate(zip(*columns, strict=True))]
 
     def states(self) -> list[str]:
         """State of each unit: "done", "failed", or "" where it is missing."""
-        return [str(state) for state in self._ledger()["state"][:]]
+        return [str(state) for state in self._columns("state")[0]]
 
     def write(self, unit: Unit, groups: Mapping[str, xr.Dataset]) -> None:
         """Write a unit's values into its region, and see that they are on the disk.
@@ -203,13 +202,19 @@ class UnitStore:
                 finally:
                     os.close(handle)
 
-    def write_whole(self, path: str, dataset: xr.Dataset) -> None:
-        """Write a group that no unit writes, such as scores, over what is there."""
+    def write_scores(self, part: str, scores: xr.Dataset, n: int) -> None:
+        """Write a part's scores over what is there, and then of how many prompts they are."""
+        path = f"{part}/scores".lstrip("/")
         self._patiently(
-            lambda: dataset.to_zarr(
+            lambda: scores.to_zarr(
                 self.place.store(), group=path, mode="a", zarr_format=3, consolidated=False
             )
         )
+        self._set("scored", {**self.scored(), part: n})
+
+    def scored(self) -> dict[str, int]:
+        """By part, of how many prompts its scores are."""
+        return dict(self._get("scored"))
 
     def mark(self, unit: Unit, state: str, **report: Any) -> None:
         """Set a unit's state, once what else is known of it is written.
@@ -231,17 +236,21 @@ class UnitStore:
 
     def beat(self, driver: Mapping[str, Any] | None) -> None:
         """Say who drives the run, or that nobody does any more."""
-        text = "" if driver is None else json.dumps(driver)
-
-        def write() -> None:
-            self._ledger("r+")["driver"][...] = text
-
-        self._patiently(write)
+        self._set("driver", driver or {})
 
     def driver(self) -> dict[str, Any]:
         """Who drives the run, as was said last; empty where nobody does."""
-        text = str(np.asarray(self._ledger()["driver"][...]).item())
-        return dict(json.loads(text)) if text else {}
+        return dict(self._get("driver"))
+
+    def _get(self, name: str) -> Any:
+        text = str(self._columns(name)[0].item())
+        return json.loads(text) if text else {}
+
+    def _set(self, name: str, value: Mapping[str, Any]) -> None:
+        def write() -> None:
+            self._ledger("r+")[name][...] = json.dumps(value) if value else ""
+
+        self._patiently(write)
 
     def ledger(self) -> xr.Dataset:
         """What is known of every unit.
@@ -253,14 +262,21 @@ class UnitStore:
         """
         import xarray as xr
 
+        names = ["part", "start", "stop", *REPORTED]
+        columns = zip(names, self._columns(*names), strict=True)
+        return xr.Dataset({name: ("unit", column) for name, column in columns})
+
+    def _columns(self, *names: str) -> list[np.ndarray]:
+        """Columns of the ledger."""
         if not self.place.holds():
             raise StoreError(f"there is no store at {self.place}")
-        names = ["part", "start", "stop", *REPORTED]
         try:
-            columns = self._ledger()
-            return xr.Dataset({name: ("unit", columns[name][:]) for name in names})
+            ledger = self._ledger()
+            return [np.asarray(ledger[name][...]) for name in names]
         except StoreError:
             raise
+        except KeyError as error:
+            raise StoreError(f"{self.place} was not made whole: {error} is missing") from error
         except Exception as error:
             raise self.place.failed("cannot be read", error) from error
 
@@ -284,6 +300,8 @@ class UnitStore:
             try:
                 write()
                 return
+            except StoreError:  # there is no such store
+                raise
             except FileNotFoundError as error:  # the store itself is gone
                 raise self.place.failed("cannot be written", error) from error
             except Exception as error:
@@ -370,6 +388,6 @@ def _ledger(units: Sequence[Unit]) -> xr.Dataset:
         "seconds": np.full(n, np.nan),
         "finished": np.full(n, np.nan),
         **{name: np.full(n, "", dtype=object) for name in ("state", "worker", "error")},
-        "driver": np.array("", dtype=object),
+        **{name: np.array("", dtype=object) for name in ("driver", "scored")},
     }
     return make_dataset("units", values, {"unit": np.arange(n)}, {})

@@ -30,8 +30,8 @@ class Driven:
         Units that were set aside, with the last error.
     seconds
         Wall time.
-    busy
-        Seconds that workers were at work, summed.
+    busy, writing
+        Seconds that workers were at work, summed, and those of them for writing.
     interrupted
         Whether it was stopped before the end.
     """
@@ -40,6 +40,7 @@ class Driven:
     failed: dict[Any, Exception] = field(default_factory=dict)
     seconds: float = 0.0
     busy: float = 0.0
+    writing: float = 0.0
     interrupted: bool = False
 
 
@@ -94,6 +95,7 @@ def drive(
             if outcome is not None and outcome.error is None:
                 found.done += 1
                 found.busy += getattr(outcome.report, "seconds", 0.0)
+                found.writing += getattr(outcome.report, "writing", 0.0)
             elif outcome is not None:
                 _failed(outcome, waiting, tries, found, say)
             seen(engine, outcome)

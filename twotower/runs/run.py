@@ -100,9 +100,8 @@ def carry_out(
         engine.close()
     if driven.interrupted:
         raise KeyboardInterrupt
-    if missing or not begun:
-        for part in config.parts:
-            finish(store, part)
+    for part in config.parts:
+        finish(store, part)
     return Finished(open_run(config.store), len(units) - len(missing), driven)
 
 
@@ -171,11 +170,20 @@ def _shown(settings: dict[str, Any], name: str) -> str:
 
 
 def finish(store: UnitStore, part: str) -> None:
-    """Compute the scores of a part from what was measured, and write them."""
+    """Compute the scores of a part from what is measured, and write them.
+
+    They are left as they are where they are of these prompts.
+    """
     from ..measures import two_tower_scores
     from ..results import open as open_run
+    from ..results.units import DONE
 
+    ledger = store.ledger()
+    done = (ledger["part"] == part) & (ledger["state"] == DONE)
+    n = int((ledger["stop"] - ledger["start"]).where(done, 0).sum())
+    if store.scored().get(part) == n:
+        return
     run: Any = open_run(store.place)
     run = run[part] if part else run
     if "scores" in run.children:
-        store.write_whole(f"{part}/scores".lstrip("/"), two_tower_scores(run))
+        store.write_scores(part, two_tower_scores(run), n)

@@ -1,0 +1,151 @@
+"""Runs in an object store, on a server of this machine that speaks S3."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from command import run as command
+from small_run import small
+
+import twotower as tt
+from twotower.errors import StoreError
+from twotower.results.place import Place
+from twotower.results.units import UnitStore
+from twotower.runs.run import carry_out
+from twotower.runs.status import status_of
+
+pytest.importorskip("obstore")
+moto = pytest.importorskip("moto.server")
+
+
+class Server:
+    """An S3 server, which can be away for a while."""
+
+    def __init__(self) -> None:
+        self.server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        self.server.start()
+        self.port = self.server.get_host_and_port()[1]
+
+    def stop(self) -> None:
+        self.server.stop()
+
+    def restart(self) -> None:
+        self.server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)
+        self.server.start()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    import boto3
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        server = Server()
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
+        boto3.client("s3").create_bucket(Bucket="runs")
+        yield server
+        server.stop()
+
+
+def same(one: xr.DataTree, other: xr.DataTree) -> None:
+    assert set(one.children) == set(other.children)
+    for name in set(one.children) - {"units"}:
+        a, b = (tree[name].to_dataset(inherit=False).compute() for tree in (one, other))
+        xr.testing.assert_equal(a, b)
+
+
+@pytest.mark.usefixtures("server")
+def test_a_run(checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
+    url = "s3://runs/deep/run.zarr"
+    carry_out(small(checkpoint, url), say=lambda line: None)
+    carry_out(small(checkpoint, tmp_path / "run.zarr"), say=lambda line: None)
+    run = tt.open(url)
+    same(run, tt.open(tmp_path / "run.zarr"))
+    assert run.qk.score.chunks[0] == (2,) * 6  # lazy
+    assert status_of(url).done == 6
+    with pytest.raises(StoreError, match="shots was 2, is now 3"):
+        carry_out(small(checkpoint, url, shots=3))
+    assert command("status", url) == 0
+    assert "complete" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("server")
+def test_goes_on_and_is_replaced(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from twotower.runs import worker
+
+    url, measured = "s3://runs/again.zarr", []
+    call = worker.Worker.__call__
+
+    def stops(self: Any, unit: Any) -> Any:
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        measured.append(unit.number)
+        return call(self, unit)
+
+    monkeypatch.setattr(worker.Worker, "__call__", stops)
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(small(checkpoint, url), say=lambda line: None)
+    assert status_of(url).done == 2
+    assert tt.open(url).qk.measured.values.sum() == 4
+    monkeypatch.undo()
+    assert carry_out(small(checkpoint, url), say=lambda line: None).before == 2
+    carry_out(small(checkpoint, url, n=2, overwrite=True), say=lambda line: None)
+    assert tt.open(url).qk.sizes["prompt"] == 2
+
+
+def test_a_server_that_is_away_for_a_while(server: Server, checkpoint: Path) -> None:
+    config = small(checkpoint, "s3://runs/away.zarr", patience=60.0)
+    store = UnitStore(config.store, config.patience)
+
+    def away() -> None:
+        while True:
+            time.sleep(0.02)
+            with suppress(StoreError):  # it is not made whole yet
+                if "done" in store.states():
+                    break
+        server.stop()
+        time.sleep(3)
+        server.restart()
+
+    thread = threading.Thread(target=away)
+    thread.start()
+    try:
+        finished = carry_out(config, say=lambda line: None)
+    finally:
+        thread.join()
+    assert finished.driven.done == 6
+    assert "measured" not in finished.run.qk.coords
+
+
+@pytest.mark.usefixtures("server")
+def test_saved_in_one_piece(llama: tt.Model, prompts: tt.Prompts) -> None:
+    run = tt.analyze(llama, prompts)
+    url = "s3://runs/piece.zarr"
+    assert tt.save(run, url) == url
+    found = tt.open(url)
+    np.testing.assert_array_equal(found.qk.score.values, run.qk.score.values)
+    with pytest.raises(StoreError, match="exists already"):
+        tt.save(run, url)
+    tt.save(run, url, overwrite=True)
+
+
+@pytest.mark.usefixtures("server")
+def test_places_that_cannot_be_used() -> None:
+    with pytest.raises(StoreError, match="there is no store at s3://runs/nothing"):
+        tt.open("s3://runs/nothing.zarr")
+    with pytest.raises(StoreError, match="s3://no-such-bucket/x cannot be looked into"):
+        tt.open("s3://no-such-bucket/x")
+    with pytest.raises(StoreError, match="cannot be used"):
+        Place("nowhere://x").store()
