@@ -128,33 +128,25 @@ class Cluster:
     size: float
     bandwidth: float
 
-    def units_per_second(self, workers: int, units: int = 20000) -> float:
-        """Throughput of a simulated run.
+    def seconds(self, workers: int, units: int) -> float:
+        """Wall time of a simulated run.
 
         A worker waits for the driver, measures, and writes; driver and store are queues.
         """
         rng = random.Random(0)
-        free = [(0.0, worker) for worker in range(workers)]
-        driver = store = end = 0.0
-        writes: list[tuple[float, int]] = []
-        left = units
-        while left or writes:
-            if writes and (not left or writes[0][0] <= free[0][0] or not free):
-                ready, worker = heapq.heappop(writes)
-                store = max(store, ready) + self.size / self.bandwidth
-                end = max(end, store)
-                heapq.heappush(free, (store, worker))
-                continue
-            ready, worker = heapq.heappop(free)
-            driver = max(driver, ready) + self.driver
-            heapq.heappush(writes, (driver + rng.choice(self.times), worker))
-            left -= 1
-            if not free and not left:
-                continue
-            if not free:
-                free.append((float("inf"), -1))
-                free.clear()
-        return units / end
+        asks, writes = 0, 1
+        events = [(0.0, asks, worker) for worker in range(workers)]
+        driver = store = 0.0
+        while events:
+            now, event, worker = heapq.heappop(events)
+            if event == writes:
+                store = max(store, now) + self.size / self.bandwidth
+                heapq.heappush(events, (store, asks, worker))
+            elif units:
+                units -= 1
+                driver = max(driver, now) + self.driver
+                heapq.heappush(events, (driver + rng.choice(self.times), writes, worker))
+        return store
 
 
 def simulated(cluster: Cluster) -> list[dict[str, Any]]:
@@ -167,7 +159,8 @@ def simulated(cluster: Cluster) -> list[dict[str, Any]]:
             "driver": 1 / cluster.driver,
             "store": cluster.bandwidth / cluster.size,
         }
-        found = cluster.units_per_second(workers, units=max(2000, 40 * workers))
+        units = 100 * workers
+        found = units / cluster.seconds(workers, units)
         rows.append(
             {
                 "workers": workers,

@@ -171,6 +171,25 @@ def test_damage_is_noticed(store: UnitStore, whole: Any) -> None:
         tt.open(store.place.path).qk.score.values[0]
 
 
+def test_what_killed_writers_left(store: UnitStore) -> None:
+    left = store.place.path / "qk" / "score" / "c.0.0.0.0.1a2b.partial"
+    left.write_bytes(b"half")
+    store.clean()
+    assert not left.exists()
+    assert store.states() == ["", ""]
+
+
+def test_another_that_came_into_being_meanwhile(store: UnitStore, whole: Any) -> None:
+    units = store.units()
+    store.mark(units[0], DONE)
+    with pytest.raises(StoreError, match="exists already"):
+        store.create({"": whole}, units, SIZE, {})
+    assert store.states() == [DONE, ""]
+    store.create({"": whole}, units, SIZE, {}, overwrite=True)
+    assert store.states() == ["", ""]
+    assert [path.name for path in store.place.path.parent.iterdir()] == ["run.zarr"]
+
+
 def test_several_parts(tmp_path: Path, whole: Any) -> None:
     store = UnitStore(tmp_path / "run.zarr")
     units = plan_units({"a": N, "b": N}, SIZE)

@@ -118,6 +118,8 @@ def _kill_on_the_way(
             time.sleep(rng.uniform(0, 8))  # perhaps before there is a store, or a worker
         else:
             before = len(finished(out)) if _made(out) else 0
+            if before >= N // SIZE - 1:
+                return False  # there is nothing left to interrupt
             target = min(before + rng.randint(1, 4), N // SIZE - 1)
             while driver.poll() is None and not (_made(out) and len(finished(out)) >= target):
                 time.sleep(0.01)

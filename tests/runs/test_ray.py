@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -201,6 +202,30 @@ def test_workers_that_never_come_to_be() -> None:
 
     with pytest.raises(WorkerError, match="die before they are there.*no such library"):
         RayEngine(EngineSettings(engine="ray", workers=1), broken, threads=1)
+
+
+@pytest.mark.demo_model
+@pytest.mark.usefixtures("cluster", "demo_model")
+def test_experiments(tmp_path: Path, capsys: Any) -> None:
+    """Two experiments on two workers; what they have in common is measured once."""
+    names, out = ("qk-similarity", "ov-labels"), tmp_path / "out"
+    given = ("--quick", "--engine", "ray", "--workers", "2", "--threads", "1", "--out", out)
+    assert command("experiments", "run", *names, *given) == 0
+    for name in names:
+        found = json.loads((out / f"{name}.json").read_text())
+        assert found["verdict"] == "undecided"  # one seed
+        assert found["numbers"]
+        assert (out / f"{name}.png").exists()
+    stores = [path for path in (out / "selections").iterdir() if path.suffix == ".zarr"]
+    assert len(stores) == 1
+    status = status_of(out)
+    assert (status.units, status.done, status.driver) == (2, 2, "")
+    assert len(status.workers) == 2
+    capsys.readouterr()
+    assert command("status", out) == 0
+    assert "complete" in capsys.readouterr().out
+    assert command("experiments", "run", *names, *given) == 0
+    assert capsys.readouterr().out.count("measured before") == 2
 
 
 def test_a_node_leaves(cluster: Any, checkpoint: Path, reference: Path, tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ class Place:
         else:
             shutil.rmtree(self.path, ignore_errors=True)
 
-    def replace(self, write: Callable[[Any], None]) -> None:
+    def replace(self, write: Callable[[Any], object], overwrite: bool) -> None:
         """Write a whole store anew.
 
         A folder is written beside its place and moved there when it is whole, so that the
@@ -138,13 +138,17 @@ class Place:
         ----------
         write
             Takes the store and fills it.
+        overwrite
+            Whether it may replace one that is there.
 
         Raises
         ------
         StoreError
-            If it cannot be written.
+            If it cannot be written, or another has come into being meanwhile.
         """
         if self.remote:
+            if not overwrite and self.holds():
+                raise StoreError(f"{self} exists already")
             self.remove()
             try:
                 write(self.store())
@@ -158,8 +162,12 @@ class Place:
             path.parent.mkdir(parents=True, exist_ok=True)
             write(work)
             if path.exists():
+                if not overwrite:
+                    raise StoreError(f"{path} exists already")
                 path.rename(old)
             work.rename(path)
+        except StoreError:
+            raise
         except OSError as error:
             raise StoreError(f"{path} cannot be written: {error}") from error
         finally:

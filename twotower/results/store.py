@@ -91,7 +91,9 @@ def save(run: xr.DataTree | xr.Dataset, path: str | Path, overwrite: bool = Fals
     run.attrs["groups"] = json.dumps(sorted(run.children))
     check_tree(run)
     place = check_place(path, overwrite)
-    place.replace(lambda store: run.to_zarr(store, mode="w-", zarr_format=3, consolidated=False))
+    place.replace(
+        lambda store: run.to_zarr(store, mode="w-", zarr_format=3, consolidated=False), overwrite
+    )
     return str(place) if place.remote else place.path
 
 
@@ -145,13 +147,13 @@ def open(path: str | Path) -> xr.DataTree:
     StoreError
         If there is no store, or it is foreign, or groups or variables of it are damaged.
     """
-    from .units import mark_measured  # needs numpy, which importing the package does not
+    from .units import UnitStore, mark_measured  # needs numpy, which importing the package does not
 
     place = Place(path)
     tree = _require_run(place)
     try:
         if "units" in tree.children:
-            ledger = tree["units"].to_dataset(inherit=False).load()
+            ledger = UnitStore(place).ledger("part", "start", "stop", "state")
             for part in json.loads(tree.attrs.get("twotower_parts", "[]")):
                 tree[part] = mark_measured(tree[part], ledger, part)
             if "twotower_parts" not in tree.attrs:

@@ -76,6 +76,7 @@ class UnitStore:
         units: Sequence[Unit],
         size: int,
         attributes: Mapping[str, Any],
+        overwrite: bool = False,
     ) -> None:
         """Make the store whole: all coordinates, all metadata, no measured value.
 
@@ -89,6 +90,8 @@ class UnitStore:
             All units, and how many prompts one has.
         attributes
             Attributes of the root.
+        overwrite
+            Whether it may replace one that is there.
         """
         import xarray as xr
 
@@ -120,7 +123,7 @@ class UnitStore:
                 encoding=forms,
             )
 
-        self.place.replace(write)
+        self.place.replace(write, overwrite)
 
     def attributes(self, part: str = "") -> dict[str, Any]:
         """Attributes of the root, or of a part.
@@ -252,8 +255,19 @@ class UnitStore:
 
         self._patiently(write)
 
-    def ledger(self) -> xr.Dataset:
+    def clean(self) -> None:
+        """Remove what writers left half-written that were killed."""
+        if not self.place.remote:
+            for path in self.place.path.rglob("*.partial"):
+                path.unlink(missing_ok=True)
+
+    def ledger(self, *names: str) -> xr.Dataset:
         """What is known of every unit.
+
+        Parameters
+        ----------
+        *names
+            Variables of the group `units`; by default all that have its dim.
 
         Raises
         ------
@@ -262,7 +276,7 @@ class UnitStore:
         """
         import xarray as xr
 
-        names = ["part", "start", "stop", *REPORTED]
+        names = names or ("part", "start", "stop", *REPORTED)
         columns = zip(names, self._columns(*names), strict=True)
         return xr.Dataset({name: ("unit", column) for name, column in columns})
 

@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from typing import Any
 
 from ..errors import InputError, TwoTowerError, WorkerError
@@ -20,11 +21,13 @@ PLACING = 60.0
 
 
 class Replica:
-    """What an actor is: a worker, and the threads it may use."""
+    """What an actor is: a worker, the threads it may use, and the folder it works in."""
 
-    def __init__(self, make: Callable[[], Any], threads: int) -> None:
+    def __init__(self, make: Callable[[], Any], threads: int, folder: str) -> None:
         import torch
 
+        with suppress(OSError):  # another node may lack it; then relative paths do not hold there
+            os.chdir(folder)
         torch.set_num_threads(threads)
         self.worker = make()
 
@@ -129,7 +132,11 @@ class RayEngine:
 
     def _start(self) -> None:
         """Ask for one more worker."""
-        actor = self.ray.remote(Replica).options(**self.options).remote(self.make, self.threads)
+        actor = (
+            self.ray.remote(Replica)
+            .options(**self.options)
+            .remote(self.make, self.threads, os.getcwd())
+        )
         self.starting[actor.ready.remote()] = actor
 
     def _wait_for_one(self) -> None:

@@ -95,6 +95,7 @@ def carry_out(
         if begun:
             say(f"{store.place}: {len(units) - len(missing)} of {len(units)} units are done")
         with Claim(store, engine), Bars(units, missing, progress) as bars:
+            store.clean()
             driven = _measure(engine, store, missing, config, bars.seen, say)
     finally:
         engine.close()

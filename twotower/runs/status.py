@@ -144,6 +144,8 @@ def _rate(finished: Any, size: Any, done: Any, living: dict[str, Any]) -> float 
     """Prompts per second over the last units; while the run goes on, up to now."""
     import numpy as np
 
+    if living:  # not what was done days ago
+        done = done & (finished >= living["started"])
     last = np.flatnonzero(done)[np.argsort(finished[done])][-RECENT:]
     if len(last) < 2:
         return None

@@ -92,7 +92,7 @@ class Worker:
             lines += [repr(model), repr(prompts)]
         size = self.config.unit_size
         units = plan_units({part: self.config.n for part in parts}, size)
-        self.store.create(parts, units, size, attributes)
+        self.store.create(parts, units, size, attributes, self.config.overwrite)
         return list(dict.fromkeys(lines))
 
     def part(self, part: str) -> tuple[Model, Prompts]:
@@ -145,6 +145,10 @@ class Worker:
         """Refuse to add to what was measured of other prompts, or of another model."""
         from ..results import provenance
 
+        if not self.store.place.holds():
+            raise StoreError(
+                f"{self.store.place} is not to be seen by {self.name}: every worker must reach it"
+            )
         about, now = self.store.attributes(part), provenance(model, prompts)
         for name in ("prompts_hash", "tokenizer_hash", "model_revision", "dtype", "quantization"):
             if about[name] != now[name]:
