@@ -102,8 +102,9 @@ def as_bytes(
     if isinstance(budget, bool) or not isinstance(budget, (int, str)):
         raise wrong
     try:
-        found = int(convert_file_size_to_int(budget))
-    except ValueError:
+        plain = str(budget).isdigit()
+        found = int(budget) if plain else int(convert_file_size_to_int(budget))
+    except (ValueError, OverflowError):
         raise wrong from None
     if found <= 0:
         raise wrong

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import nnsight
 import torch
 
+from ..models.remote import reached
 from .batch import Batch
 from .everywhere import Everywhere
 
@@ -300,7 +301,7 @@ def run_batch(
         for donors in part.donors
     ]
     where = {"remote": model.remote} if model.remote else {}
-    with root.session(**where):
+    with reached(model.remote), root.session(**where):
         with torch.no_grad():
             for their_inputs, their_mask, recorder in before:
                 with root.trace(**their_inputs):

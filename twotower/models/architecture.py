@@ -11,9 +11,12 @@ Shapes use B prompts, T positions, H query heads, K key-value heads, D = d_head.
 from __future__ import annotations
 
 import abc
+import re
 from typing import Any, ClassVar
 
 import torch
+
+from ..errors import ModelError
 
 
 class Architecture(abc.ABC):
@@ -168,13 +171,19 @@ class Architecture(abc.ABC):
         """Number of positions a query sees, itself included; None for all."""
         return None
 
+    def of_a_layer(self, name: str) -> bool:
+        """Whether a weight of a checkpoint is one of a layer's, and no buffer of old files."""
+        layers = self.layers_path.rpartition(".")[2]
+        buffers = ("rotary_emb.inv_freq", "attn.bias", "masked_bias", "attention.bias")
+        return bool(re.search(rf"(^|\.){layers}\.\d+\.", name)) and not name.endswith(buffers)
+
     @property
     def norm_epsilon(self) -> float:
         """Epsilon under the root of the final norm."""
-        for name in ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps"):
+        for name in ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps", "norm_epsilon"):
             if getattr(self.config, name, None) is not None:
                 return float(getattr(self.config, name))
-        raise AttributeError(f"{type(self.config).__name__} names no norm epsilon")
+        raise ModelError(f"{type(self.config).__name__} names no epsilon of its norms")
 
     # ---- recognition ----------------------------------------------------------------
 
@@ -221,11 +230,11 @@ class Architecture(abc.ABC):
 
 
 def call(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """A module's output on vectors (..., features), as one matrix.
+    """A module's output on vectors (..., features), as one sequence of them.
 
-    bitsandbytes' int8 layers take at most three dims.
+    bitsandbytes' int8 layers take at most three dims, and mixtures of experts just three.
     """
-    return module(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+    return module(x.flatten(0, -2).unsqueeze(0)).squeeze(0).unflatten(0, x.shape[:-1])
 
 
 _MISSING = object()

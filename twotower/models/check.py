@@ -157,6 +157,7 @@ def _walk(
             whole = (residual.float() + attention_output.float() + mlp_output.float())[seen]
         else:
             errors["edit"].append(_relative(projection(z), attention_output))
+    _ = architecture.norm_epsilon  # a model for which it is not known is refused here
     norm, unembedding = architecture.final_norm(root), architecture.unembedding(root)
     end = norm.input
     if whole is not None:

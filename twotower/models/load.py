@@ -89,6 +89,10 @@ def load(
         )
     if weights not in (None, "random"):
         raise InputError(f"weights={weights!r} is not known; use 'random', or leave it out")
+    if max_memory is not None and device_map is None:
+        raise InputError("max_memory= goes with device_map=, such as 'auto'")
+    if device_map == "meta":
+        raise InputError("device_map='meta' loads no weights; see weights='random'")
     options = dict(transformers_options)
     asked = {"dtype": dtype, "quantization": quantization}
     for name, value in (
@@ -185,8 +189,14 @@ def _from_checkpoint(
             f"the files of {name} hold no weights for {absent[0]} ({len(absent)} are absent); "
             "copy or download it again"
         )
-    module.eval().requires_grad_(False)
     architecture = find_architecture(module.config, module)
+    unused = sorted(filter(architecture.of_a_layer, info["unexpected_keys"]))
+    if unused:  # transformers leaves them out and goes on: another model than the files'
+        raise ModelError(
+            f"the files of {name} hold weights that its config.json has no place for: {unused[0]} "
+            f"({len(unused)} in all); one of the two is of another model"
+        )
+    _prepare(module)
     if name != DEMO_MODEL and not Path(name).is_dir():
         revision_used = _commit(name, {**hub, **shared}) or revision
     traced = traced_model(module, tok)
@@ -241,10 +251,22 @@ def _random(
     else:
         source = fetch_demo_model() if name == DEMO_MODEL else name
         tok = _tokenizer(source if tokenizer is None else tokenizer, {**hub, **shared})
-    module.eval().requires_grad_(False)
+    _prepare(module)
     architecture = find_architecture(module.config, module)
     traced = traced_model(module, tok)
     return Model(traced, tok, architecture, name, "random weights", quantization)
+
+
+def _prepare(module: Any) -> None:
+    """Make a model ready to be measured."""
+    module.eval().requires_grad_(False)
+    # In bfloat16, torch's matrix product with a weight that needs no gradient copies the weight
+    # for every prompt where the input is a slice, as that of the last position is.
+    module.get_output_embeddings().register_forward_pre_hook(_contiguous)
+
+
+def _contiguous(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(x.contiguous() for x in inputs)
 
 
 def _has_tokenizer(name: str) -> bool:
@@ -368,6 +390,8 @@ def torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
         raise InputError(f"dtype={dtype!r} is not a torch dtype; try float32 or bfloat16")
     if not dtype.is_floating_point:
         raise InputError(f"dtype={dtype} is not a floating-point type")
+    if dtype.itemsize < 2:
+        raise InputError(f"dtype={dtype} cannot be computed with; see quantization=")
     return dtype
 
 

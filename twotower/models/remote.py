@@ -10,10 +10,14 @@ client and server need the same minor version of Python.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from ..errors import InputError
+from requests import RequestException
+from websocket import WebSocketException
+
+from ..errors import InputError, ModelError
 from .model import Model
 from .registry import find_architecture
 
@@ -55,6 +59,25 @@ def remote_model(
     module = traced._module
     architecture = find_architecture(module.config, module)
     return Model(traced, tokenizer, architecture, name, revision, remote=server)
+
+
+@contextmanager
+def reached(server: bool | str) -> Iterator[None]:
+    """Say in one sentence that a server is not there, where one is asked.
+
+    Raises
+    ------
+    ModelError
+        If the connection fails.
+    """
+    try:
+        yield
+    except (ConnectionError, RequestException, WebSocketException) as error:
+        if not server:
+            raise
+        name = "NDIF" if server is True else server
+        words = " ".join(str(error).split())[:200]
+        raise ModelError(f"{name} cannot be reached: {type(error).__name__}: {words}") from error
 
 
 def prepare(server: bool | str) -> None:

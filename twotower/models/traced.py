@@ -26,7 +26,12 @@ class Traced(nnsight.TransformersModel):
 def traced(module: Any, tokenizer: Any) -> Traced:
     """A loaded transformers model in nnsight's wrapper."""
     placed = getattr(module, "hf_device_map", None)
-    if placed:
-        # transformers takes the first for the device of its pipeline, and "disk" is none.
-        module.hf_device_map = dict(sorted(placed.items(), key=lambda item: item[1] == "disk"))
-    return Traced(module, task="text-generation", tokenizer=tokenizer)
+    if not placed:
+        return Traced(module, task="text-generation", tokenizer=tokenizer)
+    # transformers takes the first for the device of its pipeline, and "disk" is none.
+    runs_on = device_of(module.get_input_embeddings())
+    module.hf_device_map = {name: runs_on if at == "disk" else at for name, at in placed.items()}
+    try:
+        return Traced(module, task="text-generation", tokenizer=tokenizer)
+    finally:
+        module.hf_device_map = placed

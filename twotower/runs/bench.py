@@ -170,6 +170,9 @@ def bench(
     stages = [_stage("load and check", lambda: held.append(load()), 0, say)]
     (model,) = held
     prompts = build(model, prompt_tokens, batch)
+    length = float(prompts.lengths.mean())
+    if abs(length - prompt_tokens) > 0.2 * prompt_tokens:
+        say(f"prompts have {length:.0f} tokens, as near to {prompt_tokens} as they can be had")
 
     def plain() -> None:
         with torch.no_grad():

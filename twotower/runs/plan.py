@@ -8,8 +8,9 @@ is read, and nothing is allocated.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,6 +43,11 @@ LIBRARIES_BYTES = 540 << 20
 SCALES = {"nf4": 1 / 64 + 4 / (64 * 256), "int8": 0.0}
 """Bytes per quantized weight besides the weight: nf4 has a byte for 64 of them, and four for
 256 of those (double quantization); int8 has four for a whole row."""
+
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+
+PLACEMENTS = 8
+"""How many placements are tried; they settle after two or three, or alternate."""
 
 N_LABELS = 2
 """Labels that are reckoned with."""
@@ -110,8 +116,9 @@ class Plan:
     max_memory
         What `twotower.load` is to be given as `max_memory=`, for this placement: bytes for
         the weights, by number of the GPU and "cpu".
-    largest_batch
-        Most prompts of a batch that fit; 0 if none does.
+    largest_batch, largest_batch_on_gpus
+        Most prompts of a batch that fit, and that fit with no weights moved off the GPUs; 0
+        if none does.
     offloads_quantized
         Whether quantized weights would lie outside the GPUs, where bitsandbytes does not
         compute with them.
@@ -130,6 +137,7 @@ class Plan:
     device_map: dict[str, str]
     max_memory: dict[int | str, int]
     largest_batch: int
+    largest_batch_on_gpus: int
     offloads_quantized: bool
     advice: list[str]
 
@@ -195,13 +203,15 @@ def make_plan(
         index: as_bytes(given, (), "gpu") for index, given in enumerate(gpus)
     }
     limits["cpu"] = _machine_bytes() if cpu is None else as_bytes(cpu, (), "cpu")
-    room = limits
-    for _ in range(3):  # what is measured takes room that weights cannot have, and so moves them
-        placed = shape.place(room, device_map)
-        count = _Counter(shape, placed, limits, prompt_tokens, prompts, keep)
-        measured = {part.device: part.total - part.weights for part in count.parts(batch)}
-        room = {name: max(1, size - measured[_device(name)]) for name, size in limits.items()}
-    most = count.largest_batch()
+    most = shape.architecture.max_positions
+    if most is not None and prompt_tokens > most:
+        raise InputError(f"prompt_tokens={prompt_tokens}: {name} takes at most {most}")
+
+    @cache
+    def at(batch: int) -> _Placement:
+        return _placement(shape, limits, device_map, prompt_tokens, batch, prompts, keep)
+
+    here = at(batch)
     found = Plan(
         name,
         str(shape.dtype).removeprefix("torch."),
@@ -210,16 +220,83 @@ def make_plan(
         batch,
         prompts,
         keep,
-        count.parts(batch),
-        {module: _device(where) for module, where in placed.items()},
-        dict(room),
-        most,
-        quantization is not None and count.offloads,
+        here.parts,
+        {module: _device(where) for module, where in here.placed.items()},
+        dict(here.room),
+        _largest(lambda batch: at(batch).fits),
+        _largest(lambda batch: at(batch).fits and not at(batch).offloads),
+        quantization is not None and here.offloads,
         [],
     )
     if not found.fits:
         found.advice = _advice(found, shape)
     return found
+
+
+@dataclass
+class _Placement:
+    """Where everything goes for batches of one size.
+
+    Attributes
+    ----------
+    placed
+        Modules by device: where transformers puts them, given `room`.
+    room
+        What weights may take on each device.
+    parts
+        What stands on each device.
+    offloads
+        Whether weights lie where they are not computed with.
+    fits
+        Whether there is room for all, and no quantized weight is offloaded.
+    """
+
+    placed: Mapping[str, int | str]
+    room: Mapping[int | str, int]
+    parts: list[Part]
+    offloads: bool
+    fits: bool
+
+
+def _placement(
+    shape: Shape,
+    limits: Mapping[int | str, int],
+    device_map: str,
+    tokens: int,
+    batch: int,
+    prompts: int,
+    keep: str,
+) -> _Placement:
+    """The first placement that fits, of some of which each leaves the last one's room free.
+
+    What is measured takes room that weights cannot have, and so moves them, and with them
+    what is measured where.
+    """
+    room = dict(limits)
+    for _ in range(PLACEMENTS):
+        placed = shape.place(room, device_map)
+        count = _Counter(shape, placed, limits, tokens, prompts, keep)
+        parts = count.parts(batch)
+        fits = all(part.fits for part in parts)
+        fits &= shape.quantization is None or not count.offloads
+        found = _Placement(placed, room, parts, count.offloads, fits)
+        taken = {part.device: part.total - part.weights for part in parts}
+        before = room
+        room = {name: max(1, size - taken[_device(name)]) for name, size in limits.items()}
+        if (fits and before != limits) or room == before:
+            break
+    return found
+
+
+def _largest(fits: Callable[[int], bool]) -> int:
+    """Most prompts of a batch that fit, up to 4,096; 0 if none does."""
+    if not fits(1):
+        return 0
+    low, high = 1, 4096
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
 
 
 class Shape:
@@ -236,6 +313,7 @@ class Shape:
     ) -> None:
         from transformers.quantizers import AutoHfQuantizer
 
+        self.asked = (name, dtype, revision)
         given = torch_dtype(dtype)
         config = load_config(name, revision)
         if isinstance(given, str):
@@ -251,19 +329,30 @@ class Shape:
         traced = SimpleNamespace(_module=self.module)  # nothing is run
         self.model = Model(traced, None, self.architecture, name, revision, quantization)
 
+    def quantized(self, quantization: str) -> Shape:
+        """The same model, quantized."""
+        name, dtype, revision = self.asked
+        return Shape(name, dtype, quantization, revision)
+
     def place(self, limits: Mapping[int | str, int], device_map: str) -> dict[str, int | str]:
         """Modules by device, as `from_pretrained` would place them."""
+        if device_map not in DEVICE_MAPS:
+            raise InputError(
+                f"device_map={device_map!r} is not planned for; use {', '.join(DEVICE_MAPS)}"
+            )
         if len(limits) == 1:
             return {"": "cpu"}
         whole = self.module._no_split_modules
-        # They say that the planned GPUs are not in this machine.
-        logger = logging.getLogger("accelerate.utils.modeling")
-        level = logger.level
-        logger.setLevel(logging.ERROR)
+        # They say that the planned GPUs are not in this machine, and what the plan counts itself.
+        names = ("accelerate.utils.modeling", "transformers.integrations.accelerate")
+        levels = {logging.getLogger(name): logging.getLogger(name).level for name in names}
+        for logger in levels:
+            logger.setLevel(logging.ERROR)
         try:
             return self._place(dict(limits), device_map, whole)
         finally:
-            logger.setLevel(level)
+            for logger, level in levels.items():
+                logger.setLevel(level)
 
     def _place(
         self, room: dict[int | str, Any], device_map: str, whole: Any
@@ -273,11 +362,6 @@ class Shape:
             infer_auto_device_map,
         )
 
-        if device_map not in ("auto", "balanced", "balanced_low_0", "sequential"):
-            raise InputError(
-                f"device_map={device_map!r} is not planned for; use auto, balanced, "
-                "balanced_low_0 or sequential"
-            )
         if device_map != "sequential":
             room = get_balanced_memory(
                 self.module,
@@ -332,6 +416,7 @@ class _Counter:
         self.layers: dict[str, list[int]] = {name: [] for name in self.owned}
         self.other: dict[str, list[str]] = {name: [] for name in self.owned}
         self.of_layer: dict[int, int] = {}
+        self.of_other: dict[str, int] = {}
         path = f"{self.architecture.layers_path}."
         for name, size in shape.bytes_by_module().items():
             device = self._of(name)
@@ -343,6 +428,7 @@ class _Counter:
                     self.layers[device].append(index)
             else:
                 self.other[device].append(name)
+                self.of_other[name] = size
 
     def _of(self, name: str) -> str:
         """Device of a module: that of the longest name in the map that begins its own."""
@@ -361,19 +447,6 @@ class _Counter:
             return device
         return "cuda:0" if self.on_gpu else "cpu"
 
-    def largest_batch(self) -> int:
-        """Most prompts of a batch that fit, up to 4,096."""
-        if not all(part.fits for part in self.parts(1)):
-            return 0
-        low, high = 1, 4096
-        while low < high:
-            middle = (low + high + 1) // 2
-            if all(part.fits for part in self.parts(middle)):
-                low = middle
-            else:
-                high = middle - 1
-        return low
-
     def parts(self, batch: int) -> list[Part]:
         """All devices, with a batch of so many prompts."""
         found = {
@@ -388,9 +461,10 @@ class _Counter:
         computing: dict[str, list[int]] = {}
         for name, layers in self.layers.items():
             computing.setdefault(self.runs_on(name), []).extend(layers)
-            if layers and self.runs_on(name) != name:
-                room = max(self.of_layer[index] for index in layers)
-                found[self.runs_on(name)].activations += room
+            if self.runs_on(name) != name:  # one after the other comes to where it is computed
+                there = [self.of_layer[index] for index in layers]
+                there += [self.of_other[other] for other in self.other[name]]
+                found[self.runs_on(name)].activations += max(there, default=0)
         last = self.runs_on(self._of(self.architecture.unembedding_path))
         for name, layers in computing.items():
             if layers or name == last:
@@ -427,20 +501,20 @@ class _Counter:
 def _advice(plan: Plan, shape: Shape) -> list[str]:
     """What to change, most useful first."""
     found = []
-    if plan.offloads_quantized:
-        return ["quantized weights cannot be offloaded: add a --gpu, or leave the GPUs out"]
     if plan.largest_batch:
         return [f"take --batch {plan.largest_batch}"]
+    if plan.offloads_quantized:
+        return ["quantized weights cannot be offloaded: add a --gpu, or leave the GPUs out"]
     weights = sum(part.weights for part in plan.parts)
     room = sum(part.limit or 0 for part in plan.parts if part.device != "disk")
     if plan.quantization is None:
-        size = shape.dtype.itemsize
-        if size > 2:
+        if shape.dtype.itemsize > 2:
             found.append(f"--dtype bfloat16 halves the weights ({readable(weights / 2)})")
-        found.append(
-            f"--quantization int8 takes about {readable(weights / size)}, nf4 about "
-            f"{readable(weights / size * 0.53)}"
-        )
+        sizes = {
+            kind: readable(sum(shape.quantized(kind).bytes_by_module().values()))
+            for kind in QUANTIZATIONS
+        }
+        found.append("--quantization " + ", ".join(f"{k} takes {v}" for k, v in sizes.items()))
     elif plan.quantization == "int8":
         found.append("--quantization nf4 takes about half")
     if weights > room:

@@ -40,6 +40,10 @@ def print_plan(plan: Plan, console: Console) -> None:
         return
     more = "4,096 or more" if plan.largest_batch >= 4096 else f"{plan.largest_batch:,}"
     console.print(f"It fits. Largest batch: {more} prompts.")
+    if 0 < plan.largest_batch_on_gpus < plan.largest_batch:
+        console.print(
+            f"Up to {plan.largest_batch_on_gpus:,} prompts, no weights are moved off the GPUs.",
+        )
     if len(plan.max_memory) > 1:
         given = {name: readable(size) for name, size in plan.max_memory.items()}
         console.print(f'Load it with device_map="auto", max_memory={given}', soft_wrap=True)
