@@ -19,6 +19,7 @@ import torch
 from tiny import TWO, byte_level, hf_model, sentencepiece_model, tiny
 
 import twotower as tt
+from twotower.errors import ModelError
 
 
 def margins(model: tt.Model) -> np.ndarray:
@@ -246,3 +247,31 @@ def test_nothing_is_left_of_a_load_that_failed(tmp_path: Path) -> None:
     assert not list(offload.glob("*"))
     shutil.rmtree(source)
     assert margins(tiny("llama")).shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("kind", "lie"),
+    [
+        ("llama", {"num_hidden_layers": 1}),
+        ("qwen2", {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}),
+        ("qwen3", {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}),
+    ],
+)
+def test_weights_that_the_configuration_has_no_place_for(
+    kind: str, lie: dict[str, Any], tmp_path: Path
+) -> None:
+    """transformers would leave them out, and the model would be another one."""
+    hf_model(kind).save_pretrained(tmp_path)
+    byte_level().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **lie}))
+    with pytest.raises(ModelError, match=r"no place for: model\.layers\.\d.* is of another model"):
+        tt.load(tmp_path)
+
+
+def test_buffers_of_old_files_are_no_weights() -> None:
+    of_a_layer = tiny("llama").architecture.of_a_layer
+    assert of_a_layer("model.layers.3.self_attn.q_proj.bias")
+    assert not of_a_layer("model.layers.3.self_attn.rotary_emb.inv_freq")
+    assert not of_a_layer("score.weight")
+    assert not tiny("gpt2").architecture.of_a_layer("h.3.attn.bias")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import nnsight
 import numpy as np
@@ -24,6 +25,7 @@ from transformers import (
 )
 
 import twotower as tt
+from twotower.errors import InputError
 
 
 @pytest.fixture
@@ -391,3 +393,30 @@ def test_int8_says_once_that_it_casts(tmp_path: Path, caplog: pytest.LogCaptureF
     margins(model)
     said = [x for x in caplog.messages if "will be cast from torch.float32" in x]
     assert len(said) <= 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_memory": {"cpu": "1GiB"}}, "max_memory= goes with device_map="),
+        ({"device_map": "meta"}, "loads no weights"),
+        ({"dtype": "float8_e4m3fn"}, "cannot be computed with"),
+    ],
+)
+def test_settings_that_load_nothing(
+    settings: dict[str, Any], message: str, checkpoint: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        tt.load(checkpoint, **settings)
+
+
+def test_the_unembedding_takes_its_input_in_one_piece(checkpoint: Path) -> None:
+    """In bfloat16, torch would copy its weight for every prompt of a slice."""
+    model = tt.load(checkpoint, dtype="bfloat16")
+    seen: list[bool] = []
+    unembedding = model.module.get_output_embeddings()
+    forward = unembedding.forward
+    unembedding.forward = lambda x: seen.append(x.is_contiguous()) or forward(x)
+    tt.predict(model, tt.build_prompts(model, TWO, shots=1, n=3))
+    assert seen
+    assert all(seen)

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from surface import MEASURES, same
@@ -73,3 +74,13 @@ def test_embedding_and_unembedding_too(name: str, folders: Any) -> None:
     for what in ("analyze", "labels", "edits"):
         expected = MEASURES[what](tiny(name), prompts(name))
         same(MEASURES[what](model, prompts(name)), expected, 1e-5)
+
+
+def test_everything_on_disk(checkpoint: Path, prompts: tt.Prompts, tmp_path: Path) -> None:
+    here = tt.load(checkpoint)
+    away = tt.load(
+        checkpoint, device_map="auto", max_memory={"cpu": 1}, offload_folder=tmp_path / "offload"
+    )
+    assert set(away.device_map.values()) == {"disk"}
+    expected = tt.predict(here, prompts).logit.values
+    np.testing.assert_allclose(tt.predict(away, prompts).logit.values, expected, rtol=1e-5)

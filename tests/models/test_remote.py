@@ -22,6 +22,8 @@ from surface import MEASURES, edits, same
 from tiny import ARCHITECTURES, THREE, byte_level, hf_model, tiny
 
 import twotower as tt
+from twotower.errors import ModelError
+from twotower.models.remote import reached
 
 
 class Server:
@@ -175,3 +177,12 @@ def test_nnsights_own_simulation(name: str) -> None:
     same(tt.analyze(model, given), tt.analyze(tiny(name), given), 1e-5)
     found = tt.predict(model, given, edits(model, given))
     same(found, tt.predict(tiny(name), given, edits(tiny(name), given)), 1e-5)
+
+
+def test_a_server_that_is_gone() -> None:
+    refused = ConnectionRefusedError("refused")
+    words = "http://here cannot be reached: ConnectionRefusedError"
+    with pytest.raises(ModelError, match=words), reached("http://here"):
+        raise refused
+    with pytest.raises(ConnectionRefusedError), reached(False):
+        raise refused

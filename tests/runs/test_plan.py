@@ -7,6 +7,7 @@ import subprocess
 import sys
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command import run
@@ -14,7 +15,7 @@ from tiny import wide_config
 
 import twotower as tt
 from twotower.errors import InputError, ModelError
-from twotower.runs.plan import make_plan
+from twotower.runs.plan import Shape, _Counter, _device, make_plan
 from twotower.runs.plan_table import ranges
 
 GIB = 1 << 30
@@ -29,7 +30,8 @@ def test_weights_are_those_of_a_loaded_model(
     model = tt.load(
         tmp_path, weights="random", dtype="float32", quantization=quantization, check=False
     )
-    (part,) = make_plan(str(tmp_path), dtype="float32", quantization=quantization).parts
+    settings = {"dtype": "float32", "quantization": quantization, "prompt_tokens": 50}
+    (part,) = make_plan(str(tmp_path), **settings).parts
     # nf4's and int8's scales are the model's own state, but not in its footprint.
     scales = {None: 1.0, "int8": 1.02, "nf4": 1.04}[quantization]
     size = model.module.get_memory_footprint()
@@ -173,3 +175,70 @@ def test_command_says_what_to_change(capsys: pytest.CaptureFixture[str]) -> None
 def test_ranges() -> None:
     assert ranges([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
     assert ranges([]) == ""
+
+
+MIXED = [
+    (("8GiB",), "nf4", 8),
+    (("6GiB",), "nf4", 4),
+    (("12GiB", "6GiB"), None, 16),
+    (("8GiB", "8GiB"), None, 16),
+    (("10GiB", "10GiB"), None, 16),
+    (("24GiB",), None, 500),
+    (("0.5GiB", "24GiB"), None, 8),
+]
+
+
+@pytest.mark.parametrize(("gpus", "quantization", "batch"), MIXED)
+def test_a_plan_keeps_what_it_says(
+    gpus: tuple[str, ...], quantization: str | None, batch: int
+) -> None:
+    """Its advice fits, one more does not, and its `max_memory` gives its placement."""
+    given = {"gpus": gpus, "cpu": "64GiB", "quantization": quantization}
+    found = make_plan("llama-7b", batch=batch, **given)
+    if found.largest_batch:
+        assert make_plan("llama-7b", batch=found.largest_batch, **given).fits
+    if found.largest_batch_on_gpus:
+        inside = make_plan("llama-7b", batch=found.largest_batch_on_gpus, **given)
+        assert inside.fits
+        assert all(part.device != "cpu" or not part.layers for part in inside.parts)
+    if not found.fits and found.largest_batch:
+        assert found.advice == [f"take --batch {found.largest_batch}"]
+    again = Shape("llama-7b", None, quantization, None).place(found.max_memory, "auto")
+    assert {name: _device(at) for name, at in again.items()} == found.device_map
+
+
+def test_longer_than_the_context() -> None:
+    with pytest.raises(InputError, match="gpt2-large takes at most 1024"):
+        make_plan("gpt2-large", prompt_tokens=1025)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gpus": ["infGiB"]}, "must be a number of bytes"),
+        ({"device_map": "cuda:0"}, "is not planned for"),
+        ({"dtype": "float8_e4m3fn"}, "cannot be computed with"),
+    ],
+)
+def test_what_cannot_be_planned(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_plan("llama-7b", **settings)
+
+
+def test_bytes_as_digits() -> None:
+    plain, named = (make_plan("llama-7b", gpus=[size]) for size in ("25769803776", "24GiB"))
+    assert plain.parts == named.parts
+
+
+def test_an_unembedding_that_is_moved_away_comes_back() -> None:
+    """Where it lies on the CPU, the GPU needs room for it, not for the largest layer alone."""
+    shape = Shape("gpt-j-6b", None, None, None)
+    limits = {0: 24 << 30, "cpu": 64 << 30}
+    placed = {"transformer": 0, "lm_head": "cpu"}
+    there = {"transformer": 0, "lm_head": 0}
+    away, near = (
+        _Counter(shape, where, limits, 100, 10, "all").parts(1)[0] for where in (placed, there)
+    )
+    unembedding = near.weights - away.weights
+    assert unembedding == 2 * (50400 * 4096 + 50400)
+    assert away.activations - near.activations == unembedding

@@ -89,10 +89,6 @@ def load(
         )
     if weights not in (None, "random"):
         raise InputError(f"weights={weights!r} is not known; use 'random', or leave it out")
-    if max_memory is not None and device_map is None:
-        raise InputError("max_memory= goes with device_map=, such as 'auto'")
-    if device_map == "meta":
-        raise InputError("device_map='meta' loads no weights; see weights='random'")
     options = dict(transformers_options)
     asked = {"dtype": dtype, "quantization": quantization}
     for name, value in (
@@ -102,6 +98,11 @@ def load(
     ):
         if value is not None:
             options[name] = value
+    if isinstance(model, (str, os.PathLike)):
+        if max_memory is not None and device_map is None:
+            raise InputError("max_memory= goes with device_map=, such as 'auto'")
+        if device_map == "meta":
+            raise InputError("device_map='meta' loads no weights; see weights='random'")
     if isinstance(model, (str, os.PathLike)) and weights == "random":
         if remote:
             raise InputError("random weights are made here: leave out weights= or remote=")
