@@ -1,5 +1,6 @@
 # make demo   sets everything up and finds the in-context heads of a real model
 # make test   sets everything up and passes the tests
+# make test-all   the same with a hundred random kills instead of ten
 # make experiments  runs the paper's claims on the demo model, each with a verdict
 # make bench  times the sweep against plain forwards
 
@@ -8,13 +9,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test experiments bench lint clean
+.PHONY: demo test test-all experiments bench lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/twotower demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+test-all: $(INSTALLED)
+	TWOTOWER_KILLS=100 $(BIN)/python -m pytest
 
 experiments: $(INSTALLED)
 	$(BIN)/twotower experiments run --all

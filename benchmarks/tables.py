@@ -27,6 +27,7 @@ what it is compared with; the faster counts.
     python benchmarks/quantized.py              # what int8, nf4, bfloat16 and float16 change
     python benchmarks/large_models.py           # models of seven billion parameters without one
     python benchmarks/gpu.py                    # models of seven billion parameters on a GPU
+    python benchmarks/scale.py                  # runs on many workers: throughput, driver, store
     .venv-peers/bin/python benchmarks/peers.py  # beside other tools; see the file for its setup
 
 `--promote` makes new results the committed ones.
@@ -327,6 +328,53 @@ def large_models(result: dict[str, Any]) -> str:
     )
 
 
+def scale(result: dict[str, Any]) -> str:
+    """Throughput of one and two workers, and of simulated clusters."""
+    measured, size = result["measured"], result["measured"]["1 workers"]["unit_bytes"]
+    rows = [
+        [
+            name.replace("1 workers", "1 worker"),
+            f"{one['prompts_per_second']:.2f}",
+            f"{one['unit_seconds']:.2f}",
+            f"{one['driver_share']:.2%}",
+            f"{one['writing_share']:.2%}",
+        ]
+        for name, one in measured.items()
+    ]
+    clusters = [
+        [
+            name,
+            row["workers"],
+            f"{row['units_per_second']:.1f}",
+            f"{row['efficiency']:.0%}",
+            row["limit"],
+        ]
+        for name, lines in result["simulated"].items()
+        for row in lines
+    ]
+    return "\n".join(
+        [
+            "## Runs on many workers",
+            "",
+            f"`twotower analyze --engine ray` on {result['model']}, units of "
+            f"{result['unit_prompts']} prompts, one thread a worker; "
+            f"{result['machine']['processor']}. Two workers are {result['speedup_of_two']:.2f} "
+            "times as fast as one, in the steady state (median of three rounds). Between units: "
+            "what a worker waits for the driver and its mark; writing: its share of a unit.",
+            "",
+            table(["", "prompts/s", "s per unit", "between units", "writing"], rows),
+            f"Simulated from these units' times ({size / 1e6:.1f} MB a unit, "
+            f"{result['unit_bytes_labels'] / 1e6:.2f} with keep='labels'), from the driver's "
+            f"{1000 * result['driver_seconds']:.2f} ms a unit, and from this disk's "
+            f"{result['disk_bytes_per_second'] / 1e6:.0f} MB/s, all of which go through one "
+            "queue. Where units are fast the store is the first limit; keep='labels' moves it "
+            "most, larger units move the driver's.",
+            "",
+            table(["cluster", "workers", "units/s", "of ideal", "limit"], clusters),
+        ]
+    )
+
+
 MEASURES = ("plain forward", "head effects, margins", "analyze")
 
 
@@ -442,7 +490,7 @@ def page() -> str:
     """The text of benchmarks/README.md."""
     parts = [HEAD]
     sections = {"sweep": sweep, "peers": peers, "floors": floors, "scaling": scaling}
-    sections |= {"quantized": quantized, "large_models": large_models}
+    sections |= {"quantized": quantized, "large_models": large_models, "scale": scale}
     for name, write in sections.items():
         result = load(name)
         if result is not None:

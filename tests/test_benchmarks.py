@@ -102,6 +102,30 @@ def test_large_models_kept_to_their_memory() -> None:
         assert one["planned_bytes"] == pytest.approx(one["peak_bytes"], rel=0.1)
 
 
+def test_runs_on_many_workers_kept_to_their_limits() -> None:
+    """In the committed run: near twice as fast with two workers, little for driver and store."""
+    found = json.loads((BENCHMARKS / "results" / "scale.json").read_text())
+    assert found["speedup_of_two"] >= 1.85
+    for one in found["measured"].values():
+        assert one["driver_share"] <= 0.02
+        assert one["writing_share"] <= 0.03
+
+
+def test_a_simulated_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against what can be said without simulating."""
+    pytest.importorskip("ray")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from scale import Cluster
+
+    free = Cluster((2.0,), driver=0.0, size=0.0, bandwidth=1.0)
+    assert free.seconds(4, 40) == pytest.approx(20.0)
+    store = Cluster((2.0,), driver=0.0, size=5.0, bandwidth=5.0)
+    assert store.seconds(1, 10) == pytest.approx(30.0)  # nobody to wait for
+    assert store.seconds(100, 1000) == pytest.approx(1000, rel=0.01)  # one second each
+    driver = Cluster((2.0,), driver=0.5, size=0.0, bandwidth=1.0)
+    assert driver.seconds(100, 1000) == pytest.approx(500, rel=0.02)
+
+
 def test_the_page_is_that_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import tables

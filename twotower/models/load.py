@@ -49,7 +49,8 @@ def load(
     device_map, max_memory
         Passed to transformers and accelerate: "auto", "cuda:0", a dict of modules.
     quantization
-        "int8" or "nf4" (bitsandbytes; nf4 with double quantization).
+        "int8" or "nf4" (bitsandbytes; nf4 with double quantization). int8 picks outlier
+        columns over all rows of a call, so its results depend on what is in a batch.
     weights
         "random" for a model of the same shape with random weights, to try out time and
         memory; "llama-7b", "gpt-j-6b" and "gpt2-large" are shapes that come with the
