@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("experiments/figures/demo.png"))
     options = parser.parse_args()
 
-    run, selection = tt.open(options.run), tt.open(options.selection)
+    run, selection = tt.open(options.run).load(), tt.open(options.selection).load()
     heads = [tuple(head) for head in json.loads(run.attrs["in_context_heads"])]
     writers = [tuple(head) for head in json.loads(run.attrs["writing_heads"])]
     accuracy = json.loads(run.attrs["accuracy"])

@@ -184,6 +184,11 @@ def test_check_prints_the_identities(checkpoint: Path, capsys) -> None:
     assert "All hold." in printed
 
 
+def test_a_server_that_is_none(capsys) -> None:
+    assert run("check", "gpt2", "--remote", "nowhere") == 2
+    assert "the address of a server" in capsys.readouterr().err
+
+
 def test_tasks(capsys) -> None:
     assert run("tasks") == 0
     printed = capsys.readouterr().out

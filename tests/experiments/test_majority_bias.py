@@ -173,7 +173,7 @@ def test_measures_what_is_judged(
     save(
         make_tree(tables, {**provenance(setting.model, setting.test), "seed": 0}), tmp_path / "run"
     )
-    run = tt.open(tmp_path / "run")
+    run = tt.open(tmp_path / "run").load()
     found = majority.judge([run])
     assert set(found.numbers) >= {f"accuracy between the labels, edit in {kind}" for kind in KINDS}
     assert majority.draw([run], found) is not None

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,19 @@ def test_another_configuration_is_refused(
     with pytest.raises(StoreError, match=message):
         quiet(small(checkpoint, reference, **settings))
     assert chunks(reference) == before
+
+
+def test_another_version_is_told(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provenance = import_module("twotower.results.provenance")  # the package has a function so named
+    out = tmp_path / "run.zarr"
+    quiet(small(checkpoint, out, n=2))
+    about = {**provenance.versions(), "torch": "9.9"}
+    monkeypatch.setattr(provenance, "versions", lambda: about)
+    said: list[str] = []
+    carry_out(small(checkpoint, out, n=2), say=said.append)
+    assert any(line.startswith("begun with torch") and "now 9.9" in line for line in said)
 
 
 def test_overwrite_replaces_it(checkpoint: Path, tmp_path: Path) -> None:

@@ -212,6 +212,7 @@ def _remote(
     revision: str | None,
     options: Mapping[str, Any],
 ) -> Model:
+    prepare(server)
     if name == DEMO_MODEL:
         raise InputError(f"{DEMO_MODEL} is not on a server; remote= takes a hub id")
     _check_folder(name)

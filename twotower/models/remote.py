@@ -38,7 +38,7 @@ def remote_model(
     tokenizer
         Its tokenizer.
     server
-        True for NDIF, or an address, "http://...".
+        True for NDIF, or an address, "http://..."; `prepare` was called with it.
     revision
         Branch, tag or commit on the hub.
     options
@@ -51,7 +51,6 @@ def remote_model(
     """
     import nnsight
 
-    prepare(server)
     hub = {} if revision is None else {"revision": revision}
     traced = nnsight.TransformersModel(
         name, task="text-generation", tokenizer=tokenizer, **hub, **options

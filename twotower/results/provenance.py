@@ -47,7 +47,7 @@ def provenance(model: Model, prompts: Prompts, **settings: Any) -> dict[str, Any
         "prompts": json.dumps(prompts.recipe.describe() if prompts.recipe else {}),
         "seed": -1 if prompts.seed is None else prompts.seed,
         "settings": json.dumps(settings, default=str, sort_keys=True),
-        "versions": json.dumps(_versions()),
+        "versions": json.dumps(versions()),
         "git_commit": _git_commit(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -61,7 +61,8 @@ def _tokenizer_hash(model: Model) -> str:
 
 
 @cache
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of the packages that numbers depend on."""
     found = {}
     for name in PACKAGES:
         try:

@@ -93,6 +93,8 @@ def carry_out(
         units = store.units()
         missing = [unit for unit, state in zip(units, store.states(), strict=True) if state != DONE]
         if begun:
+            for name, before, now in changed_versions(store, next(iter(config.parts))):
+                say(f"begun with {name} {before}, now {now}: numbers may differ a little")
             say(f"{store.place}: {len(units) - len(missing)} of {len(units)} units are done")
         with Claim(store, engine), Bars(units, missing, progress) as bars:
             store.clean()
@@ -161,6 +163,14 @@ def check_same(store: UnitStore, config: Configuration) -> None:
         )
     store.states()
     store.place.require_writable()
+
+
+def changed_versions(store: UnitStore, part: str) -> list[tuple[str, str, str]]:
+    """Packages of which another version began the store: name, version then, version now."""
+    from ..results.provenance import versions
+
+    before, now = json.loads(store.attributes(part)["versions"]), versions()
+    return [(name, before[name], now[name]) for name in before if before[name] != now.get(name)]
 
 
 def _shown(settings: dict[str, Any], name: str) -> str:
