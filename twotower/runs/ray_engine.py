@@ -16,7 +16,7 @@ from .engines import Outcome
 STARTS = 3
 """How many workers in a row may die before they are there."""
 
-PLACING = 60.0
+PLACING = 300.0
 """Seconds to wait for a worker to start while no other is there."""
 
 
