@@ -10,6 +10,7 @@ import pytest
 from tiny import TWO
 
 import twotower as tt
+from twotower.results.place import Place
 from twotower.runs.configuration import Configuration
 
 TEXT, SPANS = "cat: foo\nParis: bar\ndog:", [(5, 8), (16, 19)]
@@ -202,7 +203,7 @@ def test_home_is_known(given: SimpleNamespace, tmp_path: Path, monkeypatch) -> N
     assert (tmp_path / "run.zarr").is_dir()
     assert not (tmp_path / "~").exists()
     assert tt.open("~/run.zarr")["effects"].to_dataset().equals(given.effects)
-    assert Configuration(output=Path("~/x.zarr")).store == tmp_path / "x.zarr"
+    assert Place(Configuration(output="~/x.zarr").store).path == tmp_path / "x.zarr"
 
 
 def test_an_edit_keeps_its_heads(given: SimpleNamespace) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import pytest
 from command import run as command
 from small_run import chunks, small
 
-from twotower.errors import WorkerError
+from twotower.errors import StoreError, WorkerError
 from twotower.runs.configuration import Configuration
 from twotower.runs.drive import drive
 from twotower.runs.engine_settings import EngineSettings
@@ -242,6 +244,33 @@ def test_a_node_leaves(cluster: Any, checkpoint: Path, reference: Path, tmp_path
     assert status_of(out).done == 24
     assert status_of(out).failed == 0
     assert chunks(out).keys() == chunks(reference).keys()
+
+
+def test_ctrl_c(checkpoint: Path, tmp_path: Path) -> None:
+    """On a cluster of its own: workers end their units, though the terminal tells all of them."""
+    out = tmp_path / "run.zarr"
+    given = ["--model", checkpoint, "--output", out, "--n", 2000, "--unit-size", 2, "--shots", 2]
+    given += ["--threads", 1, "--engine", "ray", "--workers", 1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "twotower.cli", "analyze", *map(str, given)],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    end = time.monotonic() + 120
+    while time.monotonic() < end and process.poll() is None:
+        with suppress(StoreError):
+            if status_of(out).done >= 3:
+                break
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Ctrl-C again stops at once" in said
+    status = status_of(out)
+    assert 3 <= status.done < 1000
+    assert (status.failed, status.driver) == (0, "")
 
 
 def test_a_cluster_that_is_not_there(checkpoint: Path, tmp_path: Path, capsys: Any) -> None:

@@ -97,7 +97,9 @@ class RayEngine:
             return
         try:
             _answers(address)
-            self.ray.init(address=address, log_to_driver=False, logging_level="error")
+            # Without an address Ray would join whatever was started last on this machine.
+            where = address or os.environ.get("RAY_ADDRESS", "local")
+            self.ray.init(address=where, log_to_driver=False, logging_level="error")
         except Exception as error:
             raise InputError(
                 f"the Ray cluster at {address!r} cannot be joined: "
