@@ -122,7 +122,7 @@ def _kill_on_the_way(
                 return False  # there is nothing left to interrupt
             target = min(before + rng.randint(1, 4), N // SIZE - 1)
             while driver.poll() is None and not (_made(out) and len(finished(out)) >= target):
-                time.sleep(0.01)
+                time.sleep(0.03)
             time.sleep(rng.uniform(0, 0.3))  # about a unit's time
         if driver.poll() is not None:
             return False
