@@ -27,7 +27,7 @@ class EngineSettings:
     gpus_per_replica
         GPUs over which one replica is spread; by default 1 where there are GPUs.
     address
-        A Ray cluster to join: auto, or ray://host:10001.
+        A Ray cluster to join: auto (the one on this machine), or host:6379.
     patience
         Seconds to try again where the store refuses to be written.
     """
