@@ -4,6 +4,11 @@ Every message is one sentence that says what is wrong and what to do.
 """
 
 
+def in_one_line(error: BaseException, most: int = 300) -> str:
+    """Kind and message of any error, in so many characters of one line at most."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:most]}"
+
+
 class TwoTowerError(Exception):
     """Base of every error that twotower raises on purpose."""
 

@@ -17,7 +17,7 @@ from typing import Any
 from requests import RequestException
 from websocket import WebSocketException
 
-from ..errors import InputError, ModelError
+from ..errors import InputError, ModelError, in_one_line
 from .model import Model
 from .registry import find_architecture
 
@@ -75,8 +75,7 @@ def reached(server: bool | str) -> Iterator[None]:
         if not server:
             raise
         name = "NDIF" if server is True else server
-        words = " ".join(str(error).split())[:200]
-        raise ModelError(f"{name} cannot be reached: {type(error).__name__}: {words}") from error
+        raise ModelError(f"{name} cannot be reached: {in_one_line(error, 200)}") from error
 
 
 def prepare(server: bool | str) -> None:

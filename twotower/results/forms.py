@@ -41,13 +41,13 @@ def make_dataset(
     import xarray as xr
 
     variables = {
-        name: (GROUPS[group][name].dims, array, _describe(GROUPS[group][name]))
+        name: (GROUPS[group][name].dims, array, describe(GROUPS[group][name]))
         for name, array in values.items()
     }
     coords: dict[str, Any] = {}
     for name, array in coordinates.items():
         known = COORDINATES.get(name)
-        about = (name,) if known is None else (known.dims, _describe(known))
+        about = (name,) if known is None else (known.dims, describe(known))
         coords[name] = (about[0], _texts(array), *about[1:])
     about = {"twotower_schema": SCHEMA_VERSION, "twotower_group": group, **attributes}
     dataset = xr.Dataset(variables, coords, about)
@@ -91,7 +91,7 @@ def make_table(
     import xarray as xr
 
     found = {
-        name: (about.dims, array, _describe(about)) for name, (about, array) in variables.items()
+        name: (about.dims, array, describe(about)) for name, (about, array) in variables.items()
     }
     coords = {dim: _texts(values) for dim, values in coordinates.items()}
     about = {"twotower_schema": SCHEMA_VERSION, "twotower_group": TABLE, **attributes}
@@ -100,7 +100,8 @@ def make_table(
     return table
 
 
-def _describe(variable: Variable) -> dict[str, str]:
+def describe(variable: Variable) -> dict[str, str]:
+    """Attributes that say what a variable is."""
     return {
         "long_name": variable.long_name,
         "units": variable.units,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..errors import StoreError
-from .forms import check_dataset, make_dataset
+from .forms import check_dataset, describe, make_dataset
 from .place import Place
 from .schema import COORDINATES, SCHEMA_VERSION
 
@@ -346,11 +346,7 @@ def mark_measured(run: xr.DataTree, ledger: xr.Dataset, part: str) -> xr.DataTre
     if done.all():
         return run
     marked = run.copy()
-    about = {
-        "long_name": COORDINATES["measured"].long_name,
-        "units": COORDINATES["measured"].units,
-        "reference": COORDINATES["measured"].reference,
-    }
+    about = describe(COORDINATES["measured"])
     for name, node in run.children.items():
         dataset = node.to_dataset(inherit=False)
         if name != "prompts" and "prompt" in dataset.dims:

@@ -11,8 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import FindingError, InputError, StoreError
+from ..errors import FindingError, InputError, StoreError, in_one_line
 from .engines import Engine, Outcome
+
+POLL = 1.0
+"""Seconds after which it is seen what workers are at, though no unit came to an end."""
 
 TRIES = 3
 """How often a unit may fail before it is set aside."""
@@ -51,7 +54,6 @@ def drive(
     alike: Callable[[Any], Hashable] = lambda unit: None,
     seen: Callable[[Engine, Outcome | None], None] = lambda engine, outcome: None,
     say: Callable[[str], None] = lambda line: None,
-    poll: float = 1.0,
 ) -> Driven:
     """Carry out units. Workers pull them, so that slow ones get fewer.
 
@@ -69,8 +71,6 @@ def drive(
         Takes the engine and an outcome, or None where nothing happened for a while.
     say
         Takes lines about what went wrong.
-    poll
-        Seconds after which `seen` is called.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def drive(
             idle = all(busy is None for busy in engine.slots.values())
             if idle and (not waiting or stop.is_set()):
                 break
-            outcome = engine.take(poll)
+            outcome = engine.take(POLL)
             if outcome is not None and outcome.error is None:
                 found.done += 1
                 found.busy += getattr(outcome.report, "seconds", 0.0)
@@ -118,7 +118,7 @@ def _failed(
         raise error
     # What is wrong with the input, or was found, is so the next time as well.
     tries[unit] += TRIES if isinstance(error, (FindingError, InputError)) else 1
-    words = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    words = in_one_line(error)
     if tries[unit] < TRIES:
         say(f"{unit} failed ({words}); it is tried again")
         waiting.append(unit)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from ..results.place import Place
 from .experiment import FULL, QUICK, Experiment
 from .experiment_run import Trial
 from .load_settings import LoadSettings
-from .worker import Report
+from .worker import Report, worker_name
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -82,7 +81,7 @@ class Suite:
         def trial(one: Experiment) -> Trial:
             return Trial(one, load_task(self.task or one.task), self.out, size, options)
 
-        return {name: trial(choose((name,), False)[0]) for name in self.names}
+        return dict(zip(self.names, map(trial, choose(self.names, False)), strict=True))
 
     @property
     def units(self) -> list[SeedUnit]:
@@ -108,7 +107,7 @@ class SeedWorker:
 
     def __init__(self, suite: Suite) -> None:
         self.suite = suite
-        self.name = f"{socket.gethostname()}:{os.getpid()}"
+        self.name = worker_name()
 
     @cached_property
     def model(self) -> Model:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..errors import StoreError
+from ..errors import StoreError, in_one_line
 from .claim import Claim
 from .configuration import Configuration
 from .drive import Driven, drive
@@ -103,8 +103,7 @@ def carry_out(
         engine.close()
     if driven.interrupted:
         raise KeyboardInterrupt
-    for part in config.parts:
-        finish(store, part)
+    finish(store, list(config.parts))
     return Finished(open_run(config.store), len(units) - len(missing), driven)
 
 
@@ -122,8 +121,7 @@ def _measure(
     models = {name: part.model[0] for name, part in config.parts.items()}
     driven = drive(engine, missing, alike=lambda unit: models[unit.part], seen=seen, say=say)
     for unit, error in driven.failed.items():
-        words = f"{type(error).__name__}: {' '.join(str(error).split())[:1000]}"
-        store.mark(unit, FAILED, error=words)
+        store.mark(unit, FAILED, error=in_one_line(error, 1000))
     return driven
 
 
@@ -180,8 +178,8 @@ def _shown(settings: dict[str, Any], name: str) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def finish(store: UnitStore, part: str) -> None:
-    """Compute the scores of a part from what is measured, and write them.
+def finish(store: UnitStore, parts: Sequence[str]) -> None:
+    """Compute the scores of every part from what is measured, and write them.
 
     They are left as they are where they are of these prompts.
     """
@@ -189,12 +187,13 @@ def finish(store: UnitStore, part: str) -> None:
     from ..results import open as open_run
     from ..results.units import DONE
 
-    ledger = store.ledger()
-    done = (ledger["part"] == part) & (ledger["state"] == DONE)
-    n = int((ledger["stop"] - ledger["start"]).where(done, 0).sum())
-    if store.scored().get(part) == n:
+    ledger, scored = store.ledger("part", "start", "stop", "state"), store.scored()
+    sizes = (ledger["stop"] - ledger["start"]).where(ledger["state"] == DONE, 0)
+    measured = {part: int(sizes[(ledger["part"] == part).values].sum()) for part in parts}
+    if all(scored.get(part) == n for part, n in measured.items()):
         return
     run: Any = open_run(store.place)
-    run = run[part] if part else run
-    if "scores" in run.children:
-        store.write_scores(part, two_tower_scores(run), n)
+    for part, n in measured.items():
+        here = run[part] if part else run
+        if scored.get(part) != n and "scores" in here.children:
+            store.write_scores(part, two_tower_scores(here), n)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ from .experiment_units import LEDGER, SeedLedger
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from ..results.units import UnitStore
 
 
 @dataclass
@@ -78,8 +81,7 @@ def status_of(place: str | Path) -> Status:
     if not store.place.remote and (store.place.path / LEDGER).exists():
         return _of_suite(SeedLedger(store.place.path))
     ledger = store.ledger()
-    driver = store.driver()
-    living = driver if alive(driver, itself=True) else {}
+    living = _living(store)
     state = ledger["state"].values
     size = (ledger["stop"] - ledger["start"]).values
     done, failed = state == DONE, state == FAILED
@@ -89,7 +91,7 @@ def status_of(place: str | Path) -> Status:
     part = ledger["part"].values
     parts = {name: part == name for name in dict.fromkeys(map(str, part))}
     workers = [str(name) for name in ledger["worker"].values[done]]
-    units = store.units()
+    units = store.units() if failed.any() else []
     return Status(
         place=str(store.place),
         units=len(state),
@@ -101,18 +103,27 @@ def status_of(place: str | Path) -> Status:
         prompts_done=int(size[done].sum()),
         prompts_per_second=rate,
         seconds_left=left / rate if rate and living else None,
-        driver=f"{living['host']}:{living['process']}" if living else "",
+        driver=_name(living),
         parts={name: (int(done[here].sum()), int(here.sum())) for name, here in parts.items()},
-        workers={name: workers.count(name) for name in dict.fromkeys(workers)},
+        workers=dict(Counter(workers)),
         errors={str(units[i]): str(ledger["error"].values[i]) for i in failed.nonzero()[0]},
     )
+
+
+def _living(store: UnitStore | SeedLedger) -> dict[str, Any]:
+    """Who drives a run, if they still do."""
+    driver = store.driver()
+    return driver if alive(driver, itself=True) else {}
+
+
+def _name(driver: dict[str, Any]) -> str:
+    return f"{driver['host']}:{driver['process']}" if driver else ""
 
 
 def _of_suite(ledger: SeedLedger) -> Status:
     """How far the experiments are that the last command was to measure."""
     about = ledger.read()
-    driver = ledger.driver()
-    living = driver if alive(driver, itself=True) else {}
+    living = _living(ledger)
     units, errors = about.get("units", []), about.get("errors", {})
     done = [Path(unit["path"]).exists() for unit in units]
     failed = [unit["unit"] in errors and not end for unit, end in zip(units, done, strict=True)]
@@ -129,9 +140,9 @@ def _of_suite(ledger: SeedLedger) -> Status:
         running=len(running),
         missing=len(units) - sum(done) - sum(failed) - len(running),
         failed=sum(failed),
-        driver=f"{living['host']}:{living['process']}" if living else "",
+        driver=_name(living),
         parts=parts,
-        workers={name: workers.count(name) for name in dict.fromkeys(workers)},
+        workers=dict(Counter(workers)),
         errors={
             unit["unit"]: errors[unit["unit"]]
             for unit, bad in zip(units, failed, strict=True)

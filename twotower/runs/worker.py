@@ -38,6 +38,11 @@ class Report:
     worker: str
 
 
+def worker_name() -> str:
+    """Host and process that this is."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
 class Worker:
     """Measures units of a run, and writes them into its store.
 
@@ -51,7 +56,7 @@ class Worker:
 
     def __init__(self, config: Configuration) -> None:
         self.config = config
-        self.name = f"{socket.gethostname()}:{os.getpid()}"
+        self.name = worker_name()
         self._model: tuple[str, Model] | None = None
         self._prompts: tuple[str, Prompts] | None = None
 
