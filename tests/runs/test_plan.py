@@ -15,7 +15,8 @@ from tiny import wide_config
 
 import twotower as tt
 from twotower.errors import InputError, ModelError
-from twotower.runs.plan import Shape, _Counter, _device, make_plan
+from twotower.runs.plan import _Counter, _device, make_plan
+from twotower.runs.plan_shape import Shape
 from twotower.runs.plan_table import ranges
 
 GIB = 1 << 30

@@ -7,14 +7,10 @@ is read, and nothing is allocated.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from types import SimpleNamespace
 from typing import Any
-
-import torch
 
 from ..errors import InputError
 from ..measures.memory import (
@@ -28,23 +24,14 @@ from ..measures.memory import (
     readable,
     row_bytes,
 )
-from ..models import Architecture, Model
-from ..models.load import load_config, torch_dtype
-from ..models.quantization import QUANTIZATIONS, quantization_config
-from ..models.random_weights import on_meta
-from ..models.registry import find_architecture
+from ..models.quantization import QUANTIZATIONS
+from .plan_shape import Shape
 
 CONTEXT_BYTES = 600 << 20
 """What a process takes on a GPU for CUDA and its libraries."""
 
 LIBRARIES_BYTES = 540 << 20
 """What Python and the libraries take of the machine's memory before a model is loaded."""
-
-SCALES = {"nf4": 1 / 64 + 4 / (64 * 256), "int8": 0.0}
-"""Bytes per quantized weight besides the weight: nf4 has a byte for 64 of them, and four for
-256 of those (double quantization); int8 has four for a whole row."""
-
-DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 PLACEMENTS = 8
 """How many placements are tried; they settle after two or three, or alternate."""
@@ -297,100 +284,6 @@ def _largest(fits: Callable[[int], bool]) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return low
-
-
-class Shape:
-    """A model without weights, and how large its parts are.
-
-    Parameters
-    ----------
-    name, dtype, quantization, revision
-        As `twotower.load` takes them.
-    """
-
-    def __init__(
-        self, name: str, dtype: str | None, quantization: str | None, revision: str | None
-    ) -> None:
-        from transformers.quantizers import AutoHfQuantizer
-
-        self.asked = (name, dtype, revision)
-        given = torch_dtype(dtype)
-        config = load_config(name, revision)
-        if isinstance(given, str):
-            given = getattr(config, "dtype", None) or torch.float32
-        self.dtype, self.quantization = given, quantization
-        self.module = on_meta(config, given)
-        self.architecture: Architecture = find_architecture(config, self.module)
-        self.quantizer = None
-        if quantization is not None:
-            settings = quantization_config(quantization, given)
-            self.quantizer = AutoHfQuantizer.from_config(settings, pre_quantized=False)
-            self.quantizer.preprocess_model(model=self.module, device_map=None)
-        traced = SimpleNamespace(_module=self.module)  # nothing is run
-        self.model = Model(traced, None, self.architecture, name, revision, quantization)
-
-    def quantized(self, quantization: str) -> Shape:
-        """The same model, quantized."""
-        name, dtype, revision = self.asked
-        return Shape(name, dtype, quantization, revision)
-
-    def place(self, limits: Mapping[int | str, int], device_map: str) -> dict[str, int | str]:
-        """Modules by device, as `from_pretrained` would place them."""
-        if device_map not in DEVICE_MAPS:
-            raise InputError(
-                f"device_map={device_map!r} is not planned for; use {', '.join(DEVICE_MAPS)}"
-            )
-        if len(limits) == 1:
-            return {"": "cpu"}
-        whole = self.module._no_split_modules
-        # They say that the planned GPUs are not in this machine, and what the plan counts itself.
-        names = ("accelerate.utils.modeling", "transformers.integrations.accelerate")
-        levels = {logging.getLogger(name): logging.getLogger(name).level for name in names}
-        for logger in levels:
-            logger.setLevel(logging.ERROR)
-        try:
-            return self._place(dict(limits), device_map, whole)
-        finally:
-            for logger, level in levels.items():
-                logger.setLevel(level)
-
-    def _place(
-        self, room: dict[int | str, Any], device_map: str, whole: Any
-    ) -> dict[str, int | str]:
-        from transformers.integrations.accelerate import (
-            get_balanced_memory,
-            infer_auto_device_map,
-        )
-
-        if device_map != "sequential":
-            room = get_balanced_memory(
-                self.module,
-                max_memory=room,
-                no_split_module_classes=whole,
-                hf_quantizer=self.quantizer,
-                low_zero=device_map == "balanced_low_0",
-            )
-        if self.quantizer is not None:
-            room = self.quantizer.adjust_max_memory(room)
-        return dict(
-            infer_auto_device_map(
-                self.module,
-                max_memory=room,
-                no_split_module_classes=whole,
-                hf_quantizer=self.quantizer,
-            )
-        )
-
-    def bytes_by_module(self) -> dict[str, int]:
-        """Bytes of the weights and buffers that each module holds itself."""
-        from transformers.integrations.accelerate import compute_module_sizes
-
-        _, found = compute_module_sizes(self.module, self.quantizer)
-        if self.quantizer is not None:
-            for name, weight in self.module.named_parameters():
-                if self.quantizer.param_needs_quantization(self.module, name):
-                    found[name.rpartition(".")[0]] += weight.numel() * SCALES[self.quantization]
-        return {name: int(size) for name, size in found.items()}
 
 
 class _Counter:
