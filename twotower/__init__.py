@@ -4,6 +4,7 @@ Names are imported when they are first used, so that importing the package is qu
 """
 
 import lazy_loader as _lazy
+import wrapt as _wrapt
 
 # nnsight gives every object a method `save`, modules included, which would hide a name
 # that is looked up lazily; so these two are here from the start.
@@ -51,7 +52,8 @@ __getattr__, __dir__, __all__ = _lazy.attach(
             "subset_effects",
             "two_tower_scores",
         ],
-        "models": ["Architecture", "Head", "Model", "load"],
+        "head": ["Head"],
+        "models": ["Architecture", "Model", "load"],
         "prompts": [
             "At",
             "Prompts",
@@ -65,3 +67,11 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     },
 )
 __all__ += ["__version__", "open", "save"]
+
+
+@_wrapt.when_imported("xarray")
+def _register_accessors(_module):
+    """Give datasets and runs their `.tt`; xarray is imported when it is first needed."""
+    from . import accessor
+
+    accessor.register()

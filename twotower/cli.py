@@ -17,6 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from . import __version__
 from .cli_sizing import bench, console_of, plan
+from .cli_views import heads, report, show
 from .errors import FindingError, InputError, TwoTowerError
 from .runs.configuration import Configuration, read_yaml
 from .runs.engine_settings import EngineSettings, HowRun
@@ -56,7 +57,7 @@ def demo(
     import time
 
     from .prompts import load_task
-    from .runs.demo import check_finding, check_places, report, run_demo, save_finding
+    from .runs.demo import check_finding, check_places, print_finding, run_demo, save_finding
 
     console = console_of()
     check_places(output)
@@ -66,7 +67,7 @@ def demo(
     seconds = time.perf_counter() - start
     console.print(f"{model!r}, loaded and checked in {seconds:.1f} s", soft_wrap=True)
     finding = run_demo(model, task, seed, progress=sys.stderr.isatty())
-    report(finding, console)
+    print_finding(finding, console)
     paths = save_finding(finding, output)
     saved = " and ".join(map(str, paths))
     console.print(f"Saved {saved}; open them with twotower.open.", soft_wrap=True)
@@ -167,8 +168,8 @@ def check(
     console.print("All hold.")
 
 
-app.command(plan)
-app.command(bench)
+for command in (heads, show, report, plan, bench):
+    app.command(command)
 
 
 @app.command

@@ -8,12 +8,17 @@ from .errors import FindingError
 from .runs.configuration import Words
 from .runs.load_settings import How, LoadSettings, Whole
 
+PIPED_WIDTH = 160
+
 
 def console_of() -> Any:
     """Where commands print: plain text, without markup."""
     from rich.console import Console
 
-    return Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = max(console.width, PIPED_WIDTH)  # in a file nothing need be cut
+    return console
 
 
 def plan(

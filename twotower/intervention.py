@@ -13,7 +13,8 @@ from .checks import check_is, finite, whole, yes_or_no
 from .errors import InputError
 
 if TYPE_CHECKING:
-    from .models import Head, Model
+    from .head import Head
+    from .models import Model
     from .prompts import At, Prompts
 
     Positions = str | At | np.ndarray
@@ -276,7 +277,7 @@ def check_change(ablation: str, reference: Any, factor: Any) -> None:
 
 def _as_list(heads: Any) -> list[Any]:
     """Heads as a list; one head may stand for a list of one."""
-    from .models import Head
+    from .head import Head
 
     if isinstance(heads, str) or not isinstance(heads, Iterable):
         raise InputError(f"heads={heads!r} must be a list of (layer, head)")
@@ -291,7 +292,7 @@ def check_heads(heads: Iterable[Any], model: Model) -> list[Head]:
     InputError
         If a head is no pair of numbers, is out of range, or is given twice.
     """
-    from .models import Head
+    from .head import Head
 
     found = []
     for item in _as_list(heads):

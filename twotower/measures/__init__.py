@@ -1,41 +1,32 @@
-"""Measures: (model, prompts) to labelled datasets."""
+"""Measures: (model, prompts) to labelled datasets.
 
-from .agreement import Agreement, agreement
-from .analyze import analyze
-from .bias import bias_reduction, label_bias, majority_label, recent_label
-from .effects import head_effects
-from .gradients import attribution_patching
-from .groups import greedy_heads, group_effects, pair_effects, strongest_group, subset_effects
-from .heads import in_context_heads
-from .predict import predict
-from .residuals import residual_streams
-from .scores import two_tower_scores
-from .shares import attention_shares
-from .towers import attribution, ov_labels, qk_similarity
-from .tracing import causal_tracing
+Names are imported when they are first used: those that only read datasets need no torch.
+No module has the name of a function here, which it would hide.
+"""
 
-__all__ = [
-    "Agreement",
-    "agreement",
-    "analyze",
-    "attention_shares",
-    "attribution",
-    "attribution_patching",
-    "bias_reduction",
-    "causal_tracing",
-    "greedy_heads",
-    "group_effects",
-    "head_effects",
-    "in_context_heads",
-    "label_bias",
-    "majority_label",
-    "ov_labels",
-    "pair_effects",
-    "predict",
-    "qk_similarity",
-    "recent_label",
-    "residual_streams",
-    "strongest_group",
-    "subset_effects",
-    "two_tower_scores",
-]
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach(
+    __name__,
+    submod_attrs={
+        "analysis": ["analyze"],
+        "bias": ["bias_reduction", "label_bias", "majority_label", "recent_label"],
+        "comparison": ["Agreement", "agreement"],
+        "effects": ["head_effects"],
+        "gradients": ["attribution_patching"],
+        "groups": [
+            "greedy_heads",
+            "group_effects",
+            "pair_effects",
+            "strongest_group",
+            "subset_effects",
+        ],
+        "heads": ["in_context_heads"],
+        "predictions": ["predict"],
+        "residuals": ["residual_streams"],
+        "scores": ["two_tower_scores"],
+        "shares": ["attention_shares"],
+        "towers": ["attribution", "ov_labels", "qk_similarity"],
+        "tracing": ["causal_tracing"],
+    },
+)

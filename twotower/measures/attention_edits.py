@@ -26,7 +26,8 @@ from .everywhere import Everywhere
 from .walk import BatchEdit, Donors, LayerView, Recorder
 
 if TYPE_CHECKING:
-    from ..models import Head, Model
+    from ..head import Head
+    from ..models import Model
     from ..prompts import Prompts
 
 AttentionEdit = ScaleAttention | DropPosition | Patch

@@ -29,8 +29,9 @@ from .everywhere import Everywhere
 from .walk import BatchEdit, LayerView
 
 if TYPE_CHECKING:
+    from ..head import Head
     from ..intervention import Positions
-    from ..models import Head, Model
+    from ..models import Model
     from ..prompts import Prompts
 
 

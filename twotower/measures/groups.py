@@ -19,7 +19,8 @@ from .effects import change_settings, sweep
 if TYPE_CHECKING:
     import xarray as xr
 
-    from ..models import Head, Model
+    from ..head import Head
+    from ..models import Model
     from ..prompts import Prompts
 
 LARGEST_POOL = 12
@@ -88,7 +89,7 @@ def group_effects(
 
 
 def _checked(groups: Iterable[Sequence[Head]], model: Model) -> list[Group]:
-    from ..models import Head
+    from ..head import Head
 
     found = []
     for group in groups:
@@ -279,7 +280,7 @@ def strongest_group(effects: xr.Dataset, k: int) -> list[Head]:
     InputError
         If no group has k heads.
     """
-    from ..models import Head
+    from ..head import Head
 
     mean = effects["margin_drop"].mean("prompt")
     mean = mean.where(effects["n_heads"] == k, drop=True)

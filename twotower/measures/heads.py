@@ -13,7 +13,7 @@ from ..results import measured_prompts
 if TYPE_CHECKING:
     import xarray as xr
 
-    from ..models import Head
+    from ..head import Head
 
 GROUP_OF = {"margin_drop": "effects", "label_logit": "attribution"}
 """Group that holds each variable by which heads can be ranked."""
@@ -54,7 +54,7 @@ def in_context_heads(
     InputError
         If k is out of range, or the label is not known or never right.
     """
-    from ..models import Head
+    from ..head import Head
 
     if not isinstance(by, str) or by not in GROUP_OF:
         raise InputError(f"by={by!r} is not known; use one of {', '.join(GROUP_OF)}")
@@ -79,7 +79,7 @@ def _strength(effects: xr.Dataset, label: str | None, by: str) -> xr.DataArray:
     if label is None:
         if by == "margin_drop":
             return effects[by]
-        return _above_others(effects[by])
+        return above_others(effects[by])
     name = "logprob_drop" if by == "margin_drop" else by
     if name not in effects:
         raise InputError("a label's heads need effects with logprobs=True")
@@ -89,14 +89,20 @@ def _strength(effects: xr.Dataset, label: str | None, by: str) -> xr.DataArray:
     right = effects["gold"] == label
     if not right.any():
         raise InputError(f"label {label!r} is the right answer of no prompt")
-    values = effects[name] if by == "margin_drop" else _above_others(effects[name])
+    values = effects[name] if by == "margin_drop" else above_others(effects[name])
     if "label" in values.dims:
         values = values.sel(label=label)
     return values.isel(prompt=np.flatnonzero(right.values))
 
 
-def _above_others(logits: xr.DataArray) -> xr.DataArray:
-    """Right label's logit less the mean of the others' (..., label) to (...)."""
+def above_others(logits: xr.DataArray) -> xr.DataArray:
+    """Right label's logit less the mean of the others', (..., label) to (...).
+
+    Parameters
+    ----------
+    logits
+        With the dim `label` and the coordinate `gold`.
+    """
     is_gold = logits["label"] == logits["gold"]
     right = logits.where(is_gold, 0).sum("label")
     return right - logits.where(~is_gold, 0).sum("label") / (logits.sizes["label"] - 1)

@@ -95,6 +95,10 @@ class LabelValues(Recorder):
         return {"label_logit": stack(self.found, end) / spread.view(-1, 1, 1, 1, 1)}
 
 
+TOP_AT_ONCE = 64
+"""Vectors that are unembedded together."""
+
+
 class TopTokens(Recorder):
     """Vocabulary token with the largest logit of a head's raw value-output vector."""
 
@@ -125,17 +129,18 @@ class TopTokens(Recorder):
             vector = self.vectors[head].to(end.residual.device)
             shift = self.readout.on(vector.device).shift
             normed = self.readout.frozen_norm(vector, spread[:, None]) - shift
+            there = self.batch.mask.on(vector.device)
+            if self.batch.kept is not None:
+                there = self.batch.kept.on(vector.device) >= 0
             rows = [
-                # One position after the other: vocabularies are wide.
+                # Some at a time: vocabularies are wide.
                 (end.unembedding(x[:, None].to(zero.dtype)) - bias).argmax(dim=-1)
-                for x in normed.unbind(dim=1)
+                for x in normed[there].split(TOP_AT_ONCE)
             ]
-            tops.append(torch.cat(rows, dim=1))
-        found = torch.stack(tops, dim=1)
-        padded = ~self.batch.mask.on(found.device)
-        if self.batch.kept is not None:
-            padded = self.batch.kept.on(found.device) < 0
-        return {"top_token": found.masked_fill(padded[:, None], -1)}
+            found = torch.full(there.shape, -1, device=vector.device)
+            found[there] = torch.cat(rows)[:, 0]
+            tops.append(found)
+        return {"top_token": torch.stack(tops, dim=1)}
 
 
 class Attribution(Recorder):

@@ -16,7 +16,8 @@ from .recorders import Attribution, LabelValues, Similarity, TopTokens
 if TYPE_CHECKING:
     import xarray as xr
 
-    from ..models import Head, Model
+    from ..head import Head
+    from ..models import Model
     from ..prompts import Prompts
 
 

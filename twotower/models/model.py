@@ -3,27 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
+from ..head import Head
 from .architecture import Architecture
-
-
-class Head(NamedTuple):
-    """An attention head.
-
-    Parameters
-    ----------
-    layer, head
-        Both count from 0.
-    """
-
-    layer: int
-    head: int
-
-    def __str__(self) -> str:
-        return f"{self.layer}.{self.head}"
 
 
 def device_of(module: torch.nn.Module) -> torch.device:

@@ -18,16 +18,21 @@ import numpy as np
 
 from ..errors import FindingError
 from ..intervention import KnockOut
+from ..results import GROUPS
+from ..results.forms import describe
 from ..statistics import Estimate, bootstrap_mean
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from ..models import Head, Model
+    from ..head import Head
+    from ..models import Model
 
 N_PROMPTS = 120
 N_HEADS = 12
 N_RANDOM = 5
+N_TOP = 2
+"""Heads of each kind of which the most likely token is kept at every position."""
 
 
 @dataclass
@@ -117,7 +122,7 @@ def run_demo(
     -------
     Finding
     """
-    from ..measures import analyze, in_context_heads, predict
+    from ..measures import analyze, in_context_heads, ov_labels, predict, two_tower_scores
     from ..prompts import build_prompts, load_task
 
     seconds: dict[str, float] = {}
@@ -137,7 +142,14 @@ def run_demo(
         heads = in_context_heads(selection, N_HEADS)
         writers = in_context_heads(selection, N_HEADS, by="label_logit")
     with stage("measuring QK and OV") as bar:
-        run = analyze(model, test, measures=("predictions", "qk", "ov"), progress=bar)
+        run = analyze(model, test, measures=("predictions", "qk"), progress=bar)
+        top = list(dict.fromkeys(heads[:N_TOP] + writers[:N_TOP]))
+        run["ov"] = ov_labels(model, test, top_tokens=top, progress=bar)
+        # The effects that heads were chosen by stand beside the scores of the test prompts.
+        drop = GROUPS["scores"]["margin_drop"]
+        effect = selection["effects"]["margin_drop"].mean("prompt").values
+        described = (drop.dims, effect, describe(drop))
+        run["scores"] = two_tower_scores(run).assign(margin_drop=described)
     with stage("knocking out in-context heads") as bar:
         after = predict(model, test, [KnockOut(heads)], progress=bar)
         silent = predict(model, test, [KnockOut(writers)], progress=bar)
@@ -202,7 +214,7 @@ def check_finding(finding: Finding) -> None:
         raise FindingError("the finding does not hold here: " + "; ".join(failed))
 
 
-def report(finding: Finding, console: Any) -> None:
+def print_finding(finding: Finding, console: Any) -> None:
     """Print the finding as tables."""
     from rich.table import Table
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
-    from ..models import Head, Model
+    from ..head import Head
+    from ..models import Model
     from ..prompts import Prompts, Task
     from ..results import Variable
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import StoreError
 
 if TYPE_CHECKING:
-    from ..measures.analyze import Settings
+    from ..measures.analysis import Settings
     from ..models import Model
     from ..prompts import Prompts
     from ..results.units import Unit, UnitStore
@@ -70,7 +70,7 @@ class Worker:
     @property
     def settings(self) -> Settings:
         """What is measured."""
-        from ..measures.analyze import Settings
+        from ..measures.analysis import Settings
 
         config = self.config
         return Settings(config.measures, config.norm, config.logprobs, config.keep)
@@ -120,7 +120,7 @@ class Worker:
             If the prompts are not those for which the store was made, or it cannot be
             written.
         """
-        from ..measures.analyze import datasets, measured
+        from ..measures.analysis import datasets, measured
         from ..results.units import DONE
 
         start = time.perf_counter()
@@ -168,7 +168,7 @@ def _unmeasured(model: Model, prompts: Prompts, settings: Settings) -> Any:
     import numpy as np
 
     from ..measures import two_tower_scores
-    from ..measures.analyze import datasets, measured
+    from ..measures.analysis import datasets, measured
     from ..measures.collect import kept_columns
     from ..results import GROUPS, make_tree
 

@@ -11,7 +11,7 @@ from .heads import in_context_heads
 if TYPE_CHECKING:
     import xarray as xr
 
-    from ..models import Head
+    from ..head import Head
 
 
 @dataclass(frozen=True)

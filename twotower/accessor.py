@@ -1,0 +1,363 @@
+"""Questions asked of a dataset or a run where it stands: `run.tt`, `dataset.tt`.
+
+A thin layer: each method calls a plain function, or a few of xarray's. Nothing is read
+from a stored run before it is needed. Importing twotower is enough to have them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from .checks import whole
+from .errors import InputError
+from .prompts.segments import ROLES
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+    from .head import Head
+
+ESTIMATES = ("mean", "low", "high")
+
+
+class Figures:
+    """The figures of a run or dataset (`twotower.figures`), as methods."""
+
+    def __init__(self, run: xr.DataTree | xr.Dataset) -> None:
+        self._run = run
+
+    def head_map(self, **options: Any) -> Axes:
+        """See `twotower.figures.head_map`."""
+        from . import figures
+
+        return figures.head_map(self._run, **options)
+
+    def two_towers(self, **options: Any) -> Axes:
+        """See `twotower.figures.two_towers`."""
+        from . import figures
+
+        return figures.two_towers(self._run, **options)
+
+    def effect_by_layer(self, **options: Any) -> Axes:
+        """See `twotower.figures.effect_by_layer`."""
+        from . import figures
+
+        return figures.effect_by_layer(self._run, **options)
+
+    def attention(self, head: Head | Sequence[int], prompt: int = 0, **options: Any) -> Axes:
+        """See `twotower.figures.attention`."""
+        from . import figures
+
+        return figures.attention(self._run, head, prompt, **options)
+
+    def label_logits(self, head: Head | Sequence[int], prompt: int = 0, **options: Any) -> Axes:
+        """See `twotower.figures.label_logits`."""
+        from . import figures
+
+        return figures.label_logits(self._run, head, prompt, **options)
+
+
+class _Questions:
+    """What a dataset and a run can both be asked."""
+
+    def __init__(self, data: Any) -> None:
+        self._data = data
+
+    def _each(self, change: Callable[[xr.Dataset], xr.Dataset]) -> Any:
+        raise NotImplementedError
+
+    def _datasets(self) -> list[xr.Dataset]:
+        raise NotImplementedError
+
+    def _require(self, *dims: str) -> None:
+        found = {dim for dataset in self._datasets() for dim in dataset.dims}
+        for dim in dims:
+            if dim not in found:
+                raise InputError(
+                    f"there is no dim {dim!r} here; dims are {', '.join(map(str, found))}"
+                )
+
+    @property
+    def figure(self) -> Figures:
+        """Figures: `run.tt.figure.head_map()`, ..."""
+        return Figures(self._data)
+
+    def heads(self, k: int = 12, by: str = "margin_drop", label: str | None = None) -> list[Head]:
+        """The k strongest heads: `twotower.in_context_heads`.
+
+        Parameters
+        ----------
+        k, by, label
+            As there.
+        """
+        from .measures import in_context_heads
+
+        return in_context_heads(self._data, k, by=by, label=label)
+
+    def head(self, layer: int, head: int) -> Any:
+        """One head: everything that is known of it, without the dims layer and head.
+
+        Parameters
+        ----------
+        layer, head
+            Both count from 0.
+
+        Raises
+        ------
+        InputError
+            If there is no such head.
+        """
+        self._require("layer", "head")
+        whole("layer", layer)
+        whole("head", head)
+
+        def change(dataset: xr.Dataset) -> xr.Dataset:
+            if not {"layer", "head"} <= set(dataset.dims):
+                return dataset
+            for name, value in (("layer", layer), ("head", head)):
+                if value not in dataset[name].values:
+                    raise InputError(f"there is no head {layer}.{head}: no {name} {value}")
+            return dataset.sel(layer=layer, head=head)
+
+        return self._each(change)
+
+    def roles(self, *roles: str) -> Any:
+        """Positions of some roles alone; others become NaN (texts "", token ids -1).
+
+        Parameters
+        ----------
+        *roles
+            One or more of bos, text, separator, label, query, last.
+
+        Returns
+        -------
+        xarray.Dataset or xarray.DataTree
+            Positions that have none of the roles in any prompt are left out.
+
+        Raises
+        ------
+        InputError
+            If a role is not known, or there are no positions.
+        """
+        for role in roles:
+            if role not in ROLES[1:]:
+                raise InputError(f"role {role!r} is not known; use some of {', '.join(ROLES[1:])}")
+        if not roles:
+            raise InputError(f"name some of the roles {', '.join(ROLES[1:])}")
+        self._require("position")
+
+        def change(dataset: xr.Dataset) -> xr.Dataset:
+            if "role" not in dataset.coords:
+                return dataset
+            here = dataset["role"].isin(list(roles))
+            kept = here.any("prompt").values
+            return dataset.map(_only, here=here).assign_attrs(dataset.attrs).isel(position=kept)
+
+        return self._each(change)
+
+    def logit_minus(self, label: str, other: str) -> Any:
+        """Everything that has labels, for one label less another.
+
+        Parameters
+        ----------
+        label, other
+            Texts of two labels.
+
+        Returns
+        -------
+        xarray.Dataset or xarray.DataTree
+            Without the dim label; variables without labels are left out.
+
+        Raises
+        ------
+        InputError
+            If a label is not known.
+        """
+        self._require("label")
+
+        def change(dataset: xr.Dataset) -> xr.Dataset:
+            if "label" not in dataset.dims:
+                return dataset
+            for name in (label, other):
+                if name not in dataset["label"].values:
+                    known = ", ".join(map(str, dataset["label"].values))
+                    raise InputError(f"label {name!r} is not among {known}")
+            kept = dataset[[x for x in dataset.data_vars if "label" in dataset[x].dims]]
+            found = kept.sel(label=label, drop=True) - kept.sel(label=other, drop=True)
+            for name, array in found.data_vars.items():
+                about = kept[name].attrs
+                words = f"{about.get('long_name', name)}, {label} less {other}"
+                found[name] = array.assign_attrs({**about, "long_name": words})
+            return found.assign_attrs(dataset.attrs)
+
+        return self._each(change)
+
+    def mean_ci(self, dim: str = "prompt", level: float = 0.95) -> Any:
+        """Means over a dim, with intervals.
+
+        Parameters
+        ----------
+        dim
+            What the mean is taken over; NaN do not count.
+        level
+            Of the interval, Student's t: mean -+ t * standard error. (For skewed values and
+            few prompts, the bootstrap of `twotower.statistics` is better; it is not lazy.)
+
+        Returns
+        -------
+        xarray.Dataset or xarray.DataTree
+            With the dim `estimate` (mean, low, high) in place of `dim`; variables that are no
+            numbers, or do not have the dim, are left out.
+
+        Raises
+        ------
+        InputError
+            If there is no such dim, or the level is not between 0 and 1.
+        """
+        if not isinstance(level, float) or not 0 < level < 1:
+            raise InputError(f"level={level!r} must be between 0 and 1")
+        self._require(dim)
+
+        def change(dataset: xr.Dataset) -> xr.Dataset:
+            if dim not in dataset.dims:
+                return dataset
+            numbers = [x for x in dataset.data_vars if dataset[x].dtype.kind in "fiub"]
+            kept = dataset[[x for x in numbers if dim in dataset[x].dims]]
+            return kept.map(_estimate, dim=dim, level=level).assign_attrs(dataset.attrs)
+
+        return self._each(change)
+
+
+def _only(array: xr.DataArray, here: xr.DataArray) -> xr.DataArray:
+    """Values where the role is one that is wanted; what stands for nothing elsewhere."""
+    if "position" not in array.dims:
+        return array
+    other: Any = {"f": np.nan, "i": -1}.get(array.dtype.kind, "")
+    return array.where(here, other).transpose(*array.dims).assign_attrs(array.attrs)
+
+
+def _estimate(array: xr.DataArray, dim: str, level: float) -> xr.DataArray:
+    from scipy.stats import t
+
+    about = array.attrs
+    array = array.astype(float)
+    n = array.count(dim)
+    mean = array.mean(dim)
+    error = array.std(dim, ddof=1) / n**0.5
+    width = error * xr.apply_ufunc(
+        lambda count: t.ppf(0.5 + level / 2, np.maximum(count - 1, 1)),
+        n,
+        dask="parallelized",
+        output_dtypes=[float],
+    )
+    width = width.where(n > 1)  # of one value there is no interval
+    index = xr.DataArray(list(ESTIMATES), dims="estimate", name="estimate")
+    found = xr.concat([mean, mean - width, mean + width], index)
+    return found.assign_attrs(about)
+
+
+class DatasetQuestions(_Questions):
+    """`dataset.tt`: one group of a run.
+
+    Examples
+    --------
+    >>> effects = tt.head_effects(model, prompts)
+    >>> effects.tt.heads(2)
+    [Head(layer=1, head=0), Head(layer=0, head=2)]
+    >>> effects.tt.head(1, 0).margin_drop.dims
+    ('prompt',)
+    >>> list(effects.tt.mean_ci("prompt").margin_drop.estimate.values)
+    ['mean', 'low', 'high']
+    """
+
+    def _each(self, change: Callable[[xr.Dataset], xr.Dataset]) -> xr.Dataset:
+        return change(self._data)
+
+    def _datasets(self) -> list[xr.Dataset]:
+        return [self._data]
+
+    def to_frame(self) -> pd.DataFrame:
+        """A tidy table: one row for every combination of coordinates, padding left out.
+
+        Returns
+        -------
+        pandas.DataFrame
+            A column for every dim, variable and coordinate.
+        """
+        frame = self._data.to_dataframe().reset_index()
+        return frame[frame["role"] != "pad"].reset_index(drop=True) if "role" in frame else frame
+
+
+class RunQuestions(_Questions):
+    """`run.tt`: a whole run.
+
+    Examples
+    --------
+    >>> run = tt.analyze(model, prompts)
+    >>> run.tt.heads(1, by="label_logit")
+    [Head(layer=1, head=3)]
+    >>> run.tt.head(1, 3).qk.attention.dims
+    ('prompt', 'position')
+    >>> run.tt.roles("label").qk.sizes["position"] < run.qk.sizes["position"]
+    True
+    >>> run.tt.weighted().dims
+    ('prompt', 'layer', 'head', 'position', 'label')
+    >>> run.ov.tt.logit_minus("foo", "bar").label_logit.dims
+    ('prompt', 'layer', 'head', 'position')
+    >>> list(run.tt.to_frame().columns)
+    ['layer', 'head', 'margin_drop', 'label_logit', 'qk_auc', 'qk_auc_content', 'ov_auc']
+    """
+
+    def _each(self, change: Callable[[xr.Dataset], xr.Dataset]) -> xr.DataTree:
+        found: xr.DataTree = self._data.map_over_datasets(change)
+        return found.assign_attrs(self._data.attrs)
+
+    def _datasets(self) -> list[xr.Dataset]:
+        return [node.to_dataset(inherit=False) for node in self._data.subtree]
+
+    def weighted(self) -> xr.DataArray:
+        """Attention times label logits of the value-output vectors.
+
+        Returns
+        -------
+        xarray.DataArray
+            (prompt, layer, head, position, label): what each position adds to each label's
+            logit, through each head (Yu & Ananiadou 2024: weighted value-output vectors).
+
+        Raises
+        ------
+        InputError
+            If the run lacks `qk` or `ov`.
+        """
+        from .figures.views import one_run
+
+        run = one_run(self._data)
+        for name in ("qk", "ov"):
+            if name not in run.children:
+                raise InputError(f"weighted() needs the group {name!r}; analyze with it")
+        logit = run["ov"]["label_logit"]
+        found = run["qk"]["attention"] * logit
+        about = {
+            "long_name": "label logit of the weighted value-output vector",
+            "units": "1",
+            "reference": f"attention times {logit.attrs.get('reference', 'ov.label_logit')}",
+        }
+        return found.transpose(*logit.dims).rename("weighted").assign_attrs(about)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for every head, with the numbers of `twotower.figures.head_table`."""
+        from .figures.views import head_table
+
+        return head_table(self._data).to_dataframe().reset_index()
+
+
+def register() -> None:
+    """Make `.tt` known to xarray; a second call changes nothing."""
+    if not hasattr(xr.Dataset, "tt"):
+        xr.register_dataset_accessor("tt")(DatasetQuestions)
+        xr.register_datatree_accessor("tt")(RunQuestions)

@@ -1,0 +1,144 @@
+"""Commands that show a run: its heads, a prompt, and a page for the browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from .cli_sizing import console_of
+from .errors import InputError
+from .runs.configuration import Words
+from .runs.load_settings import Whole
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+By = Literal["margin_drop", "label_logit", "qk_auc", "qk_auc_content", "ov_auc"]
+
+
+def heads(
+    run: str, *, k: Whole = 12, by: By = "margin_drop", part: str | None = None, json: bool = False
+) -> None:
+    """Show the strongest heads of a run, with all their numbers.
+
+    Parameters
+    ----------
+    run
+        The store of a run: a path or a URL.
+    k
+        Number of heads.
+    by
+        What they are ranked by.
+    part
+        Of a run over several models, tasks or seeds: which one.
+    json
+        Print it as JSON.
+    """
+    from json import dumps
+
+    from .checks import whole
+    from .figures.terminal import rows_of, show_heads
+
+    whole("k", k, 1)
+    rows = rows_of(_opened(run, part), by, k)
+    if json:
+        print(dumps(rows, indent=1))
+    else:
+        show_heads(rows, console_of())
+
+
+def show(
+    run: str,
+    *,
+    head: str,
+    prompt: Whole = 0,
+    part: str | None = None,
+    json: bool = False,
+) -> None:
+    """Show a prompt as a head sees it: attention, scores, and what its OV says.
+
+    Parameters
+    ----------
+    run
+        The store of a run: a path or a URL.
+    head
+        Layer and head, such as 21.3.
+    prompt
+        Number of the prompt.
+    part
+        Of a run over several models, tasks or seeds: which one.
+    json
+        Print it as JSON, token by token.
+    """
+    from json import dumps
+
+    from .figures.terminal import parse_head, prompt_rows, show_prompt
+    from .figures.views import prompt_view
+
+    place = parse_head(head)
+    opened = _opened(run, part)
+    if json:
+        print(dumps(prompt_rows(prompt_view(opened, prompt), place), indent=1))
+    else:
+        show_prompt(opened, place, prompt, console_of())
+
+
+def report(
+    run: str,
+    other: str | None = None,
+    *,
+    output: Annotated[Path, Parameter(alias="-o")] = Path("report.html"),
+    part: Annotated[list[str] | None, Words] = None,
+    prompts: Annotated[list[Whole] | None, Words] = None,
+    most_bytes: Whole | None = None,
+) -> None:
+    """Write a run, or a comparison of two, as one page for the browser.
+
+    Parameters
+    ----------
+    run
+        The store of a run: a path or a URL.
+    other
+        A second run, of a model with the same heads; or, with two parts, left out.
+    output
+        The page.
+    part
+        Of runs over several models, tasks or seeds: which one. Two parts of a run are
+        compared.
+    prompts
+        Numbers of the prompts that can be looked at; by default as many as go in.
+    most_bytes
+        Size of the page; by default 6 MB.
+    """
+    from .figures.report import MOST_BYTES, write_report
+
+    stores = [run] if other is None else [run, other]
+    parts = part or []
+    if len(parts) == 2 and other is None:
+        stores = [run, run]
+    if len(parts) > len(stores):
+        raise InputError(f"there are {len(parts)} parts for {len(stores)} runs")
+    chosen = [*parts, *[None] * (len(stores) - len(parts))]
+    opened = [_opened(x, y) for x, y in zip(stores, chosen, strict=True)]
+    names = [y or Path(x).stem for x, y in zip(stores, chosen, strict=True)]
+    if len(set(names)) < len(names):
+        names = [f"{name} ({letter})" for name, letter in zip(names, "AB", strict=True)]
+    written = write_report(
+        opened[0],
+        output,
+        opened[1] if len(opened) > 1 else None,
+        names=names,
+        prompts=prompts,
+        most_bytes=MOST_BYTES if most_bytes is None else most_bytes,
+    )
+    size = written.stat().st_size / 1e6
+    console_of().print(f"Saved {written} ({size:.1f} MB); open it in a browser.", soft_wrap=True)
+
+
+def _opened(place: str, part: str | None) -> xr.DataTree:
+    from .figures.views import one_run
+    from .results import open
+
+    return one_run(open(place), part)

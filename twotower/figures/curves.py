@@ -1,0 +1,129 @@
+"""Figures of what edits do: accuracy against heads knocked out, biases before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import InputError
+from ..measures.bias import BIASES
+from ..results import measured_prompts
+from ..statistics import bootstrap_mean
+from .style import COLOURS, GREY, drawn, line
+from .texts import printable
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.axes import Axes
+
+ACCURACIES = {
+    "correct": "accuracy between the labels",
+    "top1_correct": "accuracy over the vocabulary",
+}
+
+
+@drawn(4.6, 3.4)
+def knocked_out(
+    curves: Mapping[str, Mapping[int, xr.Dataset]], *, measure: str = "correct", ax: Axes
+) -> None:
+    """Accuracy against the number of heads that are knocked out.
+
+    Parameters
+    ----------
+    curves
+        By name of the choice of heads: what `predict` returned, by number of heads.
+    measure
+        "correct" (between the labels) or "top1_correct" (over the vocabulary).
+    ax
+        Where to draw; by default a figure of its own. Bands are 95% bootstrap intervals over
+        prompts.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    InputError
+        If there is no curve, or it is not of predictions.
+
+    Examples
+    --------
+    ::
+
+        knocked_out({"in-context heads": {
+            k: tt.predict(model, test, [tt.KnockOut(heads[:k])] if k else []) for k in (0, 4, 12)
+        }})
+    """
+    if measure not in ACCURACIES:
+        raise InputError(f"measure={measure!r} is not known; use one of {', '.join(ACCURACIES)}")
+    _require(curves)
+    labels = 0
+    for number, (name, curve) in enumerate(curves.items()):
+        found = []
+        for k in sorted(curve):
+            if not hasattr(curve[k], "data_vars") or measure not in curve[k]:
+                raise InputError(f"curve {name!r} at {k} heads is not what predict returns")
+            found.append(bootstrap_mean(measured_prompts(curve[k])[measure].values))
+            labels = max(labels, curve[k].sizes.get("label", 0))
+        line(ax, sorted(curve), found, number % len(COLOURS), printable(name))
+    if labels and measure == "correct":
+        ax.axhline(1 / labels, color=GREY, lw=0.8, ls=":", label="chance")
+    ax.set(xlabel="heads knocked out", ylabel=ACCURACIES[measure], ylim=(-0.03, 1.03))
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.legend()
+
+
+@drawn(4.6, 3.4)
+def bias_curves(
+    curves: Mapping[str, Mapping[float, xr.Dataset]],
+    *,
+    kind: str = "logit_bias",
+    xlabel: str = "demonstrations, majority per minority",
+    ax: Axes,
+) -> None:
+    """A bias against a condition, such as imbalance, for instance before and after an edit.
+
+    Parameters
+    ----------
+    curves
+        By name ("before", "after"): what `label_bias` returned, by the condition's value.
+    kind
+        "logit_bias" or "count_bias".
+    xlabel
+        What the condition is.
+    ax
+        Where to draw; by default a figure of its own. Bands are 95% bootstrap intervals over
+        prompts.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    InputError
+        If there is no curve, or it is not of biases.
+    """
+    if kind not in BIASES:
+        raise InputError(f"kind={kind!r} is not known; use one of {', '.join(BIASES)}")
+    _require(curves)
+    words = kind.replace("_", " ")
+    for number, (name, curve) in enumerate(curves.items()):
+        found = []
+        for at in sorted(curve):
+            if not hasattr(curve[at], "data_vars") or kind not in curve[at]:
+                raise InputError(f"curve {name!r} at {at} is not what label_bias returns")
+            found.append(bootstrap_mean(np.asarray(curve[at][kind].values)))
+        line(ax, sorted(curve), found, number % len(COLOURS), printable(name))
+    ax.axhline(0, color=GREY, lw=0.8, ls=":")
+    ax.set(xlabel=xlabel, ylabel=words)
+    ax.legend()
+
+
+def _require(curves: object) -> None:
+    good = isinstance(curves, Mapping) and curves
+    if not good or not all(isinstance(c, Mapping) and c for c in curves.values()):  # type: ignore[attr-defined]
+        raise InputError("curves must be, by name, datasets by number: {'name': {0: ..., 4: ...}}")

@@ -1,0 +1,197 @@
+"""Figures of all heads: the map, the two towers, effects by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import InputError
+from ..results import measured_prompts
+from ..statistics import bootstrap_mean
+from .style import BLUE, GREY, ORANGE, drawn
+from .views import head_table, marked_heads, one_run
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.axes import Axes
+
+    from ..head import Head
+
+CENTRES = {"qk_auc": 0.5, "qk_auc_content": 0.5, "ov_auc": 0.5}
+"""Chance, where it is not 0."""
+
+N_NAMED = 5
+
+
+def column(table: xr.Dataset, by: str) -> xr.DataArray:
+    """A column of the head table.
+
+    Raises
+    ------
+    InputError
+        If the run does not hold it.
+    """
+    if by not in table:
+        raise InputError(f"by={by!r} is not in the run; it has {', '.join(map(str, table))}")
+    return table[by]
+
+
+@drawn(5.2, 3.4)
+def head_map(
+    run: xr.DataTree, *, by: str = "margin_drop", heads: Sequence[Head] | None = None, ax: Axes
+) -> None:
+    """A number of every head, by layer and head, with some heads marked.
+
+    Parameters
+    ----------
+    run
+        What `analyze` or `open` returned.
+    by
+        "margin_drop", "label_logit", "qk_auc", "qk_auc_content" or "ov_auc"; see `head_table`.
+    heads
+        Heads that are marked; by default those the run was made with, or the 12 with the
+        largest effect.
+    ax
+        Where to draw; by default a figure of its own.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    InputError
+        If the run does not hold what is asked for.
+    """
+    run = one_run(run)
+    values = column(head_table(run), by)
+    centre = CENTRES.get(by, 0.0)
+    finite = values.values[np.isfinite(values.values)]
+    bound = float(np.abs(finite - centre).max()) if finite.size else 1.0
+    image = ax.pcolormesh(
+        values["layer"],
+        values["head"],
+        values.T,
+        cmap="RdBu_r",
+        vmin=centre - (bound or 1),
+        vmax=centre + (bound or 1),
+        shading="nearest",
+        rasterized=True,
+    )
+    marked = marked_heads(run, heads)
+    if marked:
+        x, y = zip(*marked, strict=True)
+        ax.scatter(
+            x,
+            y,
+            s=36,
+            marker="s",
+            fc="none",
+            ec="black",
+            lw=1.1,
+            label=f"{len(marked)} marked heads",
+        )
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
+    words = str(values.attrs.get("long_name", by))
+    ax.set(xlabel="layer", ylabel="head")
+    ax.figure.colorbar(image, ax=ax, shrink=0.9, label=words)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.yaxis.get_major_locator().set_params(integer=True)
+
+
+@drawn(4.2, 3.8)
+def two_towers(run: xr.DataTree, *, heads: Sequence[Head] | None = None, ax: Axes) -> None:
+    """OV AUC against QK AUC of every head; larger points are larger effects.
+
+    Parameters
+    ----------
+    run, heads, ax
+        As in `head_map`.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    InputError
+        If the run has no scores.
+    """
+    run = one_run(run)
+    table = head_table(run)
+    qk, ov = (column(table, name).values for name in ("qk_auc", "ov_auc"))
+    size = np.full(qk.shape, 14.0)
+    if "margin_drop" in table:
+        effect = np.nan_to_num(np.abs(table["margin_drop"].values))
+        size = 6 + 120 * effect / (effect.max() or 1)
+    marked = [(x, y) for x, y in marked_heads(run, heads)]
+    rows = {int(x): i for i, x in enumerate(table["layer"].values)}
+    columns = {int(x): i for i, x in enumerate(table["head"].values)}
+    at = tuple(np.array([(rows[x], columns[y]) for x, y in marked], dtype=int).reshape(-1, 2).T)
+    rest = np.ones(qk.shape, dtype=bool)
+    rest[at] = False
+    style: dict[str, Any] = {"lw": 0.4, "ec": "white"}
+    ax.scatter(qk[rest], ov[rest], s=size[rest], color=GREY, alpha=0.7, label="heads", **style)
+    if marked:
+        name = f"{len(marked)} marked heads"
+        ax.scatter(qk[at], ov[at], s=size[at], color=ORANGE, alpha=0.9, label=name, **style)
+    for place in marked[:N_NAMED]:
+        x, y = qk[rows[place[0]], columns[place[1]]], ov[rows[place[0]], columns[place[1]]]
+        ax.annotate(
+            f"{place[0]}.{place[1]}", (x, y), (5, 4), textcoords="offset points", fontsize=7
+        )
+    ax.axvline(0.5, color=GREY, lw=0.8, ls=":")
+    ax.axhline(0.5, color=GREY, lw=0.8, ls=":")
+    ax.set(
+        xlabel="QK AUC: finds the query's class",
+        ylabel="OV AUC: says the label",
+        xlim=(-0.03, 1.03),
+        ylim=(-0.03, 1.03),
+    )
+    legend = ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+    for handle in legend.legend_handles:
+        handle.set_sizes([24])
+
+
+@drawn(5.2, 3.0)
+def effect_by_layer(run: xr.DataTree, *, ax: Axes) -> None:
+    """The effects of each layer's heads, summed, and the largest of them.
+
+    Parameters
+    ----------
+    run
+        What `analyze` or `open` returned. With effects by prompt, bars have 95% bootstrap
+        intervals over prompts.
+    ax
+        Where to draw; by default a figure of its own.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    InputError
+        If the run has no effects.
+    """
+    run = one_run(run)
+    mean = column(head_table(run), "margin_drop")
+    layers, total = mean["layer"].values, mean.sum("head").values
+    ax.bar(layers, total, 0.7, color=BLUE, label="all heads, summed")
+    if "effects" in run.children:
+        drop = measured_prompts(run["effects"])["margin_drop"]
+        by_layer = drop.sum("head").transpose("layer", "prompt").values
+        found = [bootstrap_mean(x) for x in by_layer]
+        spread = [
+            [e.value - e.low for e in found],
+            [e.high - e.value for e in found],
+        ]
+        if np.isfinite(spread).all():
+            ax.errorbar(layers, total, spread, fmt="none", ecolor="black", lw=0.8)
+    ax.plot(layers, mean.max("head").values, "o", ms=4, color=ORANGE, label="largest head")
+    ax.axhline(0, color=GREY, lw=0.8)
+    ax.set(xlabel="layer", ylabel="margin lost when knocked out")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.legend()

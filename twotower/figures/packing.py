@@ -1,0 +1,55 @@
+"""Arrays in a page: rounded to the digits that are shown, compressed, as text."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+STEPS = (0.001, 0.01, 0.1, 1.0)
+"""What values are rounded to: the finest at which they fit into 16 bits."""
+
+MISSING = -32768
+
+
+def pack(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    """A header and arrays as base64 of gzip: the header's length, the header as JSON, values.
+
+    Parameters
+    ----------
+    header
+        Anything that JSON takes.
+    arrays
+        Floats of any shape; NaN is kept. Each is rounded to one of `STEPS`; the header says
+        which.
+    """
+    described, content = {}, []
+    for name, array in arrays.items():
+        step, values = rounded(array)
+        described[name] = {"shape": list(array.shape), "step": step}
+        content.append(values.astype("<i2").tobytes())
+    text = json.dumps({**header, "arrays": described}, ensure_ascii=False).encode(
+        "utf-8", "replace"
+    )
+    text += b" " * (-len(text) % 2)  # values of two bytes start at an even place
+    body = len(text).to_bytes(4, "little") + text + b"".join(content)
+    return compressed(body)
+
+
+def compressed(content: bytes) -> str:
+    """base64 of gzip; the same bytes for the same content."""
+    return base64.b64encode(gzip.compress(content, 9, mtime=0)).decode()
+
+
+def rounded(array: np.ndarray) -> tuple[float, np.ndarray]:
+    """The step, and whole numbers of steps; `MISSING` for NaN."""
+    finite = np.isfinite(array)
+    most = float(np.abs(array[finite]).max()) if finite.any() else 0.0
+    step = next((s for s in STEPS if most / s < -MISSING - 1), STEPS[-1])
+    top = -MISSING - 1
+    whole = np.clip(np.round(np.where(finite, array, 0) / step), -top, top)
+    return step, np.where(finite, whole, MISSING).astype(np.int16)

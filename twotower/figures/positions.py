@@ -1,0 +1,151 @@
+"""Figures of one head on one prompt: where it looks, and what it would write from there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import InputError
+from .style import COLOURS, GREY, drawn
+from .texts import printable
+from .views import PromptView, prompt_view
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.axes import Axes
+
+    from ..head import Head
+
+MOST_TICKS = 60
+"""Tokens that are written below an axis; of more, those of label positions alone."""
+
+
+@drawn(7.0, 2.8)
+def attention(run: xr.DataTree, head: Head | Sequence[int], prompt: int = 0, *, ax: Axes) -> None:
+    """A head's attention from the last position over a prompt's tokens, by their role.
+
+    Parameters
+    ----------
+    run
+        What `analyze` or `open` returned, with `qk`.
+    head
+        Layer and head.
+    prompt
+        Number of the prompt.
+    ax
+        Where to draw; by default a figure of its own.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    InputError
+        If the run has no such head or prompt, or no attention.
+    """
+    view = prompt_view(run, prompt)
+    values = _values(view, head, "attention")
+    x = np.arange(len(view.tokens))
+    kinds = _kinds(view)
+    for colour, kind in enumerate(dict.fromkeys(kinds)):
+        here = np.array([k == kind for k in kinds])
+        shade = GREY if kind == "other" else COLOURS[colour % len(COLOURS)]
+        ax.bar(x[here], values[here], 0.9, color=shade, label=kind)
+    _name_positions(ax, view)
+    ax.set(ylabel="attention", title=_title(view, head))
+    ax.legend(ncols=3)
+
+
+@drawn(7.0, 2.8)
+def label_logits(
+    run: xr.DataTree,
+    head: Head | Sequence[int],
+    prompt: int = 0,
+    *,
+    weighted: bool = False,
+    ax: Axes,
+) -> None:
+    """What a head's value-output vectors say about each label, position by position.
+
+    Parameters
+    ----------
+    run
+        What `analyze` or `open` returned, with `ov`.
+    head, prompt, ax
+        As in `attention`.
+    weighted
+        Times the attention of the last position (needs `qk`).
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    InputError
+        If the run has no such head or prompt, or not what is drawn.
+    """
+    view = prompt_view(run, prompt)
+    values = _values(view, head, "label_logit")
+    if weighted:
+        values = values * _values(view, head, "attention")[:, None]
+    x = np.arange(len(view.tokens))
+    markers = "osD^vP"
+    for number, label in enumerate(view.labels):
+        colour = COLOURS[number % len(COLOURS)]
+        ax.plot(x, values[:, number], "-", lw=0.6, color=colour, alpha=0.5)
+        own = view.label_positions[view.label_texts[view.label_positions] == label]
+        mark = markers[number % len(markers)]
+        ax.plot(
+            own,
+            values[own, number],
+            mark,
+            ms=5,
+            color=colour,
+            label=f"{printable(label)}, where it stands",
+        )
+        other = view.label_positions[view.label_texts[view.label_positions] != label]
+        ax.plot(other, values[other, number], mark, ms=4, mfc="none", mec=colour, lw=0)
+    ax.axhline(0, color=GREY, lw=0.8)
+    _name_positions(ax, view)
+    words = "label logit, weighted" if weighted else "label logit"
+    ax.set(ylabel=words, title=f"{_title(view, head)}; hollow where another label stands")
+    ax.legend(ncols=3)
+
+
+def _title(view: PromptView, head: Head | Sequence[int]) -> str:
+    layer, number = head
+    return f"Head {layer}.{number}, prompt {view.number} ({printable(view.gold)} is right)"
+
+
+def _values(view: PromptView, head: Head | Sequence[int], name: str) -> np.ndarray:
+    found = view.of(head)
+    if name not in found:
+        raise InputError(f"the run holds no {name.replace('_', ' ')}s by position")
+    return found[name]
+
+
+def _kinds(view: PromptView) -> list[str]:
+    """What the bar of each position is: a label's position by class, the query, or other."""
+    found = []
+    for role, cls in zip(view.roles, view.classes, strict=True):
+        if role == "label":
+            found.append(f"label, {printable(cls)}")
+        else:
+            found.append(str(role) if role in ("query", "bos") else "other")
+    return found
+
+
+def _name_positions(ax: Axes, view: PromptView) -> None:
+    """Tokens below the axis; of long prompts those of label positions alone."""
+    n = len(view.tokens)
+    at = np.arange(n) if n <= MOST_TICKS else view.label_positions
+    names = [printable(view.tokens[i]) for i in at]
+    ax.set_xticks(at, names, rotation=90, fontsize=6)
+    ax.set_xlim(-1, n)
+    for name, here in zip(ax.get_xticklabels(), at, strict=True):
+        if view.roles[here] == "label":
+            name.set_fontweight("bold")

@@ -1,0 +1,148 @@
+"""The report: one page of a run, or of two, that opens from disk in any browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..checks import whole
+from ..errors import InputError
+from .packing import compressed
+from .report_data import columns_of, comparison, prompt_data, run_data
+from .views import one_run
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+MOST_BYTES = 6_000_000
+"""Size of a page; prompts, and then heads, are left out of a larger one, which says so."""
+
+LEAST_BYTES = 2_500_000
+"""The page with one small prompt: mostly the library that draws."""
+
+
+def write_report(
+    run: xr.DataTree,
+    path: str | Path,
+    other: xr.DataTree | None = None,
+    *,
+    names: Sequence[str] = ("A", "B"),
+    prompts: Sequence[int] | None = None,
+    most_bytes: int = MOST_BYTES,
+) -> Path:
+    """Write a run, or a comparison of two, as one page that needs no network.
+
+    Parameters
+    ----------
+    run
+        What `analyze` or `open` returned; one part of a run that has several.
+    path
+        The file, by custom ending in ".html". One that is there is replaced.
+    other
+        A second run of a model with the same heads.
+    names
+        What the runs are called.
+    prompts
+        Numbers of the prompts that can be looked at; by default all. Of large runs only as
+        many are held as the size allows, if need be for the strongest heads alone; the page
+        says so.
+    most_bytes
+        Size of the page.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    InputError
+        If there is nothing to show, the runs do not have the same heads, a prompt is not
+        there, or the size is too small.
+    """
+    whole("most_bytes", most_bytes, LEAST_BYTES)
+    runs = [one_run(x) for x in (run, other) if x is not None]
+    target = Path(path).expanduser()
+    if target.is_dir() or not target.parent.is_dir():
+        raise InputError(f"{target} cannot be written: it is a folder, or its folder is not there")
+    found = [run_data(x, name) for x, name in zip(runs, names, strict=False)]
+    compared = comparison(*found) if len(found) == 2 else []
+    content: dict[str, Any] = {
+        "runs": found,
+        "columns": columns_of(found),
+        "comparison": compared,
+    }
+    library = compressed(_plotly().encode())
+    room = most_bytes - len(_page(content, [], library)) - 20_000
+    blobs = []
+    for data, one in zip(found, runs, strict=True):
+        data["prompts"], packed, data["held"] = prompt_data(one, prompts, room // len(runs))
+        data["notes"] += _left_out(data)
+        blobs.append(packed)
+    page = _page(content, blobs, library)
+    part = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        part.write_text(page, encoding="utf-8", errors="replace")
+        part.replace(target)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise InputError(f"{target} cannot be written: {error.strerror}") from error
+    return target
+
+
+def _left_out(data: dict[str, Any]) -> list[str]:
+    """What a page lacks for its size."""
+    held, of, heads = len(data["prompts"]), data["held"]["of"], data["held"]["heads"]
+    notes = []
+    if held < of:
+        notes.append(f"To keep the page small, {held} of {of} prompts can be looked at.")
+    if heads is not None:
+        total = len(data["layers"]) * len(data["heads"])
+        notes.append(
+            f"To keep the page small, prompts can be looked at for {len(heads)} of {total} heads, "
+            "the strongest."
+        )
+    return notes
+
+
+def _page(content: dict[str, Any], blobs: Sequence[Sequence[str]], library: str) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("twotower.figures", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    folder = resources.files("twotower.figures") / "templates"
+    models = [dict(run["about"]).get("model", run["name"]) for run in content["runs"]]
+    return environment.get_template("report.html.j2").render(
+        title=" and ".join(dict.fromkeys(models)),
+        runs=content["runs"],
+        content=_safe_json(content),
+        blobs=blobs,
+        library=library,
+        css=(folder / "report.css").read_text(encoding="utf-8"),
+        js=(folder / "report.js").read_text(encoding="utf-8"),
+        # Scripts run by this number alone, so that no text of a prompt ever becomes one.
+        nonce=secrets.token_hex(16),
+    )
+
+
+def _safe_json(content: Any) -> str:
+    """JSON that cannot end the script element in which it stands."""
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False)
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return str(get_plotlyjs())

@@ -1,0 +1,267 @@
+"""What a report holds: the heads of a run, its prompts, and how two runs compare."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import InputError
+from ..results import measured_prompts
+from .heads import CENTRES
+from .packing import pack
+from .terminal import COLUMNS
+from .views import N_MARKED, PromptView, head_table, marked_heads, prompt_view, prompts_of
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+FEW_PROMPTS = 8
+"""Prompts that a report should hold; before there are fewer, heads are left out."""
+
+ABOUT = (
+    "model",
+    "model_revision",
+    "dtype",
+    "quantization",
+    "task",
+    "labels",
+    "seed",
+    "device_map",
+    "attention_kernel",
+    "prompts_hash",
+    "tokenizer_hash",
+    "settings",
+    "prompts",
+    "versions",
+    "git_commit",
+    "created",
+)
+"""Attributes of a run that a report shows, in this order."""
+
+
+def run_data(run: xr.DataTree, name: str) -> dict[str, Any]:
+    """What is shown of a run but for its prompts; only what JSON takes.
+
+    Parameters
+    ----------
+    run
+        One run.
+    name
+        What it is called in the report.
+    """
+    notes = []
+    try:
+        table = head_table(run)
+    except InputError:
+        table = None
+        notes.append("This run holds no numbers of heads.")
+    for group, words in (
+        ("effects", "effects"),
+        ("qk", "QK scores and attention"),
+        ("ov", "OV label logits"),
+    ):
+        if group not in run.children and not (
+            group == "effects" and table is not None and "margin_drop" in table
+        ):
+            notes.append(f"This run holds no {words}.")
+    total = max((node.sizes.get("prompt", 0) for node in run.children.values()), default=0)
+    measured = len(prompts_of(run))
+    if measured < total:
+        notes.append(f"{measured} of {total} prompts are measured so far.")
+    layers, heads = _axes(run, table)
+    return {
+        "name": name,
+        "about": [[key, str(run.attrs[key])] for key in ABOUT if str(run.attrs.get(key, ""))],
+        "numbers": _numbers(run, measured, len(layers) * len(heads)),
+        "notes": notes,
+        "layers": layers,
+        "heads": heads,
+        "columns": {} if table is None else {str(x): _flat(table[x].values) for x in table},
+        "marked": [list(head) for head in marked_heads(run)],
+    }
+
+
+def columns_of(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The columns that any of the runs has: name, title, chance."""
+    return [
+        {"name": name, "title": title, "centre": CENTRES.get(name, 0.0)}
+        for name, (title, _) in COLUMNS.items()
+        if any(name in run["columns"] for run in runs)
+    ]
+
+
+def comparison(first: dict[str, Any], second: dict[str, Any]) -> list[dict[str, Any]]:
+    """How alike two runs are, by column: rank correlation, and how many top heads they share.
+
+    Raises
+    ------
+    InputError
+        If the two do not have the same heads.
+    """
+    from scipy.stats import spearmanr
+
+    shape = [(run["layers"], run["heads"]) for run in (first, second)]
+    if shape[0] != shape[1]:
+        sizes = [f"{len(x)} x {len(y)}" for x, y in shape]
+        raise InputError(
+            f"the runs cannot be compared head by head: {sizes[0]} and {sizes[1]} heads"
+        )
+    found = []
+    for column in columns_of([first, second]):
+        name = column["name"]
+        if name not in first["columns"] or name not in second["columns"]:
+            continue
+        a, b = (
+            np.array([np.nan if x is None else x for x in run["columns"][name]])
+            for run in (first, second)
+        )
+        both = np.isfinite(a) & np.isfinite(b)
+        k = min(N_MARKED, int(both.sum()))
+        varied = both.sum() > 2 and np.ptp(a[both]) > 0 and np.ptp(b[both]) > 0
+        top = [set(np.argsort(-np.where(both, x, -np.inf), kind="stable")[:k]) for x in (a, b)]
+        found.append(
+            {
+                "name": name,
+                "title": column["title"],
+                "correlation": float(spearmanr(a[both], b[both]).statistic) if varied else None,
+                "shared": len(top[0] & top[1]),
+                "of": k,
+            }
+        )
+    return found
+
+
+def prompt_data(
+    run: xr.DataTree, prompts: Sequence[int] | None, budget: int
+) -> tuple[list[dict[str, Any]], list[str], dict[str, Any]]:
+    """Prompts with what heads do at their positions, as many as go into the budget.
+
+    Parameters
+    ----------
+    run
+        One run.
+    prompts
+        Numbers of prompts; by default all.
+    budget
+        Characters.
+
+    Returns
+    -------
+    list of dict
+        What is said of each prompt before it is opened.
+    list of str
+        Each prompt, packed.
+    dict
+        `heads`: which are held (None for all), and `of`: the number of prompts there were.
+    """
+    if not {"qk", "ov"} & set(run.children):
+        return [], [], {"heads": None, "of": 0}
+    known = prompts_of(run)
+    wanted = known if prompts is None else list(prompts)
+    if not wanted:
+        return [], [], {"heads": None, "of": 0}
+    chosen = None
+    view = prompt_view(run, wanted[0])
+    size = len(_packed(view, None))
+    few = min(FEW_PROMPTS, len(wanted))
+    if size * few > budget:
+        n = max(1, int(len(view.layers) * len(view.heads) * budget / (size * few)))
+        chosen = _strongest(run, view, n)
+    told, packed, used = [], [], 0
+    for number in wanted:
+        view = prompt_view(run, number) if number != view.number else view
+        text = _packed(view, chosen)
+        about = {
+            "number": view.number,
+            "gold": view.gold,
+            "query_class": view.query_class,
+            "labels": view.labels,
+            "answer": _plain(view.answer),
+        }
+        used += len(text) + 2 * len(json.dumps(about))
+        if packed and used > budget:
+            break
+        packed.append(text)
+        told.append(about)
+    return told, packed, {"heads": chosen, "of": len(wanted)}
+
+
+def _packed(view: PromptView, heads: Sequence[Sequence[int]] | None) -> str:
+    header = {
+        "tokens": view.tokens.tolist(),
+        "roles": view.roles.tolist(),
+        "labelTexts": view.label_texts.tolist(),
+        "classes": view.classes.tolist(),
+        "positions": view.positions.tolist(),
+        "tops": {name: x.tolist() for name, x in view.top_tokens.items()},
+    }
+    arrays = {}
+    for name, values in view.values.items():
+        flat = values.reshape(-1, *values.shape[2:])  # (layer x head, position, ...)
+        if heads is not None:
+            width = len(view.heads)
+            rows = [view.layers.index(x) * width + view.heads.index(y) for x, y in heads]
+            flat = flat[rows]
+        arrays[name] = flat
+    return pack(header, arrays)
+
+
+def _strongest(run: xr.DataTree, view: PromptView, n: int) -> list[list[int]]:
+    """n heads: those that are marked, then those of the largest numbers."""
+    chosen = [list(head) for head in marked_heads(run)][:n]
+    try:
+        table = head_table(run)
+    except InputError:
+        ranked = [[x, y] for x in view.layers for y in view.heads]
+    else:
+        values = next(iter(table.data_vars.values()))
+        distance = np.nan_to_num(np.abs(values.values - CENTRES.get(str(values.name), 0.0)))
+        order = np.argsort(-distance, axis=None, kind="stable")
+        width = len(view.heads)
+        ranked = [[view.layers[i // width], view.heads[i % width]] for i in order]
+    for head in ranked:
+        if len(chosen) >= n:
+            break
+        if head not in chosen:
+            chosen.append(head)
+    return chosen
+
+
+def _axes(run: xr.DataTree, table: xr.Dataset | None) -> tuple[list[int], list[int]]:
+    found = table
+    for name in ("qk", "ov", "effects", "attribution"):
+        if found is None and name in run.children:
+            found = run[name].to_dataset(inherit=False)
+    if found is None:
+        return [], []
+    return [int(x) for x in found["layer"].values], [int(x) for x in found["head"].values]
+
+
+def _flat(values: np.ndarray) -> list[float | None]:
+    """(layer x head,) with None for NaN, as JSON has it."""
+    return [round(float(x), 6) if np.isfinite(x) else None for x in values.ravel()]
+
+
+def _numbers(run: xr.DataTree, measured: int, heads: int) -> list[list[str]]:
+    """What is said first: prompts, heads, accuracy."""
+    found = [["prompts", str(measured)], ["heads", str(heads)]]
+    if "predictions" in run.children and measured:
+        answers = measured_prompts(run["predictions"])
+        found += [
+            ["accuracy between the labels", f"{float(answers['correct'].mean()):.2f}"],
+            ["accuracy over the vocabulary", f"{float(answers['top1_correct'].mean()):.2f}"],
+        ]
+    labels = json.loads(run.attrs.get("labels", "[]"))
+    if labels:
+        found.append(["chance between the labels", f"{1 / len(labels):.2f}"])
+    return found
+
+
+def _plain(answer: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: [round(float(x), 3) for x in value] if isinstance(value, np.ndarray) else value
+        for name, value in answer.items()
+    }

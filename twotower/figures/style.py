@@ -1,0 +1,95 @@
+"""The look of all figures: colours told apart without colour vision, sizes for print."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from ..statistics import Estimate
+
+BLUE, ORANGE, GREY, GREEN = "#0072B2", "#D55E00", "#8a8a8a", "#009E73"
+COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9")
+"""Told apart without colour vision (Okabe & Ito 2008)."""
+
+LOOK = {
+    "font.size": 9,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "twotower",
+    "svg.fonttype": "none",
+    "pdf.fonttype": 42,
+}
+"""matplotlib's settings; text stays text in vector files."""
+
+
+def drawn(
+    width: float = 5.0, height: float = 3.5
+) -> Callable[[Callable[..., None]], Callable[..., Axes]]:
+    """Give a function that draws its Axes and the look of all figures.
+
+    Parameters
+    ----------
+    width, height
+        Inches, of the figure that is made where no Axes are given.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., Axes]:
+        @wraps(function)
+        def draw(*arguments: Any, ax: Axes | None = None, **options: Any) -> Axes:
+            from matplotlib import pyplot as plt
+
+            with plt.rc_context(LOOK):
+                place = ax
+                if place is None:
+                    _, place = plt.subplots(figsize=(width, height), layout="constrained")
+                try:
+                    function(*arguments, ax=place, **options)
+                except BaseException:
+                    if ax is None:  # leave no empty figure behind
+                        plt.close(place.figure)
+                    raise
+            return place
+
+        return draw
+
+    return decorate
+
+
+def bar(
+    ax: Axes,
+    x: float,
+    estimate: Estimate,
+    colour: int,
+    label: str,
+    named: bool,
+    width: float = 0.34,
+) -> None:
+    """A bar with its interval; `named` bars go into the legend."""
+    words = label if named else None
+    ax.bar(x, estimate.value, width, color=COLOURS[colour], label=words)
+    if np.isfinite(estimate.low):
+        spread = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
+        ax.errorbar(x, estimate.value, spread, fmt="none", ecolor="black", lw=1, capsize=2)
+
+
+def line(
+    ax: Axes, x: Sequence[float], estimates: Sequence[Estimate], colour: int, label: str
+) -> None:
+    """A line of estimates with their intervals as a band."""
+    ax.plot(x, [e.value for e in estimates], "o-", ms=4, color=COLOURS[colour], label=label)
+    ax.fill_between(
+        x,
+        [e.low for e in estimates],
+        [e.high for e in estimates],
+        color=COLOURS[colour],
+        alpha=0.18,
+        lw=0,
+    )

@@ -1,0 +1,194 @@
+"""A run in the terminal: its heads as a table, a prompt coloured by a head's attention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import InputError
+from .texts import control_free
+from .views import PromptView, head_table, marked_heads, prompt_view
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from ..head import Head
+
+COLUMNS = {
+    "margin_drop": ("effect on margin", "{:+.3f}"),
+    "label_logit": ("label logit", "{:+.3f}"),
+    "qk_auc": ("QK AUC", "{:.3f}"),
+    "qk_auc_content": ("QK AUC, content", "{:.3f}"),
+    "ov_auc": ("OV AUC", "{:.3f}"),
+}
+"""Columns of the head table: words, and how a number is written."""
+
+
+def parse_head(text: str) -> tuple[int, int]:
+    """A head written as layer.head, such as 21.3.
+
+    Raises
+    ------
+    InputError
+        If it is not written so.
+    """
+    layer, point, head = text.partition(".")
+    if not point or not (layer.isdecimal() and head.isdecimal()):
+        raise InputError(f"{text!r} is no head; write layer.head, such as 21.3")
+    return int(layer), int(head)
+
+
+def rows_of(run: xr.DataTree, by: str, k: int) -> list[dict[str, Any]]:
+    """The k strongest heads with all their numbers, strongest first.
+
+    Raises
+    ------
+    InputError
+        If the run does not hold what they are ranked by.
+    """
+    table = head_table(run)
+    if by not in table:
+        raise InputError(f"by={by!r} is not in the run; it has {', '.join(map(str, table))}")
+    marked = set(marked_heads(run))
+    frame = table.to_dataframe().reset_index().sort_values(by, ascending=False, kind="stable")
+    rows = frame.head(k).to_dict("records")
+    for row in rows:
+        row["in_context"] = (row["layer"], row["head"]) in marked
+        for name in COLUMNS:
+            if name in row and not math.isfinite(row[name]):
+                row[name] = None  # JSON has no NaN
+    return rows
+
+
+def show_heads(rows: Sequence[dict[str, Any]], console: Console) -> None:
+    """Print heads as a table; marked ones with a star."""
+    columns = [name for name in COLUMNS if rows and name in rows[0]]
+    table = _table(console)
+    for title in ("head", *(COLUMNS[name][0] for name in columns)):
+        table.add_column(title, justify="right")
+    for row in rows:
+        star = "*" if row["in_context"] else " "
+        values = [
+            "-" if row[name] is None else COLUMNS[name][1].format(row[name]) for name in columns
+        ]
+        table.add_row(f"{row['layer']}.{row['head']}{star}", *values)
+    console.print(table)
+    if any(row["in_context"] for row in rows):
+        console.print("* among the in-context heads: the largest effects on the margin")
+
+
+def prompt_rows(view: PromptView, head: Head | Sequence[int]) -> list[dict[str, Any]]:
+    """A prompt token by token, with all that one head does there."""
+    values = view.of(head)
+    tops = view.top_tokens.get(f"{head[0]}.{head[1]}")
+    rows = []
+    for i, token in enumerate(view.tokens):
+        row: dict[str, Any] = {
+            "position": int(view.positions[i]),
+            "token": str(token),
+            "role": str(view.roles[i]),
+            "class": str(view.classes[i]),
+            "label": str(view.label_texts[i]),
+        }
+        for name, array in values.items():
+            if name == "label_logit":
+                row[name] = {x: _number(v) for x, v in zip(view.labels, array[i], strict=True)}
+            else:
+                row[name] = _number(array[i])
+        if tops is not None:
+            row["top_token"] = str(tops[i])
+        rows.append(row)
+    return rows
+
+
+def show_prompt(
+    run: xr.DataTree, head: Head | Sequence[int], prompt: int, console: Console
+) -> None:
+    """Print a prompt, shaded by a head's attention, and its label positions as a table."""
+    view = prompt_view(run, prompt)
+    rows = prompt_rows(view, head)
+    console.print(f"Head {head[0]}.{head[1]}, prompt {prompt}: {_answer(view)}", soft_wrap=True)
+    console.print(coloured(view, head), soft_wrap=True)
+    console.print("\nLabel positions, of the largest attention first:")
+    table = _table(console)
+    names = [x for x in ("attention", "score", "score_content", "score_position") if x in rows[0]]
+    for title in ("at", "label", "class"):
+        table.add_column(title, justify="right" if title == "at" else "left")
+    for name in names:
+        words = {"score_content": "content", "score_position": "position"}
+        table.add_column(words.get(name, name), justify="right")
+    for label in view.labels:
+        table.add_column(f"OV {control_free(label)}", justify="right")
+    if "top_token" in rows[0]:
+        table.add_column("OV top token")
+    here = [rows[i] for i in view.label_positions]
+    for row in sorted(here, key=lambda row: -(row.get("attention") or 0)):
+        star = "*" if row["class"] == view.query_class else ""
+        cells = [
+            str(row["position"]),
+            control_free(row["label"]),
+            control_free(row["class"]) + star,
+        ]
+        cells += [_written(row[name]) for name in names]
+        cells += [_written(row["label_logit"][label]) for label in view.labels]
+        if "top_token" in row:
+            cells.append(control_free(row["top_token"]))
+        table.add_row(*cells)
+    console.print(table)
+    console.print(f"* the query's class, {control_free(view.query_class)}")
+
+
+def coloured(view: PromptView, head: Head | Sequence[int]) -> Text:
+    """The prompt with attention as shade, label positions underlined.
+
+    Without colours, as in a pipe, attention of a tenth or more is written behind its token.
+    """
+    from rich.text import Text
+
+    attention = view.of(head).get("attention", np.full(len(view.tokens), np.nan))
+    most = np.nanmax(attention) if np.isfinite(attention).any() else 1.0
+    text = Text()
+    for i, token in enumerate(view.tokens):
+        share = attention[i] / most if np.isfinite(attention[i]) and most > 0 else 0.0
+        style = "underline" if view.roles[i] == "label" else ""
+        if share > 0.05:
+            red, green, blue = (round(255 + (c - 255) * share) for c in (213, 94, 0))
+            style += f" black on rgb({red},{green},{blue})"
+        text.append(control_free(str(token), keep="\n"), style.strip())
+        if attention[i] >= 0.1:
+            text.append(f"[{attention[i]:.2f}]", "dim")
+    return text
+
+
+def _table(console: Console) -> Table:
+    """A table; in a pipe without lines."""
+    from rich import box
+    from rich.table import Table
+
+    return Table(box=box.ROUNDED if console.is_terminal else None)
+
+
+def _answer(view: PromptView) -> str:
+    right = f"{control_free(view.gold)} is right"
+    if not view.answer:
+        return right
+    logits = ", ".join(
+        f"{control_free(label)} {value:.2f}"
+        for label, value in zip(view.answer["labels"], view.answer["logit"], strict=True)
+    )
+    said = control_free(view.answer["top_token"])
+    return f"{right}, the model says {said!r} (logits: {logits})"
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _written(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

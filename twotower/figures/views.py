@@ -1,0 +1,316 @@
+"""What figures, tables and reports show of a run: its heads, and its prompts one by one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..checks import whole
+from ..errors import InputError
+from ..results import measured_prompts
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from ..head import Head
+
+N_MARKED = 12
+"""Heads that are marked where none are named."""
+
+BY_POSITION = {
+    "attention": ("qk", "attention"),
+    "score": ("qk", "score"),
+    "score_content": ("qk", "score_content"),
+    "label_logit": ("ov", "label_logit"),
+}
+"""What is shown of a head at each position, and the group and variable that hold it."""
+
+
+def one_run(run: Any, part: str | None = None) -> xr.DataTree:
+    """A run, or a part of one that has several; one dataset counts as a run of one group.
+
+    Raises
+    ------
+    InputError
+        If it is no run, or a part must be named and is not, or is not there.
+    """
+    import xarray as xr
+
+    if isinstance(run, xr.Dataset) and "twotower_group" in run.attrs:
+        root = xr.Dataset(attrs={k: v for k, v in run.attrs.items() if k != "twotower_group"})
+        run = xr.DataTree.from_dict({"/": root, run.attrs["twotower_group"]: run})
+    if not getattr(run, "children", None):
+        raise InputError(f"a {type(run).__name__} is no run; use what analyze or open returned")
+    parts = json.loads(run.attrs.get("twotower_parts", "[]"))
+    if part is not None and part not in parts:
+        known = f"parts are {', '.join(parts)}" if parts else "it has none"
+        raise InputError(f"the run has no part {part!r}; {known}")
+    if parts and part is None:
+        raise InputError(f"the run has several parts; choose one of {', '.join(parts)}")
+    found: xr.DataTree = run if part is None else run[part]
+    return found
+
+
+def head_table(run: xr.DataTree) -> xr.Dataset:
+    """One number of each kind for every head, as far as a run holds them.
+
+    Parameters
+    ----------
+    run
+        What `analyze` or `open` returned. Prompts that are not measured yet are left out.
+
+    Returns
+    -------
+    xarray.Dataset
+        (layer, head): margin_drop (mean over prompts), label_logit (of the head's own output:
+        the right label's less the mean of the others', mean over prompts), qk_auc,
+        qk_auc_content and ov_auc.
+
+    Raises
+    ------
+    InputError
+        If the run says nothing about heads.
+    """
+    import xarray as xr
+
+    from ..measures import two_tower_scores
+    from ..measures.heads import above_others
+
+    run = one_run(run)
+    found: dict[str, xr.DataArray] = {}
+    if "effects" in run.children:
+        drop = measured_prompts(run["effects"])["margin_drop"]
+        found["margin_drop"] = drop.mean("prompt").assign_attrs(drop.attrs)
+    if "attribution" in run.children:
+        logit = measured_prompts(run["attribution"])["label_logit"]
+        about = {"long_name": "label logit of the head's output, right less others", "units": "1"}
+        found["label_logit"] = above_others(logit).mean("prompt").assign_attrs(about)
+    scores = run.children.get("scores")
+    if scores is None and {"qk", "ov"} <= set(run.children):
+        scores = two_tower_scores(run)
+    for name in scores.data_vars if scores is not None else ():
+        found.setdefault(str(name), scores[name])
+    if not found:
+        raise InputError(f"the run has no numbers of heads; it has {', '.join(run.children)}")
+    kept = {name: x.drop_vars(set(x.coords) - {"layer", "head"}) for name, x in found.items()}
+    order = ("margin_drop", "label_logit", "qk_auc", "qk_auc_content", "ov_auc")
+    table = xr.Dataset(
+        {name: kept[name].transpose("layer", "head") for name in order if name in kept}
+    )
+    return table.compute()
+
+
+def marked_heads(
+    run: xr.DataTree, heads: Sequence[Head] | None = None, k: int = N_MARKED
+) -> list[Head]:
+    """The heads that are marked: those named, those the run names, or the strongest.
+
+    Parameters
+    ----------
+    run
+        What `analyze` or `open` returned.
+    heads
+        Heads, or None for those that the run was made with (attribute `in_context_heads`),
+        or, where it has none, the k with the largest effect.
+    k
+        Number of heads.
+    """
+    from ..head import Head
+    from ..measures import in_context_heads
+
+    if heads is None:
+        heads = json.loads(run.attrs.get("in_context_heads", "[]"))
+    if not heads and "effects" in run.children and prompts_of(run):
+        effects = measured_prompts(run["effects"])
+        heads = in_context_heads(effects, min(k, effects.sizes["layer"] * effects.sizes["head"]))
+    return [Head(int(layer), int(head)) for layer, head in heads]
+
+
+def prompts_of(run: xr.DataTree) -> list[int]:
+    """Numbers of the prompts that are measured."""
+    for name in ("qk", "ov", "effects", "attribution", "predictions"):
+        if name in run.children:
+            return [int(number) for number in measured_prompts(run[name])["prompt"].values]
+    return []
+
+
+@dataclass
+class PromptView:
+    """A prompt without its padding, and what every head does at its positions.
+
+    Attributes
+    ----------
+    number
+        Number of the prompt.
+    tokens, roles, label_texts, classes
+        (position,) texts.
+    positions
+        (position,) counted from the end, the last being 0.
+    gold, query_class
+        Right label, and the query's class.
+    labels, layers, heads
+        Coordinates of the values.
+    values
+        By name as in `BY_POSITION`: (layer, head, position), label_logit with a last axis
+        of labels; NaN where a position was not kept.
+    answer
+        What the model said: logits and logprobs by label, margin, top_token; as far as known.
+    top_tokens
+        (position,) most likely token of the value-output vector, by head.
+    """
+
+    number: int
+    tokens: np.ndarray
+    roles: np.ndarray
+    label_texts: np.ndarray
+    classes: np.ndarray
+    positions: np.ndarray
+    gold: str
+    query_class: str
+    labels: list[str]
+    layers: list[int]
+    heads: list[int]
+    values: dict[str, np.ndarray]
+    answer: dict[str, Any]
+    top_tokens: dict[str, np.ndarray]
+
+    def of(self, head: Head | Sequence[int]) -> dict[str, np.ndarray]:
+        """The values of one head, (position,) or (position, label).
+
+        Raises
+        ------
+        InputError
+            If the head is not in the run.
+        """
+        layer, number = head
+        if layer not in self.layers or number not in self.heads:
+            raise InputError(f"the run has no head {layer}.{number}")
+        row, column = self.layers.index(layer), self.heads.index(number)
+        found = {name: array[row, column] for name, array in self.values.items()}
+        if "score" in found and "score_content" in found:
+            found["score_position"] = found["score"] - found["score_content"]
+        return found
+
+    @cached_property
+    def label_positions(self) -> np.ndarray:
+        """Columns of label positions."""
+        return np.flatnonzero(self.roles == "label")
+
+
+def prompt_view(run: xr.DataTree, prompt: int) -> PromptView:
+    """A prompt of a run.
+
+    Parameters
+    ----------
+    run
+        What `analyze` or `open` returned, with `qk` or `ov`.
+    prompt
+        Number of the prompt.
+
+    Raises
+    ------
+    InputError
+        If the run has no such prompt, or it is not measured yet, or nothing is known of
+        positions.
+    """
+    run = one_run(run)
+    groups = [name for name in ("qk", "ov") if name in run.children]
+    if not groups:
+        raise InputError("the run has neither qk nor ov: nothing is known of positions")
+    known = prompts_of(run)
+    whole("prompt", prompt)
+    if prompt not in known:
+        total = run[groups[0]].sizes["prompt"]
+        state = "is not measured yet" if prompt < total else f"is not in the run ({total} prompts)"
+        raise InputError(f"prompt {prompt} {state}")
+    parts = {
+        name: node.to_dataset(inherit=False).sel(prompt=prompt).load()
+        for name, node in run.children.items()
+        if name in ("prompts", "predictions", *groups)
+    }
+    first = parts[groups[0]]
+    place = _places(parts, first)
+    n = int(place["position"].size)
+    labels = [str(x) for x in parts["ov"]["label"].values] if "ov" in parts else []
+    values = {}
+    for name, (group, variable) in BY_POSITION.items():
+        if group in parts and variable in parts[group]:
+            array = parts[group][variable].transpose("layer", "head", "position", ...)
+            values[name] = _spread(array, parts[group], place["position"], n)
+    tops = {}
+    if "top_token" in parts.get("ov", {}):
+        for head in parts["ov"]["chosen"].values:
+            array = parts["ov"]["top_token"].sel(chosen=head)
+            tops[str(head)] = _spread(array, parts["ov"], place["position"], n)
+    return PromptView(
+        number=prompt,
+        positions=place.pop("position"),
+        **place,
+        gold=str(first["gold"].item()),
+        query_class=str(first["query_class"].item()),
+        labels=labels,
+        layers=[int(x) for x in first["layer"].values],
+        heads=[int(x) for x in first["head"].values],
+        values=values,
+        answer=_answer(parts.get("predictions")),
+        top_tokens=tops,
+    )
+
+
+def _places(parts: dict[str, xr.Dataset], first: xr.Dataset) -> dict[str, np.ndarray]:
+    """tokens, roles, label_texts, classes and position of a prompt without its padding."""
+    known = parts.get("prompts", first)
+    there = known["role"].values != "pad"
+    position = _position(known)[there]
+    label = known["label_text"].values[there]
+    roles = known["role"].values[there]
+    if "prompts" in parts:
+        tokens = known["token"].values[there]
+    else:  # the run holds no tokens; the labels are known
+        tokens = np.where(roles == "label", label, "·")
+    return {
+        "position": position,
+        "tokens": tokens,
+        "roles": roles,
+        "label_texts": label,
+        "classes": known["demonstration_class"].values[there],
+    }
+
+
+def _position(part: xr.Dataset) -> np.ndarray:
+    """(position,) place in the prompt, which with keep="labels" is not the coordinate's."""
+    name = "token_position" if "token_position" in part.coords else "position"
+    found: np.ndarray = part[name].values
+    return found
+
+
+def _spread(array: xr.DataArray, part: xr.Dataset, position: np.ndarray, n: int) -> np.ndarray:
+    """Values by position, put where the prompt has these positions; NaN or "" elsewhere."""
+    axis = array.dims.index("position")
+    values = np.moveaxis(array.values, axis, 0)
+    there = part["role"].values != "pad"
+    column = {int(p): i for i, p in enumerate(position)}
+    found = np.full(
+        (n, *values.shape[1:]), np.nan if values.dtype.kind == "f" else "", values.dtype
+    )
+    rows = [column[int(p)] for p in _position(part)[there]]
+    found[rows] = values[there]
+    return np.moveaxis(found, 0, axis)
+
+
+def _answer(part: xr.Dataset | None) -> dict[str, Any]:
+    if part is None:
+        return {}
+    return {
+        "labels": [str(x) for x in part["label"].values],
+        "logit": part["logit"].values,
+        "logprob": part["logprob"].values,
+        "margin": float(part["margin"]),
+        "correct": bool(part["correct"]),
+        "top_token": str(part["top_token"].item()),
+    }
