@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 
 import twotower as tt
+from twotower.figures import style
 from twotower.results import Variable
 from twotower.runs.experiment import Setting
 from twotower.statistics import Estimate, bootstrap_mean, reduction
@@ -293,9 +294,9 @@ def draw_reductions(axes: Any, numbers: Mapping[str, Any], edits: Sequence[str])
         for side, words in enumerate(BIASES.values()):
             found = numbers[f"reduction of {words}, edit in {edit}"]
             if isinstance(found, Estimate):
-                common.bar(axes, place + 0.36 * side - 0.18, found, side, words, place == 0)
-    axes.axhline(0, color=common.GREY, lw=0.8)
-    axes.axhline(1, color=common.GREY, lw=0.8, ls=":")
+                style.bar(axes, place + 0.36 * side - 0.18, found, side, words, place == 0)
+    axes.axhline(0, color=style.GREY, lw=0.8)
+    axes.axhline(1, color=style.GREY, lw=0.8, ls=":")
     axes.set_xticks(range(len(edits)), [edit.replace(" ", "\n", 1) for edit in edits])
     if axes.get_legend_handles_labels()[0]:  # else no reduction is reported
         axes.legend(frameon=False, fontsize=8)

@@ -1,8 +1,9 @@
-"""The README's picture: what `make demo` found, drawn from the runs it saved.
+"""The README's picture: what `make demo` found, drawn from the run it saved.
 
-Left: how much of the margin each head's knock-out costs. Right: the two towers of every
-head. QK AUC says how well its queries and keys find demonstrations of the query's class,
-OV AUC how well its values and outputs say the label.
+Above: how much of the margin each head's knock-out costs; accuracy with heads knocked out; the
+two towers of every head. QK AUC says how well its queries and keys find demonstrations of the
+query's class, OV AUC how well its values and outputs say the label. Below: where the head with
+the largest effect looks on one prompt.
 
     make demo && python experiments/demo_picture.py
 """
@@ -12,83 +13,61 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
-import matplotlib.pyplot as plt
-import numpy as np
+import experiment_parts as common
+import xarray as xr
 
 import twotower as tt
+from twotower import figures
+from twotower.figures import style
+from twotower.statistics import Estimate
 
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8a8a8a"  # told apart without colour vision
+MEASURES = {"correct": "between the labels", "top1_correct": "top-1 of all tokens"}
 
 
 def main() -> None:
     """Draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, default=Path("runs/demo.zarr"))
-    parser.add_argument("--selection", type=Path, default=Path("runs/demo-selection.zarr"))
+    parser.add_argument("--prompt", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("experiments/figures/demo.png"))
     options = parser.parse_args()
 
-    run, selection = tt.open(options.run).load(), tt.open(options.selection).load()
-    heads = [tuple(head) for head in json.loads(run.attrs["in_context_heads"])]
-    writers = [tuple(head) for head in json.loads(run.attrs["writing_heads"])]
-    accuracy = json.loads(run.attrs["accuracy"])
-    effect = selection.effects.margin_drop.mean("prompt").transpose("layer", "head")
-
-    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-    figure, (left, middle, right) = plt.subplots(
-        1, 3, figsize=(11, 4), width_ratios=(1.3, 1, 1.2), layout="constrained"
+    run = tt.open(options.run)
+    heads, writers = (
+        [tt.Head(*head) for head in json.loads(run.attrs[name])]
+        for name in ("in_context_heads", "writing_heads")
     )
-
-    bound = float(np.abs(effect).max())
-    image = left.imshow(effect.T, cmap="RdBu_r", vmin=-bound, vmax=bound, aspect="auto")
-    for layer, head in heads:
-        left.plot(layer, head, "s", mfc="none", mec="black", ms=8, mew=1.1)
-    left.set(xlabel="layer", ylabel="head", title="Margin lost when a head is knocked out")
-    left.set_yticks(range(effect.sizes["head"]))
-    figure.colorbar(image, ax=left, shrink=0.85, label="logits")
-
-    names = ["nothing", f"{len(heads)} in-\ncontext", f"{len(heads)}\nrandom"]
-    keys = ["before", "after", "random heads"]
-    for offset, (measure, colour, words) in enumerate(
-        (("correct", BLUE, "between the labels"), ("top1_correct", ORANGE, "top-1 of all tokens"))
-    ):
-        values = np.array([accuracy[key][measure][:3] for key in keys])
-        x = np.arange(3) + 0.36 * offset - 0.18
-        middle.bar(x, values[:, 0], 0.34, color=colour, label=words)
-        spread = np.abs(values[:, 1:].T - values[:, 0])
-        middle.errorbar(x, values[:, 0], spread, fmt="none", ecolor="black", lw=1, capsize=2)
-    n = accuracy["before"]["correct"][3]
-    middle.set(ylim=(0, 1.28), yticks=(0, 0.5, 1), title=f"Accuracy, {n} other prompts")
-    middle.set_xticks(range(3), names, fontsize=8)
-    middle.set_xlabel("heads knocked out, at all positions")
-    middle.axhline(0.5, color=GREY, lw=0.8, ls=":")
-    middle.legend(frameon=False, loc="upper center", fontsize=8)
-
-    qk, ov = run.scores.qk_auc.values, run.scores.ov_auc.values
-    right.scatter(qk, ov, s=10, color=GREY, alpha=0.6, lw=0, label=f"all {qk.size} heads")
-    right.axvline(0.5, color=GREY, lw=0.8, ls=":")
-    right.axhline(0.5, color=GREY, lw=0.8, ls=":")
-    x, y = np.array([(qk[h], ov[h]) for h in heads]).T
-    right.scatter(x, y, s=42, marker="s", fc="none", ec="black", label="in-context heads")
-    x, y = np.array([(qk[h], ov[h]) for h in writers]).T
-    right.scatter(x, y, s=34, color=ORANGE, lw=0, label="heads that write the answer")
-    best = max(writers, key=lambda h: qk[h])
-    name = f"{best[0]}.{best[1]}"
-    right.annotate(name, (qk[best], ov[best]), (0, -13), textcoords="offset points", ha="center")
-    right.set(
-        xlabel="QK AUC: finds the query's class",
-        ylabel="OV AUC: says the label",
-        title="The two towers of every head",
-        ylim=(-0.36, 1.05),
-        yticks=(0, 0.5, 1),
-    )
-    right.legend(fontsize=8, loc="lower right", frameon=False)
+    plt = common.pyplot()
+    figure = plt.figure(figsize=(11, 6.6), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(1.45, 1))
+    left, middle, right = above.subplots(1, 3, width_ratios=(1.35, 1, 1.2))
+    figures.head_map(run, heads=heads, ax=left)
+    left.set_title("Margin lost when a head is knocked out", pad=18)
+    accuracy(run, len(heads), middle)
+    figures.two_towers(run, heads=writers, name="heads that write", ax=right)
+    right.set_title("The two towers of every head", pad=18)
+    figures.attention(run, heads[0], options.prompt, ax=below.subplots())
 
     options.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(options.out, dpi=160)
     figure.savefig(options.out.with_suffix(".svg"))
     print(f"wrote {options.out} and {options.out.with_suffix('.svg')}")
+
+
+def accuracy(run: xr.DataTree, k: int, ax: Any) -> None:
+    """Accuracy before, and after the knock-out of in-context heads and of random ones."""
+    found = json.loads(run.attrs["accuracy"])
+    for x, name in enumerate(("before", "after", "random heads")):
+        for side, (measure, words) in enumerate(MEASURES.items()):
+            estimate = Estimate(*found[name][measure])
+            style.bar(ax, x + 0.36 * side - 0.18, estimate, side, words, x == 0)
+    ax.axhline(0.5, color=style.GREY, lw=0.8, ls=":")
+    ax.set_xticks(range(3), ["nothing", f"{k} in-\ncontext", f"{k}\nrandom"])
+    ax.set(xlabel="heads knocked out, at all positions", ylim=(0, 1.02))
+    ax.set_title("Accuracy", pad=18)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2, fontsize=7)
 
 
 if __name__ == "__main__":

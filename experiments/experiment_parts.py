@@ -10,9 +10,10 @@ import numpy as np
 import xarray as xr
 
 import twotower as tt
+from twotower.figures.style import LOOK
 from twotower.results import Variable
 from twotower.runs.experiment import FULL, Setting, Size
-from twotower.statistics import Estimate, above_chance
+from twotower.statistics import above_chance
 
 KINDS = {"writers": "heads that write", "in_context": "in-context heads"}
 """Two choices of heads: by label logit of their own output, and by effect on the margin."""
@@ -23,10 +24,6 @@ MEASURES = {
     "top1_correct": ("right over the vocabulary", "the most likely token is the right label"),
 }
 """What is kept of the model's answers: name, words and definition."""
-
-BLUE, ORANGE, GREY, GREEN = "#0072B2", "#D55E00", "#8a8a8a", "#009E73"
-COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9")
-"""Told apart without colour vision (Okabe & Ito)."""
 
 
 def heads_table(setting: Setting, kinds: Mapping[str, Sequence[tt.Head]]) -> xr.Dataset:
@@ -80,45 +77,8 @@ def pyplot() -> Any:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    plt.rcParams.update(
-        {
-            "font.size": 9,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "svg.hashsalt": "twotower",
-        }
-    )
+    plt.rcParams.update({**LOOK, "svg.hashsalt": "twotower"})
     return plt
-
-
-def bar(
-    axes: Any,
-    x: float,
-    estimate: Estimate,
-    colour: int,
-    label: str,
-    named: bool,
-    width: float = 0.34,
-) -> None:
-    """A bar with its interval; `named` bars go into the legend."""
-    words = label if named else None
-    axes.bar(x, estimate.value, width, color=COLOURS[colour], label=words)
-    if np.isfinite(estimate.low):
-        spread = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
-        axes.errorbar(x, estimate.value, spread, fmt="none", ecolor="black", lw=1, capsize=2)
-
-
-def line(axes: Any, x: Sequence[float], estimates: Sequence[Estimate], colour: int, label: str):
-    """A line of estimates with their intervals as a band."""
-    axes.plot(x, [e.value for e in estimates], "o-", ms=4, color=COLOURS[colour], label=label)
-    axes.fill_between(
-        x,
-        [e.low for e in estimates],
-        [e.high for e in estimates],
-        color=COLOURS[colour],
-        alpha=0.18,
-        lw=0,
-    )
 
 
 def margin_towards(logits: np.ndarray, label: np.ndarray) -> np.ndarray:

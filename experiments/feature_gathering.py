@@ -32,6 +32,7 @@ import numpy as np
 import xarray as xr
 
 import twotower as tt
+from twotower.figures import style
 from twotower.prompts import Prompts
 from twotower.prompts.prompts import assemble
 from twotower.prompts.segments import Prompt
@@ -248,16 +249,16 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
             [run[group]["share"].sel(source="own text").mean("head").values for run in runs]
         )
         estimates = [bootstrap_mean(column) for column in values.T]
-        common.line(axes[0], layers, estimates, colour, words)
+        style.line(axes[0], layers, estimates, colour, words)
     axes[0].set(xlabel="layer", ylabel="share of attention", title="Attention, mean over heads")
     names = [str(name) for name in runs[0]["margins"]["window"].values]
     for colour, edit in enumerate(EDITS):
         donor = "texts swapped" if edit == EDITS[2] else "query replaced"
         lost = np.concatenate([way_to_donor(run, edit, donor) for run in runs])
         estimates = [bootstrap_mean(lost[:, number]) for number in range(WINDOWS)]
-        common.line(axes[1], range(WINDOWS), estimates, colour, edit)
+        style.line(axes[1], range(WINDOWS), estimates, colour, edit)
     axes[1].set_xticks(range(WINDOWS), names)
-    axes[1].axhline(0, color=common.GREY, lw=0.8, ls=":")
+    axes[1].axhline(0, color=style.GREY, lw=0.8, ls=":")
     axes[1].set(xlabel="layers edited", ylabel="margin lost, logits", title="Cut and patched")
     attention = np.concatenate([run["by_demonstration"]["attention"].values for run in runs])
     third = attention.shape[1] // 3
@@ -266,7 +267,7 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
     ):
         values = attention[:, part].mean(axis=1)
         estimates = [bootstrap_mean(column) for column in values.T]
-        common.line(axes[2], range(values.shape[1]), estimates, colour, words)
+        style.line(axes[2], range(values.shape[1]), estimates, colour, words)
     axes[2].set(
         xlabel="demonstration, 0 the nearest",
         ylabel="attention to its label",

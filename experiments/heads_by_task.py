@@ -22,6 +22,7 @@ import numpy as np
 import xarray as xr
 
 import twotower as tt
+from twotower.figures import style
 from twotower.results import Variable
 from twotower.runs.experiment import SIGNIFICANT, Experiment, Judgement, Setting
 from twotower.statistics import bootstrap_mean
@@ -177,7 +178,7 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
                     fmt="osD"[number],
                     ms=4,
                     lw=1,
-                    color=(common.GREY, common.BLUE, common.ORANGE)[number],
+                    color=(style.GREY, style.BLUE, style.ORANGE)[number],
                     label=condition if row == 0 and place is axes[0] else None,
                 )
             if kind == "correct":

@@ -34,6 +34,7 @@ import numpy as np
 import xarray as xr
 
 import twotower as tt
+from twotower.figures import style
 from twotower.results import Variable
 from twotower.runs.experiment import Experiment, Judgement, Setting
 from twotower.statistics import Estimate, bootstrap_mean
@@ -271,12 +272,12 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
     figure, axes = plt.subplots(2, 2, figsize=(9.5, 7), layout="constrained", sharey=True)
     for place, (what, where) in zip(axes.flat, SIZES, strict=True):
         band = whole(runs, what, where)
-        place.axhspan(band.low, band.high, color=common.GREY, alpha=0.2, lw=0, label="all heads")
+        place.axhspan(band.low, band.high, color=style.GREY, alpha=0.2, lw=0, label="all heads")
         place.axhline(common.chance(runs), color="black", lw=0.8, ls=":", label="chance")
         for colour, kind in enumerate((EFFECT, GREEDY, RANDOM, BEST)):
             values = curve(runs, what, where, kind)
             if values:
-                common.line(place, list(values), list(values.values()), colour, kind)
+                style.line(place, list(values), list(values.values()), colour, kind)
         place.set_xscale("log")
         place.set_xticks([k for k in SIZES[what, where] if k not in LEFT_OUT])
         place.set_xticks([], minor=True)

@@ -29,6 +29,7 @@ import numpy as np
 import xarray as xr
 
 import twotower as tt
+from twotower.figures import style
 from twotower.results import Variable
 from twotower.runs.experiment import Experiment, Judgement, Setting
 from twotower.statistics import Estimate, bootstrap_mean
@@ -234,21 +235,21 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
             sizes = measured(runs, choice)
             curve = [whole, *(after(runs, choice, k, measure) for k in sizes)]
             name = "in-context heads" if choice == KNOCK_OUT else choice
-            common.line(place, [0, *(1 + SIZES.index(k) for k in sizes)], curve, colour, name)
+            style.line(place, [0, *(1 + SIZES.index(k) for k in sizes)], curve, colour, name)
         place.set_xticks(range(len(SIZES) + 1), [0, *SIZES])
         place.set(xlabel="heads knocked out, strongest first", ylim=(-0.03, 1.03))
         place.set(ylabel=f"accuracy {words}")
-    axes[0, 0].axhline(common.chance(runs), color=common.GREY, lw=0.8, ls=":")
+    axes[0, 0].axhline(common.chance(runs), color=style.GREY, lw=0.8, ls=":")
     axes[0, 1].legend(frameon=False, fontsize=8)
     bars, shared = axes[1]
     for x, choice in enumerate(CHOICES):
         for side, (measure, words) in enumerate(ACCURACIES.items()):
             left = after(runs, choice, HEADLINE, measure)
-            common.bar(bars, x + 0.36 * side - 0.18, left, side, words, x == 0)
+            style.bar(bars, x + 0.36 * side - 0.18, left, side, words, x == 0)
     names = [choice.replace("probability", "prob.").replace(" ", "\n", 1) for choice in CHOICES]
     bars.set_xticks(range(len(CHOICES)), names, fontsize=7)
     bars.set(ylabel=f"accuracy, {HEADLINE} heads knocked out", ylim=(0, 1.03))
-    bars.axhline(common.chance(runs), color=common.GREY, lw=0.8, ls=":")
+    bars.axhline(common.chance(runs), color=style.GREY, lw=0.8, ls=":")
     bars.legend(frameon=False, fontsize=8)
     table = np.array([[overlap(runs, one, other) for other in CHOICES] for one in CHOICES])
     shared.imshow(table, cmap="Blues", vmin=0, vmax=HEADLINE)

@@ -33,6 +33,7 @@ import xarray as xr
 from biases import AS_IT_IS, BIASES, CHOSEN, KINDS, RANDOM
 
 import twotower as tt
+from twotower.figures import style
 from twotower.results import Variable
 from twotower.runs.experiment import Experiment, Judgement, Setting
 from twotower.statistics import Estimate, bootstrap, bootstrap_mean
@@ -253,15 +254,15 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
             counts = [pair for pair in IMBALANCES if sum(pair) == total]
             shown = [numbers[f"{words} at {a}:{b}"] for a, b in counts]
             ratios = [a / b for a, b in counts]
-            common.line(panel, ratios, shown, colour, f"{total} demonstrations")
-        panel.plot(1, 0, "o", ms=4, mfc="none", mec=common.GREY, label="equal: 0 by definition")
-        panel.axhline(0, color=common.GREY, lw=0.8, ls=":")
+            style.line(panel, ratios, shown, colour, f"{total} demonstrations")
+        panel.plot(1, 0, "o", ms=4, mfc="none", mec=style.GREY, label="equal: 0 by definition")
+        panel.axhline(0, color=style.GREY, lw=0.8, ls=":")
         panel.set(xlabel="demonstrations, majority per minority", ylabel=words)
         panel.set_title(f"{words.capitalize()} to the more frequent label")
         panel.legend(frameon=False, fontsize=8)
     for colour, at in enumerate(("5:3", "6:2", "7:1")):
         x, y = _at(runs, "attention", at, KINDS[0]), _at(runs, "logit_bias", at)
-        axes[2].plot(x, y, "o", ms=3, alpha=0.6, color=common.COLOURS[colour], label=at)
+        axes[2].plot(x, y, "o", ms=3, alpha=0.6, color=style.COLOURS[colour], label=at)
     axes[2].set(xlabel="attention to the majority's positions,\nless the minority's")
     axes[2].set(ylabel="logit bias", title="Summed attention, heads that write")
     axes[2].legend(frameon=False, fontsize=8)

@@ -26,6 +26,7 @@ import xarray as xr
 
 import twotower as tt
 from twotower.errors import FindingError
+from twotower.figures import style
 from twotower.prompts import load_task
 from twotower.results import Variable
 from twotower.runs.experiment import Experiment, Judgement, Setting
@@ -202,7 +203,7 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
             for row, condition in enumerate(CONDITIONS):
                 estimate = bootstrap_mean(right[:, row, column])
                 x = place + 0.2 * (row - 1.5)
-                common.bar(each, x, estimate, row, condition, place == 0, width=0.19)
+                style.bar(each, x, estimate, row, condition, place == 0, width=0.19)
             if column == 0:
                 chance = judgement.numbers[f"{task}: chance between the labels"]
                 each.plot([place - 0.42, place + 0.42], [chance, chance], ":", color="black", lw=1)
@@ -215,7 +216,7 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
             mean, bound = towers(runs, task, score)
             x = place + 0.3 * (colour - 0.5)
             name = score.upper().replace("_", " ") if place == 0 else None
-            axes[2].bar(x, mean, 0.28, color=common.COLOURS[colour], label=name)
+            axes[2].bar(x, mean, 0.28, color=style.COLOURS[colour], label=name)
             words = "95% of random sets below" if place == 0 and colour == 0 else None
             axes[2].plot([x - 0.14, x + 0.14], [bound, bound], color="black", lw=1.2, label=words)
     axes[2].set_xticks(range(len(tasks)), [name.replace("-", "\n") for name in tasks])

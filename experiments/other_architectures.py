@@ -29,6 +29,7 @@ import small_models
 import xarray as xr
 
 import twotower as tt
+from twotower.figures import style
 from twotower.results import Variable
 from twotower.runs.experiment import QUICK, Experiment, Judgement, Setting
 from twotower.statistics import above_chance, bootstrap_mean
@@ -191,8 +192,8 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
         for column, condition in enumerate(CONDITIONS):
             estimate = judgement.numbers[f"{name}: accuracy, {condition} knocked out"]
             x = place + 0.27 * (column - 1)
-            common.bar(left, x, estimate, column, condition, place == 0, width=0.25)
-    left.axhline(0.5, color=common.GREY, lw=0.8, ls=":")
+            style.bar(left, x, estimate, column, condition, place == 0, width=0.25)
+    left.axhline(0.5, color=style.GREY, lw=0.8, ls=":")
     left.set_xticks(range(len(names)), names)
     left.set(ylim=(0, 1.45), yticks=(0, 0.5, 1), title="Accuracy between the labels")
     left.legend(frameon=False, fontsize=8, title="knocked out")
@@ -200,13 +201,13 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
         for number, run in enumerate(runs):
             scores = run[f"{name}-scores"]
             qk, ov = scores["qk_auc"].values, scores["ov_auc"].values
-            panel.scatter(qk, ov, s=14, color=common.COLOURS[number], label=f"seed {number}")
+            panel.scatter(qk, ov, s=14, color=style.COLOURS[number], label=f"seed {number}")
             chosen = common.chosen({"heads": run[f"{name}-heads"]}, "writers")
             x, y = np.array([(qk[head], ov[head]) for head in chosen]).T
             panel.scatter(x, y, s=60, marker="s", fc="none", ec="black")
         panel.set(xlabel="QK AUC", title=name, xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
         for line in (panel.axhline, panel.axvline):
-            line(0.5, color=common.GREY, lw=0.8, ls=":")
+            line(0.5, color=style.GREY, lw=0.8, ls=":")
     rest[0].set_ylabel("OV AUC (squares: write)")
     rest[-1].legend(frameon=False, fontsize=7)
     return figure

@@ -27,6 +27,7 @@ import numpy as np
 import xarray as xr
 
 import twotower as tt
+from twotower.figures import style
 from twotower.results import Variable
 from twotower.runs.experiment import Experiment, Judgement, Setting
 from twotower.statistics import Estimate, bootstrap_mean
@@ -280,16 +281,16 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
                 estimate = numbers[f"{how} of {role} positions, {words}"]
                 assert isinstance(estimate, Estimate)
                 x = place + 0.26 * (side - 1)
-                common.bar(axes, x, estimate, side, words, place == 0, width=0.26)
+                style.bar(axes, x, estimate, side, words, place == 0, width=0.26)
         names = [role.replace("separator ", "separator\n") for role in shown]
         axes.set_xticks(range(len(shown)), names, rotation=35, ha="right", fontsize=8)
-        axes.axhline(0, color=common.GREY, lw=0.8)
+        axes.axhline(0, color=style.GREY, lw=0.8)
         axes.set(title=title, ylabel="own label less the others (logits)")
     left.legend(frameon=False, fontsize=8)
     heads = common.chosen(runs[0], "writers")
     for place, head in enumerate(heads):
         values = runs[0]["tokens"]["own_word"].sel(chosen=str(head)).values
-        common.bar(right, place, bootstrap_mean(values), 0, "", False, width=0.6)
+        style.bar(right, place, bootstrap_mean(values), 0, "", False, width=0.6)
     right.set_xticks(range(len(heads)), [str(head) for head in heads], rotation=60, fontsize=8)
     right.set(
         title="Top token is the position's own label",

@@ -33,6 +33,7 @@ import xarray as xr
 
 import twotower as tt
 from twotower.errors import FindingError
+from twotower.figures import style
 from twotower.results import Variable
 from twotower.runs.experiment import Experiment, Judgement, Setting
 from twotower.statistics import Estimate, bootstrap, bootstrap_mean
@@ -307,9 +308,9 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
             for side, words in enumerate(WHATS.values()):
                 estimate = judgement.numbers[f"{about}: share explained by {words}, {heads}"]
                 x = place + 0.26 * (side - 1)
-                common.bar(axes, x, estimate, side, words, place == 0, width=0.26)
+                style.bar(axes, x, estimate, side, words, place == 0, width=0.26)
         n = sum(run[contrast].sizes["prompt"] for run in runs)
-        axes.axhline(0, color=common.GREY, lw=0.8)
+        axes.axhline(0, color=style.GREY, lw=0.8)
         axes.set_xticks(range(len(SETS)), names, rotation=35, ha="right", fontsize=8)
         axes.set(title=f"{about.capitalize()} ({n} prompts)", ylabel="share of the shift explained")
     low = min(left.get_ylim()[0], middle.get_ylim()[0])
@@ -320,7 +321,7 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
     for place, heads in enumerate(SETS.values()):
         for side, about in enumerate(CONTRASTS.values()):
             estimate = judgement.numbers[f"{about}: attention that moves, {heads}"]
-            common.bar(right, place + 0.36 * side - 0.18, estimate, side + 3, about, place == 0)
+            style.bar(right, place + 0.36 * side - 0.18, estimate, side + 3, about, place == 0)
     right.set_xticks(range(len(SETS)), names, rotation=35, ha="right", fontsize=8)
     right.set(title="Attention that moves", ylabel="share of the last position's attention")
     right.set_ylim(0, 1.2 * right.get_ylim()[1])  # room for the legend

@@ -27,6 +27,7 @@ import numpy as np
 import xarray as xr
 
 import twotower as tt
+from twotower.figures import style
 from twotower.results import Variable
 from twotower.runs.experiment import Experiment, Judgement, Setting
 from twotower.statistics import bootstrap_mean
@@ -183,10 +184,10 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
             values = np.concatenate([_of_heads(run, name, kind) for run in runs])
             for side, when in enumerate(("as it was", "labels reversed")):
                 estimate = bootstrap_mean(values[:, side])
-                common.bar(axes, number + 0.36 * side - 0.18, estimate, side, when, number == 0)
+                style.bar(axes, number + 0.36 * side - 0.18, estimate, side, when, number == 0)
         axes.set(title=title)
         axes.set_xticks(range(len(common.KINDS)), list(common.KINDS.values()))
-        axes.axhline(0 if name == "attention" else 0.5, color=common.GREY, lw=0.8, ls=":")
+        axes.axhline(0 if name == "attention" else 0.5, color=style.GREY, lw=0.8, ls=":")
         axes.legend(frameon=False, fontsize=8)
     middle.set_ylabel("attention, less that to the other label")
     return figure

@@ -29,6 +29,7 @@ import xarray as xr
 from biases import AS_IT_IS, BIASES, CHOSEN, KINDS, RANDOM
 
 import twotower as tt
+from twotower.figures import style
 from twotower.results import Variable
 from twotower.runs.experiment import Experiment, Judgement, Setting
 from twotower.statistics import bootstrap_mean
@@ -310,8 +311,8 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
         shown = [numbers[f"{words}, {order}"] for order in ORDERS]
         panel = axes[side]
         for place, estimate in enumerate(shown):
-            common.bar(panel, place, estimate, side, words, False)
-        panel.axhline(0, color=common.GREY, lw=0.8)
+            style.bar(panel, place, estimate, side, words, False)
+        panel.axhline(0, color=style.GREY, lw=0.8)
         panel.set_xticks(range(len(ORDERS)), [order.replace(" of", "\nof") for order in ORDERS])
         panel.set(ylabel=words, title=f"{words.capitalize()} to the nearest label")
     layers = runs[0]["positions"]["layer"].values
@@ -322,8 +323,8 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
             [run["positions"][name].mean("head").transpose("prompt", "layer") for run in runs]
         )
         shown = [bootstrap_mean(values[:, layer]) for layer in layers]
-        common.line(axes[2], layers, shown, colour, words)
-    axes[2].axhline(0, color=common.GREY, lw=0.8, ls=":")
+        style.line(axes[2], layers, shown, colour, words)
+    axes[2].axhline(0, color=style.GREY, lw=0.8, ls=":")
     axes[2].set(xlabel="layer", ylabel="correlation with distance, mean over heads")
     axes[2].set_title("Scores of label positions")
     axes[2].legend(frameon=False, fontsize=8)

@@ -30,6 +30,7 @@ import numpy as np
 import xarray as xr
 
 import twotower as tt
+from twotower.figures import style
 from twotower.results import Variable
 from twotower.runs.experiment import Experiment, Judgement, Setting
 from twotower.statistics import bootstrap, bootstrap_mean
@@ -426,10 +427,10 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
         for side, rule in enumerate(RULES):
             x = place + 0.36 * side - 0.18
             words = {"nearest": "nearest demonstration", "mean": "largest mean of a class"}[rule]
-            common.bar(left, x, numbers[name.format(rule)], side, words, place == 0)
-    common.bar(left, len(rows), numbers["accuracy of the model"], 2, "", False)
+            style.bar(left, x, numbers[name.format(rule)], side, words, place == 0)
+    style.bar(left, len(rows), numbers["accuracy of the model"], 2, "", False)
     bound = numbers["retrieval by summed scores, nearest, 95% of random sets below"]
-    left.axhline(bound, color=common.GREY, ls=":", label="95% of random sets, nearest")
+    left.axhline(bound, color=style.GREY, ls=":", label="95% of random sets, nearest")
     left.set_xticks(range(len(rows) + 1), [*rows, "the model"], fontsize=7)
     left.set(
         ylim=(0, 1.35),
@@ -441,25 +442,25 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
     for place, what in enumerate(WEIGHTS.values()):
         for side, words in enumerate(kinds.values()):
             estimate = numbers[f"R^2 of {what} with the margin, {words}"]
-            common.bar(middle, place + 0.36 * side - 0.18, estimate, side, words, place == 0)
+            style.bar(middle, place + 0.36 * side - 0.18, estimate, side, words, place == 0)
         bound = numbers[f"R^2 of {what} with the margin, 95% of random sets below"]
         words = "95% of random sets" if place == 0 else None
         middle.plot([place - 0.36, place + 0.36], [bound, bound], ":", color="black", label=words)
     names = ["attention", "exponentiated\nscores", "weighted\nOV"]
     middle.set_xticks(range(len(WEIGHTS)), names)
-    middle.axhline(0, color=common.GREY, lw=0.8)
+    middle.axhline(0, color=style.GREY, lw=0.8)
     middle.set(ylabel="signed $R^2$", title="Margin explained by sums")
     middle.legend(frameon=False, fontsize=8)
     for number, run in enumerate(runs):
         x = gap(run, "attention", [common.chosen(run, "writers")])[0]
         y = run["towers"]["margin"].values
-        right.scatter(x, y, s=10, color=common.COLOURS[number % 6], label=f"seed {number}")
+        right.scatter(x, y, s=10, color=style.COLOURS[number % 6], label=f"seed {number}")
     right.set(
         xlabel="attention on the right label less the other,\nsum over heads that write",
         ylabel="margin (logits)",
         title="Every test prompt",
     )
-    right.axhline(0, color=common.GREY, lw=0.8)
+    right.axhline(0, color=style.GREY, lw=0.8)
     right.legend(frameon=False, fontsize=8)
     return figure
 

@@ -152,11 +152,13 @@ class _Questions:
         self._require("position")
 
         def change(dataset: xr.Dataset) -> xr.Dataset:
-            if "role" not in dataset.coords:
+            spread = {x: a for x, a in dataset.data_vars.items() if "position" in a.dims}
+            if not spread:
                 return dataset
             here = dataset["role"].isin(list(roles))
             kept = here.any("prompt").values
-            return dataset.map(_only, here=here).assign_attrs(dataset.attrs).isel(position=kept)
+            found = {name: _only(array, here) for name, array in spread.items()}
+            return dataset.assign(found).isel(position=kept)
 
         return self._each(change)
 
@@ -235,8 +237,6 @@ class _Questions:
 
 def _only(array: xr.DataArray, here: xr.DataArray) -> xr.DataArray:
     """Values where the role is one that is wanted; what stands for nothing elsewhere."""
-    if "position" not in array.dims:
-        return array
     other: Any = {"f": np.nan, "i": -1}.get(array.dtype.kind, "")
     return array.where(here, other).transpose(*array.dims).assign_attrs(array.attrs)
 
@@ -247,15 +247,14 @@ def _estimate(array: xr.DataArray, dim: str, level: float) -> xr.DataArray:
     about = array.attrs
     array = array.astype(float)
     n = array.count(dim)
-    mean = array.mean(dim)
-    error = array.std(dim, ddof=1) / n**0.5
+    mean = array.sum(dim) / n.where(n > 0)  # where there is nothing, NaN without a warning
+    error = (((array - mean) ** 2).sum(dim) / (n - 1).where(n > 1) / n) ** 0.5
     width = error * xr.apply_ufunc(
         lambda count: t.ppf(0.5 + level / 2, np.maximum(count - 1, 1)),
         n,
         dask="parallelized",
         output_dtypes=[float],
     )
-    width = width.where(n > 1)  # of one value there is no interval
     index = xr.DataArray(list(ESTIMATES), dims="estimate", name="estimate")
     found = xr.concat([mean, mean - width, mean + width], index)
     return found.assign_attrs(about)
@@ -268,10 +267,10 @@ class DatasetQuestions(_Questions):
     --------
     >>> effects = tt.head_effects(model, prompts)
     >>> effects.tt.heads(2)
-    [Head(layer=1, head=0), Head(layer=0, head=2)]
-    >>> effects.tt.head(1, 0).margin_drop.dims
+    [Head(layer=1, head=1), Head(layer=0, head=3)]
+    >>> effects.tt.head(1, 1).margin_drop.dims
     ('prompt',)
-    >>> list(effects.tt.mean_ci("prompt").margin_drop.estimate.values)
+    >>> effects.tt.mean_ci("prompt").margin_drop.estimate.values.tolist()
     ['mean', 'low', 'high']
     """
 
@@ -300,8 +299,8 @@ class RunQuestions(_Questions):
     --------
     >>> run = tt.analyze(model, prompts)
     >>> run.tt.heads(1, by="label_logit")
-    [Head(layer=1, head=3)]
-    >>> run.tt.head(1, 3).qk.attention.dims
+    [Head(layer=1, head=1)]
+    >>> run.tt.head(1, 1).qk.attention.dims
     ('prompt', 'position')
     >>> run.tt.roles("label").qk.sizes["position"] < run.qk.sizes["position"]
     True
@@ -314,8 +313,11 @@ class RunQuestions(_Questions):
     """
 
     def _each(self, change: Callable[[xr.Dataset], xr.Dataset]) -> xr.DataTree:
-        found: xr.DataTree = self._data.map_over_datasets(change)
-        return found.assign_attrs(self._data.attrs)
+        nodes = {
+            path: change(node.to_dataset(inherit=False))
+            for path, node in self._data.subtree_with_keys
+        }
+        return xr.DataTree.from_dict(nodes)
 
     def _datasets(self) -> list[xr.Dataset]:
         return [node.to_dataset(inherit=False) for node in self._data.subtree]
@@ -350,7 +352,12 @@ class RunQuestions(_Questions):
         return found.transpose(*logit.dims).rename("weighted").assign_attrs(about)
 
     def to_frame(self) -> pd.DataFrame:
-        """A row for every head, with the numbers of `twotower.figures.head_table`."""
+        """A row for every head, with the numbers of `twotower.figures.head_table`.
+
+        Of a group (`run.qk.tt.to_frame()`), a tidy table as of a dataset.
+        """
+        if "twotower_group" in self._data.attrs:
+            return DatasetQuestions(self._data.to_dataset()).to_frame()
         from .figures.views import head_table
 
         return head_table(self._data).to_dataframe().reset_index()

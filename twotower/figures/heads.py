@@ -91,7 +91,7 @@ def head_map(
             fc="none",
             ec="black",
             lw=1.1,
-            label=f"{len(marked)} marked heads",
+            label=f"marked heads ({len(marked)})",
         )
         ax.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
     words = str(values.attrs.get("long_name", by))
@@ -102,13 +102,21 @@ def head_map(
 
 
 @drawn(4.2, 3.8)
-def two_towers(run: xr.DataTree, *, heads: Sequence[Head] | None = None, ax: Axes) -> None:
+def two_towers(
+    run: xr.DataTree,
+    *,
+    heads: Sequence[Head] | None = None,
+    name: str = "marked heads",
+    ax: Axes,
+) -> None:
     """OV AUC against QK AUC of every head; larger points are larger effects.
 
     Parameters
     ----------
     run, heads, ax
         As in `head_map`.
+    name
+        What the marked heads are called.
 
     Returns
     -------
@@ -135,20 +143,20 @@ def two_towers(run: xr.DataTree, *, heads: Sequence[Head] | None = None, ax: Axe
     style: dict[str, Any] = {"lw": 0.4, "ec": "white"}
     ax.scatter(qk[rest], ov[rest], s=size[rest], color=GREY, alpha=0.7, label="heads", **style)
     if marked:
-        name = f"{len(marked)} marked heads"
-        ax.scatter(qk[at], ov[at], s=size[at], color=ORANGE, alpha=0.9, label=name, **style)
-    for place in marked[:N_NAMED]:
-        x, y = qk[rows[place[0]], columns[place[1]]], ov[rows[place[0]], columns[place[1]]]
-        ax.annotate(
-            f"{place[0]}.{place[1]}", (x, y), (5, 4), textcoords="offset points", fontsize=7
-        )
+        words = f"{name} ({len(marked)})"
+        ax.scatter(qk[at], ov[at], s=size[at], color=ORANGE, alpha=0.9, label=words, **style)
+    named: list[tuple[float, float]] = []
+    for layer, head in marked:
+        x, y = (float(v[rows[layer], columns[head]]) for v in (qk, ov))
+        # Not where another name stands already.
+        if len(named) < N_NAMED and all(abs(x - a) > 0.12 or abs(y - b) > 0.06 for a, b in named):
+            ax.annotate(f"{layer}.{head}", (x, y), (0, -12), textcoords="offset points", fontsize=7)
+            named.append((x, y))
     ax.axvline(0.5, color=GREY, lw=0.8, ls=":")
     ax.axhline(0.5, color=GREY, lw=0.8, ls=":")
     ax.set(
         xlabel="QK AUC: finds the query's class",
         ylabel="OV AUC: says the label",
-        xlim=(-0.03, 1.03),
-        ylim=(-0.03, 1.03),
     )
     legend = ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
     for handle in legend.legend_handles:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ..head import Head
 
-MOST_TICKS = 60
+MOST_TICKS = 100
 """Tokens that are written below an axis; of more, those of label positions alone."""
 
 

@@ -23,11 +23,8 @@ LOOK = {
     "legend.frameon": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "svg.hashsalt": "twotower",
-    "svg.fonttype": "none",
-    "pdf.fonttype": 42,
 }
-"""matplotlib's settings; text stays text in vector files."""
+"""matplotlib's settings."""
 
 
 def drawn(

@@ -41,7 +41,8 @@ def one_run(run: Any, part: str | None = None) -> xr.DataTree:
     """
     import xarray as xr
 
-    if isinstance(run, xr.Dataset) and "twotower_group" in run.attrs:
+    if isinstance(run, (xr.Dataset, xr.DataTree)) and "twotower_group" in run.attrs:
+        run = run if isinstance(run, xr.Dataset) else run.to_dataset()
         root = xr.Dataset(attrs={k: v for k, v in run.attrs.items() if k != "twotower_group"})
         run = xr.DataTree.from_dict({"/": root, run.attrs["twotower_group"]: run})
     if not getattr(run, "children", None):
