@@ -15,9 +15,11 @@ demo: $(INSTALLED)
 	$(BIN)/twotower demo
 
 test: $(INSTALLED)
+	tests/install_browser.sh $(BIN)
 	$(BIN)/python -m pytest
 
 test-all: $(INSTALLED)
+	tests/install_browser.sh $(BIN)
 	TWOTOWER_KILLS=100 $(BIN)/python -m pytest
 
 experiments: $(INSTALLED)

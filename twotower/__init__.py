@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
+    submodules=["figures"],
     submod_attrs={
         "errors": [
             "CheckError",

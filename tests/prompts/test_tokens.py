@@ -65,7 +65,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     (folder / "config.json").write_text('{"model_type": "llama"}')
     tokenizer = AutoTokenizer.from_pretrained(folder)
     processor = library.SentencePieceProcessor(model_proto=proto)
-    sample = "elephant 😀: foo\nשלום:"  # noqa: RUF001
+    sample = "elephant 😀: foo\nשלום:"
     assert tokenizer(sample)["input_ids"] == [1, *processor.encode(sample)]
     return tokenizer
 

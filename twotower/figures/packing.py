@@ -1,4 +1,4 @@
-"""Arrays in a page: rounded to the digits that are shown, compressed, as text."""
+"""Arrays in a page: rounded to at least the digits that are shown, compressed, as text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-STEPS = (0.001, 0.01, 0.1, 1.0)
+STEPS = (0.0001, 0.001, 0.01, 0.1, 1.0)
 """What values are rounded to: the finest at which they fit into 16 bits."""
 
 MISSING = -32768

@@ -43,15 +43,16 @@ def drawn(
         def draw(*arguments: Any, ax: Axes | None = None, **options: Any) -> Axes:
             from matplotlib import pyplot as plt
 
+            figure = None
+            if ax is None:  # before the look, which else would undo what a notebook sets
+                figure = plt.figure(figsize=(width, height), layout="constrained")
             with plt.rc_context(LOOK):
-                place = ax
-                if place is None:
-                    _, place = plt.subplots(figsize=(width, height), layout="constrained")
+                place = ax if figure is None else figure.subplots()
                 try:
                     function(*arguments, ax=place, **options)
                 except BaseException:
-                    if ax is None:  # leave no empty figure behind
-                        plt.close(place.figure)
+                    if figure is not None:  # leave no empty figure behind
+                        plt.close(figure)
                     raise
             return place
 

@@ -74,7 +74,7 @@ function reader(run, header) {
 
 const digitsOf = (header, name) => {
   const step = header.arrays[name]?.step ?? 0.001;
-  return Math.max(0, Math.round(-Math.log10(step)));
+  return Math.min(3, Math.max(0, Math.round(-Math.log10(step))));
 };
 
 function visible(token) {

@@ -1,0 +1,182 @@
+"""twotower heads, show and report: tables, a coloured prompt, JSON, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from command import run as command
+from rich.console import Console
+from tiny import TWO
+
+import twotower as tt
+from twotower.figures import head_table, prompt_view
+from twotower.figures.terminal import coloured, show_heads, show_prompt
+
+
+@pytest.fixture(scope="module")
+def run(llama: tt.Model, prompts: tt.Prompts) -> xr.DataTree:
+    run = tt.analyze(llama, prompts)
+    run["ov"] = tt.ov_labels(llama, prompts, top_tokens=[(2, 1)])
+    return run
+
+
+@pytest.fixture(scope="module")
+def store(run: xr.DataTree, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(tt.save(run, tmp_path_factory.mktemp("runs") / "run.zarr"))
+
+
+def test_heads(store: Path, run: xr.DataTree, capsys) -> None:
+    assert command("heads", store, "--k", 5, "--by", "qk_auc") == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "┃" not in out  # plain text in a pipe
+    table = head_table(run)
+    lines = out.splitlines()
+    assert lines[0].split("  ") != []
+    order = np.argsort(-table.qk_auc.values, axis=None, kind="stable")[:5]
+    for line, place in zip(lines[1:], order, strict=False):
+        layer, head = divmod(int(place), 4)
+        name, *values = line.split()
+        assert name.rstrip("*") == f"{layer}.{head}"
+        expected = [float(table[x].values[layer, head]) for x in table]
+        np.testing.assert_allclose(list(map(float, values)), expected, atol=0.00051)
+
+
+def test_heads_as_json(store: Path, run: xr.DataTree, capsys) -> None:
+    assert command("heads", store, "--k", 100, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["layer"], row["head"]) for row in rows] == tt.in_context_heads(run, 12)
+    table = head_table(run)
+    for row in rows:
+        for name in table:
+            assert row[name] == float(table[name].values[row["layer"], row["head"]])
+        assert row["in_context"] is True
+
+
+def test_show(store: Path, run: xr.DataTree, capsys) -> None:
+    assert command("show", store, "--head", "2.1", "--prompt", 3) == 0
+    out = capsys.readouterr().out
+    view = prompt_view(run, 3)
+    own = view.of((2, 1))
+    assert "\x1b" not in out
+    assert f"{view.gold} is right" in out.splitlines()[0]
+    rows = [line.split() for line in out.splitlines() if line.strip().startswith("-")]
+    rows = [row for row in rows if len(row) >= 8]
+    order = sorted(view.label_positions, key=lambda i: -own["attention"][i])
+    assert [int(row[0]) for row in rows] == [int(view.positions[i]) for i in order]
+    for row, i in zip(rows, order, strict=True):
+        same = view.classes[i] == view.query_class
+        assert row[1:3] == [view.label_texts[i], view.classes[i] + "*" * same]
+        names = ("attention", "score", "score_content", "score_position")
+        expected = [own[name][i] for name in names] + own["label_logit"][i].tolist()
+        np.testing.assert_allclose([float(x) for x in row[3:9]], expected, atol=0.00051)
+    for i in np.flatnonzero(own["attention"] >= 0.1):
+        assert f"[{own['attention'][i]:.2f}]" in out
+
+
+def test_show_as_json(store: Path, run: xr.DataTree, capsys) -> None:
+    assert command("show", store, "--head", "2.1", "--prompt", 2, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    view = prompt_view(run, 2)
+    own = view.of((2, 1))
+    assert [row["token"] for row in rows] == view.tokens.tolist()
+    assert [row["role"] for row in rows] == view.roles.tolist()
+    np.testing.assert_array_equal([row["attention"] for row in rows], own["attention"])
+    found = [[row["label_logit"][label] for label in view.labels] for row in rows]
+    np.testing.assert_array_equal(found, own["label_logit"])
+    assert [row["top_token"] for row in rows] == view.top_tokens["2.1"].tolist()
+
+
+def test_colours_on_a_terminal(run: xr.DataTree) -> None:
+    view = prompt_view(run, 0)
+    attention = view.of((1, 1))["attention"]
+    text = coloured(view, (1, 1))
+    strongest = int(attention.argmax())
+    shades = [str(span.style) for span in text.spans if "rgb(213,94,0)" in str(span.style)]
+    assert len(shades) == int((attention == attention[strongest]).sum())
+    underlined = [span for span in text.spans if "underline" in str(span.style)]
+    assert len(underlined) == len(view.label_positions)
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, markup=False)
+    show_prompt(run, (1, 1), 0, console)
+    show_heads([], console)
+    out = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "\x1b[" in out
+    assert "╭" in out
+
+
+def test_control_characters_never_reach_the_terminal(llama: tt.Model) -> None:
+    nasty = ["\x1b[31mred", "bell\x07", "back\x08", "null\x00"]
+    task = tt.Task("nasty", {"a": nasty, "b": TWO.texts["city"][:4]})
+    run = tt.analyze(llama, tt.build_prompts(llama, task, shots=2, n=2, seed=0))
+    console = Console(file=io.StringIO(), markup=False, width=200)
+    show_prompt(run, (0, 0), 0, console)
+    out = console.file.getvalue()  # type: ignore[attr-defined]
+    assert not set(out) & set("\x1b\x07\x08\x00")
+
+
+def test_report(store: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command("report", store) == 0
+    assert "Saved report.html" in capsys.readouterr().out
+    assert command("report", store, store, "-o", "two.html", "--prompts", 1, 3) == 0
+    text = (tmp_path / "two.html").read_text(encoding="utf-8")
+    assert '"run (A)"' in text
+    assert '"run (B)"' in text
+    assert text.count('type="text/plain" id="prompt-') == 4
+
+
+def test_parts(checkpoint: Path, tmp_path: Path, capsys) -> None:
+    task = tmp_path / "task.csv"
+    rows = [f"{text},{cls}" for cls, texts in TWO.texts.items() for text in texts]
+    task.write_text("text,label\n" + "\n".join(rows) + "\n")
+    store = tmp_path / "runs.zarr"
+    asked = ("--model", checkpoint, "--task", task, "--shots", 2, "--n", 3, "--seed", 0, 1)
+    assert command("analyze", *asked, "--output", store) == 0
+    capsys.readouterr()
+    parts = list(tt.open(store).children)
+    names = [name for name in parts if name != "units"]
+    assert command("heads", store) == 2
+    assert f"choose one of {', '.join(names)}" in capsys.readouterr().err
+    assert command("heads", store, "--part", names[1], "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    expected = tt.in_context_heads(tt.open(store)[names[1]], 12)
+    assert [(row["layer"], row["head"]) for row in found] == expected
+    file = tmp_path / "two.html"
+    assert command("report", store, "--part", *names, "-o", file) == 0
+    assert all(f'"name": "{name}"' in file.read_text(encoding="utf-8") for name in names)
+    assert command("show", store, "--head", "0.0", "--part", names[0]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("heads", "no.zarr"), "there is no store at no.zarr"),
+        (("heads", "STORE", "--k", "0"), "k=0"),
+        (("heads", "STORE", "--k", "few"), "few"),
+        (("heads", "STORE", "--by", "auc"), "auc"),
+        (("heads", "STORE", "--part", "a"), "no part 'a'; it has none"),
+        (("show", "STORE"), "head"),
+        (("show", "STORE", "--head", "3"), "write layer.head, such as 21.3"),
+        (("show", "STORE", "--head", "3.1"), "no head 3.1"),
+        (("show", "STORE", "--head", "a.b"), "'a.b' is no head"),
+        (("show", "STORE", "--head", "-1.0"), "is no head"),
+        (("show", "STORE", "--head", "0.0", "--prompt", "6"), "prompt 6 is not in the run"),
+        (("report", "STORE", "no.zarr"), "there is no store at no.zarr"),
+        (("report", "STORE", "-o", "no/run.html"), "folder is not there"),
+        (("report", "STORE", "--prompts", "9"), "prompt 9 is not in the run"),
+        (("report", "STORE", "--part", "a", "b", "c"), "3 parts for 1 runs"),
+        (("report", "STORE", "--most-bytes", "10"), "most_bytes=10"),
+    ],
+)
+def test_what_is_refused(arguments, words: str, store: Path, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command(*(store if x == "STORE" else x for x in arguments)) == 2
+    err = capsys.readouterr().err
+    assert words in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
