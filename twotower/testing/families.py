@@ -1,0 +1,207 @@
+"""Writing a mechanism into models of four families: GPT-2, GPT-J, Llama and GPT-NeoX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTJConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PretrainedConfig,
+)
+
+from .mechanism import Slots
+
+N_NEAR = 4
+LEARNED = (1.0, 0.42, 0.178, 0.075)
+"""Frequencies of learned positions."""
+
+
+@dataclass(frozen=True)
+class HeadWeights:
+    """One head: queries, keys and values (d_head, d_model), outputs (d_model, d_head)."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    o: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a family is written.
+
+    Attributes
+    ----------
+    config
+        From sizes: d_model, layers, heads, key-value heads; and what all have in common.
+    slots
+        Where queries and keys have their parts, for a width of a head.
+    write
+        Puts a layer's heads into its attention module.
+    base
+        Attribute of the model that holds everything but the unembedding.
+    layers, attention, norms
+        Names of the list of layers, of a layer's attention, of a layer's norms.
+    embedding, final_norm
+        Names in the base.
+    """
+
+    config: Callable[..., PretrainedConfig]
+    slots: Callable[[int], Slots]
+    write: Callable[[Any, Sequence[HeadWeights], int], None]
+    base: str
+    layers: str
+    attention: str
+    embedding: str
+    learned_positions: str | None = None
+
+
+def rotary(width: int, base: float, interleaved: bool) -> list[tuple[int, int, float]]:
+    """Pairs of elements that rotary turns together, and their frequencies, fastest first."""
+    half = width // 2
+    return [
+        ((2 * i, 2 * i + 1) if interleaved else (i, i + half)) + (base ** (-i / half),)
+        for i in range(half)
+    ]
+
+
+def llama_slots(d_head: int) -> Slots:
+    """All elements turn: what is not to turn goes where they turn slowest."""
+    pairs = rotary(d_head, LLAMA_BASE, interleaved=False)
+    return Slots([a for a, _, _ in pairs[7:]], pairs[:N_NEAR], pairs[5])
+
+
+def partial_slots(interleaved: bool) -> Callable[[int], Slots]:
+    """Half of the elements turn."""
+
+    def slots(d_head: int) -> Slots:
+        pairs = rotary(d_head // 2, 10_000.0, interleaved)
+        return Slots(list(range(d_head // 2, d_head)), pairs[:3], pairs[4])
+
+    return slots
+
+
+def learned_slots(d_head: int) -> Slots:
+    """None turn; positions are read from the stream."""
+    near = [(2 * f, 2 * f + 1, theta) for f, theta in enumerate(LEARNED)]
+    first = 2 * len(near)
+    return Slots(list(range(first + 2, d_head)), near, text=(first, first + 1))
+
+
+LLAMA_BASE = 1e6
+
+
+def _llama(d: int, layers: int, heads: int, kv: int, **common: Any) -> Any:
+    return LlamaConfig(
+        hidden_size=d,
+        intermediate_size=d,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        head_dim=d // heads,
+        rope_parameters={"rope_type": "default", "rope_theta": LLAMA_BASE},
+        tie_word_embeddings=False,
+        **common,
+    )
+
+
+def _neox(d: int, layers: int, heads: int, kv: int, **common: Any) -> Any:
+    return GPTNeoXConfig(
+        hidden_size=d,
+        intermediate_size=d,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 10_000.0,
+            "partial_rotary_factor": 0.5,
+        },
+        **common,
+    )
+
+
+def _gptj(d: int, layers: int, heads: int, kv: int, **common: Any) -> Any:
+    return GPTJConfig(
+        n_embd=d,
+        n_inner=d,
+        n_layer=layers,
+        n_head=heads,
+        n_positions=common.pop("max_position_embeddings"),
+        rotary_dim=d // heads // 2,
+        **NO_DROPOUT,
+        **common,
+    )
+
+
+def _gpt2(d: int, layers: int, heads: int, kv: int, **common: Any) -> Any:
+    return GPT2Config(
+        n_embd=d,
+        n_inner=d,
+        n_layer=layers,
+        n_head=heads,
+        n_positions=common.pop("max_position_embeddings"),
+        tie_word_embeddings=False,
+        **NO_DROPOUT,
+        **common,
+    )
+
+
+NO_DROPOUT: dict[str, Any] = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+
+
+def _write_apart(output: str) -> Callable[[Any, Sequence[HeadWeights], int], None]:
+    """Separate projections, with fewer key-value heads where there are."""
+
+    def write(attention: Any, heads: Sequence[HeadWeights], kv: int) -> None:
+        shared = heads[:: len(heads) // kv]
+        attention.q_proj.weight.copy_(torch.cat([head.q for head in heads]))
+        attention.k_proj.weight.copy_(torch.cat([head.k for head in shared]))
+        attention.v_proj.weight.copy_(torch.cat([head.v for head in shared]))
+        getattr(attention, output).weight.copy_(torch.cat([head.o for head in heads], dim=1))
+
+    return write
+
+
+def _write_gpt2(attention: Any, heads: Sequence[HeadWeights], kv: int) -> None:
+    """One projection for all, its weight transposed."""
+    parts = [torch.cat([getattr(head, name) for head in heads]) for name in "qkv"]
+    attention.c_attn.weight.copy_(torch.cat(parts).T)
+    attention.c_proj.weight.copy_(torch.cat([head.o for head in heads], dim=1).T)
+
+
+def _write_neox(attention: Any, heads: Sequence[HeadWeights], kv: int) -> None:
+    """One projection, head by head."""
+    parts = [torch.cat([head.q, head.k, head.v]) for head in heads]
+    attention.query_key_value.weight.copy_(torch.cat(parts))
+    attention.dense.weight.copy_(torch.cat([head.o for head in heads], dim=1))
+
+
+FAMILIES = {
+    "llama": Family(
+        _llama, llama_slots, _write_apart("o_proj"), "model", "layers", "self_attn", "embed_tokens"
+    ),
+    "gptj": Family(
+        _gptj, partial_slots(True), _write_apart("out_proj"), "transformer", "h", "attn", "wte"
+    ),
+    "neox": Family(
+        _neox, partial_slots(False), _write_neox, "gpt_neox", "layers", "attention", "embed_in"
+    ),
+    "gpt2": Family(_gpt2, learned_slots, _write_gpt2, "transformer", "h", "attn", "wte", "wpe"),
+}
+
+
+def empty_model(config: PretrainedConfig) -> Any:
+    """A model whose matrices are all zero, and whose norms change nothing."""
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            norm = parameter.dim() == 1 and name.endswith("weight")
+            parameter.fill_(1.0 if norm else 0.0)
+    return model.eval().requires_grad_(False)

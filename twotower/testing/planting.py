@@ -1,0 +1,219 @@
+"""Models whose in-context heads are known, since their weights are constructed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..checks import finite, whole
+from ..errors import InputError
+from ..head import Head
+from .tokens import LABELS, make_tokenizer, words
+
+if TYPE_CHECKING:
+    from ..models import Model
+    from ..prompts import Prompts, Task
+
+ARCHITECTURES = ("gpt2", "gptj", "llama", "neox")
+DISTRACTORS = ("silent", "loud", "recent")
+"""Heads that match and write nothing; that write what they find everywhere; that write what is
+nearest."""
+
+
+
+@dataclass(frozen=True)
+class Planting:
+    """A model that does in-context classification by the two-tower mechanism, by construction.
+
+    A lower head carries the feature of each demonstration's text to its label position, and
+    that of the query to the last position; matching heads compare the two (QK) and copy the
+    label found (OV). Everything else is zero, or noise. The mechanism is that of Yu &
+    Ananiadou (2024, arXiv 2402.02872); the weights are written by hand.
+
+    Attributes
+    ----------
+    architecture
+        "gpt2", "gptj", "llama" or "neox" (Llama: two query heads to a key-value head where
+        their number is even).
+    n_layers, n_heads, d_head
+        The model's size.
+    n_classes
+        Classes, and as many labels (foo, bar, map, ...).
+    gather
+        The lower head.
+    match
+        The matching heads, all in later layers; together they write `gain`.
+    distractors
+        Heads by kind: "silent" (match, write nothing), "loud" (write all labels alike),
+        "recent" (write the nearest labels).
+    noise
+        Standard deviation, times the root of d_model, of what is added to every matrix of
+        attention and MLP.
+    similarity
+        Score by which labels of the query's class stand out. Below about 3, attention leaks
+        to others, and answers lean towards the more frequent label.
+    recency
+        What a label's score loses by token of distance; answers lean towards recent labels.
+    gain, distractor_gain
+        Logits that the matching heads write together, and each distractor, with all its
+        attention on one label.
+    n_texts
+        Texts of a class.
+    seed
+        Of the noise.
+
+    Raises
+    ------
+    InputError
+        If a place is taken twice or out of range, or a size is.
+
+    Examples
+    --------
+    >>> planting = Planting("llama", match=(Head(2, 3),))
+    >>> sorted(planting.heads)
+    [Head(layer=1, head=0), Head(layer=2, head=3)]
+    """
+
+    architecture: str = "llama"
+    n_layers: int = 4
+    n_heads: int = 4
+    d_head: int = 32
+    n_classes: int = 2
+    gather: Head = Head(1, 0)
+    match: tuple[Head, ...] = (Head(2, 1),)
+    distractors: Mapping[str, Sequence[Head]] = field(default_factory=dict)
+    noise: float = 0.0
+    similarity: float = 8.0
+    recency: float = 0.0
+    gain: float = 6.0
+    distractor_gain: float = 0.5
+    n_texts: int = 20
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise InputError(
+                f"architecture={self.architecture!r} is not known; use one of "
+                f"{', '.join(ARCHITECTURES)}"
+            )
+        whole("n_layers", self.n_layers, 2)
+        whole("n_heads", self.n_heads, 1)
+        whole("n_classes", self.n_classes, 2, len(LABELS))
+        whole("n_texts", self.n_texts, 2)
+        if self.d_head not in (32, 64):
+            raise InputError(f"d_head={self.d_head!r} must be 32 or 64")
+        for name in ("noise", "similarity", "recency", "gain", "distractor_gain"):
+            finite(name, getattr(self, name))
+        unknown = set(self.distractors) - set(DISTRACTORS)
+        if unknown:
+            raise InputError(f"distractors are {', '.join(DISTRACTORS)}, not {sorted(unknown)}")
+        object.__setattr__(self, "match", tuple(Head(*head) for head in self.match))
+        object.__setattr__(self, "gather", Head(*self.gather))
+        self._check_places()
+
+    def _check_places(self) -> None:
+        others = [Head(*head) for heads in self.distractors.values() for head in heads]
+        places = [self.gather, *self.match, *others]
+        for layer, head in places:
+            whole("layer of a head", layer, 0, self.n_layers - 1)
+            whole("head", head, 0, self.n_heads - 1)
+        if len(set(places)) < len(places):
+            raise InputError("two planted heads have the same place")
+        if not self.match:
+            raise InputError("there is no matching head")
+        if any(head.layer <= self.gather.layer for head in self.match):
+            raise InputError("matching heads must be in later layers than the gathering one")
+
+    @property
+    def heads(self) -> list[Head]:
+        """The heads that the task rests on: the gathering one and the matching ones."""
+        return [self.gather, *self.match]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """One by class."""
+        return LABELS[: self.n_classes]
+
+    @property
+    def task(self) -> Task:
+        """The task that the model does: a class's texts are a0, a1, ..., another's b0, ..."""
+        from ..prompts import Task
+
+        return Task(f"planted-{self.n_classes}", words(self.n_classes, self.n_texts))
+
+    def prompts(self, model: Model, n: int = 24, shots: Any = 4, **options: Any) -> Prompts:
+        """Prompts of the task, by `twotower.build_prompts`."""
+        from ..prompts import build_prompts
+
+        return build_prompts(model, self.task, self.labels, shots=shots, n=n, **options)
+
+    def module(self) -> Any:
+        """The transformers model."""
+        from .weights import build
+
+        return build(self)
+
+    def tokenizer(self) -> Any:
+        """The tokenizer: every text, label and sign is one token."""
+        texts = [text for one in words(self.n_classes, self.n_texts).values() for text in one]
+        return make_tokenizer(texts, self.labels)
+
+    def load(self, **options: Any) -> Model:
+        """The model as `twotower.load` gives it; options are its."""
+        from ..models import load
+
+        return load(self.module(), tokenizer=self.tokenizer(), **options)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write an ordinary checkpoint with its tokenizer, and return the folder."""
+        place = Path(folder)
+        self.module().save_pretrained(place)
+        self.tokenizer().save_pretrained(place)
+        return place
+
+    @classmethod
+    def random(cls, architecture: str, seed: int, **fixed: Any) -> Planting:
+        """A planting of random place, size, number of classes and copies, with distractors.
+
+        Parameters
+        ----------
+        architecture
+            As in `Planting`.
+        seed
+            Decides all that is not fixed.
+        **fixed
+            Settings that are not drawn.
+        """
+        rng = np.random.default_rng([seed, ARCHITECTURES.index(architecture)])
+        n_layers, n_heads = int(rng.integers(3, 7)), int(rng.choice([4, 6, 8]))
+        gather_layer = int(rng.integers(0, n_layers - 1))
+        places = [
+            Head(layer, head)
+            for layer in range(n_layers)
+            for head in range(n_heads)
+        ]
+        rng.shuffle(places)
+        gather = next(head for head in places if head.layer == gather_layer)
+        later = [head for head in places if head.layer > gather_layer]
+        match = later[: int(rng.integers(1, min(4, len(later)) + 1))]
+        taken = {gather, *match}
+        # Silent and loud distractors need what the gathering head brings; recent ones do not.
+        free = [head for head in later if head not in taken]
+        kinds = [DISTRACTORS[i % 3] for i in range(int(rng.integers(3, 7)))]
+        distractors: dict[str, list[Head]] = {}
+        for kind, head in zip(kinds, free, strict=False):
+            distractors.setdefault(kind, []).append(head)
+        settings = {
+            "n_layers": n_layers,
+            "n_heads": n_heads,
+            "n_classes": int(rng.integers(2, 5)),
+            "gather": gather,
+            "match": tuple(match),
+            "distractors": distractors,
+            "seed": seed,
+        }
+        return cls(architecture, **{**settings, **fixed})
