@@ -1,6 +1,6 @@
 """The two-tower mechanism, as queries, keys, values and outputs of single heads.
 
-A prompt is "text: label\n" over and over, and "text:" at its end, one token each.
+A prompt is "text: label" line by line, and "text:" at its end; all of these are one token each.
 
 - All heads have the same keys and values. A key tells the feature that was gathered at the
   position, whether it is a label, whether it is a text, and where it is; a value holds the
@@ -103,7 +103,9 @@ class Mechanism:
 
     def values(self) -> torch.Tensor:
         """(d_head, d_model) of all heads: the token's label, then its feature."""
-        rows = [self.x[f"{what} {c}"] for what in ("label", "feature") for c in range(self.n_classes)]
+        rows = [
+            self.x[f"{what} {c}"] for what in ("label", "feature") for c in range(self.n_classes)
+        ]
         weight = torch.zeros(self.d_head, self.x.d_model)
         weight[: len(rows)] = torch.stack(rows)
         return weight

@@ -24,7 +24,6 @@ DISTRACTORS = ("silent", "loud", "recent")
 nearest."""
 
 
-
 @dataclass(frozen=True)
 class Planting:
     """A model that does in-context classification by the two-tower mechanism, by construction.
@@ -83,8 +82,8 @@ class Planting:
     n_heads: int = 4
     d_head: int = 32
     n_classes: int = 2
-    gather: Head = Head(1, 0)
-    match: tuple[Head, ...] = (Head(2, 1),)
+    gather: Head = field(default_factory=lambda: Head(1, 0))
+    match: tuple[Head, ...] = field(default_factory=lambda: (Head(2, 1),))
     distractors: Mapping[str, Sequence[Head]] = field(default_factory=dict)
     noise: float = 0.0
     similarity: float = 8.0
@@ -191,11 +190,7 @@ class Planting:
         rng = np.random.default_rng([seed, ARCHITECTURES.index(architecture)])
         n_layers, n_heads = int(rng.integers(3, 7)), int(rng.choice([4, 6, 8]))
         gather_layer = int(rng.integers(0, n_layers - 1))
-        places = [
-            Head(layer, head)
-            for layer in range(n_layers)
-            for head in range(n_heads)
-        ]
+        places = [Head(layer, head) for layer in range(n_layers) for head in range(n_heads)]
         rng.shuffle(places)
         gather = next(head for head in places if head.layer == gather_layer)
         later = [head for head in places if head.layer > gather_layer]
