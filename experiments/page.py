@@ -12,6 +12,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import recovery
+
 FOLDER = Path(__file__).parent
 HEAD = """# Experiments
 
@@ -47,7 +49,8 @@ def page(found: list[dict[str, Any]]) -> str:
         f"| {r['number']} | [{r['title']}](#{anchor(r['title'])}) | {r['claim']} | {r['verdict']} |"
         for r in found
     ]
-    return "\n".join([*lines, "", *(section(r) for r in found)])
+    study = json.loads((FOLDER / "recovery.json").read_text())
+    return "\n".join([*lines, "", recovery.section(study), *(section(r) for r in found)])
 
 
 def section(result: dict[str, Any]) -> str:

@@ -188,3 +188,16 @@ def test_wrong_questions(run: xr.DataTree, tmp_path: Path) -> None:
     del part["ov"]
     with pytest.raises(tt.InputError, match="needs the group 'ov'"):
         part.tt.weighted()
+
+
+def test_weighted_needs_the_same_positions(llama: tt.Model, prompts: tt.Prompts) -> None:
+    run = tt.analyze(llama, prompts, keep="labels")
+    found = run.tt.weighted()
+    expected = run.qk.attention.values[..., None] * run.ov.label_logit.values
+    np.testing.assert_array_equal(found.values, expected)
+    run["ov"] = tt.ov_labels(llama, prompts)
+    with pytest.raises(tt.InputError, match="qk and ov differ in position"):
+        run.tt.weighted()
+    run["ov"] = tt.ov_labels(llama, prompts[[1, 0, 3, 2, 5, 4]], keep="labels")
+    with pytest.raises(tt.InputError, match="qk and ov differ in"):
+        run.tt.weighted()

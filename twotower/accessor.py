@@ -155,8 +155,10 @@ class _Questions:
             spread = {x: a for x, a in dataset.data_vars.items() if "position" in a.dims}
             if not spread:
                 return dataset
+            if "role" not in dataset.coords:
+                raise InputError("roles are known no more here; take them first")
             here = dataset["role"].isin(list(roles))
-            kept = here.any("prompt").values
+            kept = here.any([dim for dim in here.dims if dim != "position"]).values
             found = {name: _only(array, here) for name, array in spread.items()}
             return dataset.assign(found).isel(position=kept)
 
@@ -221,6 +223,8 @@ class _Questions:
         InputError
             If there is no such dim, or the level is not between 0 and 1.
         """
+        if not isinstance(dim, str):
+            raise InputError(f"dim={dim!r} must be the name of a dim")
         if not isinstance(level, float) or not 0 < level < 1:
             raise InputError(f"level={level!r} must be between 0 and 1")
         self._require(dim)
@@ -233,6 +237,20 @@ class _Questions:
             return kept.map(_estimate, dim=dim, level=level).assign_attrs(dataset.attrs)
 
         return self._each(change)
+
+
+def _require_alike(attention: xr.DataArray, logit: xr.DataArray) -> None:
+    """Refuse attention and label logits of other prompts, heads or positions.
+
+    With keep="labels" positions are numbered anew, so that equal numbers are not enough.
+    """
+    for name in ("prompt", "layer", "head", "position", "token_position", "role", "label_text"):
+        one, other = (name in array.coords for array in (attention, logit))
+        if one != other or (one and not attention[name].equals(logit[name])):
+            raise InputError(
+                f"qk and ov differ in {name}: they are of other prompts, heads or positions "
+                "(measure both with the same keep=)"
+            )
 
 
 def _only(array: xr.DataArray, here: xr.DataArray) -> xr.DataArray:
@@ -288,7 +306,7 @@ class DatasetQuestions(_Questions):
         pandas.DataFrame
             A column for every dim, variable and coordinate.
         """
-        frame = self._data.to_dataframe().reset_index()
+        frame = self._data.to_dataframe(dim_order=list(self._data.dims)).reset_index()
         return frame[frame["role"] != "pad"].reset_index(drop=True) if "role" in frame else frame
 
 
@@ -342,8 +360,9 @@ class RunQuestions(_Questions):
         for name in ("qk", "ov"):
             if name not in run.children:
                 raise InputError(f"weighted() needs the group {name!r}; analyze with it")
-        logit = run["ov"]["label_logit"]
-        found = run["qk"]["attention"] * logit
+        logit, attention = run["ov"]["label_logit"], run["qk"]["attention"]
+        _require_alike(attention, logit)
+        found = attention * logit.drop_vars(set(logit.coords) - set(logit.dims))
         about = {
             "long_name": "label logit of the weighted value-output vector",
             "units": "1",
@@ -360,7 +379,7 @@ class RunQuestions(_Questions):
             return DatasetQuestions(self._data.to_dataset()).to_frame()
         from .figures.views import head_table
 
-        return head_table(self._data).to_dataframe().reset_index()
+        return head_table(self._data).to_dataframe(dim_order=["layer", "head"]).reset_index()
 
 
 def register() -> None:

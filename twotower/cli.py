@@ -1,7 +1,8 @@
 """The command line. Heavy libraries are imported by the command that needs them.
 
 Exit codes: 0 done; 1 a finding that should hold does not, or something unforeseen went
-wrong; 2 the input, the environment or a file is not usable; 130 interrupted.
+wrong; 2 the input, the environment or a file is not usable; 130 interrupted; 141 the reader of
+a pipe went away.
 """
 
 from __future__ import annotations
@@ -328,6 +329,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app.meta(arguments, exit_on_error=False, print_error=False)
+        sys.stdout.flush()
     except (TwoTowerError, CycloptsError) as error:
         if "--debug" in arguments:
             traceback.print_exc()
@@ -337,6 +339,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("twotower: interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # as of `twotower heads RUN | head -3`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()

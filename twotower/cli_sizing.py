@@ -15,7 +15,13 @@ def console_of() -> Any:
     """Where commands print: plain text, without markup."""
     from rich.console import Console
 
-    console = Console(highlight=False, markup=False)
+    class Piped(Console):
+        """Tells a pipe that was closed by its reader from a failure."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    console = Piped(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = max(console.width, PIPED_WIDTH)  # in a file nothing need be cut
     return console

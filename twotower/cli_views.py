@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from .cli_sizing import console_of
-from .errors import InputError
 from .runs.configuration import Words
 from .runs.load_settings import Whole
 
@@ -90,7 +89,8 @@ def report(
     other: str | None = None,
     *,
     output: Annotated[Path, Parameter(alias="-o")] = Path("report.html"),
-    part: Annotated[list[str] | None, Words] = None,
+    part: str | None = None,
+    other_part: str | None = None,
     prompts: Annotated[list[Whole] | None, Words] = None,
     most_bytes: Whole | None = None,
 ) -> None:
@@ -101,12 +101,13 @@ def report(
     run
         The store of a run: a path or a URL.
     other
-        A second run, of a model with the same heads; or, with two parts, left out.
+        A second run, of a model with the same heads. With --other-part alone, the same run.
     output
         The page.
     part
-        Of runs over several models, tasks or seeds: which one. Two parts of a run are
-        compared.
+        Of a run over several models, tasks or seeds: which one.
+    other_part
+        Which one of the second run.
     prompts
         Numbers of the prompts that can be looked at; by default as many as go in.
     most_bytes
@@ -114,13 +115,10 @@ def report(
     """
     from .figures.report import MOST_BYTES, write_report
 
-    stores = [run] if other is None else [run, other]
-    parts = part or []
-    if len(parts) == 2 and other is None:
-        stores = [run, run]
-    if len(parts) > len(stores):
-        raise InputError(f"there are {len(parts)} parts for {len(stores)} runs")
-    chosen = [*parts, *[None] * (len(stores) - len(parts))]
+    stores, chosen = [run], [part]
+    if other is not None or other_part is not None:
+        stores.append(run if other is None else other)
+        chosen.append(other_part)
     opened = [_opened(x, y) for x, y in zip(stores, chosen, strict=True)]
     names = [y or Path(x).stem for x, y in zip(stores, chosen, strict=True)]
     if len(set(names)) < len(names):

@@ -93,7 +93,7 @@ def test_attention(run: xr.DataTree) -> None:
     np.testing.assert_allclose(
         [heights[i] for i in range(len(view.tokens))], view.of((2, 1))["attention"]
     )
-    assert set(words(ax)) == {"other", "label, animal", "label, city", "query"}
+    assert set(words(ax)) == {"other", "label, the query's class", "label, another class", "query"}
     names = [text.get_text() for text in ax.get_xticklabels()]
     assert names == [printable(token) for token in view.tokens]
     bold = [i for i, t in enumerate(ax.get_xticklabels()) if t.get_fontweight() == "bold"]

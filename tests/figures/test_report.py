@@ -19,6 +19,7 @@ from tiny import TWO, byte_level, hf_model
 
 import twotower as tt
 from twotower.figures import head_table, prompt_view, write_report
+from twotower.figures.report_data import comparison
 
 READY = "body[data-ready=yes]"
 
@@ -405,7 +406,10 @@ def test_two_runs(browser: Browser, run, llama: tt.Model, tmp_path: Path) -> Non
         from scipy.stats import spearmanr
 
         rank = spearmanr(a.margin_drop.values.ravel(), b.margin_drop.values.ravel()).statistic
-        assert rows[1].split("\t") == ["effect on margin", shown(rank), "12 of 12"]
+        top = [set(tt.in_context_heads(x, 4)) for x in (run, other)]
+        shared = len(top[0] & top[1])
+        assert rows[1].split("\t") == ["effect on margin", shown(rank), f"{shared} of 4"]
+        assert texts(page, ".note") == ["The two runs are of different prompts, seeds."]
         assert texts(page, "#which option") == ["first", "second", "first less second"]
         page.click("#heads thead button[data-sort='-1']")
         cells = page.locator("#heads tbody tr").nth(5).locator("td").all_text_contents()
@@ -503,6 +507,12 @@ def test_what_cannot_be_written(run, llama: tt.Model, tmp_path: Path) -> None:
         (lambda: write_report(run, target, prompts=[0, 9]), "prompt 9 is not in the run"),
         (lambda: write_report(run, target, most_bytes=100), "most_bytes=100"),
         (lambda: write_report("run.zarr", target), "is no run"),
+        (lambda: write_report(None, target), "is no run"),
+        (lambda: write_report(run, target, run, names=("one",)), "must be 2 texts"),
+        (lambda: write_report(run, target, prompts=3), "must be a list of numbers"),
+        (lambda: write_report(run, 5), "must be a path"),
+        (lambda: write_report(run, target, run.predictions), "has no numbers of heads"),
+        (lambda: write_report(run.tt.head(1, 1), target), "no dim"),
     ):
         with pytest.raises(tt.InputError, match=words):
             ask()
@@ -529,3 +539,76 @@ def test_content_is_strict_json(page_file: Path) -> None:
     content = re.search(r'id="content">(.*?)</script>', text).group(1)  # type: ignore[union-attr]
     json.loads(content, parse_constant=lambda name: pytest.fail(name))
     assert "<" not in content
+
+
+def test_an_address_names_the_run(browser: Browser, run, llama: tt.Model, tmp_path: Path) -> None:
+    other = tt.analyze(llama, tt.build_prompts(llama, TWO, shots=3, n=4, seed=8))
+    file = write_report(run, tmp_path / "two.html", other)
+    with opened(browser, file) as page:
+        page.select_option("#prompt-run", "1")
+        page.select_option("#prompt", "2")
+        page.wait_for_function("location.hash.includes('prompt=2&run=1')")
+        page.reload()
+        page.wait_for_selector(READY)
+        assert page.input_value("#prompt-run") == "1"
+        assert page.input_value("#prompt") == "2"
+        page.evaluate("location.hash = '#head=2.2&prompt=1&run=0'")
+        page.wait_for_function("document.getElementById('chosen-title').textContent == 'Head 2.2'")
+        assert page.input_value("#prompt-run") == "0"
+
+
+def test_a_first_run_without_effects(browser: Browser, run, tmp_path: Path) -> None:
+    file = write_report(
+        without("attribution")(scores_alone(run)), tmp_path / "two.html", run, names=("a", "b")
+    )
+    with opened(browser, file) as page:
+        assert page.locator("#column option:checked").inner_text() == "QK AUC"
+        assert page.is_visible("#map")
+        page.select_option("#column", label="effect on margin")
+        assert page.inner_text("#map-note") == "There is no such number in a."
+        assert not page.is_visible("#map")
+
+
+def scores_alone(run: xr.DataTree) -> xr.DataTree:
+    found = without("effects")(run)
+    found["scores"] = found["scores"].to_dataset().drop_vars("margin_drop")
+    return found
+
+
+def test_long_names_and_many_labels(browser: Browser, llama: tt.Model, tmp_path: Path) -> None:
+    every = [text for one in TWO.texts.values() for text in one]
+    long = "of a very long name " * 4
+    classes = {f"class {long}{i}": every[5 * i : 5 * i + 5] for i in range(4)}
+    labels = ("foo", "bar", "map", "key")
+    prompts = tt.build_prompts(llama, tt.Task("long", classes), labels, shots=1, n=2, seed=0)
+    run = tt.analyze(llama, prompts)
+    file = write_report(run, tmp_path / "long.html", run, names=("a" * 90, "<i>b</i> & c"))
+    for width in (360, 800):
+        with opened(browser, file, width) as page:
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            title = page.locator("#towers .ytitle").text_content()
+            assert title == "<i>b</i> & c"
+
+
+def test_another_head_leaves_the_prompt_where_it_is(browser: Browser, tmp_path: Path) -> None:
+    model = tt.load(hf_model("llama-grouped"), tokenizer=byte_level())
+    prompts = tt.build_prompts(model, TWO, shots=9, n=2, seed=0)
+    file = write_report(tt.analyze(model, prompts), tmp_path / "run.html")
+    with opened(browser, file, 360) as page:
+        page.set_viewport_size({"width": 360, "height": 500})
+        box = "document.getElementById('tokens')"
+        page.evaluate(f"{box}.style.maxHeight = '100px'")
+        page.select_option("#prompt", "1")
+        page.wait_for_function(f"{box}.dataset.shown == '0.1' && {box}.scrollTop > 0")
+        page.evaluate(f"{box}.scrollTop = 7")
+        page.fill("#search", "2.2")
+        page.click("#heads tbody button")
+        page.wait_for_timeout(200)
+        assert page.evaluate(f"{box}.scrollTop") == 7
+
+
+def test_the_report_compares_what_is_stored_not_what_is_shown(run) -> None:
+    table = head_table(run)
+    small = table * 1e-9
+    found = {row["name"]: row for row in comparison(table, small)}
+    assert found["margin_drop"]["correlation"] == pytest.approx(1)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -138,8 +141,7 @@ def test_parts(checkpoint: Path, tmp_path: Path, capsys) -> None:
     asked = ("--model", checkpoint, "--task", task, "--shots", 2, "--n", 3, "--seed", 0, 1)
     assert command("analyze", *asked, "--output", store) == 0
     capsys.readouterr()
-    parts = list(tt.open(store).children)
-    names = [name for name in parts if name != "units"]
+    names = json.loads(tt.open(store).attrs["twotower_parts"])
     assert command("heads", store) == 2
     assert f"choose one of {', '.join(names)}" in capsys.readouterr().err
     assert command("heads", store, "--part", names[1], "--json") == 0
@@ -147,7 +149,7 @@ def test_parts(checkpoint: Path, tmp_path: Path, capsys) -> None:
     expected = tt.in_context_heads(tt.open(store)[names[1]], 12)
     assert [(row["layer"], row["head"]) for row in found] == expected
     file = tmp_path / "two.html"
-    assert command("report", store, "--part", *names, "-o", file) == 0
+    assert command("report", store, "--part", names[0], "--other-part", names[1], "-o", file) == 0
     assert all(f'"name": "{name}"' in file.read_text(encoding="utf-8") for name in names)
     assert command("show", store, "--head", "0.0", "--part", names[0]) == 0
 
@@ -169,7 +171,7 @@ def test_parts(checkpoint: Path, tmp_path: Path, capsys) -> None:
         (("report", "STORE", "no.zarr"), "there is no store at no.zarr"),
         (("report", "STORE", "-o", "no/run.html"), "folder is not there"),
         (("report", "STORE", "--prompts", "9"), "prompt 9 is not in the run"),
-        (("report", "STORE", "--part", "a", "b", "c"), "3 parts for 1 runs"),
+        (("report", "STORE", "--part", "a"), "no part 'a'; it has none"),
         (("report", "STORE", "--most-bytes", "10"), "most_bytes=10"),
     ],
 )
@@ -180,3 +182,34 @@ def test_what_is_refused(arguments, words: str, store: Path, tmp_path, capsys, m
     assert words in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("width", [30, 60, 80])
+def test_narrow_terminals_lose_no_number(run: xr.DataTree, width: int) -> None:
+    narrow, wide = (
+        Console(file=io.StringIO(), force_terminal=True, width=w, markup=False, color_system=None)
+        for w in (width, 300)
+    )
+    for console in (narrow, wide):
+        show_prompt(run, (2, 1), 0, console)
+    texts = [c.file.getvalue() for c in (narrow, wide)]  # type: ignore[attr-defined]
+    numbers = [
+        [w for w in text.split() if w.replace(".", "").lstrip("-").isdigit()] for text in texts
+    ]
+    assert numbers[0] == numbers[1]
+    assert narrow.width == width
+
+
+def test_a_reader_that_goes_away(store: Path) -> None:
+    for arguments in (["heads", "--k", "12"], ["show", "--head", "2.1", "--json"]):
+        name, *rest = arguments
+        line = [sys.executable, "-m", "twotower.cli", name, str(store), *rest]
+        found = subprocess.run(
+            f"{shlex.join(line)} | head -c 1; exit ${{PIPESTATUS[0]}}",
+            shell=True,
+            executable="/bin/bash",
+            capture_output=True,
+            text=True,
+        )
+        assert found.stderr == ""
+        assert found.returncode in (0, 141)  # 0 where all was written before the reader left

@@ -165,3 +165,67 @@ def test_a_single_head() -> None:
     run = tt.analyze(small, tt.build_prompts(small, TWO, shots=1, n=2))
     assert head_table(run).sizes == {"layer": 1, "head": 1}
     assert prompt_view(run, 1).of((0, 0))["attention"].sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_heads_in_another_order_are_the_same_heads(run: xr.DataTree) -> None:
+    """As after isel(layer=[2, 0, 1]) of one group."""
+    mixed = run.copy()
+    mixed["qk"] = run.qk.to_dataset().isel(layer=[2, 0, 1], head=[3, 1, 0, 2])
+    view, plain = prompt_view(mixed, 1), prompt_view(run, 1)
+    for head in ((0, 1), (2, 3)):
+        for name, values in plain.of(head).items():
+            np.testing.assert_array_equal(view.of(head)[name], values)
+    mixed["effects"] = run.effects.to_dataset().isel(layer=[2, 0, 1])
+    xr.testing.assert_allclose(head_table(mixed), head_table(run))
+    mixed["ov"] = run.ov.to_dataset().isel(layer=[0, 2])
+    with pytest.raises(tt.InputError, match="same heads"):
+        prompt_view(mixed, 1)
+
+
+def test_what_is_not_finite_is_not_marked(run: xr.DataTree) -> None:
+    bad = run.copy()
+    drop = run.effects.margin_drop.copy(deep=True)
+    drop[0, 1, 1], drop[0, 0, 3] = np.nan, np.inf
+    bad["effects"] = run.effects.to_dataset().assign(margin_drop=drop)
+    assert len(marked_heads(bad)) == 11  # the mean leaves NaN out
+    assert tt.Head(0, 3) not in marked_heads(bad)
+
+
+def test_heads_are_given_as_heads(run: xr.DataTree) -> None:
+    assert marked_heads(run, []) == []
+    for wrong in ((0, 0), 5, ["a"], [(1,)], [(1, 2, 3)], [(0.0, 1)], "0.1"):
+        with pytest.raises(tt.InputError):
+            marked_heads(run, wrong)
+    for wrong in (None, 5, (1,), (1, 2, 3), "0.1", (0.0, 1), (-1, 0)):
+        with pytest.raises(tt.InputError):
+            prompt_view(run, 0).of(wrong)
+
+
+def test_scores_that_are_missing_are_made(run: xr.DataTree) -> None:
+    """A run under way has scores of NaN."""
+    part = run.copy()
+    part["scores"] = run.scores.to_dataset() * np.nan
+    part["scores"].attrs = run.scores.attrs
+    xr.testing.assert_allclose(head_table(part), head_table(run))
+
+
+def test_dims_that_are_gone(run: xr.DataTree) -> None:
+    for change in (lambda r: r.tt.head(1, 1), lambda r: r.isel(prompt=0), lambda r: r.tt.mean_ci()):
+        with pytest.raises(tt.InputError):
+            head_table(change(run))
+        with pytest.raises(tt.InputError):
+            prompt_view(change(run), 0)
+        with pytest.raises(tt.InputError):
+            change(run).tt.heads(1)
+
+
+def test_groups_of_other_prompts(run: xr.DataTree, llama: tt.Model) -> None:
+    mixed = run.copy()
+    mixed["ov"] = run.ov.to_dataset().isel(prompt=[0, 2])
+    assert prompt_view(mixed, 2).number == 2
+    with pytest.raises(tt.InputError, match="prompt 1"):
+        prompt_view(mixed, 1)
+    longer = tt.build_prompts(llama, TWO, shots=5, n=6, seed=3)
+    mixed["ov"] = tt.ov_labels(llama, longer)
+    with pytest.raises(tt.InputError, match="different prompts"):
+        prompt_view(mixed, 1)

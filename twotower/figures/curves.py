@@ -57,7 +57,7 @@ def knocked_out(
             k: tt.predict(model, test, [tt.KnockOut(heads[:k])] if k else []) for k in (0, 4, 12)
         }})
     """
-    if measure not in ACCURACIES:
+    if not isinstance(measure, str) or measure not in ACCURACIES:
         raise InputError(f"measure={measure!r} is not known; use one of {', '.join(ACCURACIES)}")
     _require(curves)
     labels = 0
@@ -107,7 +107,7 @@ def bias_curves(
     InputError
         If there is no curve, or it is not of biases.
     """
-    if kind not in BIASES:
+    if not isinstance(kind, str) or kind not in BIASES:
         raise InputError(f"kind={kind!r} is not known; use one of {', '.join(BIASES)}")
     _require(curves)
     words = kind.replace("_", " ")
@@ -124,6 +124,9 @@ def bias_curves(
 
 
 def _require(curves: object) -> None:
-    good = isinstance(curves, Mapping) and curves
-    if not good or not all(isinstance(c, Mapping) and c for c in curves.values()):  # type: ignore[attr-defined]
+    good = isinstance(curves, Mapping) and bool(curves)
+    for name, curve in curves.items() if isinstance(curves, Mapping) else ():
+        good = good and isinstance(name, str) and isinstance(curve, Mapping) and bool(curve)
+        good = good and all(isinstance(at, (int, float)) for at in curve)
+    if not good:
         raise InputError("curves must be, by name, datasets by number: {'name': {0: ..., 4: ...}}")

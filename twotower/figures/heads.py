@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError
-from ..results import measured_prompts
 from ..statistics import bootstrap_mean
 from .style import BLUE, GREY, ORANGE, drawn
-from .views import head_table, marked_heads, one_run
+from .views import head_table, marked_heads, one_run, part_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -33,7 +32,7 @@ def column(table: xr.Dataset, by: str) -> xr.DataArray:
     InputError
         If the run does not hold it.
     """
-    if by not in table:
+    if not isinstance(by, str) or by not in table:
         raise InputError(f"by={by!r} is not in the run; it has {', '.join(map(str, table))}")
     return table[by]
 
@@ -80,7 +79,7 @@ def head_map(
         shading="nearest",
         rasterized=True,
     )
-    marked = marked_heads(run, heads)
+    marked = _within(values, marked_heads(run, heads))
     if marked:
         x, y = zip(*marked, strict=True)
         ax.scatter(
@@ -99,6 +98,20 @@ def head_map(
     ax.figure.colorbar(image, ax=ax, shrink=0.9, label=words)
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.yaxis.get_major_locator().set_params(integer=True)
+
+
+def _within(values: xr.DataArray, heads: Sequence[Head]) -> list[Head]:
+    """Heads that are all in the run.
+
+    Raises
+    ------
+    InputError
+        Naming one that is not.
+    """
+    for head in heads:
+        if head.layer not in values["layer"].values or head.head not in values["head"].values:
+            raise InputError(f"the run has no head {head}")
+    return list(heads)
 
 
 @drawn(4.2, 3.8)
@@ -134,7 +147,9 @@ def two_towers(
     if "margin_drop" in table:
         effect = np.nan_to_num(np.abs(table["margin_drop"].values))
         size = 6 + 120 * effect / (effect.max() or 1)
-    marked = [(x, y) for x, y in marked_heads(run, heads)]
+    if not (np.isfinite(qk) & np.isfinite(ov)).any():
+        raise InputError("no head has both AUCs: no prompt allows a comparison")
+    marked = _within(table["qk_auc"], marked_heads(run, heads))
     rows = {int(x): i for i, x in enumerate(table["layer"].values)}
     columns = {int(x): i for i, x in enumerate(table["head"].values)}
     at = tuple(np.array([(rows[x], columns[y]) for x, y in marked], dtype=int).reshape(-1, 2).T)
@@ -189,7 +204,7 @@ def effect_by_layer(run: xr.DataTree, *, ax: Axes) -> None:
     layers, total = mean["layer"].values, mean.sum("head").values
     ax.bar(layers, total, 0.7, color=BLUE, label="all heads, summed")
     if "effects" in run.children:
-        drop = measured_prompts(run["effects"])["margin_drop"]
+        drop = part_of(run, "effects", "prompt", "layer", "head")["margin_drop"].sortby("layer")
         by_layer = drop.sum("head").transpose("layer", "prompt").values
         found = [bootstrap_mean(x) for x in by_layer]
         spread = [

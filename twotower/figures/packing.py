@@ -24,20 +24,19 @@ def pack(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
     header
         Anything that JSON takes.
     arrays
-        Floats of any shape; NaN is kept. Each is rounded to one of `STEPS`; the header says
-        which.
+        Floats (row, ...); NaN is kept. Each row is rounded to one of `STEPS`; the header says
+        to which.
     """
     described, content = {}, []
     for name, array in arrays.items():
-        step, values = rounded(array)
-        described[name] = {"shape": list(array.shape), "step": step}
-        content.append(values.astype("<i2").tobytes())
-    text = json.dumps({**header, "arrays": described}, ensure_ascii=False).encode(
-        "utf-8", "replace"
-    )
-    text += b" " * (-len(text) % 2)  # values of two bytes start at an even place
-    body = len(text).to_bytes(4, "little") + text + b"".join(content)
-    return compressed(body)
+        rows = [rounded(row) for row in array]
+        steps = [step for step, _ in rows]
+        described[name] = {"shape": list(array.shape), "steps": steps}
+        content += [values.astype("<i2").tobytes() for _, values in rows]
+    text = json.dumps({**header, "arrays": described}, ensure_ascii=False)
+    head = text.encode("utf-8", "replace")
+    head += b" " * (-len(head) % 2)  # values of two bytes start at an even place
+    return compressed(len(head).to_bytes(4, "little") + head + b"".join(content))
 
 
 def compressed(content: bytes) -> str:

@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import InputError
-from .style import COLOURS, GREY, drawn
+from .style import BLUE, COLOURS, GREEN, GREY, ORANGE, drawn
 from .texts import printable
-from .views import PromptView, prompt_view
+from .views import PromptView, as_head, prompt_view
 
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
 
     from ..head import Head
+
+SAME, OTHER = "label, the query's class", "label, another class"
+KINDS = {SAME: ORANGE, OTHER: BLUE, "query": GREEN, "bos": COLOURS[3], "other": GREY}
+"""What the bar of a position can be, and its colour, the same in all figures."""
 
 MOST_TICKS = 100
 """Tokens that are written below an axis; of more, those of label positions alone."""
@@ -49,11 +53,11 @@ def attention(run: xr.DataTree, head: Head | Sequence[int], prompt: int = 0, *, 
     view = prompt_view(run, prompt)
     values = _values(view, head, "attention")
     x = np.arange(len(view.tokens))
-    kinds = _kinds(view)
-    for colour, kind in enumerate(dict.fromkeys(kinds)):
-        here = np.array([k == kind for k in kinds])
-        shade = GREY if kind == "other" else COLOURS[colour % len(COLOURS)]
-        ax.bar(x[here], values[here], 0.9, color=shade, label=kind)
+    kinds = np.array(_kinds(view))
+    for kind, shade in KINDS.items():
+        here = kinds == kind
+        if here.any():
+            ax.bar(x[here], values[here], 0.9, color=shade, label=kind)
     _name_positions(ax, view)
     ax.set(ylabel="attention", title=_title(view, head))
     ax.legend(ncols=3)
@@ -93,7 +97,7 @@ def label_logits(
     if weighted:
         values = values * _values(view, head, "attention")[:, None]
     x = np.arange(len(view.tokens))
-    markers = "osD^vP"
+    markers = "osD^vPX"  # one more than there are colours, so that 42 labels can be told apart
     for number, label in enumerate(view.labels):
         colour = COLOURS[number % len(COLOURS)]
         ax.plot(x, values[:, number], "-", lw=0.6, color=colour, alpha=0.5)
@@ -117,8 +121,7 @@ def label_logits(
 
 
 def _title(view: PromptView, head: Head | Sequence[int]) -> str:
-    layer, number = head
-    return f"Head {layer}.{number}, prompt {view.number} ({printable(view.gold)} is right)"
+    return f"Head {as_head(head)}, prompt {view.number} ({printable(view.gold)} is right)"
 
 
 def _values(view: PromptView, head: Head | Sequence[int], name: str) -> np.ndarray:
@@ -129,13 +132,13 @@ def _values(view: PromptView, head: Head | Sequence[int], name: str) -> np.ndarr
 
 
 def _kinds(view: PromptView) -> list[str]:
-    """What the bar of each position is: a label's position by class, the query, or other."""
+    """What the bar of each position is, one of `KINDS`."""
     found = []
     for role, cls in zip(view.roles, view.classes, strict=True):
         if role == "label":
-            found.append(f"label, {printable(cls)}")
+            found.append(SAME if cls == view.query_class else OTHER)
         else:
-            found.append(str(role) if role in ("query", "bos") else "other")
+            found.append(str(role) if role in KINDS else "other")
     return found
 
 

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 from ..checks import whole
 from ..errors import InputError
 from .packing import compressed
-from .report_data import columns_of, comparison, prompt_data, run_data
+from .report_data import (
+    columns_of,
+    comparison,
+    differences,
+    prompt_data,
+    run_data,
+    table_of,
+)
 from .views import one_run
 
 if TYPE_CHECKING:
@@ -65,17 +72,25 @@ def write_report(
         there, or the size is too small.
     """
     whole("most_bytes", most_bytes, LEAST_BYTES)
-    runs = [one_run(x) for x in (run, other) if x is not None]
+    runs = [one_run(run)] if other is None else [one_run(run), one_run(other)]
+    if not isinstance(path, (str, Path)):
+        raise InputError(f"path={path!r} must be a path")
+    if len(names) < len(runs) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"names={names!r} must be {len(runs)} texts")
+    if prompts is not None and not isinstance(prompts, (list, tuple, range)):
+        raise InputError(f"prompts={prompts!r} must be a list of numbers")
     target = Path(path).expanduser()
     if target.is_dir() or not target.parent.is_dir():
         raise InputError(f"{target} cannot be written: it is a folder, or its folder is not there")
-    found = [run_data(x, name) for x, name in zip(runs, names, strict=False)]
-    compared = comparison(*found) if len(found) == 2 else []
-    content: dict[str, Any] = {
-        "runs": found,
-        "columns": columns_of(found),
-        "comparison": compared,
-    }
+    tables = [table_of(x) for x in runs]
+    found = [run_data(*each) for each in zip(runs, names, tables, strict=False)]
+    content: dict[str, Any] = {"runs": found, "columns": columns_of(found)}
+    content |= {"comparison": [], "differences": ""}
+    if len(runs) == 2:
+        if tables[0] is None or tables[1] is None:
+            raise InputError("the runs cannot be compared: one has no numbers of heads")
+        content["comparison"] = comparison(tables[0], tables[1])
+        content["differences"] = differences(runs[0], runs[1])
     library = compressed(_plotly().encode())
     room = most_bytes - len(_page(content, [], library)) - 20_000
     blobs = []

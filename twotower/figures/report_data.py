@@ -42,7 +42,17 @@ ABOUT = (
 """Attributes of a run that a report shows, in this order."""
 
 
-def run_data(run: xr.DataTree, name: str) -> dict[str, Any]:
+def table_of(run: xr.DataTree) -> xr.Dataset | None:
+    """The head table, if the run has numbers of heads."""
+    try:
+        return head_table(run)
+    except InputError as error:
+        if "no numbers of heads" not in str(error):
+            raise
+        return None
+
+
+def run_data(run: xr.DataTree, name: str, table: xr.Dataset | None) -> dict[str, Any]:
     """What is shown of a run but for its prompts; only what JSON takes.
 
     Parameters
@@ -51,13 +61,14 @@ def run_data(run: xr.DataTree, name: str) -> dict[str, Any]:
         One run.
     name
         What it is called in the report.
+    table
+        Its head table, if it has one.
     """
     notes = []
-    try:
-        table = head_table(run)
-    except InputError:
-        table = None
+    if table is None:
         notes.append("This run holds no numbers of heads.")
+    elif "margin_drop" in table and "effects" not in run.children:
+        notes.append(f"Effect on margin: {table['margin_drop'].attrs.get('long_name', '')}.")
     for group, words in (
         ("effects", "effects"),
         ("qk", "QK scores and attention"),
@@ -80,6 +91,7 @@ def run_data(run: xr.DataTree, name: str) -> dict[str, Any]:
         "layers": layers,
         "heads": heads,
         "columns": {} if table is None else {str(x): _flat(table[x].values) for x in table},
+        "missing": [x for x in COLUMNS if table is None or x not in table],
         "marked": [list(head) for head in marked_heads(run)],
     }
 
@@ -93,8 +105,32 @@ def columns_of(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def comparison(first: dict[str, Any], second: dict[str, Any]) -> list[dict[str, Any]]:
+COMPARED = {
+    "model": "models",
+    "task": "tasks",
+    "labels": "labels",
+    "prompts_hash": "prompts",
+    "seed": "seeds",
+    "dtype": "dtypes",
+    "quantization": "quantizations",
+}
+
+
+def differences(first: xr.DataTree, second: xr.DataTree) -> str:
+    """What two runs do not have in common, in words."""
+    found = [
+        words for key, words in COMPARED.items() if first.attrs.get(key) != second.attrs.get(key)
+    ]
+    return f"The two runs are of different {', '.join(found)}." if found else ""
+
+
+def comparison(first: xr.Dataset, second: xr.Dataset) -> list[dict[str, Any]]:
     """How alike two runs are, by column: rank correlation, and how many top heads they share.
+
+    Parameters
+    ----------
+    first, second
+        Their head tables.
 
     Raises
     ------
@@ -103,29 +139,24 @@ def comparison(first: dict[str, Any], second: dict[str, Any]) -> list[dict[str, 
     """
     from scipy.stats import spearmanr
 
-    shape = [(run["layers"], run["heads"]) for run in (first, second)]
-    if shape[0] != shape[1]:
-        sizes = [f"{len(x)} x {len(y)}" for x, y in shape]
+    if any(not first[dim].equals(second[dim]) for dim in ("layer", "head")):
+        sizes = [f"{t.sizes['layer']} x {t.sizes['head']}" for t in (first, second)]
         raise InputError(
             f"the runs cannot be compared head by head: {sizes[0]} and {sizes[1]} heads"
         )
     found = []
-    for column in columns_of([first, second]):
-        name = column["name"]
-        if name not in first["columns"] or name not in second["columns"]:
+    for name, (title, _) in COLUMNS.items():
+        if name not in first or name not in second:
             continue
-        a, b = (
-            np.array([np.nan if x is None else x for x in run["columns"][name]])
-            for run in (first, second)
-        )
+        a, b = (table[name].values.ravel().astype(float) for table in (first, second))
         both = np.isfinite(a) & np.isfinite(b)
-        k = min(N_MARKED, int(both.sum()))
+        k = max(1, min(N_MARKED, int(both.sum()) // 3))  # of few heads all would be shared
         varied = both.sum() > 2 and np.ptp(a[both]) > 0 and np.ptp(b[both]) > 0
         top = [set(np.argsort(-np.where(both, x, -np.inf), kind="stable")[:k]) for x in (a, b)]
         found.append(
             {
                 "name": name,
-                "title": column["title"],
+                "title": title,
                 "correlation": float(spearmanr(a[both], b[both]).statistic) if varied else None,
                 "shared": len(top[0] & top[1]),
                 "of": k,
@@ -159,8 +190,7 @@ def prompt_data(
     """
     if not {"qk", "ov"} & set(run.children):
         return [], [], {"heads": None, "of": 0}
-    known = prompts_of(run)
-    wanted = known if prompts is None else list(prompts)
+    wanted = prompts_of(run) if prompts is None else list(dict.fromkeys(prompts))
     if not wanted:
         return [], [], {"heads": None, "of": 0}
     chosen = None
@@ -168,8 +198,9 @@ def prompt_data(
     size = len(_packed(view, None))
     few = min(FEW_PROMPTS, len(wanted))
     if size * few > budget:
-        n = max(1, int(len(view.layers) * len(view.heads) * budget / (size * few)))
-        chosen = _strongest(run, view, n)
+        bare = len(_packed(view, []))  # tokens and such, with no head
+        n = (0.95 * budget / few - bare) / (size - bare) * len(view.layers) * len(view.heads)
+        chosen = _strongest(run, view, max(1, int(n)))
     told, packed, used = [], [], 0
     for number in wanted:
         view = prompt_view(run, number) if number != view.number else view
@@ -199,12 +230,15 @@ def _packed(view: PromptView, heads: Sequence[Sequence[int]] | None) -> str:
         "tops": {name: x.tolist() for name, x in view.top_tokens.items()},
     }
     arrays = {}
-    for name, values in view.values.items():
+    values_of = dict(view.values)
+    if {"score", "score_content"} <= set(values_of):
+        values_of["score_position"] = values_of["score"] - values_of["score_content"]
+    for name, values in values_of.items():
         flat = values.reshape(-1, *values.shape[2:])  # (layer x head, position, ...)
         if heads is not None:
             width = len(view.heads)
             rows = [view.layers.index(x) * width + view.heads.index(y) for x, y in heads]
-            flat = flat[rows]
+            flat = flat[np.array(rows, dtype=int)]
         arrays[name] = flat
     return pack(header, arrays)
 
@@ -212,9 +246,8 @@ def _packed(view: PromptView, heads: Sequence[Sequence[int]] | None) -> str:
 def _strongest(run: xr.DataTree, view: PromptView, n: int) -> list[list[int]]:
     """n heads: those that are marked, then those of the largest numbers."""
     chosen = [list(head) for head in marked_heads(run)][:n]
-    try:
-        table = head_table(run)
-    except InputError:
+    table = table_of(run)
+    if table is None:
         ranked = [[x, y] for x in view.layers for y in view.heads]
     else:
         values = next(iter(table.data_vars.values()))
@@ -241,8 +274,8 @@ def _axes(run: xr.DataTree, table: xr.Dataset | None) -> tuple[list[int], list[i
 
 
 def _flat(values: np.ndarray) -> list[float | None]:
-    """(layer x head,) with None for NaN, as JSON has it."""
-    return [round(float(x), 6) if np.isfinite(x) else None for x in values.ravel()]
+    """(layer x head,) of seven digits, with None for NaN, as JSON has it."""
+    return [float(f"{x:.7g}") if np.isfinite(x) else None for x in values.ravel()]
 
 
 def _numbers(run: xr.DataTree, measured: int, heads: int) -> list[list[str]]:

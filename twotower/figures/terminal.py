@@ -29,6 +29,10 @@ COLUMNS = {
 }
 """Columns of the head table: words, and how a number is written."""
 
+MOST_WIDTH = 1000
+MOST_NAME = 24
+"""Characters of a class or label in a table."""
+
 
 def parse_head(text: str) -> tuple[int, int]:
     """A head written as layer.head, such as 21.3.
@@ -56,7 +60,11 @@ def rows_of(run: xr.DataTree, by: str, k: int) -> list[dict[str, Any]]:
     if by not in table:
         raise InputError(f"by={by!r} is not in the run; it has {', '.join(map(str, table))}")
     marked = set(marked_heads(run))
-    frame = table.to_dataframe().reset_index().sort_values(by, ascending=False, kind="stable")
+    frame = (
+        table.to_dataframe(dim_order=["layer", "head"])
+        .reset_index()
+        .sort_values(by, ascending=False, kind="stable")
+    )
     rows = frame.head(k).to_dict("records")
     for row in rows:
         row["in_context"] = (row["layer"], row["head"]) in marked
@@ -78,7 +86,7 @@ def show_heads(rows: Sequence[dict[str, Any]], console: Console) -> None:
             "-" if row[name] is None else COLUMNS[name][1].format(row[name]) for name in columns
         ]
         table.add_row(f"{row['layer']}.{row['head']}{star}", *values)
-    console.print(table)
+    _print(table, console)
     if any(row["in_context"] for row in rows):
         console.print("* among the in-context heads: the largest effects on the margin")
 
@@ -124,7 +132,7 @@ def show_prompt(
         words = {"score_content": "content", "score_position": "position"}
         table.add_column(words.get(name, name), justify="right")
     for label in view.labels:
-        table.add_column(f"OV {control_free(label)}", justify="right")
+        table.add_column(f"OV {_name(label)}", justify="right")
     if "top_token" in rows[0]:
         table.add_column("OV top token")
     here = [rows[i] for i in view.label_positions]
@@ -132,15 +140,15 @@ def show_prompt(
         star = "*" if row["class"] == view.query_class else ""
         cells = [
             str(row["position"]),
-            control_free(row["label"]),
-            control_free(row["class"]) + star,
+            _name(row["label"]),
+            _name(row["class"]) + star,
         ]
         cells += [_written(row[name]) for name in names]
         cells += [_written(row["label_logit"][label]) for label in view.labels]
         if "top_token" in row:
             cells.append(control_free(row["top_token"]))
         table.add_row(*cells)
-    console.print(table)
+    _print(table, console)
     console.print(f"* the query's class, {control_free(view.query_class)}")
 
 
@@ -174,6 +182,24 @@ def _table(console: Console) -> Table:
     return Table(box=box.ROUNDED if console.is_terminal else None)
 
 
+def _print(table: Table, console: Console) -> None:
+    """Print a table whole: where the terminal is too narrow, it wraps, and no number is cut."""
+    from rich.measure import Measurement
+
+    for column in table.columns:
+        column.no_wrap = True
+    wide = console.options.update(max_width=MOST_WIDTH)
+    needed = Measurement.get(console, wide, table).maximum
+    if needed <= console.width:
+        console.print(table)
+        return
+    before, console.width = console.width, needed
+    try:
+        console.print(table, crop=False, soft_wrap=False)
+    finally:
+        console.width = before
+
+
 def _answer(view: PromptView) -> str:
     right = f"{control_free(view.gold)} is right"
     if not view.answer:
@@ -184,6 +210,11 @@ def _answer(view: PromptView) -> str:
     )
     said = control_free(view.answer["top_token"])
     return f"{right}, the model says {said!r} (logits: {logits})"
+
+
+def _name(text: str) -> str:
+    shown = control_free(text)
+    return shown if len(shown) <= MOST_NAME else shown[: MOST_NAME - 1] + "\u2026"
 
 
 def _number(value: Any) -> float | None:

@@ -57,7 +57,39 @@ def one_run(run: Any, part: str | None = None) -> xr.DataTree:
     return found
 
 
-def head_table(run: xr.DataTree) -> xr.Dataset:
+def part_of(run: xr.DataTree, name: str, *dims: str) -> xr.Dataset:
+    """The measured prompts of a group, which has all the dims that are needed.
+
+    Raises
+    ------
+    InputError
+        If a dim is gone, as after `isel` or a mean.
+    """
+    node = run.children[name]
+    found = measured_prompts(node)
+    for dim in dims:
+        if dim not in found.dims:
+            raise InputError(f"{name} has no dim {dim!r} (any more); use a run with all its dims")
+    return found
+
+
+def as_head(value: Any) -> Head:
+    """A head, given as one or as two whole numbers.
+
+    Raises
+    ------
+    InputError
+        If it is neither.
+    """
+    from ..head import Head
+
+    listed = isinstance(value, (tuple, list)) and len(value) == 2
+    if not listed:
+        raise InputError(f"{value!r} is no head; give (layer, head)")
+    return Head(whole("layer", value[0]), whole("head", value[1]))
+
+
+def head_table(run: xr.DataTree | xr.Dataset) -> xr.Dataset:
     """One number of each kind for every head, as far as a run holds them.
 
     Parameters
@@ -85,17 +117,21 @@ def head_table(run: xr.DataTree) -> xr.Dataset:
     run = one_run(run)
     found: dict[str, xr.DataArray] = {}
     if "effects" in run.children:
-        drop = measured_prompts(run["effects"])["margin_drop"]
+        drop = part_of(run, "effects", "prompt", "layer", "head")["margin_drop"]
         found["margin_drop"] = drop.mean("prompt").assign_attrs(drop.attrs)
     if "attribution" in run.children:
-        logit = measured_prompts(run["attribution"])["label_logit"]
+        logit = part_of(run, "attribution", "prompt", "layer", "head", "label")["label_logit"]
         about = {"long_name": "label logit of the head's output, right less others", "units": "1"}
         found["label_logit"] = above_others(logit).mean("prompt").assign_attrs(about)
-    scores = run.children.get("scores")
-    if scores is None and {"qk", "ov"} <= set(run.children):
-        scores = two_tower_scores(run)
-    for name in scores.data_vars if scores is not None else ():
-        found.setdefault(str(name), scores[name])
+    scores = part_of(run, "scores", "layer", "head") if "scores" in run.children else None
+    unscored = scores is None or bool(scores["qk_auc"].isnull().all())
+    if unscored and {"qk", "ov"} <= set(run.children) and prompts_of(run):
+        for name in ("qk", "ov"):
+            part_of(run, name, "prompt", "layer", "head", "position")
+        scores = two_tower_scores(run)  # a run under way gets its own at its end
+    if scores is not None:
+        for key, array in scores.data_vars.items():
+            found.setdefault(str(key), array)
     if not found:
         raise InputError(f"the run has no numbers of heads; it has {', '.join(run.children)}")
     kept = {name: x.drop_vars(set(x.coords) - {"layer", "head"}) for name, x in found.items()}
@@ -103,13 +139,15 @@ def head_table(run: xr.DataTree) -> xr.Dataset:
     table = xr.Dataset(
         {name: kept[name].transpose("layer", "head") for name in order if name in kept}
     )
-    return table.compute()
+    return table.compute().sortby(["layer", "head"])
 
 
 def marked_heads(
     run: xr.DataTree, heads: Sequence[Head] | None = None, k: int = N_MARKED
 ) -> list[Head]:
     """The heads that are marked: those named, those the run names, or the strongest.
+
+    Heads without a finite effect are never the strongest.
 
     Parameters
     ----------
@@ -121,23 +159,33 @@ def marked_heads(
     k
         Number of heads.
     """
-    from ..head import Head
-    from ..measures import in_context_heads
-
-    if heads is None:
-        heads = json.loads(run.attrs.get("in_context_heads", "[]"))
-    if not heads and "effects" in run.children and prompts_of(run):
-        effects = measured_prompts(run["effects"])
-        heads = in_context_heads(effects, min(k, effects.sizes["layer"] * effects.sizes["head"]))
-    return [Head(int(layer), int(head)) for layer, head in heads]
+    if heads is not None:
+        if not isinstance(heads, (list, tuple)):
+            raise InputError(f"heads={heads!r} must be a list of heads")
+        return [as_head(head) for head in heads]
+    named = json.loads(run.attrs.get("in_context_heads", "[]"))
+    if named:
+        return [as_head(head) for head in named]
+    if "effects" not in run.children or not prompts_of(run):
+        return []
+    mean = head_table(run)["margin_drop"]
+    order = np.argsort(-mean.values, axis=None, kind="stable")  # NaN last
+    places = [np.unravel_index(i, mean.shape) for i in order[:k]]
+    return [
+        as_head((int(mean["layer"][x]), int(mean["head"][y])))
+        for x, y in places
+        if np.isfinite(mean.values[x, y])
+    ]
 
 
 def prompts_of(run: xr.DataTree) -> list[int]:
-    """Numbers of the prompts that are measured."""
+    """Numbers of the prompts that are measured, in every group that has prompts."""
+    found: list[int] | None = None
     for name in ("qk", "ov", "effects", "attribution", "predictions"):
-        if name in run.children:
-            return [int(number) for number in measured_prompts(run[name])["prompt"].values]
-    return []
+        if name in run.children and "prompt" in run[name].dims:
+            here = [int(number) for number in measured_prompts(run[name])["prompt"].values]
+            found = here if found is None else [number for number in found if number in set(here)]
+    return found or []
 
 
 @dataclass
@@ -188,7 +236,7 @@ class PromptView:
         InputError
             If the head is not in the run.
         """
-        layer, number = head
+        layer, number = as_head(head)
         if layer not in self.layers or number not in self.heads:
             raise InputError(f"the run has no head {layer}.{number}")
         row, column = self.layers.index(layer), self.heads.index(number)
@@ -223,6 +271,8 @@ def prompt_view(run: xr.DataTree, prompt: int) -> PromptView:
     groups = [name for name in ("qk", "ov") if name in run.children]
     if not groups:
         raise InputError("the run has neither qk nor ov: nothing is known of positions")
+    for name in groups:
+        part_of(run, name, "prompt", "layer", "head", "position")
     known = prompts_of(run)
     whole("prompt", prompt)
     if prompt not in known:
@@ -234,7 +284,12 @@ def prompt_view(run: xr.DataTree, prompt: int) -> PromptView:
         for name, node in run.children.items()
         if name in ("prompts", "predictions", *groups)
     }
-    first = parts[groups[0]]
+    first = parts[groups[0]].sortby(["layer", "head"])
+    for name in groups:
+        try:
+            parts[name] = parts[name].sel(layer=first["layer"], head=first["head"])
+        except KeyError as error:
+            raise InputError("qk and ov do not hold the same heads") from error
     place = _places(parts, first)
     n = int(place["position"].size)
     labels = [str(x) for x in parts["ov"]["label"].values] if "ov" in parts else []
@@ -296,6 +351,8 @@ def _spread(array: xr.DataArray, part: xr.Dataset, position: np.ndarray, n: int)
     values = np.moveaxis(array.values, axis, 0)
     there = part["role"].values != "pad"
     column = {int(p): i for i, p in enumerate(position)}
+    if not set(map(int, _position(part)[there])) <= set(column):
+        raise InputError("the groups of the run are of different prompts")
     found = np.full(
         (n, *values.shape[1:]), np.nan if values.dtype.kind == "f" else "", values.dtype
     )

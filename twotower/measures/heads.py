@@ -60,7 +60,7 @@ def in_context_heads(
         raise InputError(f"by={by!r} is not known; use one of {', '.join(GROUP_OF)}")
     effects = getattr(effects, "children", {}).get(GROUP_OF[by], effects)
     dims = effects[by].dims if hasattr(effects, "data_vars") and by in effects else ()
-    if "prompt" not in dims or "position" in dims:
+    if not {"prompt", "layer", "head"} <= set(dims) or "position" in dims:
         source = "head_effects" if by == "margin_drop" else "attribution"
         raise InputError(f"by={by!r} needs what {source} returns, or a run that holds it")
     values = _strength(measured_prompts(effects), label, by)

@@ -148,7 +148,12 @@ def run_demo(
         # The effects that heads were chosen by stand beside the scores of the test prompts.
         drop = GROUPS["scores"]["margin_drop"]
         effect = selection["effects"]["margin_drop"].mean("prompt").values
-        described = (drop.dims, effect, describe(drop))
+        about = {
+            **describe(drop),
+            "long_name": "mean drop of the margin, on the prompts that heads were chosen on",
+            "reference": "mean over the selecting prompts of their effects.margin_drop",
+        }
+        described = (drop.dims, effect, about)
         run["scores"] = two_tower_scores(run).assign(margin_drop=described)
     with stage("knocking out in-context heads") as bar:
         after = predict(model, test, [KnockOut(heads)], progress=bar)

@@ -58,24 +58,29 @@ async function promptOf(run, index) {
 }
 
 // What one head does: a function of name, position and label; null where nothing is known.
-function reader(run, header) {
+function rowOf(run) {
   const held = content.runs[run].held.heads;
-  const row = held === null
+  return held === null
     ? indexOf(content.runs[run], state.layer, state.head)
     : held.findIndex(([layer, head]) => layer === state.layer && head === state.head);
+}
+
+function reader(run, header) {
+  const row = rowOf(run);
   return (name, position, label = 0) => {
     const array = header.arrays[name];
     if (!array || row < 0) return null;
     const width = array.shape[2] ?? 1;
     const raw = array.values[(row * array.shape[1] + position) * width + label];
-    return raw === -32768 ? null : raw * array.step;
+    return raw === -32768 ? null : raw * array.steps[row];
   };
 }
 
-const digitsOf = (header, name) => {
-  const step = header.arrays[name]?.step ?? 0.001;
+// As many digits as are held of the chosen head, at most three.
+function digitsOf(header, name) {
+  const step = header.arrays[name]?.steps[rowOf(state.run)] ?? 0.001;
   return Math.min(3, Math.max(0, Math.round(-Math.log10(step))));
-};
+}
 
 function visible(token) {
   return token.replace(/\n/g, "↵\n").replace(/\t/g, "→\t")
@@ -85,10 +90,8 @@ function visible(token) {
 async function drawPrompt() {
   const run = content.runs[state.run];
   const about = run.prompts[state.prompt];
-  const places = ["tokens", "answer", "token-detail"].map(byId);
-  places.forEach((place) => place.replaceChildren());
-  byId("positions").querySelector("thead").replaceChildren();
-  byId("positions").querySelector("tbody").replaceChildren();
+  byId("token-detail").replaceChildren();
+  for (const one of document.querySelectorAll(".prompt-only")) one.hidden = !about;
   if (!about) {
     byId("answer").textContent = "There is no prompt to look at in this run.";
     drawScores([], null);
@@ -115,8 +118,11 @@ async function drawPrompt() {
     span.title = detail(header, about, read, i);
     return span;
   });
-  byId("tokens").replaceChildren(...spans);
-  byId("tokens").scrollTop = byId("tokens").scrollHeight; // the query is at the end
+  const place = byId("tokens"), before = place.scrollTop, shownNow = `${state.run}.${state.prompt}`;
+  place.replaceChildren(...spans);
+  // A new prompt is shown from its end, where the query is; else one stays where one was.
+  place.scrollTop = place.dataset.shown === shownNow ? before : place.scrollHeight;
+  place.dataset.shown = shownNow;
   state.token = null;
   drawPositions(header, about, read);
 }
@@ -159,11 +165,12 @@ function detail(header, about, read, i) {
   const parts = [`${header.positions[i]} ${header.roles[i]}`];
   if (header.classes[i]) parts.push(`${header.classes[i]}, ${header.labelTexts[i]}`);
   const attention = read("attention", i), score = read("score", i), content_ = read("score_content", i);
+  const part = read("score_position", i);
   if (attention !== null) parts.push(`attention ${number(attention)}`);
   if (score !== null) parts.push(`score ${number(score, digitsOf(header, "score"))}`);
   if (content_ !== null) {
     parts.push(`content ${number(content_, digitsOf(header, "score_content"))}`);
-    parts.push(`position ${number(score - content_, digitsOf(header, "score"))}`);
+    parts.push(`position ${number(part, digitsOf(header, "score_position"))}`);
   }
   const digits = digitsOf(header, "label_logit");
   about.labels.forEach((label, j) => {
@@ -189,8 +196,8 @@ function drawPositions(header, about, read) {
     const score = read("score", i), content_ = read("score_content", i);
     const cells = [
       header.positions[i], header.labelTexts[i], header.classes[i], number(read("attention", i)),
-      number(score, digits), number(content_, digits),
-      number(score === null || content_ === null ? null : score - content_, digits),
+      number(score, digits), number(content_, digitsOf(header, "score_content")),
+      number(read("score_position", i), digitsOf(header, "score_position")),
       ...about.labels.map((_, j) => number(read("label_logit", i, j), digitsOf(header, "label_logit"))),
       ...(tops ? [visible(tops[i])] : []),
     ];
@@ -200,7 +207,7 @@ function drawPositions(header, about, read) {
   }));
   drawScores(found.map((i) => ({
     name: `${header.positions[i]} ${header.labelTexts[i]}`,
-    content: read("score_content", i), score: read("score", i),
+    content: read("score_content", i), score: read("score", i), position: read("score_position", i),
     same: header.classes[i] === about.query_class,
   })), about);
 }
@@ -229,6 +236,8 @@ function draw(id, traces, extra, headOf) {
   });
 }
 
+const tick = (list) => [1, 2, 5, 10, 20].find((by) => list.length / by <= 8) ?? 50;
+
 function columnValues() {
   const { name, centre } = content.columns[state.column];
   const [a, b] = content.runs.map((run) => run.columns[name] ?? []);
@@ -239,6 +248,11 @@ function columnValues() {
 function drawMap() {
   if (!plotly || !content.columns.length) return;
   const run = first(), { values, centre } = columnValues();
+  byId("map").hidden = !values.some((value) => value !== null);
+  const lacking = content.runs.filter((one) => !(content.columns[state.column].name in one.columns));
+  byId("map-note").textContent = byId("map").hidden
+    ? `There is no such number in ${lacking.map((one) => one.name).join(" and ") || "this run"}.` : "";
+  if (byId("map").hidden) return;
   const width = run.heads.length;
   const z = run.heads.map((_, j) => run.layers.map((_, i) => values[i * width + j] ?? null));
   const bound = Math.max(...values.map((x) => x === null ? 0 : Math.abs(x - centre)), 1e-9);
@@ -254,8 +268,8 @@ function drawMap() {
       hovertemplate: "head %{x}.%{y}: %{z:.3f}<extra></extra>", colorbar: { thickness: 12, len: 0.9 } },
     square(marked, size, "#000000", 1.5),
     square([[state.layer, state.head]], size + 5, "#009E73", 3.5),
-  ], { title: { text: title, font: { size: 14 } }, xaxis: { title: { text: "layer" }, showgrid: false },
-       yaxis: { title: { text: "head" }, showgrid: false } }, ({ x, y }) => ({ layer: x, head: y }));
+  ], { title: { text: title, font: { size: 14 } }, xaxis: { title: { text: "layer" }, showgrid: false, dtick: tick(run.layers) },
+       yaxis: { title: { text: "head" }, showgrid: false, dtick: tick(run.heads) } }, ({ x, y }) => ({ layer: x, head: y }));
 }
 
 function drawTowers() {
@@ -265,8 +279,9 @@ function drawTowers() {
   const run = compare ? first() : content.runs[0];
   const x = compare ? run.columns[name] : run.columns.qk_auc;
   const y = compare ? content.runs[1].columns[name] : run.columns.ov_auc;
-  byId("towers").hidden = !x || !y;
-  if (!x || !y) return;
+  const anything = x && y && x.some((value, i) => value !== null && y[i] !== null);
+  byId("towers").hidden = !anything;
+  if (!anything) return;
   const heads = run.layers.flatMap((layer) => run.heads.map((head) => [layer, head]));
   const drop = run.columns.margin_drop;
   const most = drop ? Math.max(...drop.map((v) => Math.abs(v ?? 0)), 1e-9) : 1;
@@ -274,7 +289,7 @@ function drawTowers() {
   const marked = new Set(run.marked.map(String));
   const shades = heads.map((head) => marked.has(String(head)) ? "#D55E00" : "#8a8a8a");
   const chosen = indexOf(run, state.layer, state.head);
-  const titles = compare ? [`${run.name}: ${content.columns[state.column].title}`, content.runs[1].name]
+  const titles = compare ? [plain(`${run.name}: ${content.columns[state.column].title}`), plain(content.runs[1].name)]
     : ["QK AUC: finds the query's class", "OV AUC: says the label"];
   const names = heads.map((head) => head.join("."));
   draw("towers", [
@@ -298,7 +313,7 @@ function drawScores(rows, about) {
     marker: { color: shade, pattern: { shape: pattern } }, hovertemplate: `${name} %{y:.3f}<extra></extra>` });
   const traces = split
     ? [trace("content", rows.map((r) => r.content), "#0072B2", ""),
-       trace("position", rows.map((r) => r.score - r.content), "#E69F00", "/")]
+       trace("position", rows.map((r) => r.position), "#E69F00", "/")]
     : [trace("score", rows.map((r) => r.score), "#0072B2", "")];
   const marks = rows.map((row) => plain(row.same ? row.name + " ●" : row.name));
   draw("scores", traces, { barmode: "relative", showlegend: true,
@@ -388,6 +403,7 @@ function drawComparison() {
   header.append(...["number", "rank correlation over heads", "strongest heads in common"]
     .map((x) => element("th", x, { scope: "col" })));
   table.append(element("caption", `${content.runs[0].name} and ${content.runs[1].name}`), header);
+  if (content.differences) place.before(element("p", content.differences, { class: "note" }));
   for (const row of content.comparison) {
     const made = element("tr");
     made.append(element("th", row.title, { scope: "row" }), element("td", number(row.correlation)),
@@ -405,13 +421,16 @@ function choose(change) {
   Object.assign(state, change);
   const changed = new Set(Object.keys(change));
   if (changed.has("run")) fillPrompts();
+  byId("prompt-run").value = state.run;
+  byId("column").value = state.column;
   const headChanged = changed.has("layer") || changed.has("head");
   if (headChanged) { drawChosen(); markRow(); }
   if (headChanged || changed.has("column") || changed.has("which")) { drawMap(); drawTowers(); }
   if (headChanged || ["run", "prompt", "shade"].some((name) => changed.has(name))) drawPrompt();
   byId("prompt").value = state.prompt;
   const shown = content.runs[state.run].prompts[state.prompt]?.number ?? 0;
-  const hash = `#head=${state.layer}.${state.head}&prompt=${shown}`;
+  const whose = content.runs.length > 1 ? `&run=${state.run}` : "";
+  const hash = `#head=${state.layer}.${state.head}&prompt=${shown}${whose}`;
   try { history.replaceState(null, "", hash); } catch { /* not allowed from some places */ }
 }
 
@@ -479,12 +498,14 @@ function listen() {
 
 // Where the page starts: what its address names, else the first marked head, else the first.
 function beginning() {
-  const run = first(), asked = new URLSearchParams(location.hash.slice(1));
-  const [layer, head] = (asked.get("head") ?? "").split(".").map(Number);
+  const asked = new URLSearchParams(location.hash.slice(1)), run = first();
+  const number_ = content.runs.length > 1 && asked.get("run") === "1" ? 1 : 0;
+  const [layer, head] = /^\d+\.\d+$/.test(asked.get("head") ?? "") ? asked.get("head").split(".").map(Number) : [];
   const known = run.layers.includes(layer) && run.heads.includes(head);
   const [l, h] = known ? [layer, head] : run.marked[0] ?? [run.layers[0], run.heads[0]];
-  const place = run.prompts.findIndex((one) => String(one.number) === asked.get("prompt"));
-  return { layer: l, head: h, prompt: Math.max(0, place) };
+  const place = content.runs[number_].prompts.findIndex((one) => String(one.number) === asked.get("prompt"));
+  const column = Math.max(0, content.columns.findIndex(({ name }) => name in run.columns));
+  return { layer: l, head: h, run: number_, prompt: Math.max(0, place), column };
 }
 
 async function start() {
@@ -504,8 +525,8 @@ async function start() {
     return;
   }
   drawTable();
-  fillPrompts();
   choose(beginning());
+  window.addEventListener("hashchange", () => choose(beginning()));
   if (!("DecompressionStream" in window)) {
     byId("answer").textContent = "This browser is too old to unpack the prompts (it lacks DecompressionStream).";
     return;
@@ -516,6 +537,8 @@ async function start() {
   document.head.append(script);
   plotly = window.Plotly;
   drawMap(); drawTowers(); await drawPrompt();
+  // Marks have a size of their own, which depends on the map's.
+  new ResizeObserver(() => drawMap()).observe(byId("map"));
   document.body.dataset.ready = "yes";
 }
 
