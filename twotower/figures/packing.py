@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,9 @@ STEPS = (0.0001, 0.001, 0.01, 0.1, 1.0)
 MISSING = -32768
 
 
-def pack(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+def pack(
+    header: Mapping[str, Any], arrays: Mapping[str, np.ndarray], fine: Collection[str] = ()
+) -> str:
     """A header and arrays as base64 of gzip: the header's length, the header as JSON, values.
 
     Parameters
@@ -26,10 +28,13 @@ def pack(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
     arrays
         Floats (row, ...); NaN is kept. Each row is rounded to one of `STEPS`; the header says
         to which.
+    fine
+        Arrays for which the finest step is used; else it is the next.
     """
     described, content = {}, []
     for name, array in arrays.items():
-        rows = [rounded(row) for row in array]
+        steps_of = STEPS if name in fine else STEPS[1:]
+        rows = [rounded(row, steps_of) for row in array]
         steps = [step for step, _ in rows]
         described[name] = {"shape": list(array.shape), "steps": steps}
         content += [values.astype("<i2").tobytes() for _, values in rows]
@@ -44,11 +49,11 @@ def compressed(content: bytes) -> str:
     return base64.b64encode(gzip.compress(content, 9, mtime=0)).decode()
 
 
-def rounded(array: np.ndarray) -> tuple[float, np.ndarray]:
-    """The step, and whole numbers of steps; `MISSING` for NaN."""
+def rounded(array: np.ndarray, steps: Sequence[float] = STEPS) -> tuple[float, np.ndarray]:
+    """The step, the finest that fits, and whole numbers of steps; `MISSING` for NaN."""
     finite = np.isfinite(array)
     most = float(np.abs(array[finite]).max()) if finite.any() else 0.0
-    step = next((s for s in STEPS if most / s < -MISSING - 1), STEPS[-1])
+    step = next((s for s in steps if most / s < -MISSING - 1), steps[-1])
     top = -MISSING - 1
     whole = np.clip(np.round(np.where(finite, array, 0) / step), -top, top)
     return step, np.where(finite, whole, MISSING).astype(np.int16)

@@ -18,7 +18,7 @@ from .views import N_MARKED, PromptView, head_table, marked_heads, prompt_view, 
 if TYPE_CHECKING:
     import xarray as xr
 
-FEW_PROMPTS = 8
+FEW_PROMPTS = 4
 """Prompts that a report should hold; before there are fewer, heads are left out."""
 
 ABOUT = (
@@ -240,7 +240,7 @@ def _packed(view: PromptView, heads: Sequence[Sequence[int]] | None) -> str:
             rows = [view.layers.index(x) * width + view.heads.index(y) for x, y in heads]
             flat = flat[np.array(rows, dtype=int)]
         arrays[name] = flat
-    return pack(header, arrays)
+    return pack(header, arrays, fine=("attention",))  # shades show what three digits do not
 
 
 def _strongest(run: xr.DataTree, view: PromptView, n: int) -> list[list[int]]:
