@@ -1,6 +1,6 @@
 # make demo   sets everything up and finds the in-context heads of a real model
 # make test   sets everything up and passes the tests
-# make test-all   the same with a hundred random kills instead of ten
+# make test-all   the same with more of what is random: kills, plantings, examples of properties
 # make experiments  runs the paper's claims on the demo model, each with a verdict
 # make bench  times the sweep against plain forwards
 
@@ -20,7 +20,7 @@ test: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	tests/install_browser.sh $(BIN)
-	TWOTOWER_KILLS=100 $(BIN)/python -m pytest
+	TWOTOWER_KILLS=100 TWOTOWER_PLANTINGS=20 TWOTOWER_EXAMPLES=300 $(BIN)/python -m pytest
 
 experiments: $(INSTALLED)
 	$(BIN)/twotower experiments run --all
