@@ -19,6 +19,7 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    PhiConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
@@ -155,7 +156,27 @@ def _configurations() -> dict[str, Any]:
     }
 
 
+def _further() -> dict[str, Any]:
+    """Architectures that are compared with transformers' own forward alone."""
+    return {
+        "phi": PhiConfig(
+            hidden_size=48,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            rope_parameters={
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.5,
+            },
+        ),
+    }
+
+
 ARCHITECTURES = list(_configurations())
+FURTHER = list(_further())
 
 
 def wide_config(name: str, width: int) -> Any:
@@ -173,7 +194,7 @@ def hf_model(
     name: str, attention: str = "eager", seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> Any:
     """A random transformers model of an architecture, in evaluation mode."""
-    config = _configurations()[name]
+    config = (_configurations() | _further())[name]
     config.vocab_size = 704
     config.pad_token_id = config.bos_token_id = config.eos_token_id = 0
     torch.manual_seed(seed)

@@ -33,6 +33,13 @@ def two_tower_scores(run: xr.DataTree) -> xr.Dataset:
     ------
     InputError
         If the run lacks `qk` or `ov`.
+
+    Notes
+    -----
+    An AUC knows no size. Where a head's values hold a label's token at all, its label logits
+    are nearly the same wherever that label stands, and their sign alone makes the OV AUC 0 or
+    1, in heads that write next to nothing too. Ask for a size beside it: an effect, or the
+    label logit of the head's output (`attribution`).
     """
     for name in ("qk", "ov"):
         if name not in getattr(run, "children", ()):

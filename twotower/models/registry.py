@@ -12,9 +12,10 @@ from .gpt2 import GPT2
 from .gptj import GPTJ
 from .gptneox import GPTNeoX
 from .llama import Llama
+from .phi import Phi
 from .qwen3 import Qwen3
 
-ADAPTERS: list[type[Architecture]] = [GPT2, GPTJ, GPTNeoX, Llama, Qwen3]
+ADAPTERS: list[type[Architecture]] = [GPT2, GPTJ, GPTNeoX, Llama, Phi, Qwen3]
 
 
 def register(adapter: type[Architecture]) -> type[Architecture]:
