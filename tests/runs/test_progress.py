@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from twotower.results.units import plan_units
-from twotower.runs.engines import Outcome
+from twotower.runs.engine import Outcome
 from twotower.runs.progress import Bars
 from twotower.runs.worker import Report
 

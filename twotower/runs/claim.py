@@ -15,7 +15,7 @@ from ..errors import StoreError
 
 if TYPE_CHECKING:
     from ..results.units import UnitStore
-    from .engines import Engine
+    from .engine import Engine
 
 EVERY = 10.0
 """Seconds between two signs of life."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import FindingError, InputError, StoreError, in_one_line
-from .engines import Engine, Outcome
+from .engine import Engine, Outcome
 
 POLL = 1.0
 """Seconds after which it is seen what workers are at, though no unit came to an end."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..results.units import Unit
-    from .engines import Engine, Outcome
+    from .engine import Engine, Outcome
 
 
 class Bars:

@@ -10,8 +10,8 @@ from contextlib import suppress
 from typing import Any
 
 from ..errors import InputError, TwoTowerError, WorkerError
+from .engine import Outcome
 from .engine_settings import EngineSettings
-from .engines import Outcome
 
 STARTS = 3
 """How many workers in a row may die before they are there."""

@@ -12,7 +12,8 @@ from ..errors import StoreError, in_one_line
 from .claim import Claim
 from .configuration import Configuration
 from .drive import Driven, drive
-from .engines import Engine, start_engine
+from .engine import Engine
+from .engines import start_engine
 from .worker import Worker
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from functools import partial
 from ..errors import FindingError, InputError, TwoTowerError
 from .claim import Claim
 from .drive import drive
+from .engine import Engine, Outcome
 from .engine_settings import EngineSettings
-from .engines import Engine, Outcome, start_engine
+from .engines import start_engine
 from .experiment_run import conclude
 from .experiment_units import SeedLedger, SeedWorker, Suite
 
