@@ -2,6 +2,7 @@
 # make test   sets everything up and passes the tests
 # make test-all   the same with more of what is random: kills, plantings, examples of properties
 # make experiments  runs the paper's claims on the demo model, each with a verdict
+# make docs   writes the API's pages, from the docstrings, into build/docs
 # make bench  times the sweep against plain forwards
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all experiments bench lint clean
+.PHONY: demo test test-all experiments bench docs lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/twotower demo
@@ -27,6 +28,9 @@ experiments: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/sweep.py
+
+docs: $(INSTALLED)
+	$(BIN)/pdoc -d numpy -o build/docs twotower '!twotower.cli' '!twotower.runs'
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -60,13 +60,14 @@ def test_every_knock_out(both) -> None:
     effects = tt.head_effects(model, prompts, positions="all")
     answers = tt.predict(model, prompts)
     for number in range(len(prompts)):
+        labels = list(prompts.label_ids)
         clean = forward(model, prompts, number).logits[0, -1].log_softmax(-1)
         own = answers.logprob.values[number]
-        np.testing.assert_allclose(own, clean[list(prompts.label_ids)].numpy(), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(own, clean[labels].numpy(), rtol=1e-4, atol=1e-4)
         for head in model.heads:
             with without(model, head):
                 out = forward(model, prompts, number).logits[0, -1].log_softmax(-1)
-            expected = (clean - out)[list(prompts.label_ids)].numpy()
+            expected = (clean - out)[labels].numpy()
             found = effects.logprob_drop.values[number][head]
             np.testing.assert_allclose(found, expected, rtol=1e-3, atol=2e-4)
 
