@@ -11,7 +11,8 @@ import wrapt as _wrapt
 
 # nnsight gives every object a method `save`, modules included, which would hide a name
 # that is looked up lazily; so these two are here from the start.
-from .results import open, save
+from .results import open as open
+from .results import save as save
 
 __version__ = "0.1.0"
 
