@@ -31,6 +31,7 @@ bench: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # Exact versions come from constraints.txt; the stamp keeps a second call from installing.
 $(INSTALLED): pyproject.toml constraints.txt
