@@ -36,6 +36,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 # Exact versions come from constraints.txt; the stamp keeps a second call from installing.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -21,9 +21,7 @@ def test_data_moves_to_the_right_only() -> None:
 def imported_by(code: str) -> set[str]:
     """Top-level packages that are there after some code, in a process of its own."""
     line = f"{code}\nimport sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
-    found = subprocess.run(
-        [sys.executable, "-c", line], capture_output=True, text=True, check=True
-    )
+    found = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True)
     return set(found.stdout.splitlines()[-1].split())
 
 

@@ -193,10 +193,10 @@ class _Questions:
                     raise InputError(f"label {name!r} is not among {known}")
             kept = dataset[[x for x in dataset.data_vars if "label" in dataset[x].dims]]
             found = kept.sel(label=label, drop=True) - kept.sel(label=other, drop=True)
-            for name, array in found.data_vars.items():
-                about = kept[name].attrs
-                words = f"{about.get('long_name', name)}, {label} less {other}"
-                found[name] = array.assign_attrs({**about, "long_name": words})
+            for variable, array in found.data_vars.items():
+                about = kept[variable].attrs
+                words = f"{about.get('long_name', variable)}, {label} less {other}"
+                found[variable] = array.assign_attrs({**about, "long_name": words})
             return found.assign_attrs(dataset.attrs)
 
         return self._each(change)
@@ -274,7 +274,7 @@ def _estimate(array: xr.DataArray, dim: str, level: float) -> xr.DataArray:
         output_dtypes=[float],
     )
     index = xr.DataArray(list(ESTIMATES), dims="estimate", name="estimate")
-    found = xr.concat([mean, mean - width, mean + width], index)
+    found: xr.DataArray = xr.concat([mean, mean - width, mean + width], index)
     return found.assign_attrs(about)
 
 
@@ -306,7 +306,8 @@ class DatasetQuestions(_Questions):
         pandas.DataFrame
             A column for every dim, variable and coordinate.
         """
-        frame = self._data.to_dataframe(dim_order=list(self._data.dims)).reset_index()
+        data: xr.Dataset = self._data
+        frame = data.to_dataframe(dim_order=list(data.dims)).reset_index()
         return frame[frame["role"] != "pad"].reset_index(drop=True) if "role" in frame else frame
 
 
@@ -360,7 +361,10 @@ class RunQuestions(_Questions):
         for name in ("qk", "ov"):
             if name not in run.children:
                 raise InputError(f"weighted() needs the group {name!r}; analyze with it")
-        logit, attention = run["ov"]["label_logit"], run["qk"]["attention"]
+        logit, attention = (
+            run.children["ov"].dataset["label_logit"],
+            run.children["qk"].dataset["attention"],
+        )
         _require_alike(attention, logit)
         found = attention * logit.drop_vars(set(logit.coords) - set(logit.dims))
         about = {

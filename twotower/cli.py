@@ -100,11 +100,11 @@ def analyze(*, config: Annotated[Configuration | None, Parameter(name="*")] = No
         progress=sys.stderr.isatty(),  # no bars in log files
     )
     for name in config.parts:
-        run = finished.run[name] if name else finished.run
+        run = finished.run.children[name] if name else finished.run
         if name:
             console.print(f"{name}:")
         if "predictions" in run.children:
-            found = measured_prompts(run["predictions"])
+            found = measured_prompts(run.children["predictions"])
             if found.sizes["prompt"]:
                 console.print(
                     f"Accuracy {float(found['correct'].mean()):.2f} between the labels, "

@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..measures.bias import BIASES
 from ..results import measured_prompts
 from ..statistics import bootstrap_mean
-from .style import COLOURS, GREY, drawn, line
+from .style import COLOURS, GREY, drawn, line, whole_numbers
 from .texts import printable
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def knocked_out(
     if labels and measure == "correct":
         ax.axhline(1 / labels, color=GREY, lw=0.8, ls=":", label="chance")
     ax.set(xlabel="heads knocked out", ylabel=ACCURACIES[measure], ylim=(-0.03, 1.03))
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    whole_numbers(ax.xaxis)
     ax.legend()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..statistics import bootstrap_mean
-from .style import BLUE, GREY, ORANGE, drawn
+from .style import BLUE, GREY, ORANGE, drawn, whole_numbers
 from .views import head_table, marked_heads, one_run, part_of
 
 if TYPE_CHECKING:
@@ -96,8 +96,8 @@ def head_map(
     words = str(values.attrs.get("long_name", by))
     ax.set(xlabel="layer", ylabel="head")
     ax.figure.colorbar(image, ax=ax, shrink=0.9, label=words)
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.yaxis.get_major_locator().set_params(integer=True)
+    whole_numbers(ax.xaxis)
+    whole_numbers(ax.yaxis)
 
 
 def _within(values: xr.DataArray, heads: Sequence[Head]) -> list[Head]:
@@ -140,6 +140,8 @@ def two_towers(
     InputError
         If the run has no scores.
     """
+    from matplotlib.collections import PathCollection
+
     run = one_run(run)
     table = head_table(run)
     qk, ov = (column(table, name).values for name in ("qk_auc", "ov_auc"))
@@ -175,7 +177,8 @@ def two_towers(
     )
     legend = ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
     for handle in legend.legend_handles:
-        handle.set_sizes([24])
+        if isinstance(handle, PathCollection):
+            handle.set_sizes([24])
 
 
 @drawn(5.2, 3.0)
@@ -216,5 +219,5 @@ def effect_by_layer(run: xr.DataTree, *, ax: Axes) -> None:
     ax.plot(layers, mean.max("head").values, "o", ms=4, color=ORANGE, label="largest head")
     ax.axhline(0, color=GREY, lw=0.8)
     ax.set(xlabel="layer", ylabel="margin lost when knocked out")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    whole_numbers(ax.xaxis)
     ax.legend()

@@ -201,7 +201,9 @@ def prompt_data(
         bare = len(_packed(view, []))  # tokens and such, with no head
         n = (0.95 * budget / few - bare) / (size - bare) * len(view.layers) * len(view.heads)
         chosen = _strongest(run, view, max(1, int(n)))
-    told, packed, used = [], [], 0
+    told: list[dict[str, Any]] = []
+    packed: list[str] = []
+    used = 0
     for number in wanted:
         view = prompt_view(run, number) if number != view.number else view
         text = _packed(view, chosen)
@@ -267,7 +269,7 @@ def _axes(run: xr.DataTree, table: xr.Dataset | None) -> tuple[list[int], list[i
     found = table
     for name in ("qk", "ov", "effects", "attribution"):
         if found is None and name in run.children:
-            found = run[name].to_dataset(inherit=False)
+            found = run.children[name].to_dataset(inherit=False)
     if found is None:
         return [], []
     return [int(x) for x in found["layer"].values], [int(x) for x in found["head"].values]
@@ -282,7 +284,7 @@ def _numbers(run: xr.DataTree, measured: int, heads: int) -> list[list[str]]:
     """What is said first: prompts, heads, accuracy."""
     found = [["prompts", str(measured)], ["heads", str(heads)]]
     if "predictions" in run.children and measured:
-        answers = measured_prompts(run["predictions"])
+        answers = measured_prompts(run.children["predictions"])
         found += [
             ["accuracy between the labels", f"{float(answers['correct'].mean()):.2f}"],
             ["accuracy over the vocabulary", f"{float(answers['top1_correct'].mean()):.2f}"],

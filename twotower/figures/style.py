@@ -10,6 +10,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.typing import RcKeyType
 
     from ..statistics import Estimate
 
@@ -17,7 +19,7 @@ BLUE, ORANGE, GREY, GREEN = "#0072B2", "#D55E00", "#8a8a8a", "#009E73"
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9")
 """Told apart without colour vision (Okabe & Ito 2008)."""
 
-LOOK = {
+LOOK: dict[RcKeyType, Any] = {
     "font.size": 9,
     "legend.fontsize": 8,
     "legend.frameon": False,
@@ -48,6 +50,7 @@ def drawn(
                 figure = plt.figure(figsize=(width, height), layout="constrained")
             with plt.rc_context(LOOK):
                 place = ax if figure is None else figure.subplots()
+                assert place is not None  # one of the two is there
                 try:
                     function(*arguments, ax=place, **options)
                 except BaseException:
@@ -59,6 +62,13 @@ def drawn(
         return draw
 
     return decorate
+
+
+def whole_numbers(axis: Axis) -> None:
+    """Let an axis have ticks at whole numbers alone."""
+    # The base class, which is what an axis is said to have, does not know the setting.
+    locator: Any = axis.get_major_locator()
+    locator.set_params(integer=True)
 
 
 def bar(

@@ -65,7 +65,8 @@ def rows_of(run: xr.DataTree, by: str, k: int) -> list[dict[str, Any]]:
         .reset_index()
         .sort_values(by, ascending=False, kind="stable")
     )
-    rows = frame.head(k).to_dict("records")
+    records = frame.head(k).to_dict("records")
+    rows = [{str(name): value for name, value in record.items()} for record in records]
     for row in rows:
         row["in_context"] = (row["layer"], row["head"]) in marked
         for name in COLUMNS:

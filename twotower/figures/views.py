@@ -183,7 +183,7 @@ def prompts_of(run: xr.DataTree) -> list[int]:
     found: list[int] | None = None
     for name in ("qk", "ov", "effects", "attribution", "predictions"):
         if name in run.children and "prompt" in run[name].dims:
-            here = [int(number) for number in measured_prompts(run[name])["prompt"].values]
+            here = [int(number) for number in measured_prompts(run.children[name])["prompt"].values]
             found = here if found is None else [number for number in found if number in set(here)]
     return found or []
 

@@ -205,9 +205,9 @@ def _changed_attention(
     def chosen(part: Part) -> torch.Tensor:
         return part.looks(layer, heads, n, device) & part.keys.on(device)[:, None, None]
 
-    dropped = [part for part in parts if isinstance(part.edit, DropPosition)]
-    for part in dropped:
-        labels_at = part.labels_at.on(device) if part.edit.distance == "mean" else None
+    dropped = [(part, part.edit) for part in parts if isinstance(part.edit, DropPosition)]
+    for part, edit in dropped:
+        labels_at = part.labels_at.on(device) if edit.distance == "mean" else None
         plain = torch.where(chosen(part), content_scores(view, n, heads, labels_at), plain)
     changed = weights
     if dropped:

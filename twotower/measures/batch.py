@@ -73,7 +73,8 @@ class Batch:
 
     def part(self, by_position: np.ndarray) -> np.ndarray:
         """The batch's part (B, T) of a (prompt, position) array."""
-        return by_position[self.rows][:, by_position.shape[1] - self.width :]
+        part: np.ndarray = by_position[self.rows][:, by_position.shape[1] - self.width :]
+        return part
 
 
 def make_batch(

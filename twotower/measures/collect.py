@@ -194,8 +194,9 @@ def dataset(
     kept = kept_columns(prompts, keep)
     if kept is not None:
         columns = np.arange(kept.shape[1])
+        fills: dict[str, str | int] = {"role": "pad", "demonstration": -1}
         for name, array in by_position.items():
-            fill = {"role": "pad", "demonstration": -1}.get(name, "")
+            fill = fills.get(name, "")
             taken = np.take_along_axis(array, np.maximum(kept, 0), axis=1)
             by_position[name] = np.where(kept < 0, fill, taken)
         by_position["token_position"] = kept - prompts.n_positions + 1

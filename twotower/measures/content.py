@@ -74,4 +74,5 @@ def _product(
     # (B, K, G n, D): each key head's queries are one matrix.
     grouped = query.float().unflatten(2, (key.shape[2], -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
     product = grouped @ key.float().permute(0, 2, 3, 1) * view.architecture.scaling(view.index)
-    return product.unflatten(2, (-1, n)).flatten(1, 2)
+    by_head: torch.Tensor = product.unflatten(2, (-1, n)).flatten(1, 2)
+    return by_head

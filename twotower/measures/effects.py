@@ -184,7 +184,8 @@ def sweep_maker(
     """
     at, replacement = prepare_change(model, prompts, positions, ablation, reference, seed, factor)
     readout = get_readout(model, prompts.label_ids)
-    name, shape = "group_effects", (-1,)
+    name = "group_effects"
+    shape: tuple[int, ...] = (-1,)
     if groups is None:
         name, shape = "effects", (model.n_layers, model.n_heads)
         groups = [(head,) for head in model.heads]

@@ -91,7 +91,7 @@ def group_effects(
 def _checked(groups: Iterable[Sequence[Head]], model: Model) -> list[Group]:
     from ..head import Head
 
-    found = []
+    found: list[Group] = []
     for group in groups:
         heads = [group] if isinstance(group, Head) else list(group)
         if not heads:

@@ -139,7 +139,9 @@ def make_layout(
     for b in range(n):
         start = int((token_id[b] < 0).sum())
         what = np.where(at[b], kinds[b], -1)[start:]
-        keys = [(int(t), int(k)) for t, k in zip(token_id[b, start:], what, strict=True)]
+        keys: list[tuple[int, ...]] = [
+            (int(t), int(k)) for t, k in zip(token_id[b, start:], what, strict=True)
+        ]
         rows.append((keys, at[b, start:], b * n_positions + start))
     packs: list[_Pack] = []
     for b in sorted(range(n), key=lambda b: rows[b][0]):
@@ -194,10 +196,13 @@ def _tensors(packs: list[_Pack], n: int, devices: Sequence[torch.device]) -> Lay
             to = slice(columns, columns + len(part))
             visible[g, : len(own), to] = ancestors[np.ix_(own, part)]
             distance[g, : len(own), to] = depth[own][:, None] - depth[part]
-        place = {node: i for i, node in enumerate(own)}
+        place = {int(node): i for i, node in enumerate(own)}
         for q, (b, node) in enumerate(pack.last.items()):
             last[g, q] = place[node]
             prompt[b] = g * n_last + q
     causal = n_earlier == 0 and bool((visible == np.tri(n_changed, dtype=bool)).all())
-    arrays = (source, before, visible, distance, last, prompt)
-    return Layout(*(Everywhere(x, devices) for x in arrays), causal)
+
+    def on(array: np.ndarray) -> Everywhere:
+        return Everywhere(array, devices)
+
+    return Layout(on(source), on(before), on(visible), on(distance), on(last), on(prompt), causal)

@@ -103,11 +103,12 @@ class Readout:
         n = at_a_time or max(1, UNEMBED_BYTES // (4 * end.logits.shape[-1]))
         flat = normed.flatten(0, -2).to(dtype)
         found = torch.cat([self._logprobs(some, end) for some in flat.split(n)])
-        return found.to(normed.device).unflatten(0, normed.shape[:-1])
+        whole: torch.Tensor = found.to(normed.device).unflatten(0, normed.shape[:-1])
+        return whole
 
     def _logprobs(self, normed: torch.Tensor, end: End) -> torch.Tensor:
         """(n, label) of normed vectors (n, d_model); their logits are gone afterwards."""
-        logits = end.unembedding(normed).float()
+        logits: torch.Tensor = end.unembedding(normed).float()
         labels = logits[:, self.on(logits.device).label_ids]
         return labels - logsumexp_(logits).unsqueeze(-1)
 
@@ -160,7 +161,8 @@ def get_readout(model: Model, label_ids: tuple[int, ...]) -> Readout:
         # Before any walk, which would have to wait for the copies.
         for device in () if model.remote else devices:
             readout.on(torch.device(device))
-    return model.cache[key]
+    known: Readout = model.cache[key]
+    return known
 
 
 def _probe(architecture: Architecture, root: Any, ids: list[int]) -> list[Any]:

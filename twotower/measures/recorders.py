@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -104,7 +106,7 @@ class TopTokens(Recorder):
 
     group = "ov"
 
-    def __init__(self, batch: Batch, readout: Readout, heads: list[tuple[int, int]]) -> None:
+    def __init__(self, batch: Batch, readout: Readout, heads: Sequence[tuple[int, int]]) -> None:
         self.batch, self.readout, self.heads = batch, readout, heads
         self.vectors: dict[tuple[int, int], torch.Tensor] = {}
 

@@ -147,24 +147,26 @@ class Clean:
         def at(x: torch.Tensor, index: Everywhere) -> torch.Tensor:
             return x.flatten(0, 1)[index.on(x.device)]
 
-        tables = [None, None]
+        cos: torch.Tensor | None = None
+        sin: torch.Tensor | None = None
         if view.cos is not None and view.sin is not None:
             n = len(view.residual)
-            tables = [
+            cos, sin = (
                 at(t.expand(n, -1, -1, -1), layout.source).unsqueeze(1)
                 for t in (view.cos, view.sin)
-            ]
-        parallel = view.architecture.parallel and view.mlp_output is not None
+            )
+        mlp_output = view.mlp_output if view.architecture.parallel else None
         return cls(
             view.architecture,
             view.index,
             view.block,
             at(view.residual, layout.source),
-            at(view.mlp_output, layout.source) if parallel else None,
+            None if mlp_output is None else at(mlp_output, layout.source),
             at(view.z, layout.source),
             at(view.rotated_key, layout.earlier),
             at(view.value, layout.earlier),
-            *tables,
+            cos,
+            sin,
         )
 
     def ends(self, layout: Layout) -> Clean:
@@ -261,8 +263,8 @@ def _attend(clean: Clean, rows: torch.Tensor, layout: Layout, last: Layout | Non
         query = last.row_ends(query)
     window, scale = architecture.window(clean.index), architecture.scaling(clean.index)
     if layout.n_changed == 1:
-        seen = layout.seen(window, False, rows.device)[..., :-1]
-        return _attend_one(clean, query, key, value, seen, scale)
+        earlier = layout.seen(window, False, rows.device)[..., :-1]
+        return _attend_one(clean, query, key, value, earlier, scale)
     causal = layout.causal and window is None and last is None
     seen = None if causal else layout.seen(window, last is not None, rows.device)
     return _attend_many(clean, query, key, value, seen, scale)
@@ -288,7 +290,7 @@ def _attend_one(
     own_query = q.unflatten(2, (n_rows, -1))
     own = ((own_query * k.float()).sum(dim=-1).flatten(2) * scale).unsqueeze(-1)
     weights = torch.cat((earlier, own), dim=-1).softmax(dim=-1).to(value.dtype)
-    z = weights[..., :-1] @ clean.value.permute(0, 2, 1, 3)
+    z: torch.Tensor = weights[..., :-1] @ clean.value.permute(0, 2, 1, 3)
     z = z.unflatten(2, (n_rows, -1)) + weights[..., -1:].unflatten(2, (n_rows, -1)) * v
     return z.permute(0, 2, 1, 3, 4).flatten(2, 3).unsqueeze(2)
 
@@ -322,4 +324,5 @@ def _attend_many(
         scale=scale,
         enable_gqa=True,
     )
-    return z.transpose(1, 2).unflatten(0, (n_packs, n_rows))
+    by_row: torch.Tensor = z.transpose(1, 2).unflatten(0, (n_packs, n_rows))
+    return by_row

@@ -44,13 +44,13 @@ def two_tower_scores(run: xr.DataTree) -> xr.Dataset:
     for name in ("qk", "ov"):
         if name not in getattr(run, "children", ()):
             raise InputError(f"two-tower scores need the group {name!r}; analyze with it")
-    qk, ov = (measured_prompts(run[name]) for name in ("qk", "ov"))
+    qk, ov = (measured_prompts(run.children[name]) for name in ("qk", "ov"))
     arrays = {"qk_auc": qk_auc(qk["score"])}
     if "score_content" in qk:
         arrays["qk_auc_content"] = qk_auc(qk["score_content"])
     arrays["ov_auc"] = ov_auc(ov["label_logit"])
     if "effects" in run.children:
-        effects = measured_prompts(run["effects"])
+        effects = measured_prompts(run.children["effects"])
         arrays["margin_drop"] = effects["margin_drop"].mean("prompt").values
     about = {k: v for k, v in qk.attrs.items() if not k.startswith("twotower_")}
     about["settings"] = json.dumps({"prompts": qk.sizes["prompt"]})
@@ -121,7 +121,8 @@ def auc(values: np.ndarray, positive: np.ndarray) -> np.ndarray | None:
     high, low = values[positive][:, None], values[~positive][None]
     if not high.size or not low.size:
         return None
-    return ((high > low) + 0.5 * (high == low)).mean(axis=(0, 1))
+    found: np.ndarray = ((high > low) + 0.5 * (high == low)).mean(axis=(0, 1))
+    return found
 
 
 def _mean(found: list[np.ndarray | None], measured: xr.DataArray) -> np.ndarray:
@@ -129,4 +130,5 @@ def _mean(found: list[np.ndarray | None], measured: xr.DataArray) -> np.ndarray:
     kept = [x for x in found if x is not None]
     if not kept:
         return np.full((measured.sizes["layer"], measured.sizes["head"]), np.nan)
-    return np.mean(kept, axis=0)
+    mean: np.ndarray = np.mean(kept, axis=0)
+    return mean

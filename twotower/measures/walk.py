@@ -123,12 +123,14 @@ class LayerView:
         """q.k times the model's scaling, in float32: (B, H, D) and (B, T, K, D) to (B, H, T)."""
         grouped = query.float().unflatten(1, (key.shape[2], -1))
         product = grouped @ key.float().permute(0, 2, 3, 1)
-        return product.flatten(1, 2) * self.architecture.scaling(self.index)
+        scores: torch.Tensor = product.flatten(1, 2) * self.architecture.scaling(self.index)
+        return scores
 
     @once
     def attention(self) -> torch.Tensor:
         """(B, H, T) float32 attention of the last position."""
-        return self.scores.masked_fill(~self.visible(), -torch.inf).softmax(dim=-1)
+        scores: torch.Tensor = self.scores
+        return scores.masked_fill(~self.visible(), -torch.inf).softmax(dim=-1)
 
     @once
     def content(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -297,8 +299,7 @@ def run_batch(
     architecture, root, inputs, mask = model.architecture, model.traced, batch.inputs, batch.mask
     before = [
         (donors.batch.inputs, donors.batch.mask, [donors.recorder])
-        for part in (*edits, *recorders)
-        for donors in part.donors
+        for donors in _donors(edits, recorders)
     ]
     where = {"remote": model.remote} if model.remote else {}
     with reached(model.remote), root.session(**where):
@@ -309,6 +310,11 @@ def run_batch(
         with torch.set_grad_enabled(gradients), root.trace(**inputs):
             results = nnsight.save(walk(architecture, root, mask, recorders, edits, gradients))
     return on_host(results) if on_cpu else list(results)
+
+
+def _donors(edits: Sequence[BatchEdit], recorders: Sequence[Recorder]) -> list[Donors]:
+    of_edits = [donors for edit in edits for donors in edit.donors]
+    return of_edits + [donors for recorder in recorders for donors in recorder.donors]
 
 
 def on_host(results: Sequence[dict[Any, torch.Tensor]]) -> list[dict[Any, torch.Tensor]]:

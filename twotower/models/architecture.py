@@ -165,7 +165,7 @@ class Architecture(abc.ABC):
 
     def scaling(self, layer: int) -> float:
         """Factor on q.k before the softmax."""
-        return self.d_head**-0.5
+        return float(self.d_head**-0.5)
 
     def window(self, layer: int) -> int | None:
         """Number of positions a query sees, itself included; None for all."""
@@ -234,7 +234,8 @@ def call(module: Any, x: torch.Tensor) -> torch.Tensor:
 
     bitsandbytes' int8 layers take at most three dims, and mixtures of experts just three.
     """
-    return module(x.flatten(0, -2).unsqueeze(0)).squeeze(0).unflatten(0, x.shape[:-1])
+    out: torch.Tensor = module(x.flatten(0, -2).unsqueeze(0)).squeeze(0).unflatten(0, x.shape[:-1])
+    return out
 
 
 _MISSING = object()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -12,7 +12,7 @@ from .architecture import Architecture
 class Llama(Architecture):
     """Llama, Mistral and Qwen2; keys and values may have fewer heads than queries."""
 
-    model_types = ("llama", "mistral", "qwen2")
+    model_types: ClassVar[tuple[str, ...]] = ("llama", "mistral", "qwen2")
     layers_path = "model.layers"
     final_norm_path = "model.norm"
     unembedding_path = "lm_head"

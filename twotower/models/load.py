@@ -241,7 +241,7 @@ def _random(
     hub, shared = _hub_options(revision, options)
     config = load_config(name, revision, options)
     try:
-        if dtype == "auto":
+        if isinstance(dtype, str):  # "auto"
             dtype = config.dtype or torch.float32
         if quantization is not None:
             options["quantization_config"] = quantization_config(quantization, dtype)

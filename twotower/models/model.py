@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..head import Head
 from .architecture import Architecture
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def device_of(module: torch.nn.Module) -> torch.device:
@@ -54,7 +57,7 @@ class Model:
     """What measures derive from the weights once, such as label directions."""
 
     @property
-    def module(self) -> torch.nn.Module:
+    def module(self) -> PreTrainedModel:
         """The transformers model."""
         return self.traced._module
 
@@ -96,7 +99,8 @@ class Model:
     @property
     def dtype(self) -> torch.dtype:
         """Floating-point type of the residual stream."""
-        return self.module.dtype
+        dtype: torch.dtype = self.module.dtype
+        return dtype
 
     @property
     def device(self) -> torch.device:

@@ -45,12 +45,13 @@ class At:
             If a label, class or demonstration stands in none of the prompts.
         """
         found = np.asarray(prompts.token_id >= 0)
-        for name, wanted in (
-            ("role", self.role),
-            ("label_text", self.label),
-            ("demonstration_class", self.demonstration_class),
-            ("demonstration", self.demonstration),
-        ):
+        asked: dict[str, tuple[str | int, ...] | None] = {
+            "role": self.role,
+            "label_text": self.label,
+            "demonstration_class": self.demonstration_class,
+            "demonstration": self.demonstration,
+        }
+        for name, wanted in asked.items():
             if wanted is None:
                 continue
             values = getattr(prompts, name)

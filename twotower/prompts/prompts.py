@@ -96,7 +96,8 @@ class Prompts:
     @property
     def lengths(self) -> np.ndarray:
         """(prompt,) number of tokens."""
-        return (self.token_id >= 0).sum(axis=1)
+        found: np.ndarray = (self.token_id >= 0).sum(axis=1)
+        return found
 
     @property
     def strings(self) -> list[str]:

@@ -249,7 +249,8 @@ def _from_hub(name: str, entry: HubTask, max_per_class: int, seed: int) -> Task:
             )
     names = getattr(table.features[entry.label], "names", None)
     table = table.shuffle(seed=seed)
-    rows, kept = [], {}
+    rows: list[dict[str, Any]] = []
+    kept: dict[Any, int] = {}
     for row in table:
         value = row[entry.label]
         if value in (None, "") or (names and value == -1):  # not labelled, as test splits are

@@ -77,8 +77,8 @@ def label_token_ids(prompts: Sequence[Prompt], labels: Sequence[str], tokenizer:
     InputError
         If a label is not exactly one token there, or two labels are the same token.
     """
-    gaps = ((p, _gap(p)) for p in prompts)
-    prompt, gap = next((found for found in gaps if found[1] is not None), (prompts[0], " "))
+    gaps = ((p, gap) for p in prompts for gap in [_gap(p)] if gap is not None)
+    prompt, gap = next(gaps, (prompts[0], " "))
     query = prompt.string
     base = tokenizer(query)["input_ids"]
     ids: dict[int, str] = {}

@@ -47,8 +47,8 @@ def make_dataset(
     coords: dict[str, Any] = {}
     for name, array in coordinates.items():
         known = COORDINATES.get(name)
-        about = (name,) if known is None else (known.dims, describe(known))
-        coords[name] = (about[0], _texts(array), *about[1:])
+        form = (name,) if known is None else (known.dims, describe(known))
+        coords[name] = (form[0], _texts(array), *form[1:])
     about = {"twotower_schema": SCHEMA_VERSION, "twotower_group": group, **attributes}
     dataset = xr.Dataset(variables, coords, about)
     check_dataset(dataset, group)
@@ -65,7 +65,9 @@ def _texts(values: Any) -> np.ndarray:
 
 def measured_prompts(dataset: xr.Dataset | xr.DataTree) -> xr.Dataset:
     """A dataset, or a group of a run, without the prompts that are not measured yet."""
-    if hasattr(dataset, "children"):
+    import xarray as xr
+
+    if isinstance(dataset, xr.DataTree):
         dataset = dataset.to_dataset(inherit=False)
     if "measured" not in dataset.coords:
         return dataset

@@ -33,7 +33,7 @@ class Place:
             where = where.text
         if not isinstance(where, (str, Path)):
             raise StoreError(f"{where!r} is no path")
-        self.text = str(where)
+        self.text: str = str(where)
         self.remote = "://" in self.text
         self.path = Path() if self.remote else Path(where).expanduser()
         if not self.remote:

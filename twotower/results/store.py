@@ -123,7 +123,7 @@ def check_place(path: str | Path, overwrite: bool = False) -> Place:
     return place
 
 
-def open(path: str | Path) -> xr.DataTree:
+def open(path: str | Path | Place) -> xr.DataTree:
     """Open a run that `save` wrote, or one that is measured in units, even while it grows.
 
     Arrays are lazy (dask): values are read when they are computed or shown, chunk by
@@ -155,7 +155,7 @@ def open(path: str | Path) -> xr.DataTree:
         if "units" in tree.children:
             ledger = UnitStore(place).ledger("part", "start", "stop", "state")
             for part in json.loads(tree.attrs.get("twotower_parts", "[]")):
-                tree[part] = mark_measured(tree[part], ledger, part)
+                tree[part] = mark_measured(tree.children[part], ledger, part)
             if "twotower_parts" not in tree.attrs:
                 tree = mark_measured(tree, ledger, "")
         check_tree(tree)

@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -111,7 +112,7 @@ class UnitStore:
             listed = json.dumps(sorted({*parts, "units"}))
             about = {"twotower_schema": SCHEMA_VERSION, "groups": listed}
             nodes["/"] = xr.Dataset(attrs={**about, "twotower_parts": json.dumps(list(parts))})
-        nodes["/"].attrs |= attributes
+        nodes["/"].attrs.update(attributes)
 
         def write(store: Any) -> None:
             xr.DataTree.from_dict(nodes).to_zarr(
@@ -166,7 +167,7 @@ class UnitStore:
                 continue
             path = f"{unit.part}/{name}".lstrip("/")
             values = self._padded(dataset[names], path)
-            self._patiently(lambda values=values, path=path: self._region(unit, values, path))
+            self._patiently(partial(self._region, unit, values, path))
 
     def _padded(self, dataset: xr.Dataset, path: str) -> xr.Dataset:
         if "position" in dataset.dims:

@@ -20,6 +20,8 @@ import torch
 from ..errors import InputError
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from ..models import Model
     from ..prompts import Prompts
 
@@ -88,11 +90,12 @@ def _effects(positions: str, logprobs: bool = False) -> Measure:
     return measure
 
 
-def _run(*groups: str) -> Measure:
-    def measure(model: Model, prompts: Prompts, batch: int) -> object:
+def _run(*groups: str) -> Callable[[Model, Prompts, int], xr.DataTree]:
+    def measure(model: Model, prompts: Prompts, batch: int) -> xr.DataTree:
         from ..measures import analyze
 
-        return analyze(model, prompts, **({"measures": groups} if groups else {}), batch_size=batch)
+        settings: dict[str, Any] = {"measures": groups} if groups else {}
+        return analyze(model, prompts, **settings, batch_size=batch)
 
     return measure
 

@@ -7,14 +7,16 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import psutil
 
 from ..errors import StoreError
 
 if TYPE_CHECKING:
-    from ..results.units import UnitStore
+    from collections.abc import Mapping
+
+    from ..results.place import Place
     from .engine import Engine
 
 EVERY = 10.0
@@ -22,6 +24,18 @@ EVERY = 10.0
 
 SILENT = 60.0
 """Seconds after which a driver on another host counts as dead."""
+
+
+class Claimed(Protocol):
+    """What can be claimed: a run's store, or the ledger of a folder of experiments."""
+
+    place: Place
+
+    def driver(self) -> dict[str, Any]:
+        """Who drives it, as was said last; empty where nobody does."""
+
+    def beat(self, driver: Mapping[str, Any] | None) -> None:
+        """Say who drives it, or that nobody does any more."""
 
 
 class Claim:
@@ -40,7 +54,7 @@ class Claim:
         If another process drives it.
     """
 
-    def __init__(self, store: UnitStore, engine: Engine) -> None:
+    def __init__(self, store: Claimed, engine: Engine) -> None:
         other = store.driver()
         if alive(other):
             raise StoreError(

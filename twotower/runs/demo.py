@@ -95,7 +95,7 @@ class Finding:
 
     def compare(self, score: str, seed: int = 0) -> tuple[float, float]:
         """A score's mean over the writers, and the 95th percentile over random sets."""
-        values = self.run["scores"][score].values
+        values = self.run.children["scores"].dataset[score].values
         rng = np.random.default_rng([seed, 13])
         sets = [rng.permutation(values.size)[: len(self.writers)] for _ in range(2000)]
         bound = float(np.quantile(values.ravel()[np.array(sets)].mean(axis=1), 0.95))
@@ -146,14 +146,14 @@ def run_demo(
         top = list(dict.fromkeys(heads[:N_TOP] + writers[:N_TOP]))
         run["ov"] = ov_labels(model, test, top_tokens=top, progress=bar)
         # The effects that heads were chosen by stand beside the scores of the test prompts.
-        drop = GROUPS["scores"]["margin_drop"]
-        effect = selection["effects"]["margin_drop"].mean("prompt").values
+        known = GROUPS["scores"]["margin_drop"]
+        effect = selection.children["effects"].dataset["margin_drop"].mean("prompt").values
         about = {
-            **describe(drop),
+            **describe(known),
             "long_name": "mean drop of the margin, on the prompts that heads were chosen on",
             "reference": "mean over the selecting prompts of their effects.margin_drop",
         }
-        described = (drop.dims, effect, about)
+        described = (known.dims, effect, about)
         run["scores"] = two_tower_scores(run).assign(margin_drop=described)
     with stage("knocking out in-context heads") as bar:
         after = predict(model, test, [KnockOut(heads)], progress=bar)
@@ -166,10 +166,11 @@ def run_demo(
         ]
     conditions = ("before", "after", "writers", "random heads")
     accuracy: dict[str, dict[str, Estimate]] = {name: {} for name in conditions}
-    drop = {}
+    drop: dict[str, Estimate] = {}
+    predictions = run.children["predictions"].dataset
     for name in ("correct", "top1_correct"):
         mean_random = np.mean([r[name].values for r in random], axis=0)
-        accuracy["before"][name] = bootstrap_mean(run["predictions"][name].values)
+        accuracy["before"][name] = bootstrap_mean(predictions[name].values)
         accuracy["after"][name] = bootstrap_mean(after[name].values)
         accuracy["writers"][name] = bootstrap_mean(silent[name].values)
         accuracy["random heads"][name] = bootstrap_mean(mean_random)
@@ -201,7 +202,7 @@ def check_places(path: Path) -> None:
         check_place(place, overwrite=True)
 
 
-def save_finding(finding: Finding, path: Path, overwrite: bool = True) -> list[Path]:
+def save_finding(finding: Finding, path: Path, overwrite: bool = True) -> list[Path | str]:
     """Write the test prompts' run to `path`, and the selecting prompts' beside it."""
     from ..results import save
 
@@ -223,8 +224,8 @@ def print_finding(finding: Finding, console: Any) -> None:
     """Print the finding as tables."""
     from rich.table import Table
 
-    accuracy, scores = finding.accuracy, finding.run["scores"]
-    effects = finding.selection["effects"]["margin_drop"].mean("prompt")
+    accuracy, scores = finding.accuracy, finding.run.children["scores"].dataset
+    effects = finding.selection.children["effects"].dataset["margin_drop"].mean("prompt")
     n, k = accuracy["before"]["correct"].n, len(finding.heads)
     table = Table(title=f"Accuracy on {n} held-out prompts (95% bootstrap interval)")
     table.add_column("knocked out, at all positions")
@@ -254,8 +255,8 @@ def print_finding(finding: Finding, console: Any) -> None:
         for name in columns:
             table.add_column(name, justify="right")
         rows = [[x.values[head] for x in columns.values()] for head in heads]
-        for head, row in zip(heads, rows, strict=True):
-            table.add_row(str(head), *_numbers(row))
+        for head, numbers in zip(heads, rows, strict=True):
+            table.add_row(str(head), *_numbers(numbers))
         table.add_section()
         table.add_row("their mean", *_numbers(np.mean(rows, axis=0)))
         table.add_row("mean of all", *_numbers([float(x.mean()) for x in columns.values()]))

@@ -78,7 +78,8 @@ def drive(
         If a worker could not write: all others could not either.
     """
     found, start = Driven(), time.perf_counter()
-    waiting, tries, last = deque(units), Counter[Any](), {}
+    waiting, tries = deque(units), Counter[Any]()
+    last: dict[Any, Any] = {}
     with _stop_gently(say) as stop:
         while True:
             for slot, busy in list(engine.slots.items()):

@@ -238,7 +238,7 @@ def check_task(run: xr.DataTree, name: str) -> None:
     FindingError
         With the accuracy and the p-value of an exact binomial test.
     """
-    predictions = run["predictions"]
+    predictions = run.children["predictions"].dataset
     correct = predictions["correct"].values
     chance = 1 / predictions.sizes["label"]
     p = above_chance(correct, chance)

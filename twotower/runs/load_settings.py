@@ -55,7 +55,7 @@ class LoadSettings:
     remote: str | None = None
     threads: MaybeWhole = None
 
-    def options(self) -> dict[str, str | None]:
+    def options(self) -> dict[str, Any]:
         """What `twotower.load` is given, and what tells one loaded model from another."""
         names = ("dtype", "device_map", "quantization", "revision")
         return {name: getattr(self, name) for name in names}

@@ -110,7 +110,7 @@ class Shape:
         from transformers.integrations.accelerate import compute_module_sizes
 
         _, found = compute_module_sizes(self.module, self.quantizer)
-        if self.quantizer is not None:
+        if self.quantizer is not None and self.quantization is not None:
             for name, weight in self.module.named_parameters():
                 if self.quantizer.param_needs_quantization(self.module, name):
                     found[name.rpartition(".")[0]] += weight.numel() * SCALES[self.quantization]
