@@ -261,6 +261,11 @@ def prompt_view(run: xr.DataTree, prompt: int) -> PromptView:
     prompt
         Number of the prompt.
 
+    Returns
+    -------
+    PromptView
+        The prompt without its padding, and what every head does at its positions.
+
     Raises
     ------
     InputError

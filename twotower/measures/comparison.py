@@ -48,6 +48,11 @@ def agreement(exact: xr.Dataset, other: xr.Dataset, k: int = 12) -> Agreement:
     k
         Number of strongest heads that are compared.
 
+    Returns
+    -------
+    Agreement
+        Rank correlations, and the strongest heads that both have or that one misses.
+
     Raises
     ------
     InputError

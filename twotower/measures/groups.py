@@ -275,6 +275,10 @@ def strongest_group(effects: xr.Dataset, k: int) -> list[Head]:
     k
         Number of heads.
 
+    Returns
+    -------
+    list of Head
+
     Raises
     ------
     InputError

@@ -131,18 +131,17 @@ class TopTokens(Recorder):
             vector = self.vectors[head].to(end.residual.device)
             shift = self.readout.on(vector.device).shift
             normed = self.readout.frozen_norm(vector, spread[:, None]) - shift
-            there = self.batch.mask.on(vector.device)
-            if self.batch.kept is not None:
-                there = self.batch.kept.on(vector.device) >= 0
             rows = [
                 # Some at a time: vocabularies are wide.
                 (end.unembedding(x[:, None].to(zero.dtype)) - bias).argmax(dim=-1)
-                for x in normed[there].split(TOP_AT_ONCE)
+                for x in normed.flatten(0, 1).split(TOP_AT_ONCE)
             ]
-            found = torch.full(there.shape, -1, device=vector.device)
-            found[there] = torch.cat(rows)[:, 0]
-            tops.append(found)
-        return {"top_token": torch.stack(tops, dim=1)}
+            tops.append(torch.cat(rows).unflatten(0, normed.shape[:2])[..., 0])
+        found = torch.stack(tops, dim=1)
+        padded = ~self.batch.mask.on(found.device)
+        if self.batch.kept is not None:
+            padded = self.batch.kept.on(found.device) < 0
+        return {"top_token": found.masked_fill(padded[:, None], -1)}
 
 
 class Attribution(Recorder):

@@ -44,6 +44,8 @@ class Model:
         "int8", "nf4" or None.
     remote
         What is passed to nnsight as `remote=` when tracing.
+    cache
+        What is computed once per model, such as labels' directions; by what it is.
     """
 
     traced: Any

@@ -38,6 +38,12 @@ class Prompts:
         position's role is "pad".
     demonstration
         (prompt, position) number of the demonstration, -1 where there is none.
+    tokenizer
+        Which made the tokens, and makes those of changed prompts.
+    recipe
+        How the prompts were built, for splitting them; None for a user's own texts.
+    task_name, seed
+        Where they come from.
     """
 
     items: tuple[Prompt, ...]
