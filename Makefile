@@ -1,6 +1,7 @@
 # make demo   sets everything up and finds the in-context heads of a real model
 # make test   sets everything up and passes the tests
 # make test-all   the same with more of what is random: kills, plantings, examples of properties
+# make test-peers   compares with TransformerLens, in an environment of its own
 # make experiments  runs the paper's claims on the demo model, each with a verdict
 # make docs   writes the API's pages, from the docstrings, into build/docs
 # make bench  times the sweep against plain forwards
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all experiments bench docs lint clean
+.PHONY: demo test test-all test-peers experiments bench docs lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/twotower demo
@@ -22,6 +23,12 @@ test: $(INSTALLED)
 test-all: $(INSTALLED)
 	tests/install_browser.sh $(BIN)
 	TWOTOWER_KILLS=100 TWOTOWER_PLANTINGS=20 TWOTOWER_EXAMPLES=300 $(BIN)/python -m pytest
+
+test-peers:
+	test -d .venv-peers || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[peers]' pytest pytest-timeout
+	.venv-peers/bin/python -m pytest tests/peers
 
 experiments: $(INSTALLED)
 	$(BIN)/twotower experiments run --all
