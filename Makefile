@@ -9,6 +9,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Two workers of one thread: most tests are of models so small that threads wait for each other.
+WORKERS := --numprocesses 2 --dist loadfile
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test test-all test-peers experiments bench docs lint clean
@@ -18,11 +20,12 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	tests/install_browser.sh $(BIN)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS)
 
 test-all: $(INSTALLED)
 	tests/install_browser.sh $(BIN)
-	TWOTOWER_KILLS=100 TWOTOWER_PLANTINGS=20 TWOTOWER_EXAMPLES=300 $(BIN)/python -m pytest
+	TWOTOWER_KILLS=100 TWOTOWER_PLANTINGS=20 TWOTOWER_EXAMPLES=300 OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest $(WORKERS)
 
 test-peers:
 	test -d .venv-peers || $(PYTHON) -m venv .venv-peers

@@ -8,9 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from budget import Budget
 from tiny import ARCHITECTURES, TWO, byte_level, hf_model, tiny
 
 import twotower as tt
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # not in each of xdist's workers
+        config.pluginmanager.register(Budget())
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,0 +1,49 @@
+"""How long the tests may take, part by part; printed beside what they took.
+
+Seconds of all workers together, on two cores. `make test` runs two workers, so that it is to end
+within half of the sum, twenty minutes. A part over its budget is told, and fails nothing, since
+machines are shared; mend it or move the budget, and say why.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import pytest
+
+BUDGETS = {
+    "tests/experiments/test_quick.py": ("quick experiments", 540),
+    "tests/experiments": ("experiments", 180),
+    "tests/runs/test_kills.py": ("random kills", 300),
+    "tests/runs": ("runs", 420),
+    "tests/figures/test_report.py": ("browser", 150),
+    "tests/figures": ("figures", 60),
+    "tests/properties": ("properties", 60),
+    "tests/testing": ("planted models", 120),
+    "tests/models": ("models", 240),
+    "tests/measures": ("measures", 330),
+}
+"""By beginning of the path: the first that fits."""
+
+REST = ("everything else", 360)
+
+
+class Budget:
+    """Sums what tests take, and prints it."""
+
+    def __init__(self) -> None:
+        self.took: dict[str, float] = defaultdict(float)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        path = report.location[0].replace("\\", "/")
+        part = next((x for x in BUDGETS if path.startswith(x)), None)
+        self.took[BUDGETS[part][0] if part else REST[0]] += report.duration
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        if sum(self.took.values()) < 300:  # a part of the tests
+            return
+        terminalreporter.section("time by part, of its budget (seconds of all workers)")
+        for name, budget in [*BUDGETS.values(), REST]:
+            over = "  OVER" if self.took[name] > budget else ""
+            terminalreporter.line(f"{name:20s} {self.took[name]:6.0f} of {budget}{over}")
