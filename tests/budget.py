@@ -26,6 +26,9 @@ BUDGETS = {
 }
 """By beginning of the path: the first that fits."""
 
+LONGEST = ("tests/experiments/test_quick.py", "tests/runs/test_kills.py", "tests/test_readme.py")
+"""Files that take minutes."""
+
 REST = ("everything else", 360)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from budget import Budget
+from budget import LONGEST, Budget
 from tiny import ARCHITECTURES, TWO, byte_level, hf_model, tiny
 
 import twotower as tt
@@ -17,6 +17,11 @@ import twotower as tt
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # not in each of xdist's workers
         config.pluginmanager.register(Budget())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no worker is left with one at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
 
 
 @pytest.fixture(scope="session", autouse=True)
