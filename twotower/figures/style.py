@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..errors import InputError
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -44,6 +46,8 @@ def drawn(
             from matplotlib import pyplot as plt
 
             figure = None
+            if ax is not None and not isinstance(ax, plt.Axes):
+                raise InputError(f"ax={ax!r} must be Axes of matplotlib, or left out")
             if ax is None:  # before the look, which else would undo what a notebook sets
                 figure = plt.figure(figsize=(width, height), layout="constrained")
             with plt.rc_context(LOOK):
