@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from bad_input import INPUT, SCHEMA, STORE, refused
 from tiny import TWO
 
 import twotower as tt
@@ -29,113 +30,159 @@ def strings(model, text=TEXT, spans=SPANS, gold=("foo",), **more):
 
 CASES = {
     # prompts
-    "a task's name": (lambda g: tt.build_prompts(g.model, "animals"), "task must be what"),
-    "no task": (lambda g: tt.build_prompts(g.model, None), "task must be what load_task"),
-    "no model": (lambda g: tt.build_prompts(None, TWO), "model must be what load returns"),
-    "turned round": (lambda g: tt.build_prompts(TWO, g.model), "model must be"),
+    "a task's name": (lambda g: tt.build_prompts(g.model, "animals"), INPUT, "task must be what"),
+    "no task": (lambda g: tt.build_prompts(g.model, None), INPUT, "task must be what load_task"),
+    "no model": (lambda g: tt.build_prompts(None, TWO), INPUT, "model must be what load returns"),
+    "turned round": (lambda g: tt.build_prompts(TWO, g.model), INPUT, "model must be"),
     "labels of a dict": (
         lambda g: tt.build_prompts(g.model, TWO, {"animal": "foo", "city": "bar"}),
+        INPUT,
         "must be a list of words",
     ),
-    "labels a number": (lambda g: tt.build_prompts(g.model, TWO, 5), "must be a list of words"),
-    "template none": (lambda g: tt.build_prompts(g.model, TWO, template=None), "must be a text"),
-    "instruction": (lambda g: tt.build_prompts(g.model, TWO, instruction=3), "must be a text"),
+    "labels a number": (
+        lambda g: tt.build_prompts(g.model, TWO, 5),
+        INPUT,
+        "must be a list of words",
+    ),
+    "template none": (
+        lambda g: tt.build_prompts(g.model, TWO, template=None),
+        INPUT,
+        "must be a text",
+    ),
+    "instruction": (
+        lambda g: tt.build_prompts(g.model, TWO, instruction=3),
+        INPUT,
+        "must be a text",
+    ),
     "a word for no": (
         lambda g: tt.build_prompts(g.model, TWO, permute_labels="no"),
+        INPUT,
         "must be True or False",
     ),
     "classes and no query's": (
         lambda g: strings(g.model, classes=[["animal", "city"]]),
+        INPUT,
         "need query_class=",
     ),
     "whole numbers for classes": (
         lambda g: strings(g.model, classes=[[1, 2]], query_class=["x"]),
+        INPUT,
         "must be texts",
     ),
-    "a blank at the end": (lambda g: strings(g.model, TEXT + " "), "ends in a blank"),
-    "spans none": (lambda g: strings(g.model, spans=None), "must be a list of"),
-    "spans flat": (lambda g: strings(g.model, spans=[5, 8]), "must be a list of"),
-    "spans of floats": (lambda g: strings(g.model, spans=[(5.0, 8.0)]), "must be a list of"),
-    "spans of three": (lambda g: strings(g.model, spans=[(5, 8, 9)]), "must be a list of"),
-    "no string": (lambda g: strings(g.model, None), "strings= must be"),
+    "a blank at the end": (lambda g: strings(g.model, TEXT + " "), INPUT, "ends in a blank"),
+    "spans none": (lambda g: strings(g.model, spans=None), INPUT, "must be a list of"),
+    "spans flat": (lambda g: strings(g.model, spans=[5, 8]), INPUT, "must be a list of"),
+    "spans of floats": (lambda g: strings(g.model, spans=[(5.0, 8.0)]), INPUT, "must be a list of"),
+    "spans of three": (lambda g: strings(g.model, spans=[(5, 8, 9)]), INPUT, "must be a list of"),
+    "no string": (lambda g: strings(g.model, None), INPUT, "strings= must be"),
     "one string": (
         lambda g: tt.prompts_from_strings(g.model, TEXT, [SPANS], ["foo"]),
+        INPUT,
         "strings= must be",
     ),
     "one label": (
         lambda g: tt.predict(g.model, strings(g.model, "cat: foo\ndog:", [(5, 8)])),
+        INPUT,
         "there is one label",
     ),
-    "fraction a text": (lambda g: g.prompts.split("x"), "finite number"),
-    "fraction none": (lambda g: g.prompts.split(None), "finite number"),
-    "a seed below 0": (lambda g: g.prompts.split(seed=-1), "seed=-1 must be"),
-    "a seed of letters": (lambda g: g.prompts.split(seed="x"), "seed='x' must be"),
-    "a task split at 2": (lambda g: TWO.split(2.0, 0), "strictly between"),
-    "a task split at nan": (lambda g: TWO.split(np.nan, 0), "finite number"),
-    "a task's seed": (lambda g: TWO.split(0.5, -1), "seed=-1 must be"),
-    "a class's number": (lambda g: tt.Task("t", {1: ["a"], "1": ["b"]}), "needs a name"),
-    "a class without name": (lambda g: tt.Task("t", {"": ["a"], "x": ["b"]}), "needs a name"),
+    "fraction a text": (lambda g: g.prompts.split("x"), INPUT, "finite number"),
+    "fraction none": (lambda g: g.prompts.split(None), INPUT, "finite number"),
+    "a seed below 0": (lambda g: g.prompts.split(seed=-1), INPUT, "seed=-1 must be"),
+    "a seed of letters": (lambda g: g.prompts.split(seed="x"), INPUT, "seed='x' must be"),
+    "a task split at 2": (lambda g: TWO.split(2.0, 0), INPUT, "strictly between"),
+    "a task split at nan": (lambda g: TWO.split(np.nan, 0), INPUT, "finite number"),
+    "a task's seed": (lambda g: TWO.split(0.5, -1), INPUT, "seed=-1 must be"),
+    "a class's number": (lambda g: tt.Task("t", {1: ["a"], "1": ["b"]}), INPUT, "needs a name"),
+    "a class without name": (
+        lambda g: tt.Task("t", {"": ["a"], "x": ["b"]}),
+        INPUT,
+        "needs a name",
+    ),
     "a text in two classes": (
         lambda g: tt.Task("t", {"p": ["a b"], "q": ["a  b "]}),
+        INPUT,
         "stands in the classes",
     ),
-    "a task none": (lambda g: tt.load_task(None), "no task's name"),
+    "a task none": (lambda g: tt.load_task(None), INPUT, "no task's name"),
     # edits
-    "heads none": (lambda g: tt.KnockOut(None), "must be a list of"),
-    "heads a number": (lambda g: tt.KnockOut(3), "must be a list of"),
-    "heads of truth": (lambda g: predict(g, tt.KnockOut([(True, False)])), "is not a head"),
+    "heads none": (lambda g: tt.KnockOut(None), INPUT, "must be a list of"),
+    "heads a number": (lambda g: tt.KnockOut(3), INPUT, "must be a list of"),
+    "heads of truth": (lambda g: predict(g, tt.KnockOut([(True, False)])), INPUT, "is not a head"),
     "a reference's name": (
         lambda g: tt.KnockOut([(0, 0)], ablation="mean", reference="x"),
+        INPUT,
         "reference must be what",
     ),
-    "an edit's seed": (lambda g: tt.KnockOut([(0, 0)], seed=-1), "seed=-1 must be"),
-    "factor true": (lambda g: tt.Scale([(0, 0)], True), "finite number"),
-    "factor complex": (lambda g: tt.Scale([(0, 0)], 1j), "finite number"),
-    "factor bytes": (lambda g: tt.Scale([(0, 0)], b"1"), "finite number"),
-    "factor too large": (lambda g: tt.Scale([(0, 0)], 10**400), "finite number"),
-    "edits none": (lambda g: predict(g, None), "must be a list of edits"),
-    "edits a number": (lambda g: predict(g, 3), "must be a list of edits"),
+    "an edit's seed": (lambda g: tt.KnockOut([(0, 0)], seed=-1), INPUT, "seed=-1 must be"),
+    "factor true": (lambda g: tt.Scale([(0, 0)], True), INPUT, "finite number"),
+    "factor complex": (lambda g: tt.Scale([(0, 0)], 1j), INPUT, "finite number"),
+    "factor bytes": (lambda g: tt.Scale([(0, 0)], b"1"), INPUT, "finite number"),
+    "factor too large": (lambda g: tt.Scale([(0, 0)], 10**400), INPUT, "finite number"),
+    "edits none": (lambda g: predict(g, None), INPUT, "must be a list of edits"),
+    "edits a number": (lambda g: predict(g, 3), INPUT, "must be a list of edits"),
     # measures
-    "batch of text": (lambda g: tt.predict(g.model, g.prompts, batch_size="2"), "batch_size="),
-    "batch of a half": (lambda g: tt.predict(g.model, g.prompts, batch_size=1.5), "batch_size="),
-    "batch of nan": (lambda g: tt.predict(g.model, g.prompts, batch_size=np.nan), "batch_size="),
-    "batch of none": (lambda g: tt.predict(g.model, g.prompts, batch_size=0), "batch_size="),
-    "prompts of text": (lambda g: tt.predict(g.model, ["a"]), "prompts must be what"),
-    "prompts first": (lambda g: tt.predict(g.prompts, g.model), "model must be what"),
-    "no prompts": (lambda g: tt.predict(g.model, g.prompts[:0]), "there are no prompts"),
-    "sweep of text": (lambda g: tt.head_effects(g.model, "x"), "prompts must be what"),
+    "batch of text": (
+        lambda g: tt.predict(g.model, g.prompts, batch_size="2"),
+        INPUT,
+        "batch_size=",
+    ),
+    "batch of a half": (
+        lambda g: tt.predict(g.model, g.prompts, batch_size=1.5),
+        INPUT,
+        "batch_size=",
+    ),
+    "batch of nan": (
+        lambda g: tt.predict(g.model, g.prompts, batch_size=np.nan),
+        INPUT,
+        "batch_size=",
+    ),
+    "batch of none": (lambda g: tt.predict(g.model, g.prompts, batch_size=0), INPUT, "batch_size="),
+    "prompts of text": (lambda g: tt.predict(g.model, ["a"]), INPUT, "prompts must be what"),
+    "prompts first": (lambda g: tt.predict(g.prompts, g.model), INPUT, "model must be what"),
+    "no prompts": (lambda g: tt.predict(g.model, g.prompts[:0]), INPUT, "there are no prompts"),
+    "sweep of text": (lambda g: tt.head_effects(g.model, "x"), INPUT, "prompts must be what"),
     "sweep's seed": (
         lambda g: tt.head_effects(
             g.model, g.prompts, ablation="resample", reference=g.prompts, seed=-1
         ),
+        INPUT,
         "seed=-1 must be",
     ),
     "measures none": (
         lambda g: tt.analyze(g.model, g.prompts, measures=None),
+        INPUT,
         "choose a list from",
     ),
     "measures a text": (
         lambda g: tt.analyze(g.model, g.prompts, measures="qk"),
+        INPUT,
         "choose a list from",
     ),
     "norm unmeasured": (
         lambda g: tt.analyze(g.model, g.prompts, measures=["qk"], norm="x"),
+        INPUT,
         "norm='x'",
     ),
-    "tracing of text": (lambda g: tt.causal_tracing(g.model, g.prompts, "x"), "corrupted must be"),
-    "heads of nothing": (lambda g: tt.in_context_heads(None), "needs what head_effects"),
+    "tracing of text": (
+        lambda g: tt.causal_tracing(g.model, g.prompts, "x"),
+        INPUT,
+        "corrupted must be",
+    ),
+    "heads of nothing": (lambda g: tt.in_context_heads(None), INPUT, "needs what head_effects"),
     "heads of a mean": (
         lambda g: tt.in_context_heads(g.effects.mean("prompt")),
+        INPUT,
         "needs what head_effects",
     ),
     "heads of no prompts": (
         lambda g: tt.in_context_heads(g.effects.isel(prompt=slice(0, 0))),
+        INPUT,
         "no effects to choose by",
     ),
-    "heads of nan": (lambda g: tt.in_context_heads(g.effects * np.nan), "not finite"),
-    "by a list": (lambda g: tt.in_context_heads(g.effects, by=["x"]), "is not known"),
-    "scores of effects": (lambda g: tt.two_tower_scores(g.effects), "need the group"),
-    "scores of nothing": (lambda g: tt.two_tower_scores(None), "need the group"),
+    "heads of nan": (lambda g: tt.in_context_heads(g.effects * np.nan), INPUT, "not finite"),
+    "by a list": (lambda g: tt.in_context_heads(g.effects, by=["x"]), INPUT, "is not known"),
+    "scores of effects": (lambda g: tt.two_tower_scores(g.effects), INPUT, "need the group"),
+    "scores of nothing": (lambda g: tt.two_tower_scores(None), INPUT, "need the group"),
 }
 
 
@@ -145,37 +192,33 @@ def predict(given: SimpleNamespace, edits):
 
 @pytest.mark.parametrize("name", CASES)
 def test_input_error(name: str, given: SimpleNamespace) -> None:
-    call, message = CASES[name]
-    with pytest.raises(tt.InputError, match=message):
-        call(given)
+    refused(CASES[name], given)
 
 
 STORES = {
-    "none": (lambda g, path: tt.save(None, path), tt.SchemaError, "is no run"),
-    "text": (lambda g, path: tt.save("x", path), tt.SchemaError, "is no run"),
+    "none": (lambda g, path: tt.save(None, path), SCHEMA, "is no run"),
+    "text": (lambda g, path: tt.save("x", path), SCHEMA, "is no run"),
     "mean": (
         lambda g, path: tt.save(g.effects.mean("prompt", keep_attrs=True), path),
-        tt.SchemaError,
+        SCHEMA,
         "has dims",
     ),
-    "nowhere": (lambda g, path: tt.save(g.effects, None), tt.StoreError, "is no path"),
-    "number": (lambda g, path: tt.save(g.effects, 3), tt.StoreError, "is no path"),
-    "long": (lambda g, path: tt.save(g.effects, "x" * 300), tt.StoreError, "no place for"),
+    "nowhere": (lambda g, path: tt.save(g.effects, None), STORE, "is no path"),
+    "number": (lambda g, path: tt.save(g.effects, 3), STORE, "is no path"),
+    "long": (lambda g, path: tt.save(g.effects, "x" * 300), STORE, "no place for"),
     "below a file": (
         lambda g, path: tt.save(g.effects, Path(__file__) / "run.zarr"),
-        tt.StoreError,
+        STORE,
         "no (folder|place)",
     ),
-    "open none": (lambda g, path: tt.open(None), tt.StoreError, "is no path"),
-    "open long": (lambda g, path: tt.open("x" * 300), tt.StoreError, "no place for"),
+    "open none": (lambda g, path: tt.open(None), STORE, "is no path"),
+    "open long": (lambda g, path: tt.open("x" * 300), STORE, "no place for"),
 }
 
 
 @pytest.mark.parametrize("name", STORES)
 def test_stores(name: str, given: SimpleNamespace, tmp_path: Path) -> None:
-    call, error, message = STORES[name]
-    with pytest.raises(error, match=message):
-        call(given, tmp_path / "run.zarr")
+    refused(STORES[name], given, tmp_path / "run.zarr")
     assert not list(tmp_path.iterdir())
 
 

@@ -188,7 +188,8 @@ class _Questions:
             if "label" not in dataset.dims:
                 return dataset
             for name in (label, other):
-                if name not in dataset["label"].values:
+                # A list would be compared label by label.
+                if not isinstance(name, str) or name not in dataset["label"].values:
                     known = ", ".join(map(str, dataset["label"].values))
                     raise InputError(f"label {name!r} is not among {known}")
             kept = dataset[[x for x in dataset.data_vars if "label" in dataset[x].dims]]
@@ -305,8 +306,15 @@ class DatasetQuestions(_Questions):
         -------
         pandas.DataFrame
             A column for every dim, variable and coordinate.
+
+        Raises
+        ------
+        InputError
+            If the dataset has no dims.
         """
         data: xr.Dataset = self._data
+        if not data.dims:
+            raise InputError("the dataset has no dims: there is nothing to list")
         frame = data.to_dataframe(dim_order=list(data.dims)).reset_index()
         return frame[frame["role"] != "pad"].reset_index(drop=True) if "role" in frame else frame
 

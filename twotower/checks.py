@@ -9,6 +9,9 @@ import numpy as np
 
 from .errors import InputError
 
+MOST_PROMPTS = 1_000_000
+"""More are a slip: no machine holds them, and drawing them alone takes hours."""
+
 
 def check_is(value: Any, kind: str, name: str) -> None:
     """Refuse what is not a `Model`, `Prompts` or `Task`.

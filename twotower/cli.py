@@ -17,12 +17,13 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from . import __version__
+from .checks import whole
 from .cli_sizing import bench, console_of, plan
 from .cli_views import heads, report, show
 from .errors import FindingError, InputError, TwoTowerError
 from .runs.configuration import Configuration, read_yaml
 from .runs.engine_settings import EngineSettings, HowRun
-from .runs.load_settings import How, LoadSettings, Whole
+from .runs.load_settings import How, LoadSettings, MaybeWhole, Whole
 
 app = App(
     name="twotower",
@@ -37,8 +38,8 @@ def demo(
     *,
     output: Path = Path("runs/demo.zarr"),
     task: str = "animals-cities",
-    seed: int = 0,
-    threads: int | None = None,
+    seed: Whole = 0,
+    threads: MaybeWhole = None,
 ) -> None:
     """Find the in-context heads of a real model, and test them on other prompts.
 
@@ -62,7 +63,10 @@ def demo(
 
     console = console_of()
     check_places(output)
-    load_task(task)  # a wrong name is told before the model is loaded
+    whole("seed", seed)
+    classes = load_task(task).classes  # a wrong name is told before the model is loaded
+    if len(classes) != 2:
+        raise InputError(f"the demo needs a task of two classes; {task!r} has {len(classes)}")
     start = time.perf_counter()
     model = Configuration(threads=threads).load_model()
     seconds = time.perf_counter() - start
@@ -269,6 +273,8 @@ def run_experiments(
     from .runs.suite import choose
     from .runs.suite_run import run_suite
 
+    if batch_size is not None:
+        whole("batch_size", batch_size, 1)
     chosen = choose(names, all)
     suite = Suite(
         names or tuple(one.name for one in chosen),

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from .cli_sizing import console_of
-from .runs.configuration import Words
-from .runs.load_settings import Whole
+from .runs.load_settings import Whole, Wholes
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -91,7 +90,7 @@ def report(
     output: Annotated[Path, Parameter(alias="-o")] = Path("report.html"),
     part: str | None = None,
     other_part: str | None = None,
-    prompts: Annotated[list[Whole] | None, Words] = None,
+    prompts: Annotated[list[int] | None, Wholes] = None,
     most_bytes: Whole | None = None,
 ) -> None:
     """Write a run, or a comparison of two, as one page for the browser.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..checks import yes_or_no
 from ..errors import InputError
 from .style import BLUE, COLOURS, GREEN, GREY, ORANGE, drawn
 from .texts import printable
@@ -92,6 +93,7 @@ def label_logits(
     InputError
         If the run has no such head or prompt, or not what is drawn.
     """
+    yes_or_no("weighted", weighted)
     view = prompt_view(run, prompt)
     values = _values(view, head, "label_logit")
     if weighted:

@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,12 +76,23 @@ def write_report(
     runs = [one_run(run)] if other is None else [one_run(run), one_run(other)]
     if not isinstance(path, (str, Path)):
         raise InputError(f"path={path!r} must be a path")
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise InputError(f"names={names!r} must be {len(runs)} texts")
     if len(names) < len(runs) or not all(isinstance(name, str) for name in names):
         raise InputError(f"names={names!r} must be {len(runs)} texts")
     if prompts is not None and not isinstance(prompts, (list, tuple, range)):
         raise InputError(f"prompts={prompts!r} must be a list of numbers")
+    for i, number in enumerate(prompts or ()):
+        if number in list(prompts or ())[:i]:
+            raise InputError(f"prompt {number} is named twice")
     target = Path(path).expanduser()
-    if target.is_dir() or not target.parent.is_dir():
+    try:
+        if "\0" in str(target):
+            raise InputError(f"path={str(path)!r} must be a path")
+        nowhere = target.is_dir() or not target.parent.is_dir()
+    except OSError as error:  # a name that is too long, for one
+        raise InputError(f"{target} cannot be written: {error.strerror}") from error
+    if nowhere:
         raise InputError(f"{target} cannot be written: it is a folder, or its folder is not there")
     tables = [table_of(x) for x in runs]
     found = [run_data(*each) for each in zip(runs, names, tables, strict=False)]
@@ -104,7 +116,8 @@ def write_report(
         part.write_text(page, encoding="utf-8", errors="replace")
         part.replace(target)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         raise InputError(f"{target} cannot be written: {error.strerror}") from error
     return target
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..errors import InputError
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
@@ -43,9 +45,12 @@ def drawn(
     def decorate(function: Callable[..., None]) -> Callable[..., Axes]:
         @wraps(function)
         def draw(*arguments: Any, ax: Axes | None = None, **options: Any) -> Axes:
+            from matplotlib import axes
             from matplotlib import pyplot as plt
 
             figure = None
+            if ax is not None and not isinstance(ax, axes.Axes):
+                raise InputError(f"ax={ax!r} must be Axes of matplotlib, or left out")
             if ax is None:  # before the look, which else would undo what a notebook sets
                 figure = plt.figure(figsize=(width, height), layout="constrained")
             with plt.rc_context(LOOK):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..checks import check_is
+from ..checks import check_is, whole
 from ..errors import InputError
 from ..results import make_dataset
 
@@ -163,6 +163,10 @@ def bias_reduction(
 
     if kind not in BIASES:
         raise InputError(f"kind={kind!r} is not known; use one of {', '.join(BIASES)}")
+    whole("seed", seed)
+    for biases in (before, after):
+        if getattr(getattr(biases, "favoured", None), "dims", ()) != ("prompt",):
+            raise InputError("bias_reduction needs what label_bias returns, before and after")
     same = before.attrs.get("prompts_hash") == after.attrs.get("prompts_hash")
     if not same or before["favoured"].values.tolist() != after["favoured"].values.tolist():
         raise InputError("the biases are of other prompts, or towards other labels")

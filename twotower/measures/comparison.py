@@ -56,10 +56,14 @@ def agreement(exact: xr.Dataset, other: xr.Dataset, k: int = 12) -> Agreement:
     Raises
     ------
     InputError
-        If the two are of other heads or prompts.
+        If the two are of other heads or prompts, or are no effects.
     """
     from scipy.stats import spearmanr
 
+    for effects in (exact, other):
+        dims = getattr(getattr(effects, "margin_drop", None), "dims", ())
+        if not {"prompt", "layer", "head"} <= set(dims):
+            raise InputError("agreement needs what head_effects or attribution_patching returns")
     a, b = exact["margin_drop"], other["margin_drop"]
     if a.sizes != b.sizes or exact.attrs.get("prompts_hash") != other.attrs.get("prompts_hash"):
         raise InputError("the effects are of other heads or of other prompts")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checks import check_measured
+from ..checks import check_measured, yes_or_no
 from .batch import Batch
 from .collect import Arrays, MakeRecorder, collect, dataset
 from .counterfactuals import Group
@@ -182,6 +182,7 @@ def sweep_maker(
     least in sorted order, in which those that share lower heads stand together. `gold`
     (prompt,) is the number of the label whose margin is read, by default the right one.
     """
+    yes_or_no("logprobs", logprobs)
     at, replacement = prepare_change(model, prompts, positions, ablation, reference, seed, factor)
     readout = get_readout(model, prompts.label_ids)
     name = "group_effects"

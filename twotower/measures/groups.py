@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 LARGEST_POOL = 12
 """Heads of which all subsets are swept; 12 have 4,095."""
 
+CHANGE = ("ablation", "reference", "seed", "factor")
+"""What says to what heads are changed, as in `head_effects`."""
+
 
 def group_effects(
     model: Model,
@@ -89,14 +92,14 @@ def group_effects(
 
 
 def _checked(groups: Iterable[Sequence[Head]], model: Model) -> list[Group]:
-    from ..head import Head
-
+    if isinstance(groups, str) or not isinstance(groups, Iterable):
+        raise InputError(f"groups={groups!r} must be a list of groups of (layer, head)")
     found: list[Group] = []
     for group in groups:
-        heads = [group] if isinstance(group, Head) else list(group)
+        heads = check_heads(group, model)
         if not heads:
             raise InputError("a group is empty")
-        found.append(tuple(sorted(check_heads(heads, model))))
+        found.append(tuple(sorted(heads)))
     if not found:
         raise InputError("there are no groups")
     if len(set(found)) != len(found):
@@ -121,6 +124,9 @@ def _group_effects(
     progress: bool | str,
     change: dict[str, Any],
 ) -> xr.Dataset:
+    for name in change:
+        if name not in CHANGE:
+            raise InputError(f"{name}= is not known; what heads change to is {', '.join(CHANGE)}")
     order = sorted(range(len(groups)), key=groups.__getitem__)
     (arrays,) = sweep(
         model,
@@ -282,10 +288,14 @@ def strongest_group(effects: xr.Dataset, k: int) -> list[Head]:
     Raises
     ------
     InputError
-        If no group has k heads.
+        If no group has k heads, or these are no effects of groups.
     """
     from ..head import Head
 
+    whole("k", k, 1)
+    dims = getattr(getattr(effects, "margin_drop", None), "dims", ())
+    if not {"prompt", "group"} <= set(dims) or "n_heads" not in effects:
+        raise InputError("strongest_group needs what group_effects or subset_effects returns")
     mean = effects["margin_drop"].mean("prompt")
     mean = mean.where(effects["n_heads"] == k, drop=True)
     if not mean.size:

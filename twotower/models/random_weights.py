@@ -32,9 +32,10 @@ def on_meta(config: Any, dtype: torch.dtype | None = None) -> Any:
 
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=dtype)
+            return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     except ValueError as error:
-        raise ModelError(f"no causal language model has this configuration: {error}") from error
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"no causal language model has this configuration: {reason}") from error
 
 
 @dataclass

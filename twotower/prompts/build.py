@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checks import check_is, whole, yes_or_no
+from ..checks import MOST_PROMPTS, check_is, whole, yes_or_no
 from ..errors import InputError
 from .prompts import Prompts, assemble
 from .segments import TEMPLATE, Prompt, Segment, Template
@@ -249,7 +249,7 @@ def build_prompts(
         numbers = [shots]
     if sum(whole("shots", k) for k in numbers) == 0:
         raise InputError("shots must leave at least one demonstration")
-    whole("n", n, 1)
+    whole("n", n, 1, MOST_PROMPTS)
     whole("seed", seed)
     if order not in ORDERS:
         raise InputError(f"order={order!r} is not known; use one of {', '.join(ORDERS)}")
@@ -325,9 +325,19 @@ def prompts_from_strings(
     >>> prompts.labels
     ('foo', 'bar')
     """
-    for name, value in (("strings", strings), ("gold", gold)):
-        if isinstance(value, str) or not all(isinstance(text, str) for text in value):
+    check_is(model, "Model", "model")
+    texts: dict[str, Any] = {"strings": strings, "gold": gold}
+    texts |= {} if labels is None else {"labels": labels}
+    texts |= {} if query_class is None else {"query_class": query_class}
+    for name, value in texts.items():
+        listed = hasattr(value, "__len__") and not isinstance(value, str)
+        if not listed or not all(isinstance(text, str) for text in value):
             raise InputError(f"{name}= must be a list of texts")
+    by_prompt: dict[str, Any] = {"label_spans": label_spans}
+    by_prompt |= {} if classes is None else {"classes": classes}
+    for name, value in by_prompt.items():
+        if not hasattr(value, "__len__"):
+            raise InputError(f"{name}= must be a list with an entry for each prompt")
     if not len(strings) == len(label_spans) == len(gold):
         raise InputError(
             f"{len(strings)} strings, {len(label_spans)} lists of spans and {len(gold)} right "

@@ -78,7 +78,18 @@ class Prompts:
             if not -len(self) <= index < len(self):
                 raise IndexError(f"prompt {index} of {len(self)}")
             index = [int(index)]
-        rows = np.arange(len(self))[index]
+        rows: np.ndarray
+        try:
+            rows = np.arange(len(self))[index]
+        except (IndexError, TypeError) as error:
+            if np.asarray(index).dtype.kind in "iu":
+                raise IndexError(f"prompts {index!r} of {len(self)}") from error
+            rows = np.empty((0, 0))
+        if rows.ndim != 1:
+            raise InputError(
+                f"prompts[{index!r}]: pick prompts by a number, a slice, a list of numbers below "
+                f"{len(self)}, or one of True and False for each"
+            )
         keep = self.token_id[rows]
         width = int((keep >= 0).sum(axis=1).max()) if len(rows) else 0
         cut = {
@@ -187,6 +198,8 @@ class Prompts:
             If an order does not name each demonstration once, or prompts were made from
             strings, in which what stands between demonstrations belongs to none.
         """
+        if not hasattr(orders, "__len__") or len(orders) != len(self):
+            raise InputError(f"orders={orders!r} must be {len(self)} lists, one for each prompt")
         items = [p.reordered(order) for p, order in zip(self.items, orders, strict=True)]
         return assemble(
             items, self.labels, self.tokenizer, task_name=self.task_name, seed=self.seed

@@ -83,8 +83,9 @@ class Prompt:
             Numbers of the demonstrations, from first to last.
         """
         numbers = [s.demonstration for s in self.segments]
-        if sorted(order) != sorted({n for n in numbers if n >= 0}):
-            raise InputError(f"order={list(order)} does not name each demonstration once")
+        known = sorted({n for n in numbers if n >= 0})
+        if not hasattr(order, "__len__") or sorted(order) != known:
+            raise InputError(f"order={order!r} does not name each demonstration once")
         if not any(s.role == "separator" and s.demonstration >= 0 for s in self.segments):
             raise InputError("demonstrations of a prompt from a string cannot be told apart")
         first = numbers.index(min(n for n in numbers if n >= 0))

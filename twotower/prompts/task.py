@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import finite, whole
+from ..checks import finite, whole, yes_or_no
 from ..errors import InputError
+
+KINDS = ("words", "sentences")
+"""What a task's texts can be."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Task:
     ------
     InputError
         If there are fewer than two classes, a class is empty, a text is blank or not a
-        string, or a text stands in two classes.
+        string, or a text stands in two classes; if the name is none, or the kind not known.
 
     Examples
     --------
@@ -56,6 +59,14 @@ class Task:
     source: str = ""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.strip():
+            raise InputError(f"the task's name {self.name!r} must be a text")
+        if self.kind not in KINDS:
+            raise InputError(f"kind={self.kind!r} is not known; use one of {', '.join(KINDS)}")
+        for about in ("description", "source"):
+            if not isinstance(getattr(self, about), str):
+                raise InputError(f"{about}={getattr(self, about)!r} must be a text")
+        yes_or_no("hard", self.hard)
         if not isinstance(self.texts, Mapping):
             raise InputError(f"task {self.name!r}: texts must be a dict of class name to texts")
         if len(self.texts) < 2:
@@ -190,6 +201,13 @@ def load_task(
     source = str(source) if isinstance(source, Path) else source
     if not isinstance(source, str):
         raise InputError(f"{source!r} is no task's name; for texts of your own see Task")
+    for name, value in (("text", text), ("label", label), ("split", split)):
+        if not isinstance(value, str):
+            raise InputError(f"{name}={value!r} must be a text")
+    if config is not None and not isinstance(config, str):
+        raise InputError(f"config={config!r} must be a text")
+    whole("max_per_class", max_per_class, 1)
+    whole("seed", seed)
     if source in bundled_tasks():
         path = resources.files(__package__) / "tasks" / f"{source}.json"
         return Task(**json.loads(path.read_text(encoding="utf-8")))
@@ -197,6 +215,8 @@ def load_task(
         return _from_hub(source, HUB_TASKS[source], max_per_class, seed)
     if source.startswith("hub:"):
         name = source.removeprefix("hub:")
+        if not name.strip("/"):
+            raise InputError(f"{source!r} names no dataset; write hub:owner/dataset")
         return _from_hub(name, HubTask(name, text, label, split, config), max_per_class, seed)
     path = Path(source)
     if path.suffix.lower() in (".csv", ".jsonl"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ class Place:
     def __init__(self, where: str | Path | Place) -> None:
         if isinstance(where, Place):
             where = where.text
-        if not isinstance(where, (str, Path)):
+        if not isinstance(where, (str, Path)) or "\0" in str(where):
             raise StoreError(f"{where!r} is no path")
         self.text: str = str(where)
         self.remote = "://" in self.text
@@ -68,8 +69,9 @@ class Place:
                 f"{self.text} is in an object store, for which obstore is needed: "
                 "pip install 'twotower[cloud]'"
             ) from error
+        options = _client(self.text)
         try:
-            return obstore.store.from_url(self.text, **_client(self.text))
+            return obstore.store.from_url(self.text, **options)
         except Exception as error:
             raise self.failed("cannot be used", error) from error
 
@@ -178,8 +180,16 @@ class Place:
 
 
 def _client(url: str) -> dict[str, Any]:
-    """Options of an object store's client; plain http is taken where the endpoint says it."""
+    """Options of an object store's client; plain http is taken where the endpoint says it.
+
+    Raises
+    ------
+    StoreError
+        If the endpoint is no address; obstore would panic.
+    """
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL", ""))
+    if url.startswith("s3") and endpoint and not re.match(r"https?://[^/]", endpoint):
+        raise StoreError(f"AWS_ENDPOINT_URL={endpoint!r} is no address, such as http://host:9000")
     if url.startswith("s3") and endpoint.startswith("http://"):
         return {"client_options": {"allow_http": True}}
     return {}

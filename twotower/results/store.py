@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checks import yes_or_no
 from ..errors import SchemaError, StoreError
 from .forms import check_dataset
 from .place import Place
@@ -43,10 +44,10 @@ def check_tree(tree: xr.DataTree) -> None:
             f"this is no twotower run of schema {SCHEMA_VERSION} (its root says "
             f"{tree.attrs.get('twotower_schema')!r})"
         )
-    missing = set(json.loads(tree.attrs.get("groups", "[]"))) - set(tree.children)
+    missing = set(_names(tree, "groups")) - set(tree.children)
     if missing:
         raise SchemaError(f"the groups {', '.join(sorted(missing))} are missing")
-    parts = json.loads(tree.attrs.get("twotower_parts", "[]"))
+    parts = _names(tree, "twotower_parts")
     for name, node in tree.children.items():
         if name in parts:
             check_tree(node)
@@ -114,6 +115,7 @@ def check_place(path: str | Path, overwrite: bool = False) -> Place:
     StoreError
         If something is there that may not be replaced, or nothing can be written there.
     """
+    yes_or_no("overwrite", overwrite)
     place = Place(path)
     if place.holds():
         if not overwrite:
@@ -154,7 +156,7 @@ def open(path: str | Path | Place) -> xr.DataTree:
     try:
         if "units" in tree.children:
             ledger = UnitStore(place).ledger("part", "start", "stop", "state")
-            for part in json.loads(tree.attrs.get("twotower_parts", "[]")):
+            for part in _names(tree, "twotower_parts"):
                 tree[part] = mark_measured(tree.children[part], ledger, part)
             if "twotower_parts" not in tree.attrs:
                 tree = mark_measured(tree, ledger, "")
@@ -162,6 +164,23 @@ def open(path: str | Path | Place) -> xr.DataTree:
     except SchemaError as error:
         raise StoreError(f"{place} is not a run that this version reads: {error}") from error
     return tree
+
+
+def _names(tree: xr.DataTree, attribute: str) -> list[str]:
+    """Names that the root holds as JSON; none where it holds no such attribute.
+
+    Raises
+    ------
+    SchemaError
+        If it is no list of texts.
+    """
+    try:
+        found = json.loads(tree.attrs.get(attribute, "[]"))
+    except (TypeError, ValueError):
+        found = None
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise SchemaError(f"its attribute {attribute} is no list of names")
+    return found
 
 
 def _require_run(place: Place) -> xr.DataTree:

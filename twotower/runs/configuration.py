@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from ..checks import whole
+from ..checks import MOST_PROMPTS, whole
 from ..errors import InputError
 from .engine_settings import EngineSettings
-from .load_settings import LoadSettings, MaybeWhole, Whole
+from .load_settings import LoadSettings, MaybeWhole, Whole, Wholes
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -94,7 +94,7 @@ class Configuration(LoadSettings, EngineSettings):
     labels: Annotated[tuple[str, ...] | None, Words] = None
     shots: Whole = 8
     n: Whole = 40
-    seed: Annotated[tuple[Whole, ...], Words] = (0,)
+    seed: Annotated[tuple[int, ...], Wholes] = (0,)
     template: str = "{text}: {label}\n"
     instruction: str = ""
     order: Literal["shuffled", "alternating", "blocked"] = "shuffled"
@@ -123,7 +123,9 @@ class Configuration(LoadSettings, EngineSettings):
             if not several or len(set(several)) != len(several):
                 raise InputError(f"{name}={value!r} must be one or several that differ")
             object.__setattr__(self, name, several)
-        whole("n", self.n, 1)
+        for seed in self.seed:
+            whole("seed", seed)
+        whole("n", self.n, 1, MOST_PROMPTS)
         whole("unit_size", self.unit_size, 1)
         for name in ("batch_size", "threads"):
             if getattr(self, name) is not None:
@@ -213,7 +215,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        found, root = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -223,7 +226,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     known = [field.name for field in fields(Configuration)]
     if not isinstance(found, dict):
         raise InputError(f"{path} must hold names and values, such as 'model: smollm2-135m'")
+    names = [] if root is None else [key.value for key, _ in root.value]
     for name in found:
+        if names.count(name) > 1:  # YAML would take the last one and say nothing
+            raise InputError(f"{path}: {name!r} is set twice")
         if name not in known:
             raise InputError(f"{path}: {name!r} is no setting; settings are {', '.join(known)}")
     for name, value in found.items():

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import FindingError
+from ..errors import FindingError, StoreError
 from ..intervention import KnockOut
 from ..results import GROUPS
 from ..results.forms import describe
@@ -198,6 +198,8 @@ def check_places(path: Path) -> None:
     """Refuse, before anything is measured, a path at which the runs cannot be saved."""
     from ..results.store import check_place
 
+    if not path.name:
+        raise StoreError(f"{str(path)!r} is no path for a run; name a folder, such as demo.zarr")
     for place in (path, _selection(path)):
         check_place(place, overwrite=True)
 

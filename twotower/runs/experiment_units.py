@@ -79,7 +79,8 @@ class Suite:
         options = {"model": self.model, **self.how.options()}
 
         def trial(one: Experiment) -> Trial:
-            return Trial(one, load_task(self.task or one.task), self.out, size, options)
+            task = load_task(one.task if self.task is None else self.task)
+            return Trial(one, task, self.out, size, options)
 
         return dict(zip(self.names, map(trial, choose(self.names, False)), strict=True))
 

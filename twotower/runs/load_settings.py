@@ -23,6 +23,12 @@ def to_whole(kind: Any, tokens: Sequence[Any]) -> int:
         raise InputError(f"{tokens[0].value!r} must be a whole number") from None
 
 
+def to_wholes(kind: Any, tokens: Sequence[Any]) -> list[int]:
+    """Several of them."""
+    return [to_whole(kind, [token]) for token in tokens]
+
+
+Wholes = Parameter(consume_multiple=True, converter=to_wholes)
 Whole = Annotated[int, Parameter(converter=to_whole)]
 MaybeWhole = Annotated[int | None, Parameter(converter=to_whole)]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..errors import InputError
+from ..errors import InputError, ModelError
 from ..models import Architecture, Model
 from ..models.load import load_config, torch_dtype
 from ..models.quantization import quantization_config
@@ -52,6 +52,8 @@ class Shape:
             self.quantizer.preprocess_model(model=self.module, device_map=None)
         traced = SimpleNamespace(_module=self.module)  # nothing is run
         self.model = Model(traced, None, self.architecture, name, revision, quantization)
+        if self.model.n_layers < 1:
+            raise ModelError(f"{name} has {self.model.n_layers} layers, by its config.json")
 
     def quantized(self, quantization: str) -> Shape:
         """The same model, quantized."""

@@ -55,7 +55,7 @@ def load_experiment(path: Path) -> Experiment:
     sys.path.insert(0, str(path.parent))  # what experiments share lies beside them
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that is no experiment may well exit
         raise InputError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(path.parent))
@@ -75,6 +75,8 @@ def choose(names: tuple[str, ...], every: bool) -> list[Experiment]:
     """
     if every == bool(names):
         raise InputError("name experiments, or say --all; `twotower experiments list` shows them")
+    if len(set(names)) < len(names):
+        raise InputError(f"an experiment is named twice: {', '.join(names)}")
     known = find_experiments()
     chosen = list(known.values()) if every else []
     for name in names:

@@ -105,17 +105,23 @@ class Planting:
         whole("n_texts", self.n_texts, 2)
         if self.d_head not in (32, 64):
             raise InputError(f"d_head={self.d_head!r} must be 32 or 64")
+        whole("seed", self.seed)
         for name in ("noise", "similarity", "recency", "gain", "distractor_gain"):
             finite(name, getattr(self, name))
+        if self.noise < 0:
+            raise InputError(f"noise={self.noise} must be 0 or more: it is a standard deviation")
+        if not isinstance(self.distractors, Mapping):
+            raise InputError(f"distractors={self.distractors!r} must be a dict of kind to heads")
         unknown = set(self.distractors) - set(DISTRACTORS)
         if unknown:
             raise InputError(f"distractors are {', '.join(DISTRACTORS)}, not {sorted(unknown)}")
-        object.__setattr__(self, "match", tuple(Head(*head) for head in self.match))
-        object.__setattr__(self, "gather", Head(*self.gather))
+        object.__setattr__(self, "match", tuple(_heads("match", self.match)))
+        object.__setattr__(self, "gather", *_heads("gather", [self.gather]))
         self._check_places()
 
     def _check_places(self) -> None:
-        others = [Head(*head) for heads in self.distractors.values() for head in heads]
+        kinds = self.distractors.values()
+        others = [head for kind in kinds for head in _heads("distractors", kind)]
         places = [self.gather, *self.match, *others]
         for layer, head in places:
             whole("layer of a head", layer, 0, self.n_layers - 1)
@@ -168,8 +174,21 @@ class Planting:
         return load(self.module(), tokenizer=self.tokenizer(), **options)
 
     def save(self, folder: str | Path) -> Path:
-        """Write an ordinary checkpoint with its tokenizer, and return the folder."""
+        """Write an ordinary checkpoint with its tokenizer, and return the folder.
+
+        Raises
+        ------
+        InputError
+            If a folder cannot be made there.
+        """
+        if not isinstance(folder, (str, Path)):
+            raise InputError(f"folder={folder!r} must be a path")
         place = Path(folder)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{str(place)!r} cannot be made a folder: {reason}") from error
         self.module().save_pretrained(place)
         self.tokenizer().save_pretrained(place)
         return place
@@ -186,7 +205,17 @@ class Planting:
             Decides all that is not fixed.
         **fixed
             Settings that are not drawn.
+
+        Raises
+        ------
+        InputError
+            If the architecture is not known, or the seed is no whole number.
         """
+        if architecture not in ARCHITECTURES:
+            raise InputError(
+                f"architecture={architecture!r} is not known; use one of {', '.join(ARCHITECTURES)}"
+            )
+        whole("seed", seed)
         rng = np.random.default_rng([seed, ARCHITECTURES.index(architecture)])
         n_layers, n_heads = int(rng.integers(3, 7)), int(rng.choice([4, 6, 8]))
         gather_layer = int(rng.integers(0, n_layers - 1))
@@ -212,3 +241,11 @@ class Planting:
             "seed": seed,
         }
         return cls(architecture, **{**settings, **fixed})
+
+
+def _heads(name: str, given: Any) -> list[Head]:
+    """Heads given as pairs; whether there are such is checked after."""
+    try:
+        return [Head(*head) for head in given]
+    except TypeError:
+        raise InputError(f"{name}={given!r} must be heads, each as (layer, head)") from None
