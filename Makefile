@@ -2,6 +2,7 @@
 # make test   sets everything up and passes the tests
 # make test-all   the same with more of what is random: kills, plantings, examples of properties
 # make test-peers   compares with TransformerLens, in an environment of its own
+# make test-wheel   builds a wheel, and runs the demo in an environment that has nothing else
 # make experiments  runs the paper's claims on the demo model, each with a verdict
 # make docs   writes the API's pages, from the docstrings, into build/docs
 # make bench  times the sweep against plain forwards
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 WORKERS := --numprocesses 2 --dist loadfile
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all test-peers experiments bench docs lint clean
+.PHONY: demo test test-all test-peers test-wheel experiments bench docs lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/twotower demo
@@ -32,6 +33,15 @@ test-peers:
 	.venv-peers/bin/pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --editable '.[peers]' pytest pytest-timeout
 	.venv-peers/bin/python -m pytest tests/peers
+
+test-wheel:
+	rm -rf build/wheel && mkdir -p build/wheel
+	$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt build/wheel/*.whl
+	cd build/wheel && venv/bin/twotower experiments list && venv/bin/twotower demo \
+		&& venv/bin/twotower report runs/demo.zarr
 
 experiments: $(INSTALLED)
 	$(BIN)/twotower experiments run --all

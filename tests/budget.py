@@ -17,7 +17,7 @@ BUDGETS = {
     "tests/experiments": ("experiments", 180),
     "tests/runs/test_kills.py": ("random kills", 300),
     "tests/runs": ("runs", 420),
-    "tests/figures/test_report.py": ("browser", 150),
+    "tests/figures/test_report": ("browser", 150),
     "tests/figures": ("figures", 60),
     "tests/properties": ("properties", 60),
     "tests/testing": ("planted models", 120),
