@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 BUDGETS = {
-    "tests/experiments/test_quick.py": ("quick experiments", 540),
+    "tests/experiments/test_quick": ("quick experiments", 540),
     "tests/experiments": ("experiments", 180),
     "tests/runs/test_kills.py": ("random kills", 300),
     "tests/runs": ("runs", 420),
@@ -26,7 +26,7 @@ BUDGETS = {
 }
 """By beginning of the path: the first that fits."""
 
-LONGEST = ("tests/experiments/test_quick.py", "tests/runs/test_kills.py", "tests/test_readme.py")
+LONGEST = ("tests/experiments/test_quick", "tests/runs/test_kills.py", "tests/runs/test_demo.py")
 """Files that take minutes."""
 
 REST = ("everything else", 360)

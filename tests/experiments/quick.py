@@ -1,0 +1,35 @@
+"""An experiment of the suite in its short form, on the demo model, and what it must leave."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import twotower as tt
+from twotower.prompts import load_task
+from twotower.runs.experiment import QUICK
+from twotower.runs.experiment_run import run_experiment
+from twotower.runs.suite import find_experiments
+
+SUITE = find_experiments()
+HALF = len(SUITE) // 2
+"""The suite's tests are in two files, so that two workers can share them."""
+
+
+def quick_form(demo_model: tt.Model, out: Path, name: str) -> None:
+    experiment = SUITE[name]
+    task = load_task(experiment.task)
+    found = run_experiment(experiment, lambda: demo_model, task, out, size=QUICK)
+    assert found["verdict"] == "undecided"  # one seed
+    assert found["numbers"]
+    for words, number in found["numbers"].items():
+        if isinstance(number, dict):
+            assert number["n"] > 0, words
+            if number["low"] is not None:
+                assert number["low"] <= number["value"] <= number["high"], words
+    for kind in ("json", "png", "svg"):
+        assert (out / f"{name}.{kind}").stat().st_size > 500
+    assert json.loads((out / f"{name}.json").read_text())["model"] == "smollm2-135m"
+    (store,) = (out / name).glob("*.zarr")
+    run = tt.open(store)
+    assert run.attrs["prompts_hash"]
