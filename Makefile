@@ -1,6 +1,7 @@
 # make demo   sets everything up and finds the in-context heads of a real model
 # make test   sets everything up and passes the tests
 # make test-all   the same with more of what is random: kills, plantings, examples of properties
+# make coverage   the tests once more, and which lines and branches they reach
 # make test-peers   compares with TransformerLens, in an environment of its own
 # make test-wheel   builds a wheel, and runs the demo in an environment that has nothing else
 # make experiments  runs the paper's claims on the demo model, each with a verdict
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 WORKERS := --numprocesses 2 --dist loadfile
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all test-peers test-wheel experiments bench docs lint clean
+.PHONY: demo test test-all coverage test-peers test-wheel experiments bench docs lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/twotower demo
@@ -27,6 +28,10 @@ test-all: $(INSTALLED)
 	tests/install_browser.sh $(BIN)
 	TWOTOWER_KILLS=100 TWOTOWER_PLANTINGS=20 TWOTOWER_EXAMPLES=300 OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest $(WORKERS)
+
+coverage: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) --cov --cov-report=json:build/coverage.json
+	$(BIN)/python tests/coverage_page.py build/coverage.json
 
 test-peers:
 	test -d .venv-peers || $(PYTHON) -m venv .venv-peers
