@@ -30,7 +30,7 @@ def main() -> None:
     """Draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, default=Path("runs/demo.zarr"))
-    parser.add_argument("--prompt", type=int, default=0)
+    parser.add_argument("--prompt", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("experiments/figures/demo.png"))
     options = parser.parse_args()
 

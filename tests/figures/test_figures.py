@@ -53,7 +53,7 @@ def test_head_map(run: xr.DataTree) -> None:
         assert ax.collections[1].get_offsets().tolist() == [[2, 1], [0, 3]]
         assert (ax.get_xlabel(), ax.get_ylabel()) == ("layer", "head")
         bar = ax.figure.axes[-1]
-        assert bar.get_ylabel() == values.attrs["long_name"]
+        assert bar.get_ylabel() == values.attrs["long_name"].partition(",")[0]
     assert words(figures.head_map(run)) == ["marked heads (12)"]
 
 

@@ -93,7 +93,7 @@ def head_map(
             label=f"marked heads ({len(marked)})",
         )
         ax.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
-    words = str(values.attrs.get("long_name", by))
+    words = str(values.attrs.get("long_name", by)).partition(",")[0]  # as short as it can be
     ax.set(xlabel="layer", ylabel="head")
     ax.figure.colorbar(image, ax=ax, shrink=0.9, label=words)
     whole_numbers(ax.xaxis)
