@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 BUDGETS = {
-    "tests/experiments/test_quick": ("quick experiments", 540),
+    "tests/experiments/test_quick": ("quick experiments", 720),
     "tests/experiments": ("experiments", 180),
     "tests/runs/test_kills.py": ("random kills", 300),
-    "tests/runs": ("runs", 420),
+    "tests/runs": ("runs", 660),
     "tests/figures/test_report": ("browser", 150),
     "tests/figures": ("figures", 60),
     "tests/properties": ("properties", 60),

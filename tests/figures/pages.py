@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,3 +90,12 @@ def compare_with_view(page: Page, run: xr.DataTree, head: tuple[int, int], promp
         cells = rows.nth(row).locator("td").all_text_contents()
         assert cells[:3] == [str(view.positions[i]), view.label_texts[i], view.classes[i]]
         assert number(cells[3]) == pytest.approx(attention[i], abs=0.00051)
+
+
+def wait(page: Page, expression: str, arg: Any = None) -> None:
+    """Until an expression is true. Playwright's own waiting is eval, which the page forbids."""
+    for _ in range(200):
+        if page.evaluate(expression, arg):
+            return
+        page.wait_for_timeout(50)
+    pytest.fail(f"never became true: {expression}")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from axe_playwright_python.sync_playwright import Axe
-from pages import READY, compare_with_view, number, opened, shown, texts
+from pages import READY, compare_with_view, number, opened, shown, texts, wait
 from playwright.sync_api import Browser
 from tiny import TWO, byte_level, hf_model
 
@@ -51,10 +51,8 @@ def test_a_click_on_the_map_changes_everything(browser: Browser, page_file: Path
         assert box is not None
         # Three layers from left to right, four heads from below.
         page.mouse.click(box["x"] + box["width"] * 2.5 / 3, box["y"] + box["height"] * 2.5 / 4)
-        page.wait_for_function("document.getElementById('chosen-title').textContent == 'Head 2.1'")
-        page.wait_for_function(
-            "before => document.getElementById('tokens').innerHTML != before", arg=before
-        )
+        wait(page, "document.getElementById('chosen-title').textContent == 'Head 2.1'")
+        wait(page, "before => document.getElementById('tokens').innerHTML != before", arg=before)
         assert page.locator("tr.chosen").get_attribute("data-head") == "2.1"
         assert "head=2.1" in page.url
         compare_with_view(page, run, (2, 1), 0)
@@ -68,12 +66,12 @@ def test_prompts(browser: Browser, page_file: Path, run) -> None:
             right = "right" if run.predictions.correct.values[i] else "wrong"
             assert text == f"{i}: {run.qk.query_class.values[i]}, {run.qk.gold.values[i]}, {right}"
         page.click("#next")
-        page.wait_for_function("document.getElementById('prompt').value == '1'")
+        wait(page, "document.getElementById('prompt').value == '1'")
         page.click("#previous")
         page.click("#previous")
-        page.wait_for_function("document.getElementById('prompt').value == '5'")
+        wait(page, "document.getElementById('prompt').value == '5'")
         head = tt.in_context_heads(run, 1)[0]
-        page.wait_for_function("location.hash.includes('prompt=5')")
+        wait(page, "location.hash.includes('prompt=5')")
         page.wait_for_timeout(100)
         compare_with_view(page, run, head, 5)
 
@@ -228,7 +226,7 @@ def test_texts_are_texts(browser: Browser, tmp_path: Path) -> None:
     with opened(browser, file) as page:
         for number in range(4):
             page.select_option("#prompt", str(number))
-            page.wait_for_function(f"location.hash.includes('prompt={number}')")
+            wait(page, f"location.hash.includes('prompt={number}')")
             page.wait_for_timeout(100)
             view = prompt_view(run, number)
             assert view.gold in page.inner_text("#answer")
@@ -271,7 +269,7 @@ def test_another_head_leaves_the_prompt_where_it_is(browser: Browser, tmp_path: 
         box = "document.getElementById('tokens')"
         page.evaluate(f"{box}.style.maxHeight = '100px'")
         page.select_option("#prompt", "1")
-        page.wait_for_function(f"{box}.dataset.shown == '0.1' && {box}.scrollTop > 0")
+        wait(page, f"{box}.dataset.shown == '0.1' && {box}.scrollTop > 0")
         page.evaluate(f"{box}.scrollTop = 7")
         page.fill("#search", "2.2")
         page.click("#heads tbody button")

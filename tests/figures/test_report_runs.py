@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from pages import READY, compare_with_view, number, opened, shown, texts
+from pages import READY, compare_with_view, number, opened, shown, texts, wait
 from playwright.sync_api import Browser
 from tiny import TWO, byte_level, hf_model
 
@@ -81,9 +81,7 @@ def test_large_runs_are_thinned_and_say_so(browser: Browser, run, tmp_path: Path
         assert page.locator("#tokens span[style]").count() > 0
         page.fill("#search", strongest[-1])
         page.click("#heads tbody button")
-        page.wait_for_function(
-            "document.getElementById('answer').textContent.includes('holds no positions')"
-        )
+        wait(page, "document.getElementById('answer').textContent.includes('holds no positions')")
 
 
 def test_two_runs(browser: Browser, run, llama: tt.Model, tmp_path: Path) -> None:
@@ -230,13 +228,13 @@ def test_an_address_names_the_run(browser: Browser, run, llama: tt.Model, tmp_pa
     with opened(browser, file) as page:
         page.select_option("#prompt-run", "1")
         page.select_option("#prompt", "2")
-        page.wait_for_function("location.hash.includes('prompt=2&run=1')")
+        wait(page, "location.hash.includes('prompt=2&run=1')")
         page.reload()
         page.wait_for_selector(READY)
         assert page.input_value("#prompt-run") == "1"
         assert page.input_value("#prompt") == "2"
         page.evaluate("location.hash = '#head=2.2&prompt=1&run=0'")
-        page.wait_for_function("document.getElementById('chosen-title').textContent == 'Head 2.2'")
+        wait(page, "document.getElementById('chosen-title').textContent == 'Head 2.2'")
         assert page.input_value("#prompt-run") == "0"
 
 
