@@ -106,8 +106,9 @@ def write_report(
     library = compressed(_plotly().encode())
     room = most_bytes - len(_page(content, [], library)) - 20_000
     blobs = []
-    for data, one in zip(found, runs, strict=True):
-        data["prompts"], packed, data["held"] = prompt_data(one, prompts, room // len(runs))
+    share = room // len(runs)
+    for data, one, table in zip(found, runs, tables, strict=True):
+        data["prompts"], packed, data["held"] = prompt_data(one, table, prompts, share)
         data["notes"] += _left_out(data)
         blobs.append(packed)
     page = _page(content, blobs, library)

@@ -166,14 +166,14 @@ def comparison(first: xr.Dataset, second: xr.Dataset) -> list[dict[str, Any]]:
 
 
 def prompt_data(
-    run: xr.DataTree, prompts: Sequence[int] | None, budget: int
+    run: xr.DataTree, table: xr.Dataset | None, prompts: Sequence[int] | None, budget: int
 ) -> tuple[list[dict[str, Any]], list[str], dict[str, Any]]:
     """Prompts with what heads do at their positions, as many as go into the budget.
 
     Parameters
     ----------
-    run
-        One run.
+    run, table
+        One run, and its head table, if it has one.
     prompts
         Numbers of prompts; by default all.
     budget
@@ -190,7 +190,7 @@ def prompt_data(
     """
     if not {"qk", "ov"} & set(run.children):
         return [], [], {"heads": None, "of": 0}
-    wanted = prompts_of(run) if prompts is None else list(dict.fromkeys(prompts))
+    wanted = prompts_of(run) if prompts is None else list(prompts)
     if not wanted:
         return [], [], {"heads": None, "of": 0}
     chosen = None
@@ -200,7 +200,7 @@ def prompt_data(
     if size * few > budget:
         bare = len(_packed(view, []))  # tokens and such, with no head
         n = (0.95 * budget / few - bare) / (size - bare) * len(view.layers) * len(view.heads)
-        chosen = _strongest(run, view, max(1, int(n)))
+        chosen = _strongest(run, table, view, max(1, int(n)))
     told: list[dict[str, Any]] = []
     packed: list[str] = []
     used = 0
@@ -245,10 +245,11 @@ def _packed(view: PromptView, heads: Sequence[Sequence[int]] | None) -> str:
     return pack(header, arrays, fine=("attention",))  # shades show what three digits do not
 
 
-def _strongest(run: xr.DataTree, view: PromptView, n: int) -> list[list[int]]:
+def _strongest(
+    run: xr.DataTree, table: xr.Dataset | None, view: PromptView, n: int
+) -> list[list[int]]:
     """n heads: those that are marked, then those of the largest numbers."""
     chosen = [list(head) for head in marked_heads(run)][:n]
-    table = table_of(run)
     if table is None:
         ranked = [[x, y] for x in view.layers for y in view.heads]
     else:

@@ -168,7 +168,9 @@ def marked_heads(
         return [as_head(head) for head in named]
     if "effects" not in run.children or not prompts_of(run):
         return []
-    mean = head_table(run)["margin_drop"]
+    # Of the effects alone: the whole table may read every score of a stored run.
+    drop = part_of(run, "effects", "prompt", "layer", "head")["margin_drop"]
+    mean = drop.mean("prompt").transpose("layer", "head").sortby(["layer", "head"]).compute()
     order = np.argsort(-mean.values, axis=None, kind="stable")  # NaN last
     places = [np.unravel_index(i, mean.shape) for i in order[:k]]
     return [
