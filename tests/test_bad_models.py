@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -176,10 +177,22 @@ def test_pickled_programs_are_not_run(kind: str, folder: Path, tmp_path: Path) -
         torch.save(Payload(mark), file)
     else:
         torch.save({**hf_model("llama-grouped").state_dict(), "more": Payload(mark)}, file)
-    refused((lambda: tt.load(folder), MODEL, "holds pickled Python objects .*are not loaded"))
+    refused((lambda: tt.load(folder), MODEL, "holds pickled Python objects .*not loaded unasked"))
+    refused((lambda: tt.load(folder, weights_only=False), INPUT, "allow the classes that it needs"))
     assert not mark.exists()
     pickle.loads(pickle.dumps(Payload(mark)))  # it is a payload
     assert mark.exists()
+
+
+def test_pickled_objects_whose_class_is_allowed(folder: Path) -> None:
+    without("*.safetensors")(folder)
+    weights = hf_model("llama-grouped").state_dict()
+    torch.save({**weights, "args": argparse.Namespace(steps=3)}, folder / "pytorch_model.bin")
+    refused((lambda: tt.load(folder), MODEL, "not loaded unasked"))
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        model = tt.load(folder)
+    for name, weight in model.module.state_dict().items():
+        assert torch.equal(weight, weights[name])
 
 
 CODE = """

@@ -69,7 +69,8 @@ def load(
         recomputed attention gives the heads' outputs, and that edits reach the logits.
     **transformers_options
         Anything else that `from_pretrained` takes. Code that comes with a model is run with
-        trust_remote_code=True alone, and pickled objects are not loaded (weights_only).
+        trust_remote_code=True alone. Pickled objects beside weights are refused, unless their
+        classes are allowed by `torch.serialization.safe_globals` around this call.
 
     Returns
     -------
@@ -96,6 +97,11 @@ def load(
     if revision is not None and not isinstance(revision, str):
         raise InputError(f"revision={revision!r} must be a branch, tag or commit, as text")
     options = dict(transformers_options)
+    if not options.get("weights_only", True):  # transformers takes it, and heeds it half the way
+        raise InputError(
+            "weights_only=False would run whatever a checkpoint holds; allow the classes that it "
+            "needs instead: with torch.serialization.safe_globals([...]): load(...)"
+        )
     asked = {"dtype": dtype, "quantization": quantization}
     for name, value in (
         ("device_map", device_map),

@@ -32,7 +32,8 @@ def readable(name: str, error: Exception, revision: str | None = None) -> Except
     if "Weights only load failed" in reason:  # torch's own advice is to run what is pickled
         return ModelError(
             f"a file of {name} is damaged, or holds pickled Python objects beside weights, which "
-            "are not loaded; copy or download it again, or take safetensors"
+            "are not loaded unasked; copy or download it again, take safetensors, or, if you trust "
+            "it, allow their classes by torch.serialization.safe_globals"
         )
     if _damaged(error, reason):
         return ModelError(
