@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 
 from ..errors import InputError
 from .batch import Batch, make_batch
@@ -39,7 +40,7 @@ class Values:
         Prompts that are run first, if any.
     """
 
-    by_layer: dict[int, torch.Tensor]
+    by_layer: dict[int, Float[torch.Tensor, "*at H D"]]
     donors: list[Donors] = field(default_factory=list)
 
 
@@ -47,7 +48,7 @@ class Replacement:
     """Zero: heads' outputs are replaced by nothing."""
 
     def values(
-        self, batch: Batch, layers: Sequence[int], index: torch.Tensor | None = None
+        self, batch: Batch, layers: Sequence[int], index: Int[torch.Tensor, "*at"] | None = None
     ) -> Values | None:
         """What heads' outputs of some layers are replaced by; None stands for zero.
 
@@ -56,7 +57,7 @@ class Replacement:
         """
         return None
 
-    def kinds(self, batch: Batch) -> np.ndarray:
+    def kinds(self, batch: Batch) -> Int[np.ndarray, "B T"]:
         """(B, T) numbers, equal where a position is replaced by the same thing."""
         return np.zeros((len(batch.rows), batch.width), dtype=np.int64)
 
@@ -64,7 +65,7 @@ class Replacement:
 def make_replacement(
     model: Model,
     prompts: Prompts,
-    at: np.ndarray,
+    at: Bool[np.ndarray, "prompt position"],
     ablation: str,
     reference: Prompts | None,
     seed: int,
@@ -107,7 +108,7 @@ def check_donors(prompts: Prompts, donors: Prompts) -> None:
         )
 
 
-def _draw(prompts: Prompts, reference: Prompts, seed: int) -> np.ndarray:
+def _draw(prompts: Prompts, reference: Prompts, seed: int) -> Int[np.ndarray, " prompt"]:
     """Each prompt's donor: one of the reference prompts that differs from it."""
     rng = np.random.default_rng([seed, 5])
     strings = np.array(reference.strings, dtype=object)
@@ -132,7 +133,13 @@ def _keys(prompts: Prompts) -> list[list[Key]]:
 class _Mean(Replacement):
     """Mean of z per layer, head, role and number of demonstration."""
 
-    def __init__(self, model: Model, prompts: Prompts, at: np.ndarray, reference: Prompts) -> None:
+    def __init__(
+        self,
+        model: Model,
+        prompts: Prompts,
+        at: Bool[np.ndarray, "prompt position"],
+        reference: Prompts,
+    ) -> None:
         reference_keys = _keys(reference)
         numbers: dict[Key, int] = {}
         for row in reference_keys:
@@ -159,14 +166,14 @@ class _Mean(Replacement):
         self.means = [x.to(device) for x, device in zip(by_layer, model.layer_devices, strict=True)]
 
     def values(
-        self, batch: Batch, layers: Sequence[int], index: torch.Tensor | None = None
+        self, batch: Batch, layers: Sequence[int], index: Int[torch.Tensor, "*at"] | None = None
     ) -> Values:
         keys = batch.cut(self.index)
         if index is not None:
             keys = keys.map(lambda x: x.flatten()[index])
         return Values({n: self.means[n][keys.on(self.means[n].device)] for n in layers})
 
-    def kinds(self, batch: Batch) -> np.ndarray:
+    def kinds(self, batch: Batch) -> Int[np.ndarray, "B T"]:
         return batch.part(self.index)
 
 
@@ -195,15 +202,15 @@ class _Donated(Replacement):
         self,
         model: Model,
         prompts: Prompts,
-        at: np.ndarray,
+        at: Bool[np.ndarray, "prompt position"],
         reference: Prompts,
-        donors: np.ndarray,
+        donors: Int[np.ndarray, " prompt"],
     ) -> None:
         self.model, self.reference, self.donors = model, reference, donors
         self.columns = donor_columns(prompts, at, reference, donors)
 
     def values(
-        self, batch: Batch, layers: Sequence[int], index: torch.Tensor | None = None
+        self, batch: Batch, layers: Sequence[int], index: Int[torch.Tensor, "*at"] | None = None
     ) -> Values:
         donors = make_batch(self.model, self.reference, self.donors[batch.rows])
         columns = (torch.as_tensor(batch.part(self.columns)) + donors.width).clamp(min=0)
@@ -213,7 +220,7 @@ class _Donated(Replacement):
         recorder = _Heads(layers, Everywhere(columns, batch.devices))
         return Values(recorder.found, [Donors(donors, recorder)])
 
-    def kinds(self, batch: Batch) -> np.ndarray:
+    def kinds(self, batch: Batch) -> Int[np.ndarray, "B T"]:
         return np.broadcast_to(np.arange(len(batch.rows))[:, None], (len(batch.rows), batch.width))
 
 
@@ -230,8 +237,11 @@ class _Heads(Recorder):
 
 
 def donor_columns(
-    prompts: Prompts, at: np.ndarray, reference: Prompts, donors: np.ndarray
-) -> np.ndarray:
+    prompts: Prompts,
+    at: Bool[np.ndarray, "prompt position"],
+    reference: Prompts,
+    donors: Int[np.ndarray, " prompt"],
+) -> Int[np.ndarray, "prompt position"]:
     """(prompt, position) column of the donor's matching position, counted from its end.
 
     Parameters
@@ -251,13 +261,17 @@ def donor_columns(
     reference_keys = _keys(reference)
     columns = np.full(at.shape, -1, dtype=np.int64)
     for i, (keys, donor) in enumerate(zip(_keys(prompts), donors, strict=True)):
-        columns[i] = _match(keys, at[i], reference_keys[donor], i, donor)
+        columns[i] = _match(keys, at[i], reference_keys[donor], i, int(donor))
     return columns
 
 
 def _match(
-    keys: list[Key], at: np.ndarray, donor_keys: list[Key], prompt: int, donor: int
-) -> np.ndarray:
+    keys: list[Key],
+    at: Bool[np.ndarray, " position"],
+    donor_keys: list[Key],
+    prompt: int,
+    donor: int,
+) -> Int[np.ndarray, " position"]:
     """Donor's column, counted from its end, for every wanted position of a prompt."""
     places: dict[Key, list[int]] = {}
     for column, key in enumerate(donor_keys):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Float32, Int
 
 from ..errors import InputError
 from ..intervention import DropPosition, Patch, ScaleAttention
@@ -54,18 +55,18 @@ class Prepared:
 
     edit: AttentionEdit
     heads: list[Head]
-    queries: np.ndarray
-    keys: np.ndarray
-    labels_at: np.ndarray
-    columns: np.ndarray | None = None
+    queries: Bool[np.ndarray, "prompt position"]
+    keys: Bool[np.ndarray, "prompt position"]
+    labels_at: Bool[np.ndarray, "prompt position"]
+    columns: Int[np.ndarray, "prompt position"] | None = None
 
     @classmethod
     def of(
         cls,
         edit: AttentionEdit,
         heads: list[Head],
-        queries: np.ndarray,
-        keys: np.ndarray,
+        queries: Bool[np.ndarray, "prompt position"],
+        keys: Bool[np.ndarray, "prompt position"],
         model: Model,
         prompts: Prompts,
     ) -> Prepared:
@@ -150,7 +151,9 @@ class Part:
     donated: dict[int, torch.Tensor] = field(default_factory=dict)
     donors: list[Donors] = field(default_factory=list)
 
-    def looks(self, layer: int, heads: list[int], n: int, device: torch.device) -> torch.Tensor:
+    def looks(
+        self, layer: int, heads: list[int], n: int, device: torch.device
+    ) -> Bool[torch.Tensor, "B h {n} 1"]:
         """(B, h, n, 1) boolean: which heads are edited where."""
         mine = self.queries.on(device)[:, -n:]
         none = torch.zeros_like(mine)
@@ -165,7 +168,9 @@ class AttentionEdits(BatchEdit):
         self.parts = [part for part in parts if part.n_queries]
         self.donors = [donors for part in self.parts for donors in part.donors]
 
-    def apply(self, view: LayerView, z: torch.Tensor) -> torch.Tensor:
+    def apply(
+        self, view: LayerView, z: Float[torch.Tensor, "B T H D"]
+    ) -> Float[torch.Tensor, "B T H D"]:
         parts = [part for part in self.parts if view.index in part.heads]
         if not parts:
             return z
@@ -195,14 +200,14 @@ def _changed_attention(
     parts: Sequence[Part],
     heads: list[int],
     n: int,
-    plain: torch.Tensor,
-    weights: torch.Tensor,
-    hidden: torch.Tensor,
-) -> torch.Tensor:
+    plain: Float32[torch.Tensor, "B h n T"],
+    weights: Float32[torch.Tensor, "B h n T"],
+    hidden: Bool[torch.Tensor, "B 1 n T"],
+) -> Float32[torch.Tensor, "B h n T"]:
     """(B, h, n, T) attention with the edits in force: scores, then donors, then factors."""
     layer, device = view.index, plain.device
 
-    def chosen(part: Part) -> torch.Tensor:
+    def chosen(part: Part) -> Bool[torch.Tensor, "B h n T"]:
         return part.looks(layer, heads, n, device) & part.keys.on(device)[:, None, None]
 
     dropped = [(part, part.edit) for part in parts if isinstance(part.edit, DropPosition)]
@@ -231,7 +236,9 @@ def _changed_attention(
     return torch.where(again, changed / total, changed)
 
 
-def _heads_of(value: torch.Tensor, owners: Sequence[int]) -> torch.Tensor:
+def _heads_of(
+    value: Float[torch.Tensor, "B T K D"], owners: Sequence[int]
+) -> Float32[torch.Tensor, "B h T D"]:
     """(B, h, T, D) float32 values of heads whose key-value heads are given."""
     return torch.stack([value[:, :, owner] for owner in owners], dim=1).float()
 

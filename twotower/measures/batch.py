@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Int, Shaped
 
 from ..errors import InputError
 from .everywhere import Everywhere
@@ -38,10 +39,10 @@ class Batch:
         None to keep all T.
     """
 
-    rows: np.ndarray
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    position_ids: torch.Tensor
+    rows: Int[np.ndarray, " B"]
+    input_ids: Int[torch.Tensor, "B T"]
+    attention_mask: Int[torch.Tensor, "B T"]
+    position_ids: Int[torch.Tensor, "B T"]
     devices: list[torch.device]
     mask: Everywhere
     gold: Everywhere
@@ -67,18 +68,21 @@ class Batch:
         """An array on all devices of the model."""
         return Everywhere(values, self.devices)
 
-    def cut(self, by_position: np.ndarray) -> Everywhere:
+    def cut(self, by_position: Shaped[np.ndarray, "prompt position"]) -> Everywhere:
         """The batch's part (B, T) of a (prompt, position) array, on all devices."""
         return self.everywhere(self.part(by_position))
 
-    def part(self, by_position: np.ndarray) -> np.ndarray:
+    def part(self, by_position: Shaped[np.ndarray, "prompt position"]) -> Shaped[np.ndarray, "B T"]:
         """The batch's part (B, T) of a (prompt, position) array."""
         part: np.ndarray = by_position[self.rows][:, by_position.shape[1] - self.width :]
         return part
 
 
 def make_batch(
-    model: Model, prompts: Prompts, rows: np.ndarray, columns: np.ndarray | None = None
+    model: Model,
+    prompts: Prompts,
+    rows: Int[np.ndarray, " B"],
+    columns: Int[np.ndarray, "prompt K"] | None = None,
 ) -> Batch:
     """Tensors of some prompts.
 
@@ -115,7 +119,7 @@ def make_batch(
     )
 
 
-def columns_of(mask: np.ndarray) -> np.ndarray:
+def columns_of(mask: Bool[np.ndarray, "prompt position"]) -> Int[np.ndarray, "prompt K"]:
     """(prompt, K) columns of the positions meant, right-aligned; -1 where there are fewer.
 
     Parameters
@@ -131,7 +135,7 @@ def columns_of(mask: np.ndarray) -> np.ndarray:
     return columns
 
 
-def ordered(model: Model, prompts: Prompts, shared: bool = False) -> np.ndarray:
+def ordered(model: Model, prompts: Prompts, shared: bool = False) -> Int[np.ndarray, " prompt"]:
     """(prompt,) numbers of the prompts, longest first, as they come into batches.
 
     With `shared`, prompts that begin alike stand together. What takes most memory comes
@@ -153,7 +157,7 @@ def ordered(model: Model, prompts: Prompts, shared: bool = False) -> np.ndarray:
     return np.lexsort((-lengths, families, -longest[families]))
 
 
-def _families(prompts: Prompts) -> np.ndarray:
+def _families(prompts: Prompts) -> Int[np.ndarray, " prompt"]:
     """(prompt,) a number for each prompt, the same where half of the tokens are common."""
     tokens = [tuple(row[row >= 0]) for row in prompts.token_id]
     families = np.zeros(len(tokens), dtype=np.int64)

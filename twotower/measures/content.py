@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Bool, Float, Float32
 
 from .walk import LayerView
 
 
-def scores(view: LayerView, n: int, heads: Sequence[int] | None = None) -> torch.Tensor:
+def scores(
+    view: LayerView, n: int, heads: Sequence[int] | None = None
+) -> Float32[torch.Tensor, "B h {n} T"]:
     """(B, h, n, T) float32 QK scores, scaled, unmasked; of all heads by default."""
     query = view.rotate(view.query[:, -n:], slice(view.query.shape[1] - n, None))
     return _product(view, query, view.rotated_key, heads)
@@ -22,8 +25,8 @@ def content_scores(
     view: LayerView,
     n: int,
     heads: Sequence[int] | None = None,
-    labels_at: torch.Tensor | None = None,
-) -> torch.Tensor:
+    labels_at: Bool[torch.Tensor, "B T"] | None = None,
+) -> Float32[torch.Tensor, "B h {n} T"]:
     """(B, h, n, T) float32 content part of QK scores (see the schema's `score_content`).
 
     Parameters
@@ -54,7 +57,9 @@ def content_scores(
     return _product(view, query, view.key, heads)
 
 
-def _mean_before(table: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+def _mean_before(
+    table: Float[torch.Tensor, "#B T 1 rotated"], at: Bool[torch.Tensor, "B T"]
+) -> Float[torch.Tensor, "B T 1 rotated"]:
     """(B, T, 1, rotated) mean of a rotary table over positions `at` up to each position."""
     weight = at.float()[:, :, None, None]
     count = weight.cumsum(dim=1)
@@ -63,8 +68,11 @@ def _mean_before(table: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
 
 
 def _product(
-    view: LayerView, query: torch.Tensor, key: torch.Tensor, heads: Sequence[int] | None
-) -> torch.Tensor:
+    view: LayerView,
+    query: Float[torch.Tensor, "B n H D"],
+    key: Float[torch.Tensor, "B T K D"],
+    heads: Sequence[int] | None,
+) -> Float32[torch.Tensor, "B h n T"]:
     """q.k times the scaling: (B, n, H, D) and (B, T, K, D) to (B, h, n, T)."""
     n = query.shape[1]
     if heads is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 
 from ..checks import whole
 from ..errors import InputError
@@ -65,7 +66,13 @@ class PreparedEdits:
                 prepared = Prepared.of(edit, heads, at, keys, model, prompts)  # type: ignore[arg-type]
                 self.attention.append(prepared)
 
-    def _claim(self, target: str, heads: Sequence[Head], at: np.ndarray, keys: np.ndarray) -> None:
+    def _claim(
+        self,
+        target: str,
+        heads: Sequence[Head],
+        at: Bool[np.ndarray, "prompt position"],
+        keys: Bool[np.ndarray, "prompt position"],
+    ) -> None:
         for head in heads:
             claimed = self.taken.setdefault((target, head), [])
             for other_at, other_keys in claimed:
@@ -98,7 +105,7 @@ class _PreparedOutput:
     """An edit of heads' outputs, checked: what z is multiplied or replaced by, and where."""
 
     heads: dict[int, list[int]]
-    at: np.ndarray
+    at: Bool[np.ndarray, "prompt position"]
     factor: float
     replacement: Replacement | None
 
@@ -127,7 +134,7 @@ class _PreparedOutput:
         return _ReplaceHeads(self.heads, mask, values)
 
 
-def position_mask(prompts: Prompts, positions: Positions) -> np.ndarray:
+def position_mask(prompts: Prompts, positions: Positions) -> Bool[np.ndarray, "prompt position"]:
     """(prompt, position) boolean, from a name, from `twotower.at`, or from a user's array.
 
     Raises
@@ -156,7 +163,7 @@ def prepare_change(
     reference: Prompts | None,
     seed: int,
     factor: float,
-) -> tuple[np.ndarray, Replacement]:
+) -> tuple[Bool[np.ndarray, "prompt position"], Replacement]:
     """Where heads are changed, (prompt, position) boolean, and what by.
 
     Raises
@@ -176,7 +183,9 @@ class _ScaleHeads(BatchEdit):
     def __init__(self, heads: dict[int, list[int]], mask: Everywhere, factor: float) -> None:
         self.heads, self.mask, self.factor = heads, mask, factor
 
-    def apply(self, view: LayerView, z: torch.Tensor) -> torch.Tensor:
+    def apply(
+        self, view: LayerView, z: Float[torch.Tensor, "B T H D"]
+    ) -> Float[torch.Tensor, "B T H D"]:
         if view.index not in self.heads:
             return z
         return torch.where(_chosen(self.heads[view.index], self.mask, z), z * self.factor, z)
@@ -192,7 +201,9 @@ class _ReplaceHeads(BatchEdit):
         self.heads, self.mask, self.values = heads, mask, values
         self.donors = () if values is None else values.donors
 
-    def apply(self, view: LayerView, z: torch.Tensor) -> torch.Tensor:
+    def apply(
+        self, view: LayerView, z: Float[torch.Tensor, "B T H D"]
+    ) -> Float[torch.Tensor, "B T H D"]:
         if view.index not in self.heads:
             return z
         new = torch.zeros((), dtype=z.dtype, device=z.device)
@@ -201,7 +212,9 @@ class _ReplaceHeads(BatchEdit):
         return torch.where(_chosen(self.heads[view.index], self.mask, z), new, z)
 
 
-def _chosen(heads: list[int], positions: Everywhere, z: torch.Tensor) -> torch.Tensor:
+def _chosen(
+    heads: list[int], positions: Everywhere, z: Float[torch.Tensor, "B T H D"]
+) -> Bool[torch.Tensor, "B T H 1"]:
     """(B, T, H, 1) boolean: the positions, in the heads named.
 
     Made of tensors that are on the device; an index from a list would have to come there.

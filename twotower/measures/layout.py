@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Int, Shaped
 
 from .everywhere import Everywhere
 
@@ -56,7 +57,9 @@ class Layout:
         """Changed positions S of a pack."""
         return int(self.source.own.shape[1])
 
-    def seen(self, window: int | None, last: bool, device: torch.device) -> torch.Tensor:
+    def seen(
+        self, window: int | None, last: bool, device: torch.device
+    ) -> Bool[torch.Tensor, "G end all"]:
         """(G, S or Q, E + S) boolean: what may be attended to in a layer with a window."""
         key = (window, last, device)
         if key not in self._seen:
@@ -66,16 +69,20 @@ class Layout:
             self._seen[key] = self.ends(seen) if last else seen
         return self._seen[key]
 
-    def ends(self, x: torch.Tensor) -> torch.Tensor:
+    def ends(self, x: Shaped[torch.Tensor, "G S *rest"]) -> Shaped[torch.Tensor, "G Q *rest"]:
         """(G, Q, ...) prompts' last positions of x (G, S, ...)."""
         packs = torch.arange(len(x), device=x.device)
         return x[packs[:, None], self.last.on(x.device)]
 
-    def row_ends(self, x: torch.Tensor) -> torch.Tensor:
+    def row_ends(
+        self, x: Shaped[torch.Tensor, "G n S *rest"]
+    ) -> Shaped[torch.Tensor, "G n Q *rest"]:
         """(G, n, Q, ...) prompts' last positions of rows (G, n, S, ...)."""
         return self.ends(x.transpose(1, 2)).transpose(1, 2)
 
-    def by_prompt(self, x: torch.Tensor) -> torch.Tensor:
+    def by_prompt(
+        self, x: Shaped[torch.Tensor, "G n Q *rest"]
+    ) -> Shaped[torch.Tensor, "B n *rest"]:
         """(B, n, ...) of what (G, n, Q, ...) prompts' last positions have."""
         return x.transpose(1, 2).flatten(0, 1)[self.prompt.on(x.device)]
 
@@ -111,9 +118,9 @@ class _Pack:
 
 
 def make_layout(
-    token_id: np.ndarray,
-    at: np.ndarray,
-    kinds: np.ndarray,
+    token_id: Int[np.ndarray, "B T"],
+    at: Bool[np.ndarray, "B T"],
+    kinds: Int[np.ndarray, "B T"],
     width: float,
     devices: Sequence[torch.device],
 ) -> Layout:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import nnsight
 import torch
+from jaxtyping import Float, Float32, Int
 
 from ..errors import ModelError
 from .memory import UNEMBED_BYTES
@@ -47,14 +48,14 @@ class Readout:
         (label,) token ids of the labels.
     """
 
-    scale: torch.Tensor
-    shift: torch.Tensor
+    scale: Float[torch.Tensor, " d_model"]
+    shift: Float[torch.Tensor, " d_model"]
     centred: bool
     epsilon: float
-    rows: torch.Tensor
-    bias: torch.Tensor
-    directions: torch.Tensor
-    label_ids: torch.Tensor
+    rows: Float[torch.Tensor, "label d_model"]
+    bias: Float[torch.Tensor, " label"]
+    directions: Float[torch.Tensor, "layer head D label"]
+    label_ids: Int[torch.Tensor, " label"]
     _copies: dict[torch.device, Readout] = field(default_factory=dict, repr=False)
 
     def on(self, device: torch.device) -> Readout:
@@ -68,24 +69,30 @@ class Readout:
         return self._copies[device]
 
     @property
-    def label_directions(self) -> torch.Tensor:
+    def label_directions(self) -> Float[torch.Tensor, "label d_model"]:
         """(label, d_model) dot with a vector, over `spread`, is the label's logit."""
         pulled = self.rows * self.scale
         return pulled - pulled.mean(dim=-1, keepdim=True) if self.centred else pulled
 
-    def spread(self, residual: torch.Tensor) -> torch.Tensor:
+    def spread(
+        self, residual: Float[torch.Tensor, "*rest d_model"]
+    ) -> Float32[torch.Tensor, "*rest"]:
         """The final norm's statistic (...,) of residuals (..., d_model), in float32."""
         x = residual.float()
         if self.centred:
             x = x - x.mean(dim=-1, keepdim=True)
         return (x.square().mean(dim=-1) + self.epsilon).sqrt()
 
-    def label_logits(self, normed: torch.Tensor) -> torch.Tensor:
+    def label_logits(
+        self, normed: Float[torch.Tensor, "*rest d_model"]
+    ) -> Float32[torch.Tensor, "*rest label"]:
         """(..., label) full logits of normed vectors (..., d_model), biases included."""
         own = self.on(normed.device)
         return normed.float() @ own.rows.T + own.bias
 
-    def frozen_norm(self, x: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
+    def frozen_norm(
+        self, x: Float[torch.Tensor, "*rest d_model"], spread: Float[torch.Tensor, "*#rest"]
+    ) -> Float32[torch.Tensor, "*rest d_model"]:
         """The final norm of x (..., d_model) with a given statistic (...,)."""
         x = x.float()
         if self.centred:
@@ -94,8 +101,12 @@ class Readout:
         return x / spread.unsqueeze(-1) * own.scale + own.shift
 
     def logprobs(
-        self, normed: torch.Tensor, end: End, dtype: torch.dtype, at_a_time: int | None = None
-    ) -> torch.Tensor:
+        self,
+        normed: Float[torch.Tensor, "*rest d_model"],
+        end: End,
+        dtype: torch.dtype,
+        at_a_time: int | None = None,
+    ) -> Float32[torch.Tensor, "*rest label"]:
         """(..., label) log-probabilities over the whole vocabulary, in float32.
 
         Unembeds a bounded number of vectors at a time.
@@ -106,14 +117,16 @@ class Readout:
         whole: torch.Tensor = found.to(normed.device).unflatten(0, normed.shape[:-1])
         return whole
 
-    def _logprobs(self, normed: torch.Tensor, end: End) -> torch.Tensor:
+    def _logprobs(
+        self, normed: Float[torch.Tensor, "n d_model"], end: End
+    ) -> Float32[torch.Tensor, "n label"]:
         """(n, label) of normed vectors (n, d_model); their logits are gone afterwards."""
         logits: torch.Tensor = end.unembedding(normed).float()
         labels = logits[:, self.on(logits.device).label_ids]
         return labels - logsumexp_(logits).unsqueeze(-1)
 
 
-def logsumexp_(logits: torch.Tensor) -> torch.Tensor:
+def logsumexp_(logits: Float[torch.Tensor, "n vocabulary"]) -> Float[torch.Tensor, " n"]:
     """(n,) log-sum-exp of logits (n, vocabulary), which are overwritten.
 
     On a processor a few rows at a time, so that they stay in its cache between the

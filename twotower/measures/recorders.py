@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 
 from ..models.architecture import call
 from .batch import Batch
@@ -15,7 +16,9 @@ from .readout import Readout
 from .walk import End, LayerView, Recorder
 
 
-def margin(logits: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
+def margin(
+    logits: Float[torch.Tensor, "B *rest label"], gold: Int[torch.Tensor, " B"]
+) -> Float[torch.Tensor, " B *rest"]:
     """Right label's logit minus the largest other label's: (B, ..., label) to (B, ...)."""
     is_gold = torch.arange(logits.shape[-1], device=logits.device) == gold[:, None]
     is_gold = is_gold.view(len(gold), *[1] * (logits.dim() - 2), -1)
@@ -189,12 +192,16 @@ class Attribution(Recorder):
         }
 
 
-def stack(by_layer: list[torch.Tensor], end: End) -> torch.Tensor:
+def stack(
+    by_layer: list[Float[torch.Tensor, " B *rest"]], end: End
+) -> Float[torch.Tensor, "B layer *rest"]:
     """(B, layer, ...) of what every layer has (B, ...), which may be on several devices."""
     return torch.stack([x.to(end.residual.device) for x in by_layer], dim=1)
 
 
-def keep(values: torch.Tensor, batch: Batch) -> torch.Tensor:
+def keep(
+    values: Float[torch.Tensor, "B *rest T"], batch: Batch
+) -> Float[torch.Tensor, "B *rest kept"]:
     """(B, ..., T) cut to the columns that the batch keeps; NaN where there is none."""
     if batch.kept is None:
         return values

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch.nn import functional
 
 from ..models import Architecture
@@ -68,11 +69,17 @@ class Moves:
             Everywhere(swap, [device]),
         )
 
-    def going_on(self, rows: torch.Tensor) -> torch.Tensor:
+    def going_on(
+        self, rows: Float[torch.Tensor, "G n_before *rest"]
+    ) -> Float[torch.Tensor, "G n_kept *rest"]:
         """(G, n_kept, ...) of rows (G, n_before, ...)."""
         return rows if self.kept is None else rows[:, self.kept.on(rows.device)]
 
-    def branching(self, clean: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    def branching(
+        self,
+        clean: Float[torch.Tensor, " G *rest"],
+        rows: Float[torch.Tensor, "G n_before *rest"] | None,
+    ) -> Float[torch.Tensor, "G n_new *rest"]:
         """(G, n_new or 1, ...) what parents have, of the clean run (G, ...) and of rows."""
         if self.parents is None:
             return clean[:, None]
@@ -99,7 +106,13 @@ class Change:
     factor: float = 0.0
     values: Values | None = None
 
-    def apply(self, z: torch.Tensor, swap: Everywhere, layer: int, last: Layout | None) -> Any:
+    def apply(
+        self,
+        z: Float[torch.Tensor, "G n_or_1 end H D"],
+        swap: Everywhere,
+        layer: int,
+        last: Layout | None,
+    ) -> Float[torch.Tensor, "G n end H D"]:
         """z (G, n or 1, S, H, D) to (G, n, S, H, D), in each row its heads changed."""
         device = z.device
         at = self.at.on(device)
@@ -126,19 +139,19 @@ class Clean:
     key, value
         (G, E, K, D) of the unchanged positions, keys after rotary.
     cos, sin
-        (G, S, 1, 1, rotated) rotary tables, or None.
+        (G, 1, S, 1, rotated) rotary tables, or None.
     """
 
     architecture: Architecture
     index: int
     block: Any
-    residual: torch.Tensor
-    mlp_output: torch.Tensor | None
-    z: torch.Tensor
-    key: torch.Tensor
-    value: torch.Tensor
-    cos: torch.Tensor | None
-    sin: torch.Tensor | None
+    residual: Float[torch.Tensor, "G end d_model"]
+    mlp_output: Float[torch.Tensor, "G end d_model"] | None
+    z: Float[torch.Tensor, "G end H D"]
+    key: Float[torch.Tensor, "G E K D"]
+    value: Float[torch.Tensor, "G E K D"]
+    cos: Float[torch.Tensor, "G 1 S 1 rotated"] | None
+    sin: Float[torch.Tensor, "G 1 S 1 rotated"] | None
 
     @classmethod
     def of(cls, view: LayerView, layout: Layout) -> Clean:
@@ -179,7 +192,9 @@ class Clean:
             mlp_output=mlp_output,
         )
 
-    def rotate(self, x: torch.Tensor) -> torch.Tensor:
+    def rotate(
+        self, x: Float[torch.Tensor, "G n S heads D"]
+    ) -> Float[torch.Tensor, "G n S heads D"]:
         """Rotary embedding of x (G, n, S, heads, D)."""
         if self.cos is None or self.sin is None:
             return x
@@ -188,12 +203,12 @@ class Clean:
 
 def advance(
     clean: Clean,
-    rows: torch.Tensor | None,
+    rows: Float[torch.Tensor, "G n_before S d_model"] | None,
     moves: Moves,
     change: Change,
     layout: Layout,
     only_last: bool = False,
-) -> torch.Tensor | None:
+) -> Float[torch.Tensor, "G n end d_model"] | None:
     """Rows taken through a block, and those that branch off in it.
 
     Parameters
@@ -251,7 +266,12 @@ def advance(
     return middle + together(clean.mlp_output, of_rows)
 
 
-def _attend(clean: Clean, rows: torch.Tensor, layout: Layout, last: Layout | None) -> torch.Tensor:
+def _attend(
+    clean: Clean,
+    rows: Float[torch.Tensor, "G n S d_model"],
+    layout: Layout,
+    last: Layout | None,
+) -> Float[torch.Tensor, "G n end H D"]:
     """z (G, n, S or Q, H, D) of the rows."""
     architecture, block = clean.architecture, clean.block
     normed = architecture.attention_norm(block)(rows)
@@ -272,12 +292,12 @@ def _attend(clean: Clean, rows: torch.Tensor, layout: Layout, last: Layout | Non
 
 def _attend_one(
     clean: Clean,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    seen: torch.Tensor,
+    query: Float[torch.Tensor, "G n 1 H D"],
+    key: Float[torch.Tensor, "G n 1 K D"],
+    value: Float[torch.Tensor, "G n 1 K D"],
+    seen: Bool[torch.Tensor, "G 1 E"],
     scale: float,
-) -> torch.Tensor:
+) -> Float[torch.Tensor, "G n 1 H D"]:
     """z (G, n, 1, H, D) of rows of one position: clean keys are shared, not copied."""
     n_kv, n_rows = key.shape[3], query.shape[1]
     # (G, n, 1, H, D) to (G, K, n H/K, D), so that each key head's queries are one matrix.
@@ -297,16 +317,18 @@ def _attend_one(
 
 def _attend_many(
     clean: Clean,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    seen: torch.Tensor | None,
+    query: Float[torch.Tensor, "G n end H D"],
+    key: Float[torch.Tensor, "G n S K D"],
+    value: Float[torch.Tensor, "G n S K D"],
+    seen: Bool[torch.Tensor, "G end all"] | None,
     scale: float,
-) -> torch.Tensor:
+) -> Float[torch.Tensor, "G n end H D"]:
     """z (G, n, S or Q, H, D) of rows of several positions; `seen` None is causal."""
     n_packs, n_rows = query.shape[:2]
 
-    def whole(earlier: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    def whole(
+        earlier: Float[torch.Tensor, "G E K D"], own: Float[torch.Tensor, "G n S K D"]
+    ) -> Float[torch.Tensor, "rows K all D"]:
         if earlier.shape[1]:
             shared = earlier[:, None].expand(-1, n_rows, -1, -1, -1)
             own = torch.cat((shared, own), dim=2)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 
 from .batch import Batch
 from .counterfactuals import Group, plan
@@ -78,14 +79,17 @@ class Sweep(Recorder):
             self.layers.append(clean)
 
     def _advance(
-        self, clean: Clean, rows: torch.Tensor | None, moves: list[Moves]
-    ) -> torch.Tensor | None:
+        self,
+        clean: Clean,
+        rows: Float[torch.Tensor, "G n_before S d_model"] | None,
+        moves: list[Moves],
+    ) -> Float[torch.Tensor, "G n end d_model"] | None:
         if rows is not None:
             rows = rows.to(clean.z.device)
         only_last = clean.index == self.top
         return advance(clean, rows, moves[clean.index], self.change, self.layout, only_last)
 
-    def _chunk(self, moves: list[Moves]) -> torch.Tensor:
+    def _chunk(self, moves: list[Moves]) -> Float[torch.Tensor, "G n Q d_model"]:
         """(G, n, Q, d_model) what leaves the last layer in each of a chunk's runs."""
         rows: torch.Tensor | None = None
         for clean in self.layers:
@@ -93,12 +97,16 @@ class Sweep(Recorder):
         assert rows is not None
         return rows
 
-    def _margins(self, residual: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
+    def _margins(
+        self, residual: Float[torch.Tensor, "B *rest d_model"], gold: Int[torch.Tensor, " B"]
+    ) -> Float[torch.Tensor, " B *rest"]:
         """(B, ...) of residuals (B, ..., d_model), from the final norm on in float32."""
         normed = self.readout.frozen_norm(residual, self.readout.spread(residual))
         return margin(self.readout.label_logits(normed), gold)
 
-    def _logprobs(self, residual: torch.Tensor, end: End) -> torch.Tensor:
+    def _logprobs(
+        self, residual: Float[torch.Tensor, "B *rest d_model"], end: End
+    ) -> Float[torch.Tensor, "B *rest label"]:
         """(B, ..., label) of residuals (B, ..., d_model)."""
         normed = end.final_norm(residual)
         return self.readout.logprobs(normed, end, residual.dtype, self.unembedded)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import nnsight
 import torch
+from jaxtyping import Bool, Float, Float32
 
 from ..models.remote import reached
 from .batch import Batch
@@ -70,18 +71,20 @@ class LayerView:
     index: int
     block: Any
     mask: Everywhere
-    residual: torch.Tensor
-    query: torch.Tensor
-    key: torch.Tensor
-    value: torch.Tensor
-    cos: torch.Tensor | None
-    sin: torch.Tensor | None
-    z: torch.Tensor
-    attention_output: torch.Tensor | None = None
-    mlp_output: torch.Tensor | None = None
+    residual: Float[torch.Tensor, "B T d_model"]
+    query: Float[torch.Tensor, "B T H D"]
+    key: Float[torch.Tensor, "B T K D"]
+    value: Float[torch.Tensor, "B T K D"]
+    cos: Float[torch.Tensor, "#B T 1 rotated"] | None
+    sin: Float[torch.Tensor, "#B T 1 rotated"] | None
+    z: Float[torch.Tensor, "B T H D"]
+    attention_output: Float[torch.Tensor, "B T d_model"] | None = None
+    mlp_output: Float[torch.Tensor, "B T d_model"] | None = None
     learned: Everywhere | None = None
 
-    def rotate(self, x: torch.Tensor, positions: slice) -> torch.Tensor:
+    def rotate(
+        self, x: Float[torch.Tensor, "B *S heads D"], positions: slice
+    ) -> Float[torch.Tensor, "B *S heads D"]:
         """Rotary embedding of x (B, ..., S, heads, d_head) at S of the positions."""
         if self.cos is None or self.sin is None:
             return x
@@ -91,21 +94,21 @@ class LayerView:
         return self.architecture.rotate(x, cos.to(x.dtype), sin.to(x.dtype))
 
     @once
-    def rotated_key(self) -> torch.Tensor:
+    def rotated_key(self) -> Float[torch.Tensor, "B T K D"]:
         """(B, T, K, d_head) keys after rotary."""
         return self.rotate(self.key, slice(None))
 
     @once
-    def last_query(self) -> torch.Tensor:
+    def last_query(self) -> Float[torch.Tensor, "B H D"]:
         """(B, H, d_head) the last position's queries after rotary."""
         return self.rotate(self.query[:, -1:], slice(-1, None))[:, 0]
 
-    def visible(self, n_queries: int = 1) -> torch.Tensor:
+    def visible(self, n_queries: int = 1) -> Bool[torch.Tensor, "B {n_queries} T"]:
         """(B, n_queries, T) boolean: what the last positions may attend to."""
         return visible(self.real, n_queries, self.window)
 
     @property
-    def real(self) -> torch.Tensor:
+    def real(self) -> Bool[torch.Tensor, "B T"]:
         """(B, T) boolean: what is no padding."""
         return self.mask.on(self.z.device)
 
@@ -115,11 +118,13 @@ class LayerView:
         return self.architecture.window(self.index)
 
     @once
-    def scores(self) -> torch.Tensor:
+    def scores(self) -> Float32[torch.Tensor, "B H T"]:
         """(B, H, T) float32 QK scores of the last position, scaled, unmasked."""
         return self.score(self.last_query, self.rotated_key)
 
-    def score(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    def score(
+        self, query: Float[torch.Tensor, "B H D"], key: Float[torch.Tensor, "B T K D"]
+    ) -> Float32[torch.Tensor, "B H T"]:
         """q.k times the model's scaling, in float32: (B, H, D) and (B, T, K, D) to (B, H, T)."""
         grouped = query.float().unflatten(1, (key.shape[2], -1))
         product = grouped @ key.float().permute(0, 2, 3, 1)
@@ -127,13 +132,15 @@ class LayerView:
         return scores
 
     @once
-    def attention(self) -> torch.Tensor:
+    def attention(self) -> Float32[torch.Tensor, "B H T"]:
         """(B, H, T) float32 attention of the last position."""
         scores: torch.Tensor = self.scores
         return scores.masked_fill(~self.visible(), -torch.inf).softmax(dim=-1)
 
     @once
-    def content(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def content(
+        self,
+    ) -> tuple[Float[torch.Tensor, "B T H D"], Float[torch.Tensor, "B T K D"]]:
         """(B, T, H, D), (B, T, K, D) queries and keys without the learned position's path.
 
         That path leads through the attention's norm. The norm's weight is not read: the
@@ -155,7 +162,9 @@ class LayerView:
         return query, key
 
 
-def visible(mask: torch.Tensor, n_queries: int, window: int | None) -> torch.Tensor:
+def visible(
+    mask: Bool[torch.Tensor, "B T"], n_queries: int, window: int | None
+) -> Bool[torch.Tensor, "B {n_queries} T"]:
     """(B, n_queries, T) boolean: which of T positions the last n_queries may attend to.
 
     A padded query sees itself alone, so that no row of a softmax is empty.
@@ -183,8 +192,8 @@ class End:
         Envoys that can be called.
     """
 
-    residual: torch.Tensor
-    logits: torch.Tensor
+    residual: Float[torch.Tensor, "B d_model"]
+    logits: Float32[torch.Tensor, "B vocabulary"]
     final_norm: Any
     unembedding: Any
 
@@ -228,7 +237,9 @@ class BatchEdit:
     donors: Sequence[Donors] = ()
     """Other prompts that are run before the batch."""
 
-    def apply(self, view: LayerView, z: torch.Tensor) -> torch.Tensor:
+    def apply(
+        self, view: LayerView, z: Float[torch.Tensor, "B T H D"]
+    ) -> Float[torch.Tensor, "B T H D"]:
         """The edited z of a layer; z itself where the layer is not concerned."""
         raise NotImplementedError
 

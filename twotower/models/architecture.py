@@ -15,6 +15,7 @@ import re
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 
 from ..errors import ModelError
 
@@ -126,7 +127,11 @@ class Architecture(abc.ABC):
     @abc.abstractmethod
     def split(
         self, block: Any, projected: list[torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[
+        Float[torch.Tensor, "*rest H D"],
+        Float[torch.Tensor, "*rest K D"],
+        Float[torch.Tensor, "*rest K D"],
+    ]:
         """Queries, keys and values of every head, from what `qkv` put out.
 
         Parameters
@@ -142,7 +147,9 @@ class Architecture(abc.ABC):
             Queries (..., H, D), keys and values (..., K, D), before rotary.
         """
 
-    def rotary_tables(self, attention: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def rotary_tables(
+        self, attention: Any
+    ) -> tuple[Float[torch.Tensor, "B T rotated"], Float[torch.Tensor, "B T rotated"]] | None:
         """Cosines and sines (B or 1, T, rotated elements) of a block; None without rotary.
 
         Read from the attention module's inputs inside a trace, so that scaled and
@@ -151,7 +158,12 @@ class Architecture(abc.ABC):
         cos, sin = attention.inputs[1]["position_embeddings"]
         return cos, sin
 
-    def rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def rotate(
+        self,
+        x: Float[torch.Tensor, "*rest heads D"],
+        cos: Float[torch.Tensor, "*#rest 1 rotated"],
+        sin: Float[torch.Tensor, "*#rest 1 rotated"],
+    ) -> Float[torch.Tensor, "*rest heads D"]:
         """Rotary embedding of x (..., heads, D) by tables (..., 1, rotated elements)."""
         rotated = cos.shape[-1]
         head, rest = x[..., :rotated], x[..., rotated:]
@@ -229,7 +241,7 @@ class Architecture(abc.ABC):
         return None
 
 
-def call(module: Any, x: torch.Tensor) -> torch.Tensor:
+def call(module: Any, x: Float[torch.Tensor, "*rest features"]) -> Float[torch.Tensor, "*rest out"]:
     """A module's output on vectors (..., features), as one sequence of them.
 
     bitsandbytes' int8 layers take at most three dims, and mixtures of experts just three.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import nnsight
 import torch
+from jaxtyping import Float, Int
 
 from ..errors import CheckError
 from .architecture import call
@@ -95,7 +96,7 @@ def check_model(model: Model) -> dict[str, float]:
     return {**worst, "unembedding": unembedded, "no-op edit": moved}
 
 
-def _prompts(model: Model) -> tuple[torch.Tensor, torch.Tensor]:
+def _prompts(model: Model) -> tuple[Int[torch.Tensor, "2 7"], Int[torch.Tensor, "2 7"]]:
     """Token ids and mask of two prompts, 7 and 4 tokens long, left-padded."""
     vocabulary = model.architecture.vocabulary_size
     ids = torch.arange(14).view(2, 7) * 97 % max(vocabulary - 11, 1) + min(10, vocabulary - 1)
@@ -182,12 +183,12 @@ def _walk(
 def attend(
     architecture: Architecture,
     layer: int,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    tables: tuple[torch.Tensor, torch.Tensor] | None,
-    mask: torch.Tensor,
-) -> torch.Tensor:
+    query: Float[torch.Tensor, "B T H D"],
+    key: Float[torch.Tensor, "B T K D"],
+    value: Float[torch.Tensor, "B T K D"],
+    tables: tuple[Float[torch.Tensor, "#B T rotated"], Float[torch.Tensor, "#B T rotated"]] | None,
+    mask: Int[torch.Tensor, "B T"],
+) -> Float[torch.Tensor, "B T H D"]:
     """z (B, T, H, d_head) of every position, recomputed from queries, keys and values."""
     if tables is not None:
         cos, sin = (t.unsqueeze(-2).to(query.dtype) for t in tables)
@@ -205,7 +206,9 @@ def attend(
     return (weights.to(value.dtype) @ value).transpose(1, 2)
 
 
-def _relative(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+def _relative(
+    found: Float[torch.Tensor, "*shape"], expected: Float[torch.Tensor, "*shape"]
+) -> Float[torch.Tensor, ""]:
     """Largest difference over the largest expected element, as a tensor.
 
     Where nothing but zeros is expected, as in a layer whose heads write nothing, any

@@ -1,0 +1,64 @@
+"""The shapes that functions name hold: jaxtyping checks them while other tests run.
+
+In a process of its own: a checked function cannot be sent to a server, as other tests do.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+CHECKED = [
+    *(
+        f"twotower.measures.{name}"
+        for name in "walk rows content readout recorders layout batch edits attention_edits "
+        "ablation sweep".split()
+    ),
+    "twotower.models.architecture",
+    "twotower.models.check",
+]
+FILES = [
+    f"measures/test_{name}.py"
+    for name in ("definitions", "edits", "attention_edits", "groups", "tracing", "experts")
+]
+SOME = "not qwen and not neox-sequential and not mistral and not (llama and not grouped)"
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=TESTS, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.timeout(900)
+def test_shapes_hold() -> None:
+    packages = ",".join([*CHECKED, "shapes.checked"])
+    plugins = ["-p", "no:cacheprovider", f"--jaxtyping-packages={packages}"]
+    done = python("-m", "pytest", "-q", "-x", *plugins, *FILES, "-k", SOME)
+    assert done.returncode == 0, done.stdout[-4000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert int(passed[1]) > 200
+
+
+WRONG = """
+import shapes  # before torch, after which beartype cannot be imported
+import jaxtyping
+jaxtyping.install_import_hook("twotower.measures.content", "shapes.checked")
+import torch
+from twotower.measures.content import _mean_before
+at = torch.ones(2, 5, dtype=torch.bool)
+assert _mean_before(torch.zeros(1, 5, 1, 4), at).shape == (2, 5, 1, 4)
+try:
+    _mean_before(torch.zeros(1, 5, 3, 4), at)
+except jaxtyping.TypeCheckError:
+    print("refused")
+"""
+
+
+def test_wrong_shapes_are_refused() -> None:
+    assert python("-c", WRONG).stdout == "refused\n"
