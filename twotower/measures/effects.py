@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..checks import check_measured, yes_or_no
+from ..intervention import named
 from .batch import Batch
 from .collect import Arrays, MakeRecorder, collect, dataset
 from .counterfactuals import Group
@@ -22,6 +23,7 @@ from .sweep import Sweep
 if TYPE_CHECKING:
     import xarray as xr
 
+    from ..intervention import Positions
     from ..models import Model
     from ..prompts import Prompts
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 def head_effects(
     model: Model,
     prompts: Prompts,
-    positions: str | np.ndarray = "last",
+    positions: Positions = "last",
     *,
     ablation: str = "zero",
     reference: Prompts | None = None,
@@ -107,7 +109,7 @@ def head_effects(
 
 
 def change_settings(
-    positions: str | np.ndarray,
+    positions: Positions,
     ablation: str = "zero",
     reference: Prompts | None = None,
     seed: int = 0,
@@ -115,7 +117,7 @@ def change_settings(
 ) -> dict[str, Any]:
     """What heads' outputs were changed to, for the record."""
     return {
-        "positions": positions if isinstance(positions, str) else "given",
+        "positions": named(positions),
         "ablation": ablation,
         "ablation_seed": seed,
         "factor": factor,
@@ -126,7 +128,7 @@ def change_settings(
 def sweep(
     model: Model,
     prompts: Prompts,
-    positions: str | np.ndarray,
+    positions: Positions,
     *,
     beside: Sequence[MakeRecorder] = (),
     batch_size: int | None = None,
@@ -165,7 +167,7 @@ def sweep(
 def sweep_maker(
     model: Model,
     prompts: Prompts,
-    positions: str | np.ndarray = "last",
+    positions: Positions = "last",
     *,
     ablation: str = "zero",
     reference: Prompts | None = None,

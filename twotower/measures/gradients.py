@@ -22,6 +22,7 @@ from .walk import End, LayerView, Recorder
 if TYPE_CHECKING:
     import xarray as xr
 
+    from ..intervention import Positions
     from ..models import Model
     from ..prompts import Prompts
 
@@ -77,7 +78,7 @@ class Gradient(Recorder):
 def attribution_patching(
     model: Model,
     prompts: Prompts,
-    positions: str | np.ndarray = "last",
+    positions: Positions = "last",
     *,
     ablation: str = "zero",
     reference: Prompts | None = None,
@@ -140,7 +141,7 @@ def attribution_patching(
 def gradient_maker(
     model: Model,
     prompts: Prompts,
-    positions: str | np.ndarray = "last",
+    positions: Positions = "last",
     ablation: str = "zero",
     reference: Prompts | None = None,
     seed: int = 0,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from ..head import Head
+    from ..intervention import Positions
     from ..models import Model
     from ..prompts import Prompts
 
@@ -34,7 +35,7 @@ def group_effects(
     model: Model,
     prompts: Prompts,
     groups: Iterable[Sequence[Head]],
-    positions: str | np.ndarray = "last",
+    positions: Positions = "last",
     *,
     logprobs: bool = False,
     memory_budget: int | str | None = None,
@@ -117,7 +118,7 @@ def _group_effects(
     model: Model,
     prompts: Prompts,
     groups: list[Group],
-    positions: str | np.ndarray,
+    positions: Positions,
     logprobs: bool,
     memory_budget: int | str | None,
     batch_size: int | None,
@@ -157,7 +158,7 @@ def _group_effects(
 
 
 def forwards(
-    model: Model, prompts: Prompts, groups: Sequence[Group], positions: str | np.ndarray
+    model: Model, prompts: Prompts, groups: Sequence[Group], positions: Positions
 ) -> float:
     """Plain forwards of a mean prompt that a sweep costs, the clean one included.
 
@@ -174,7 +175,7 @@ def forwards(
 def pair_effects(
     model: Model,
     prompts: Prompts,
-    positions: str | np.ndarray = "last",
+    positions: Positions = "last",
     *,
     memory_budget: int | str | None = None,
     batch_size: int | None = None,
@@ -236,7 +237,7 @@ def subset_effects(
     model: Model,
     prompts: Prompts,
     pool: Sequence[Head],
-    positions: str | np.ndarray = "last",
+    positions: Positions = "last",
     **settings: Any,
 ) -> xr.Dataset:
     """Effect of changing every subset of a pool of heads, exactly.
@@ -310,7 +311,7 @@ def greedy_heads(
     k: int,
     *,
     pool: Sequence[Head] | None = None,
-    positions: str | np.ndarray = "last",
+    positions: Positions = "last",
     memory_budget: int | str | None = None,
     batch_size: int | None = None,
     progress: bool | str = False,

@@ -10,6 +10,7 @@ import torch
 
 from ..checks import check_measured
 from ..errors import InputError
+from ..intervention import named
 from .batch import Batch
 from .collect import collect, dataset
 from .content import scores
@@ -73,7 +74,7 @@ def attention_shares(
         model,
         prompts,
         coordinates={"source": list(SOURCES)},
-        positions=positions if isinstance(positions, str) else "given",
+        positions=named(positions),
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..checks import check_is, check_measured
 from ..errors import InputError
+from ..intervention import named
 from .batch import Batch
 from .collect import collect, dataset
 from .effects import sweep
@@ -16,6 +17,7 @@ from .recorders import Predictions
 if TYPE_CHECKING:
     import xarray as xr
 
+    from ..intervention import Positions
     from ..models import Model
     from ..prompts import Prompts
 
@@ -24,7 +26,7 @@ def causal_tracing(
     model: Model,
     prompts: Prompts,
     corrupted: Prompts,
-    positions: str | np.ndarray = "last",
+    positions: Positions = "last",
     *,
     memory_budget: int | str | None = None,
     batch_size: int | None = None,
@@ -97,7 +99,7 @@ def causal_tracing(
         arrays,
         model,
         prompts,
-        positions=positions if isinstance(positions, str) else "given",
+        positions=named(positions),
         corrupted=corrupted.hash,
     )
 

@@ -1,0 +1,176 @@
+"""What every measure does with arguments that change no number: it records, batches, shows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import xarray as xr
+from tiny import THREE, tiny
+
+import twotower as tt
+from twotower.measures.memory import readable
+
+POOL = [(0, 1), (1, 2)]
+LABELS = tt.at(role="label")
+PLAIN = {"ablation": "zero", "ablation_seed": 0, "factor": 0.0, "reference": None}
+
+
+@pytest.fixture(scope="module")
+def model() -> tt.Model:
+    return tiny("llama-grouped")
+
+
+@pytest.fixture(scope="module")
+def prompts(model: tt.Model) -> tt.Prompts:
+    return tt.build_prompts(model, THREE, shots=1, n=4, seed=2)
+
+
+@pytest.fixture(scope="module")
+def other(prompts: tt.Prompts) -> tt.Prompts:
+    return prompts.reversed_labels()
+
+
+MEASURES: dict[str, Callable[..., xr.Dataset]] = {
+    "predict": tt.predict,
+    "qk_similarity": tt.qk_similarity,
+    "ov_labels": tt.ov_labels,
+    "attribution": tt.attribution,
+    "attention_shares": tt.attention_shares,
+    "residual_streams": tt.residual_streams,
+    "head_effects": tt.head_effects,
+    "pair_effects": tt.pair_effects,
+    "attribution_patching": tt.attribution_patching,
+    "group_effects": lambda m, p, **how: tt.group_effects(m, p, [POOL], **how),
+    "subset_effects": lambda m, p, **how: tt.subset_effects(m, p, POOL, **how),
+    "greedy_heads": lambda m, p, **how: tt.greedy_heads(m, p, 2, pool=POOL, **how),
+    "causal_tracing": lambda m, p, **how: tt.causal_tracing(m, p, p.reversed_labels(), **how),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "settings"),
+    [
+        ("qk_similarity", {"keep": "labels"}, {"keep": "labels"}),
+        ("ov_labels", {"keep": LABELS}, {"keep": {"role": ["label"]}}),
+        ("attribution", {}, {"norm": "frozen"}),
+        ("attribution", {"norm": "own"}, {"norm": "own"}),
+        ("attention_shares", {"positions": "all"}, {"positions": "all"}),
+        ("attention_shares", {"positions": LABELS}, {"positions": {"role": ["label"]}}),
+        ("residual_streams", {"keep": "last"}, {"keep": "last"}),
+        ("causal_tracing", {"positions": LABELS}, {"positions": {"role": ["label"]}}),
+        ("head_effects", {}, {"positions": "last", **PLAIN}),
+        ("group_effects", {"positions": LABELS}, {"positions": {"role": ["label"]}, **PLAIN}),
+        ("subset_effects", {"positions": "labels"}, {"positions": "labels", **PLAIN}),
+        ("greedy_heads", {"positions": "labels"}, {"positions": "labels", **PLAIN}),
+        ("pair_effects", {"positions": "labels"}, {"positions": "labels", **PLAIN}),
+    ],
+)
+def test_arguments_are_recorded(
+    name: str, given: dict[str, Any], settings: dict[str, Any], model, prompts, other
+) -> None:
+    found = MEASURES[name](model, prompts, **given)
+    recorded = json.loads(found.attrs["settings"])
+    if name == "causal_tracing":
+        assert recorded.pop("corrupted") == other.hash
+    assert recorded == settings
+    assert found.attrs["prompts_hash"] == prompts.hash
+
+
+CHANGES = {
+    "scale": {"ablation": "scale", "factor": 0.5},
+    "mean": {"ablation": "mean", "seed": 3},
+    "resample": {"ablation": "resample", "seed": 4},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    "name", ["head_effects", "group_effects", "subset_effects", "greedy_heads", "pair_effects"]
+)
+def test_changes_are_recorded(name: str, change: str, model, prompts, other) -> None:
+    given = dict(CHANGES[change])
+    expected = {**PLAIN, "positions": "last", **given}
+    expected["ablation_seed"] = expected.pop("seed", 0)
+    if change != "scale":
+        given["reference"], expected["reference"] = other, other.hash
+    found = MEASURES[name](model, prompts, **given)
+    assert json.loads(found.attrs["settings"]) == expected
+    by_gradient = tt.attribution_patching(model, prompts, **given)
+    expected["estimate"] = "gradient"
+    assert json.loads(by_gradient.attrs["settings"]) == expected
+
+
+@pytest.mark.parametrize("array", ["at", "mask"])
+def test_positions_given_as_an_array(array: str, model, prompts) -> None:
+    at = LABELS if array == "at" else prompts.where("labels")
+    found = tt.head_effects(model, prompts, at)
+    xr.testing.assert_equal(found, tt.head_effects(model, prompts, "labels"))
+    recorded = json.loads(found.attrs["settings"])["positions"]
+    assert recorded == ({"role": ["label"]} if array == "at" else "given")
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_bars_are_shown_when_asked_for(name: str, model, prompts, capfd) -> None:
+    MEASURES[name](model, prompts)
+    assert capfd.readouterr().err == ""
+    MEASURES[name](model, prompts, progress=True)
+    assert "prompt" in capfd.readouterr().err
+    if name != "greedy_heads":  # it names its steps
+        MEASURES[name](model, prompts, progress="a title")
+        assert "a title" in capfd.readouterr().err
+
+
+def test_greedy_names_its_steps(model, prompts, capfd) -> None:
+    MEASURES["greedy_heads"](model, prompts, progress=True)
+    shown = capfd.readouterr().err
+    assert "head 1 of 2" in shown
+    assert "head 2 of 2" in shown
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_batches_are_as_large_as_asked_for(name: str, model, prompts) -> None:
+    MEASURES[name](model, prompts)  # what is made once per model
+    seen: list[int] = []
+    hook = model.module.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    try:
+        MEASURES[name](model, prompts, batch_size=1)
+        ones, seen[:] = seen[:], []
+        MEASURES[name](model, prompts, batch_size=3)
+    finally:
+        hook.remove()
+    assert set(ones) == {1}
+    assert set(seen) == {1, 3}
+    assert len(ones) == 2 * len(seen)
+
+
+@pytest.mark.parametrize(
+    "name", ["head_effects", "pair_effects", "group_effects", "greedy_heads", "causal_tracing"]
+)
+def test_budgets_are_kept_to(name: str, model, prompts) -> None:
+    with pytest.raises(tt.InputError, match="memory_budget"):
+        MEASURES[name](model, prompts, memory_budget="1KiB")
+
+
+def test_scores_keep_what_the_model_was(model, prompts) -> None:
+    run = tt.analyze(model, prompts, measures=["qk", "ov"])
+    scores = run["scores"].attrs
+    assert json.loads(scores["settings"]) == {"prompts": len(prompts)}
+    assert scores["model"] == run["qk"].attrs["model"]
+    again = tt.two_tower_scores(run).attrs
+    assert {k: v for k, v in again.items() if k != "created"} == {
+        k: v for k, v in scores.items() if k != "created"
+    }
+    assert scores["twotower_group"] == "scores"
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "text"),
+    [(1 << 19, "0.5MiB"), (1023 << 20, "1023.0MiB"), (1 << 30, "1.00GiB"), (3 << 29, "1.50GiB")],
+)
+def test_sizes_are_readable(n_bytes: int, text: str) -> None:
+    assert readable(n_bytes) == text
