@@ -220,8 +220,13 @@ def test_bad_input(llama: tt.Model, call, message: str) -> None:
         call(llama, make(llama))
 
 
-def test_a_pool_that_is_too_large(llama: tt.Model) -> None:
-    deep = tiny("gpt2")
-    heads = (deep.heads * 2)[:13]
-    with pytest.raises(tt.InputError, match="given twice|pool of 13"):
-        tt.subset_effects(deep, make(deep), heads)
+def test_a_pool_that_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("gpt2")
+    prompts, pool = make(model), model.heads[:4]
+    with pytest.raises(tt.InputError, match="given twice"):
+        tt.subset_effects(model, prompts, pool * 2)
+    monkeypatch.setattr("twotower.measures.groups.LARGEST_POOL", 4)
+    assert tt.subset_effects(model, prompts, pool).sizes["group"] == 15
+    monkeypatch.setattr("twotower.measures.groups.LARGEST_POOL", 3)
+    with pytest.raises(tt.InputError, match="pool of 4 heads has 15 subsets; give 1 to 3"):
+        tt.subset_effects(model, prompts, pool)

@@ -80,3 +80,18 @@ def test_groups_share_their_lower_heads() -> None:
     assert found.steps[2].parents == [0]
     assert found.steps[2].kept == [1, 2]  # and no longer
     assert found.order == [0, 2, 1]
+
+
+def test_what_comes_after_a_change_at_the_first_position_is_changed() -> None:
+    found = layout([[5, 6, 7]], [[1, 0, 0]])
+    assert found.source.own.tolist() == [[0, 1, 2]]
+    assert found.earlier.own.shape == (1, 0)
+
+
+def test_a_position_left_alone_is_not_one_that_is_changed() -> None:
+    """Kinds are numbers from 0 up; none of them stands for no change."""
+    for kind in range(3):
+        found = layout(
+            [[1, 2, 5, 3], [1, 2, 5, 4]], [[0, 1, 1, 1], [0, 0, 1, 1]], kinds=[[kind] * 4] * 2
+        )
+        assert found.source.own.tolist() == [[6, 7, 0], [1, 2, 3]]

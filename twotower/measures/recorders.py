@@ -173,7 +173,8 @@ class Attribution(Recorder):
         z = view.z[:, -1:] * alone
         projection = view.architecture.projection(view.block)
         nothing = call(projection, torch.zeros_like(z[:1, :1]).flatten(-2))
-        self.base.append(view.residual[:, -1])
+        # A copy: a view would keep the whole stream of every layer.
+        self.base.append(view.residual[:, -1].clone())
         self.outputs.append(call(projection, z.flatten(-2)) - nothing)
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:

@@ -55,7 +55,7 @@ class Sweep(Recorder):
         unembedded: int,
         shape: tuple[int, ...],
         layer_devices: Sequence[torch.device],
-        group: str = "effects",
+        group: str,
     ) -> None:
         self.group, self.shape = group, shape
         self.gold, self.readout, self.layout, self.change = batch.gold, readout, layout, change

@@ -1,0 +1,141 @@
+"""Small parts of measures, by hand."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from nnsight.intervention.backends.remote import RemoteError
+from tiny import TWO, byte_level, hf_model, tiny
+
+import twotower as tt
+from twotower.measures.analysis import Settings
+from twotower.measures.batch import ordered
+from twotower.measures.batch_size import out_of_memory
+from twotower.measures.content import _mean_before
+
+SENTENCES = [
+    "red cat red dog red cat\n: foo\nblue sky\n: bar\n",
+    "green sea green sky green sea\n: bar\nblue cat\n: foo\n",
+]
+
+
+def test_mean_over_positions_so_far() -> None:
+    table = torch.arange(8.0).view(1, 4, 1, 2)
+    at = torch.tensor([[False, True, False, True], [False, False, False, False]])
+    found = _mean_before(table, at)[:, :, 0]
+    # Before the first of them a position keeps its own: distance 0.
+    assert found[0].tolist() == [[0, 1], [2, 3], [2, 3], [4, 5]]
+    torch.testing.assert_close(found[1], table[0, :, 0])
+
+
+def test_prompts_that_begin_alike_stand_together() -> None:
+    model = tiny("gpt2")
+    strings = [SENTENCES[i % 2] + "red " * (i // 2) + "cat\n:" for i in range(6)]
+    spans = [[(m.start(), m.end()) for m in re.finditer("foo|bar", text)] for text in strings]
+    prompts = tt.prompts_from_strings(model, strings, spans, ["foo"] * 6)
+    rows = ordered(model, prompts, shared=True).tolist()
+    assert [row % 2 for row in rows] in ([0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0])
+    lengths = prompts.lengths[rows]
+    assert lengths[0] == prompts.lengths.max()
+    assert (np.diff(lengths[:3]) <= 0).all()
+    assert (np.diff(lengths[3:]) <= 0).all()
+    plain = ordered(model, prompts)
+    assert (np.diff(prompts.lengths[plain]) <= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 8 bytes"), True),
+        (RemoteError("the job failed: CUDA Out Of Memory. Tried to allocate"), True),
+        (RemoteError("the job failed: no such layer"), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_memory_that_ran_out(error: Exception, expected: bool) -> None:
+    assert out_of_memory(error) is expected
+
+
+@pytest.mark.parametrize("positions", ["last", "labels", "all"])
+def test_what_a_sweep_costs(positions: str) -> None:
+    model = tiny("gpt2")
+    prompts = tt.build_prompts(model, TWO, shots=2, n=3, seed=1)
+    heads = [(0, 1), (1, 0), (model.n_layers - 1, 2)]
+    found = tt.group_effects(model, prompts, [[head] for head in heads], positions)
+    shares = []
+    for row in range(len(prompts)):
+        at = np.flatnonzero(prompts.where(positions)[row])
+        # A change is felt from its first position on.
+        shares.append((prompts.n_positions - at[0]) / prompts.lengths[row])
+    blocks = sum(model.n_layers - layer for layer, _ in heads)
+    expected = 1 + np.mean(shares) * blocks / model.n_layers
+    assert json.loads(str(found.attrs["forwards"])) == pytest.approx(expected, abs=0.0051)
+
+
+def test_what_is_kept_where_prompts_have_fewer() -> None:
+    model = tiny("gpt2")
+    prompts = tt.build_prompts(model, TWO, shots=2, n=6, seed=1)
+    at = tt.at(role="query")
+    kept = tt.qk_similarity(model, prompts, keep=at)
+    counts = at.mask(prompts).sum(axis=1)
+    assert len(set(counts)) > 1
+    for row, count in enumerate(counts):
+        own = kept.isel(prompt=row)
+        empty = np.arange(own.sizes["position"]) < own.sizes["position"] - count
+        assert (own["role"].values == np.where(empty, "pad", "query")).all()
+        assert (own["demonstration"].values[empty] == -1).all()
+        for name in ("label_text", "demonstration_class"):
+            assert (own[name].values[empty] == "").all()
+        assert np.isnan(own["score"].values[..., empty]).all()
+        assert not np.isnan(own["score"].values[..., ~empty]).any()
+
+
+@pytest.mark.parametrize("what", ["attention", "values", "z"])
+def test_a_prompt_as_its_own_donor_changes_nothing_even_at_token_0(what: str) -> None:
+    model = tt.load(hf_model("llama"), tokenizer=byte_level(bos=True))
+    prompts = tt.build_prompts(model, TWO, shots=2, n=4, seed=1)
+    assert (prompts.token_id == 0).any()  # <s>, which is no padding
+    plain = tt.predict(model, prompts)
+    patched = tt.predict(model, prompts, [tt.Patch(model.heads, prompts, what)])
+    np.testing.assert_allclose(patched["logit"], plain["logit"], atol=2e-5)
+
+
+def test_measures_named_twice_are_made_once() -> None:
+    assert Settings(measures=["qk", "predictions", "qk"]).measures == ("qk", "predictions")
+
+
+def test_what_analyze_records() -> None:
+    model = tiny("gpt2")
+    prompts = tt.build_prompts(model, TWO, shots=2, n=2, seed=1)
+    run = tt.analyze(model, prompts, norm="own", keep="labels")
+    recorded = {name: json.loads(part.attrs["settings"]) for name, part in run.children.items()}
+    assert recorded == {
+        "prompts": {},
+        "predictions": {},
+        "effects": {"ablation": "zero", "positions": "last"},
+        "attribution": {"norm": "own"},
+        "qk": {"keep": "labels"},
+        "ov": {"keep": "labels"},
+        "scores": {"prompts": 2},
+    }
+
+
+def test_messages_say_what_there_is() -> None:
+    model = tiny("gpt2")
+    prompts = tt.build_prompts(model, TWO, shots=2, n=2, seed=1)
+    last = f"layers 0 to {model.n_layers - 1} and heads 0 to {model.n_heads - 1}"
+    with pytest.raises(tt.InputError, match=last):
+        tt.predict(model, prompts, [tt.KnockOut([(99, 0)])])
+    with pytest.raises(tt.InputError, match="seed=-1"):
+        tt.KnockOut([(0, 0)], ablation="resample", reference=prompts, seed=-1)
+    with pytest.raises(tt.InputError, match="twice"):
+        tt.group_effects(model, prompts, [[(0, 1)], [(1, 1)], [(1, 1)]])
+    with pytest.raises(tt.InputError, match=r"most frequent label: \{'foo': 2, 'bar': 2\}"):
+        tt.majority_label(prompts)
+    described = tt.DropPosition([(0, 0)], keys="labels").describe()
+    assert described["keys"] == "labels"
