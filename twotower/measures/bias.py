@@ -43,7 +43,7 @@ def majority_label(prompts: Prompts) -> np.ndarray:
     check_is(prompts, "Prompts", "prompts")
     found = []
     for number, held in enumerate(_labels_held(prompts)):
-        counts = [sum(held == label) for label in prompts.labels]
+        counts = [int((held == label).sum()) for label in prompts.labels]
         most = max(counts)
         if counts.count(most) > 1:
             shown = dict(zip(prompts.labels, counts, strict=True))
