@@ -1,6 +1,7 @@
 # make demo   sets everything up and finds the in-context heads of a real model
 # make test   sets everything up and passes the tests
-# make test-all   the same with more of what is random: kills, plantings, examples of properties
+# make test-all   the same with what is slow, and more of what is random: kills, plantings,
+#                 examples of properties
 # make coverage   the tests once more, and which lines and branches they reach
 # make test-peers   compares with TransformerLens, in an environment of its own
 # make test-wheel   builds a wheel, and runs the demo in an environment that has nothing else
@@ -27,7 +28,7 @@ test: $(INSTALLED)
 test-all: $(INSTALLED)
 	tests/install_browser.sh $(BIN)
 	TWOTOWER_KILLS=100 TWOTOWER_PLANTINGS=20 TWOTOWER_EXAMPLES=300 OMP_NUM_THREADS=1 \
-		$(BIN)/python -m pytest $(WORKERS)
+		$(BIN)/python -m pytest $(WORKERS) -m "slow or not slow"
 
 coverage: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) --cov --cov-report=json:build/coverage.json

@@ -116,7 +116,10 @@ print(prompts.n_positions, most_resident())
 
 
 @pytest.mark.demo_model
-@pytest.mark.parametrize(("shots", "batch", "n"), [(10, 2, 8), (10, 8, 8), (3, 16, 32)])
+@pytest.mark.parametrize(
+    ("shots", "batch", "n"),
+    [(10, 2, 8), (10, 8, 8), (3, 16, 32), pytest.param(5, 32, 64, marks=pytest.mark.slow)],
+)
 def test_predicted_peak(demo_model: tt.Model, shots: int, batch: int, n: int) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PEAK, *map(str, (shots, batch, n))],
