@@ -141,11 +141,11 @@ def attribution_patching(
 def gradient_maker(
     model: Model,
     prompts: Prompts,
-    positions: Positions,
-    ablation: str,
-    reference: Prompts | None,
-    seed: int,
-    factor: float,
+    positions: Positions = "last",
+    ablation: str = "zero",
+    reference: Prompts | None = None,
+    seed: int = 0,
+    factor: float = 0.0,
 ) -> Callable[[Batch], Gradient]:
     """What makes the gradient's recorder for each batch."""
     at, replacement = prepare_change(model, prompts, positions, ablation, reference, seed, factor)
