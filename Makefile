@@ -31,7 +31,8 @@ test-all: $(INSTALLED)
 		$(BIN)/python -m pytest $(WORKERS) -m "slow or not slow"
 
 coverage: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) --cov --cov-report=json:build/coverage.json
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) \
+		--cov --cov-config=tests/coverage.ini --cov-report=json:build/coverage.json
 	$(BIN)/python tests/coverage_page.py build/coverage.json
 
 test-peers:

@@ -14,9 +14,8 @@ from pathlib import Path
 HEAD = """# Coverage
 
 Lines and branches of `twotower/` that the tests reach, in processes of their own too; made by
-`make coverage`. Not seen are the bodies of traces (nnsight runs them as code of its own, so that
-`models/check.py` and `measures/walk.py` look half tested), what a GPU alone runs, and workers of
-Ray that are killed.
+`make coverage`. Bodies of traces count (`tests/coverage.ini`, `tests/seen.py`). Not seen are what a
+GPU alone runs, and workers of Ray that are killed.
 
 | part | lines | branches |
 |---|---|---|

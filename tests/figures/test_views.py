@@ -229,3 +229,15 @@ def test_groups_of_other_prompts(run: xr.DataTree, llama: tt.Model) -> None:
     mixed["ov"] = tt.ov_labels(llama, longer)
     with pytest.raises(tt.InputError, match="different prompts"):
         prompt_view(mixed, 1)
+
+
+def test_runs_that_hold_a_part(llama: tt.Model, prompts: tt.Prompts) -> None:
+    """Figures and tables of one measure alone; what is not there is left out."""
+    only = tt.analyze(llama, prompts, measures=["qk"])
+    view = prompt_view(only, 0)
+    assert view.answer == {}
+    towers = tt.analyze(llama, prompts, measures=["qk", "ov"])
+    assert "margin_drop" not in head_table(towers)
+    axes = tt.figures.two_towers(towers)
+    sizes = {float(s) for c in axes.collections for s in c.get_sizes()}
+    assert len(sizes) == 1  # of no effect known

@@ -246,3 +246,18 @@ def test_an_unembedding_that_is_moved_away_comes_back() -> None:
     unembedding = near.weights - away.weights
     assert unembedding == 2 * (50400 * 4096 + 50400)
     assert away.activations - near.activations == unembedding
+
+
+def test_advice_is_what_would_help() -> None:
+    """What is asked already is not advised."""
+    short = {"cpu": "1GiB", "prompt_tokens": 50, "keep": "labels"}
+    wide = make_plan("llama-7b", dtype="float32", **short).advice
+    assert [words.split()[0] for words in wide] == ["--dtype", "--quantization", "the"]
+    half = make_plan("llama-7b", dtype="bfloat16", **short).advice
+    assert [words.split()[0] for words in half] == ["--quantization", "the"]
+    eight = make_plan("llama-7b", quantization="int8", **short).advice
+    assert eight[0] == "--quantization nf4 takes about half"
+    four = make_plan("llama-7b", quantization="nf4", **short).advice
+    assert [words.split()[0] for words in four] == ["the"]
+    long = make_plan("llama-7b", quantization="nf4", cpu="1GiB").advice
+    assert [words.split()[0] for words in long] == ["the", "take", "--keep"]
