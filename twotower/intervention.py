@@ -70,9 +70,9 @@ class KnockOut:
 
     def describe(self) -> dict[str, Any]:
         """What is edited, for the record."""
-        about = {"ablation": self.ablation}
+        about: dict[str, Any] = {"ablation": self.ablation}
         if self.reference is not None:
-            about |= {"reference": self.reference.hash, "seed": str(self.seed)}
+            about |= {"reference": self.reference.hash, "seed": int(self.seed)}
         return _describe(self, about)
 
 

@@ -139,3 +139,53 @@ def test_messages_say_what_there_is() -> None:
         tt.majority_label(prompts)
     described = tt.DropPosition([(0, 0)], keys="labels").describe()
     assert described["keys"] == "labels"
+
+
+def test_what_greedy_steps_cost() -> None:
+    model = tiny("gpt2")
+    prompts = tt.build_prompts(model, TWO, shots=2, n=3, seed=1)
+    pool = [(0, 1), (1, 2), (2, 0)]
+    found = tt.greedy_heads(model, prompts, 2, pool=pool)
+    first = (int(found["chosen_layer"][0]), int(found["chosen_head"][0]))
+    left = [[head, first] for head in pool if head != first]
+    steps = [
+        tt.group_effects(model, prompts, groups).attrs
+        for groups in ([[head] for head in pool], left)
+    ]
+    assert found.attrs["forwards"] == pytest.approx(sum(x["forwards"] for x in steps), abs=0.006)
+    assert found.attrs["separate_forwards"] == 4 + 3
+
+
+def test_edits_of_one_head_that_meet_in_no_prompt() -> None:
+    """Looking positions of one prompt and keys of another make no edit twice."""
+    model = tiny("llama-grouped")
+    prompts = tt.build_prompts(model, TWO, shots=2, n=2, seed=1)
+    last, labels = prompts.where("last"), prompts.where("labels")
+    of_first, of_second = last.copy(), last.copy()
+    of_first[1], of_second[0] = False, False
+    # In prompt 0 both look and their keys differ; in prompt 1 keys are the same, one looks.
+    apart = labels.copy()
+    apart[0] = prompts.where("all")[0] & ~labels[0]
+    head = [(1, 1)]
+    edits = [
+        tt.ScaleAttention(head, 0.5, labels, positions=last),
+        tt.ScaleAttention(head, 0.5, apart, positions=of_first),
+    ]
+    assert np.isfinite(tt.predict(model, prompts, edits)["logit"].values).all()
+    twice = [edits[0], tt.ScaleAttention(head, 0.5, apart, positions=of_second)]
+    with pytest.raises(tt.InputError, match=r"the attention of head .* is edited twice"):
+        tt.predict(model, prompts, twice)
+
+
+def test_messages_name_what_is_wrong() -> None:
+    model = tiny("gpt2")
+    prompts = tt.build_prompts(model, TWO, shots=2, n=2, seed=1)
+    with pytest.raises(tt.InputError, match=r"^the group 1\.1 is given twice"):
+        tt.group_effects(model, prompts, [[(0, 1)], [(1, 1)], [(1, 1)]])
+    with pytest.raises(tt.InputError, match=r"^factor=nan"):
+        tt.ScaleAttention([(0, 0)], float("nan"), "labels")
+    everything = prompts.where("all")
+    everything[0] = prompts.where("labels")[0]
+    cut = tt.ScaleAttention([(0, 0)], 0.0, everything, positions="all", renormalize=True)
+    with pytest.raises(tt.InputError, match=r"^prompt 1: a position sees nothing but the keys"):
+        tt.predict(model, prompts, [cut])

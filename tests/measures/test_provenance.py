@@ -174,3 +174,31 @@ def test_scores_keep_what_the_model_was(model, prompts) -> None:
 )
 def test_sizes_are_readable(n_bytes: int, text: str) -> None:
     assert readable(n_bytes) == text
+
+
+def test_edits_are_recorded(model, prompts, other) -> None:
+    at = tt.at(role="label", demonstration=1)
+    edits = [
+        tt.KnockOut([(0, 0)], "labels", ablation="mean", reference=other, seed=2),
+        tt.Scale([(0, 1), (0, 2)], 0.5, at),
+        tt.ScaleAttention([(1, 0)], 2.0, "labels", positions="all"),
+        tt.DropPosition([(1, 1)], prompts.where("labels")),
+        tt.Patch([(2, 0)], other, "z", "labels"),
+    ]
+    found = tt.predict(model, prompts, edits)
+    recorded = json.loads(found.attrs["settings"])["edits"]
+    assert [(x["edit"], x["heads"], x["positions"]) for x in recorded] == [
+        ("KnockOut", [[0, 0]], "labels"),
+        ("Scale", [[0, 1], [0, 2]], {"role": ["label"], "demonstration": [1]}),
+        ("ScaleAttention", [[1, 0]], "all"),
+        ("DropPosition", [[1, 1]], "last"),
+        ("Patch", [[2, 0]], "labels"),
+    ]
+    assert recorded[0]["reference"] == recorded[4]["donor"] == other.hash
+    assert (recorded[0]["ablation"], recorded[0]["seed"]) == ("mean", 2)
+    assert recorded[1]["factor"] == 0.5
+    assert (recorded[2]["factor"], recorded[2]["keys"]) == (2.0, "labels")
+    assert recorded[3]["keys"] == "given"
+    assert recorded[4]["what"] == "z"
+    bias = tt.label_bias(found, [prompts.labels[0]] * len(prompts))
+    assert json.loads(bias.attrs["settings"]) == {"predictions": {"edits": recorded}}
