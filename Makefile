@@ -3,6 +3,7 @@
 # make test-all   the same with what is slow, and more of what is random: kills, plantings,
 #                 examples of properties
 # make coverage   the tests once more, and which lines and branches they reach
+# make mutants    changes the measures at random, and says which changes no test notices
 # make test-peers   compares with TransformerLens, in an environment of its own
 # make test-wheel   builds a wheel, and runs the demo in an environment that has nothing else
 # make experiments  runs the paper's claims on the demo model, each with a verdict
@@ -16,7 +17,7 @@ BIN := $(VENV)/bin
 WORKERS := --numprocesses 2 --dist loadfile
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all coverage test-peers test-wheel experiments bench docs lint clean
+.PHONY: demo test test-all coverage mutants test-peers test-wheel experiments bench docs lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/twotower demo
@@ -34,6 +35,10 @@ coverage: $(INSTALLED)
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) \
 		--cov --cov-config=tests/coverage.ini --cov-report=json:build/coverage.json
 	$(BIN)/python tests/coverage_page.py build/coverage.json
+
+mutants: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt mutmut
+	$(BIN)/python tests/mutants.py
 
 test-peers:
 	test -d .venv-peers || $(PYTHON) -m venv .venv-peers
