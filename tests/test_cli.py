@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -263,3 +264,44 @@ def test_experiments_with_a_model_that_cannot_do_it(
     assert code == 1
     assert "there is nothing to explain" in capsys.readouterr().err
     assert not list(out.glob("*.json"))
+
+
+@pytest.mark.parametrize("measures", [["qk"], ["predictions"], ["qk", "ov"]])
+def test_analyze_a_part(
+    measures: list[str], checkpoint: Path, task_file: Path, tmp_path: Path, capsys
+) -> None:
+    """What was not measured is not told of."""
+    out = tmp_path / "run.zarr"
+    settings = ["--model", checkpoint, "--task", task_file, "--shots", 2, "--n", 2]
+    assert run("analyze", *settings, "--output", out, "--measures", *measures) == 0
+    said = capsys.readouterr().out
+    assert ("Accuracy" in said) == ("predictions" in measures)
+    assert "Strongest" not in said
+    assert set(tt.open(out).children) - {"prompts", "scores", "units"} == set(measures)
+
+
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (
+            ZeroDivisionError("by\n0"),
+            1,
+            "something unforeseen went wrong (ZeroDivisionError: by 0)",
+        ),
+        (KeyboardInterrupt(), 130, "twotower: interrupted"),
+    ],
+)
+def test_what_is_unforeseen(
+    error: BaseException, code: int, words: str, debug: bool, capsys, monkeypatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("twotower.cli.app", SimpleNamespace(meta=fails))
+    with pytest.raises(SystemExit) as caught:
+        main(["tasks", *(["--debug"] if debug else [])])
+    said = capsys.readouterr().err
+    assert caught.value.code == code
+    assert words in said
+    assert ("Traceback" in said) == (debug and code == 1)

@@ -215,3 +215,22 @@ def test_wrong_arguments(run: xr.DataTree) -> None:
         with pytest.raises(tt.InputError, match=found):
             draw()
     assert plt.get_fignums() == []  # no empty figure is left
+
+
+def test_no_head_is_marked(run: xr.DataTree) -> None:
+    plain = tt.figures.head_map(run, heads=[])
+    assert plain.get_legend() is None
+    assert len(tt.figures.head_map(run, heads=[(0, 1)]).get_legend().texts) == 1
+    towers = tt.figures.two_towers(run, heads=[])
+    assert [text.get_text() for text in towers.get_legend().texts] == ["heads"]
+    assert not towers.texts
+
+
+def test_effects_by_layer_of_one_prompt_have_no_intervals(
+    llama: tt.Model, prompts: tt.Prompts
+) -> None:
+    one = tt.analyze(llama, prompts[:1], measures=["effects"])
+    axes = tt.figures.effect_by_layer(one)
+    assert len(axes.patches) == llama.n_layers
+    heights = [bar.get_height() for bar in axes.patches]
+    np.testing.assert_allclose(heights, one.effects.margin_drop[0].sum("head"), rtol=1e-5)

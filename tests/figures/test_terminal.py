@@ -213,3 +213,16 @@ def test_a_reader_that_goes_away(store: Path) -> None:
         )
         assert found.stderr == ""
         assert found.returncode in (0, 141)  # 0 where all was written before the reader left
+
+
+def test_numbers_that_are_none_are_null(run: xr.DataTree) -> None:
+    """JSON has no NaN."""
+    from twotower.figures.terminal import rows_of
+
+    empty = run.copy(deep=True)
+    empty["scores"]["qk_auc"][0, 0] = np.nan
+    rows = {(row["layer"], row["head"]): row for row in rows_of(empty, "margin_drop", 12)}
+    assert rows[0, 0]["qk_auc"] is None
+    assert rows[1, 1]["qk_auc"] is not None
+    with pytest.raises(tt.InputError, match=r"by='size' is not in the run; it has margin_drop"):
+        rows_of(run, "size", 3)
