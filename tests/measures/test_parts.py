@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +19,10 @@ from twotower.measures.analysis import Settings
 from twotower.measures.batch import ordered
 from twotower.measures.batch_size import out_of_memory
 from twotower.measures.content import _mean_before
+from twotower.measures.recorders import Attribution, LabelValues, Similarity, TopTokens
+from twotower.measures.residuals import Residuals
+from twotower.measures.shares import Shares
+from twotower.measures.sweep import Sweep
 
 SENTENCES = [
     "red cat red dog red cat\n: foo\nblue sky\n: bar\n",
@@ -189,3 +196,50 @@ def test_messages_name_what_is_wrong() -> None:
     cut = tt.ScaleAttention([(0, 0)], 0.0, everything, positions="all", renormalize=True)
     with pytest.raises(tt.InputError, match=r"^prompt 1: a position sees nothing but the keys"):
         tt.predict(model, prompts, [cut])
+
+
+def tensors(kept: Any) -> Iterator[torch.Tensor]:
+    """All tensors in lists, dicts and dataclasses."""
+    if isinstance(kept, torch.Tensor):
+        yield kept
+    elif isinstance(kept, (list, tuple)):
+        for part in kept:
+            yield from tensors(part)
+    elif isinstance(kept, dict):
+        yield from tensors(list(kept.values()))
+    elif is_dataclass(kept) and not isinstance(kept, type):
+        yield from tensors([getattr(kept, field.name, None) for field in fields(kept)])
+
+
+@pytest.mark.parametrize("keep", ["all", "labels"])
+def test_what_is_kept_of_a_layer_holds_on_to_no_more(keep: str, monkeypatch) -> None:
+    """A view of a layer's tensor would keep all of it until the walk is over."""
+    model = tiny("llama-grouped")
+    prompts = tt.build_prompts(model, TWO, shots=2, n=3, seed=1)
+    seen: dict[str, int] = {}
+
+    def watch(kind: type) -> None:
+        finish = kind.finish
+
+        def watched(self: Any, end: Any) -> Any:
+            own = {
+                name: part
+                for name, part in vars(self).items()
+                if name in ("found", "base", "outputs", "layers", "rows", "vectors")
+            }
+            for x in tensors(own):
+                assert x.untyped_storage().nbytes() <= x.numel() * x.itemsize, type(self)
+                seen[type(self).__name__] = seen.get(type(self).__name__, 0) + 1
+            return finish(self, end)
+
+        monkeypatch.setattr(kind, "finish", watched)
+
+    kinds = (Attribution, LabelValues, Residuals, Shares, Similarity, Sweep, TopTokens)
+    for kind in kinds:
+        watch(kind)
+    tt.analyze(model, prompts, keep=keep)
+    tt.head_effects(model, prompts, memory_budget="700KiB")
+    tt.ov_labels(model, prompts, keep=keep, top_tokens=[(1, 1)])
+    tt.residual_streams(model, prompts, keep=keep)
+    tt.attention_shares(model, prompts)
+    assert set(seen) == {kind.__name__ for kind in kinds}
