@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from nnsight.intervention.backends.remote import RemoteError
 from tiny import TWO, byte_level, hf_model, tiny
 
@@ -243,3 +244,13 @@ def test_what_is_kept_of_a_layer_holds_on_to_no_more(keep: str, monkeypatch) -> 
     tt.residual_streams(model, prompts, keep=keep)
     tt.attention_shares(model, prompts)
     assert set(seen) == {kind.__name__ for kind in kinds}
+
+
+def test_twelve_heads_by_default() -> None:
+    model = tiny("gpt2")
+    few = tt.head_effects(model, tt.build_prompts(model, TWO, shots=2, n=2, seed=1))
+    more = few.assign_coords(head=few["head"] + model.n_heads)
+    wide = xr.concat([few, more], "head", combine_attrs="override")
+    assert len(tt.in_context_heads(wide)) == 12
+    with pytest.raises(tt.InputError, match="KnockOut, Scale, ScaleAttention, DropPosition, Patch"):
+        tt.predict(model, tt.build_prompts(model, TWO, n=2), [3])
