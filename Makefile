@@ -32,8 +32,8 @@ test-all: $(INSTALLED)
 		$(BIN)/python -m pytest $(WORKERS) -m "slow or not slow"
 
 coverage: $(INSTALLED)
-	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) \
-		--cov --cov-config=tests/coverage.ini --cov-report=json:build/coverage.json
+	PYTHONPATH=$(CURDIR)/tests OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) \
+		--cov --cov-config=$(CURDIR)/tests/coverage.ini --cov-report=json:build/coverage.json
 	$(BIN)/python tests/coverage_page.py build/coverage.json
 
 mutants: $(INSTALLED)
