@@ -26,7 +26,7 @@ import twotower as tt
 from twotower.measures.batch import Batch
 from twotower.measures.batch_size import Batches
 from twotower.measures.counterfactuals import Group, plan
-from twotower.measures.effects import sweep_maker
+from twotower.measures.sweep_maker import sweep_maker
 from twotower.measures.walk import End, LayerView, Recorder, run_batch
 from twotower.models import Architecture, Model
 from twotower.prompts import Prompts

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import twotower as tt
 from twotower.measures.batch import make_batch
-from twotower.measures.effects import sweep_maker
+from twotower.measures.sweep_maker import sweep_maker
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

@@ -13,6 +13,10 @@ class TwoTowerError(Exception):
     """Base of every error that twotower raises on purpose."""
 
 
+class TwoTowerWarning(UserWarning):
+    """Base of every warning that twotower gives."""
+
+
 class InputError(TwoTowerError, ValueError):
     """An argument, a task or a prompt is not usable."""
 

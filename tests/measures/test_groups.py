@@ -148,7 +148,7 @@ def test_a_greedy_pool(llama: tt.Model) -> None:
 @pytest.mark.parametrize("positions", ["labels", "all"])
 def test_common_beginnings_are_run_once(any_model: tt.Model, positions: str, monkeypatch) -> None:
     """Shared demonstrations: fewer positions go through the blocks, the numbers stay."""
-    from twotower.measures import effects
+    from twotower.measures import sweep_maker
 
     prompts = tt.build_prompts(
         any_model, TWO, shots=2, n=6, seed=1, shared_demonstrations=True, permute_labels=False
@@ -156,13 +156,13 @@ def test_common_beginnings_are_run_once(any_model: tt.Model, positions: str, mon
     reference = Reference(any_model.module)
     expected = changed(reference, prompts, prompts.where(positions), GROUPS)[0]
     layouts = []
-    make_layout = effects.make_layout
+    make_layout = sweep_maker.make_layout
 
     def spy(*arguments):
         layouts.append(make_layout(*arguments))
         return layouts[-1]
 
-    monkeypatch.setattr(effects, "make_layout", spy)
+    monkeypatch.setattr(sweep_maker, "make_layout", spy)
     together = tt.group_effects(any_model, prompts, GROUPS, positions)
     packed = sum(x.source.own.numel() for x in layouts)
     layouts.clear()

@@ -25,7 +25,7 @@ import twotower as tt
 from twotower.measures import walk as walking
 from twotower.measures.batch import Batch, columns_of, make_batch
 from twotower.measures.edits import PreparedEdits
-from twotower.measures.effects import sweep_maker
+from twotower.measures.sweep_maker import sweep_maker
 from twotower.measures.gradients import gradient_maker
 from twotower.measures.readout import get_readout
 from twotower.measures.recorders import (

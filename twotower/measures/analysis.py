@@ -12,9 +12,9 @@ from ..checks import check_measured
 from ..errors import InputError
 from ..results import make_tree, provenance
 from .collect import Arrays, collect, dataset
-from .effects import sweep_maker
 from .recorders import Predictions
 from .scores import two_tower_scores
+from .sweep_maker import sweep_maker
 from .towers import attribution_maker, check_norm, similarity_maker, values_maker
 
 if TYPE_CHECKING:

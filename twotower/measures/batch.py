@@ -61,6 +61,7 @@ class Batch:
             "attention_mask": self.attention_mask,
             "position_ids": self.position_ids,
             "use_cache": False,
+            "return_dict": True,
             "logits_to_keep": 1,
         }
 

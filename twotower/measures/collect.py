@@ -10,11 +10,15 @@ import torch
 
 from ..errors import InputError
 from ..intervention import Edit, named
+from ..models.measuring import measuring
+from ..options import option
 from ..results import GROUPS, make_dataset, provenance
 from .batch import Batch, columns_of
 from .batch_size import Batches
 from .edits import PreparedEdits, position_mask
-from .walk import Recorder, run_batch
+from .judge import proved_batch
+from .second_forward import prove_state
+from .walk import Recorder
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -76,14 +80,16 @@ def collect(
     width = prompts.n_positions if columns is None else columns.shape[1]
     prepared = PreparedEdits(model, prompts, edits)
     results: list[Arrays] = [{} for _ in makers]
-    with _bar(len(prompts), progress) as bar:
+    with measuring(model), _bar(len(prompts), progress) as bar:
+        if option("proof"):
+            prove_state(model, prompts)
         kind = (kind, gradients, bool(prepared.outputs or prepared.attention))
         feed = Batches(model, prompts, batch_size, columns, shared, kind)
 
         def measure(batch: Batch) -> None:
             recorders = [make(batch) for make in makers]
             ready = prepared.for_batch(batch)
-            found = run_batch(model, batch, recorders, ready, gradients=gradients)
+            found = proved_batch(model, batch, recorders, ready, gradients=gradients)
             for result, recorder, new in zip(results, recorders, found, strict=True):
                 for name, tensor in new.items():
                     dims = GROUPS[recorder.group][name].dims

@@ -15,6 +15,9 @@ from itertools import groupby
 Group = tuple[tuple[int, int], ...]
 """Heads (layer, head) that are changed together."""
 
+UNCHANGED: Group = ((-1, -1),)
+"""Stands for a run in which nothing is changed, which must stay on the clean run."""
+
 
 @dataclass
 class Step:
@@ -49,10 +52,14 @@ class Plan:
         One for each layer.
     order
         For each group: number of its run among those that leave the last layer.
+    unchanged
+        For each layer: number of the unchanged run among those that leave it; None where
+        there is none yet.
     """
 
     steps: list[Step]
     order: list[int]
+    unchanged: list[int | None]
 
     @property
     def row_layers(self) -> int:
@@ -60,7 +67,7 @@ class Plan:
         return sum(step.n_before + len(step.parents) for step in self.steps)
 
 
-def plan(groups: Sequence[Group], n_layers: int) -> Plan:
+def plan(groups: Sequence[Group], n_layers: int, unchanged: int | None = None) -> Plan:
     """How to run the counterfactuals of some groups of heads, sharing what is common.
 
     Parameters
@@ -69,11 +76,16 @@ def plan(groups: Sequence[Group], n_layers: int) -> Plan:
         Groups of one head or more, no two alike.
     n_layers
         Number of blocks.
+    unchanged
+        The layer from which a run goes along in which nothing is changed; None for no such run.
     """
     # A run is known by its changes so far; `until` is the last layer it is needed at.
     until: dict[Group, int] = {}
     here: list[dict[Group, tuple[Group, tuple[int, ...]]]] = [{} for _ in range(n_layers)]
     wanted = []
+    if unchanged is not None:
+        until[UNCHANGED] = n_layers
+        here[unchanged][UNCHANGED] = ((), ())
     for group in groups:
         parent: Group = ()
         for layer, heads in groupby(sorted(group), key=lambda head: head[0]):
@@ -87,7 +99,7 @@ def plan(groups: Sequence[Group], n_layers: int) -> Plan:
         until[parent] = n_layers
         wanted.append(parent)
     runs: list[Group] = []
-    steps = []
+    steps, at = [], []
     for layer, joining in enumerate(here):
         place = {run: i for i, run in enumerate(runs)}
         kept = [i for i, run in enumerate(runs) if until[run] > layer]
@@ -100,5 +112,6 @@ def plan(groups: Sequence[Group], n_layers: int) -> Plan:
             )
         )
         runs = [runs[i] for i in kept] + list(joining)
+        at.append(runs.index(UNCHANGED) if UNCHANGED in runs else None)
     place = {run: i for i, run in enumerate(runs)}
-    return Plan(steps, [place[run] for run in wanted])
+    return Plan(steps, [place[run] for run in wanted], at)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from .everywhere import Everywhere
 
@@ -41,6 +41,8 @@ class Layout:
         (B,) index of each prompt's last position in the flattened (G Q) ones.
     causal
         Whether every position sees exactly those that stand before it in its pack.
+    owner
+        (G, S) number of a prompt that a changed position belongs to; -1 where a pack has fewer.
     """
 
     source: Everywhere
@@ -50,6 +52,7 @@ class Layout:
     last: Everywhere
     prompt: Everywhere
     causal: bool
+    owner: Everywhere
     _seen: dict[object, torch.Tensor] = field(default_factory=dict)
 
     @property
@@ -79,6 +82,12 @@ class Layout:
     ) -> Shaped[torch.Tensor, "G n Q *rest"]:
         """(G, n, Q, ...) prompts' last positions of rows (G, n, S, ...)."""
         return self.ends(x.transpose(1, 2)).transpose(1, 2)
+
+    def worst(self, x: Float[torch.Tensor, "G S"]) -> Float[torch.Tensor, " B"]:
+        """(B,) each prompt's largest of what (G, S) changed positions have, 0 or more."""
+        owner = self.owner.on(x.device).flatten()
+        prompts = torch.arange(len(self.prompt.own), device=x.device)
+        return torch.where(owner == prompts[:, None], x.flatten(), 0).amax(dim=1)
 
     def by_prompt(
         self, x: Shaped[torch.Tensor, "G n Q *rest"]
@@ -161,7 +170,7 @@ def make_layout(
                 packs[-1] = joint
                 continue
         packs.append(alone)
-    return _tensors(packs, n, devices)
+    return _tensors(packs, n, n_positions, devices)
 
 
 def _price(pack: _Pack, width: float) -> float:
@@ -180,19 +189,23 @@ def _copy(pack: _Pack) -> _Pack:
     )
 
 
-def _tensors(packs: list[_Pack], n: int, devices: Sequence[torch.device]) -> Layout:
+def _tensors(
+    packs: list[_Pack], n: int, n_positions: int, devices: Sequence[torch.device]
+) -> Layout:
     changed = [np.flatnonzero(pack.changed) for pack in packs]
     earlier = [np.flatnonzero(~np.array(pack.changed)) for pack in packs]
     n_changed, n_earlier = max(map(len, changed)), max(map(len, earlier))
     n_last = max(len(pack.last) for pack in packs)
     size = (len(packs), n_changed, n_earlier + n_changed)
     source = np.zeros(size[:2], dtype=np.int64)
+    owner = np.full(size[:2], -1, dtype=np.int64)
     before = np.zeros((len(packs), n_earlier), dtype=np.int64)
     visible, distance = np.zeros(size, dtype=bool), np.zeros(size, dtype=np.int64)
     visible[:, np.arange(n_changed), n_earlier + np.arange(n_changed)] = True
     last, prompt = np.zeros((len(packs), n_last), dtype=np.int64), np.zeros(n, dtype=np.int64)
     for g, (pack, own, old) in enumerate(zip(packs, changed, earlier, strict=True)):
         source[g, : len(own)] = np.array(pack.source)[own]
+        owner[g, : len(own)] = source[g, : len(own)] // n_positions
         before[g, : len(old)] = np.array(pack.source)[old]
         ancestors = np.eye(len(pack.source), dtype=bool)
         for node, parent in enumerate(pack.parent):
@@ -212,4 +225,5 @@ def _tensors(packs: list[_Pack], n: int, devices: Sequence[torch.device]) -> Lay
     def on(array: np.ndarray) -> Everywhere:
         return Everywhere(array, devices)
 
-    return Layout(on(source), on(before), on(visible), on(distance), on(last), on(prompt), causal)
+    places = (on(source), on(before), on(visible), on(distance), on(last), on(prompt))
+    return Layout(*places, causal, on(owner))

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Float32, Int
 
 from ..errors import ModelError
+from ..models.measuring import measuring
 from .memory import UNEMBED_BYTES
 from .walk import End
 
@@ -44,6 +45,8 @@ class Readout:
         (label, d_model) and (label,) the labels' unembedding rows and biases.
     directions
         (layer, head, d_head, label) the labels' directions pulled back to each head's z.
+    projection_bias
+        (layer, label) what the output projections' biases add to the labels, before the norm.
     label_ids
         (label,) token ids of the labels.
     """
@@ -55,6 +58,7 @@ class Readout:
     rows: Float[torch.Tensor, "label d_model"]
     bias: Float[torch.Tensor, " label"]
     directions: Float[torch.Tensor, "layer head D label"]
+    projection_bias: Float[torch.Tensor, "layer label"]
     label_ids: Int[torch.Tensor, " label"]
     _copies: dict[torch.device, Readout] = field(default_factory=dict, repr=False)
 
@@ -63,7 +67,8 @@ class Readout:
         if device == self.rows.device:
             return self
         if device not in self._copies:
-            names = ("scale", "shift", "rows", "bias", "directions", "label_ids")
+            names = ("scale", "shift", "rows", "bias", "directions", "projection_bias")
+            names = (*names, "label_ids")
             moved = {name: getattr(self, name).to(device) for name in names}
             self._copies[device] = replace(self, **moved, _copies={})
         return self._copies[device]
@@ -151,14 +156,19 @@ def get_readout(model: Model, label_ids: tuple[int, ...]) -> Readout:
         Token ids of the labels.
     """
     key = ("readout", label_ids)
+    with measuring(model):
+        return _get_readout(model, key, list(label_ids))
+
+
+def _get_readout(model: Model, key: tuple[Any, ...], ids: list[int]) -> Readout:
     if key not in model.cache:
-        architecture, root, ids = model.architecture, model.traced, list(label_ids)
+        architecture, root = model.architecture, model.traced
         token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
         where = {"remote": model.remote} if model.remote else {}
         inputs = {"input_ids": token, "attention_mask": torch.ones_like(token)}
-        with torch.no_grad(), root.trace(**inputs, use_cache=False, **where):
+        with torch.no_grad(), root.trace(**inputs, use_cache=False, return_dict=True, **where):
             found = nnsight.save(_probe(architecture, root, ids))
-        scale, shift, centred, rows, bias, directions, devices = found
+        scale, shift, centred, rows, bias, directions, projection_bias, devices = found
         if not torch.isfinite(directions).all():
             raise ModelError("the labels' directions are not finite; load the model in float32")
         readout = model.cache[key] = Readout(
@@ -169,6 +179,7 @@ def get_readout(model: Model, label_ids: tuple[int, ...]) -> Readout:
             rows,
             bias,
             directions,
+            projection_bias,
             torch.tensor(ids),
         )
         # Before any walk, which would have to wait for the copies.
@@ -182,10 +193,12 @@ def _probe(architecture: Architecture, root: Any, ids: list[int]) -> list[Any]:
     """Norm, label rows, label directions and the devices met; inside a trace."""
     projection_like = [architecture.projection(b).input for b in architecture.layers(root)]
     norm, unembedding = architecture.final_norm(root), architecture.unembedding(root)
+    normed_dtype = norm.input.dtype
     like = norm.output  # on the norm's device, as accelerate may bring its input there
+    unembed_dtype = unembedding.input.dtype
 
     width = like.shape[-1]
-    zero = torch.zeros(1, width, dtype=like.dtype, device=like.device)
+    zero = torch.zeros(1, width, dtype=normed_dtype, device=like.device)
     # A vector of mean 0 and variance 1 comes out as plus and minus the norm's weight,
     # whether or not the norm centres; ones come out as the bias alone where it does.
     signs = torch.ones_like(zero)
@@ -196,8 +209,8 @@ def _probe(architecture: Architecture, root: Any, ids: list[int]) -> list[Any]:
     centred = (norm(torch.ones_like(zero)).float()[0] - shift).abs().max() < 0.1 * scale.abs().max()
 
     # The unembedding's rows, a few hundred elements at a time.
-    unembed_dtype, step = like.dtype, 256
-    unembedded = unembedding(zero)
+    step = 256
+    unembedded = unembedding(zero.to(unembed_dtype))
     bias = unembedded[0, ids].float()
     rows = []
     for start in range(0, width, step):
@@ -209,12 +222,14 @@ def _probe(architecture: Architecture, root: Any, ids: list[int]) -> list[Any]:
 
     pulled = rows_by_label * scale
     pulled = torch.where(centred, pulled - pulled.mean(dim=-1, keepdim=True), pulled)
-    directions = []
+    directions, biases = [], []
     for z, block in zip(projection_like, architecture.layers(root), strict=True):
         projection = architecture.projection(block)
         eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
-        weight = projection(eye) - projection(torch.zeros_like(eye[:1]))
+        nothing = projection(torch.zeros_like(eye[:1]))
+        weight = projection(eye) - nothing
         direction = weight.float() @ pulled.T.to(weight.device)
+        biases.append((nothing[0].float() @ pulled.T.to(weight.device)).cpu())
         directions.append(direction.unflatten(0, (architecture.n_heads, -1)).cpu())
     met = [like.device, unembedded.device, *(z.device for z in projection_like)]
     return [
@@ -224,5 +239,6 @@ def _probe(architecture: Architecture, root: Any, ids: list[int]) -> list[Any]:
         rows_by_label.cpu(),
         bias.cpu(),
         torch.stack(directions),
+        torch.stack(biases),
         list(dict.fromkeys(map(str, met))),
     ]

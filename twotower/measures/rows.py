@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float32
 from torch.nn import functional
 
 from ..models import Architecture
@@ -140,6 +140,10 @@ class Clean:
         (G, E, K, D) of the unchanged positions, keys after rotary.
     cos, sin
         (G, 1, S, 1, rotated) rotary tables, or None.
+    size
+        (G, S) lengths of the residual stream, the attention output and the MLP output, summed.
+    score
+        (B,) largest absolute score that each prompt's last position attends to.
     """
 
     architecture: Architecture
@@ -152,6 +156,8 @@ class Clean:
     value: Float[torch.Tensor, "G E K D"]
     cos: Float[torch.Tensor, "G 1 S 1 rotated"] | None
     sin: Float[torch.Tensor, "G 1 S 1 rotated"] | None
+    size: Float32[torch.Tensor, "G S"]
+    score: Float32[torch.Tensor, " B"]
 
     @classmethod
     def of(cls, view: LayerView, layout: Layout) -> Clean:
@@ -168,18 +174,26 @@ class Clean:
                 at(t.expand(n, -1, -1, -1), layout.source).unsqueeze(1)
                 for t in (view.cos, view.sin)
             )
+        assert view.attention_output is not None
+        assert view.mlp_output is not None
+        residual = at(view.residual, layout.source)
+        added = (at(x, layout.source) for x in (view.attention_output, view.mlp_output))
+        size = sum(x.norm(dim=-1, dtype=torch.float32) for x in (residual, *added))
+        assert isinstance(size, torch.Tensor)
         mlp_output = view.mlp_output if view.architecture.parallel else None
         return cls(
             view.architecture,
             view.index,
             view.block,
-            at(view.residual, layout.source),
+            residual,
             None if mlp_output is None else at(mlp_output, layout.source),
             at(view.z, layout.source),
             at(view.rotated_key, layout.earlier),
             at(view.value, layout.earlier),
             cos,
             sin,
+            size,
+            view.score_size.amax(dim=-1),
         )
 
     def ends(self, layout: Layout) -> Clean:

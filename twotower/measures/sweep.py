@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from ..models.rounding import Rounding
 from .batch import Batch
 from .counterfactuals import Group, plan
 from .layout import Layout
+from .proof import Claim
 from .readout import Readout
 from .recorders import margin
 from .rows import Change, Clean, Moves, advance
@@ -43,6 +45,9 @@ class Sweep(Recorder):
         Where each layer runs.
     group
         Group of the schema that names the results.
+    rounding
+        What the model's arithmetic allows of the row in which nothing is changed; None to leave
+        that row out.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class Sweep(Recorder):
         shape: tuple[int, ...],
         layer_devices: Sequence[torch.device],
         group: str,
+        rounding: Rounding | None,
     ) -> None:
         self.group, self.shape = group, shape
         self.gold, self.readout, self.layout, self.change = batch.gold, readout, layout, change
@@ -63,7 +69,13 @@ class Sweep(Recorder):
         self.unembedded = unembedded
         n_layers, n_heads = readout.directions.shape[:2]
         self.top = n_layers - 1
-        plans = [plan(chunk, n_layers) for chunk in chunks]
+        self.rounding = rounding
+        self.claims: list[Claim] = []
+        plans = [
+            plan(chunk, n_layers, None if rounding is None else self._start(chunk, number))
+            for number, chunk in enumerate(chunks)
+        ]
+        self.unchanged = [p.unchanged for p in plans]
         self.orders = [batch.everywhere(np.array(p.order)) for p in plans]
         self.moves = [
             [Moves.of(*x, n_heads) for x in zip(p.steps, layer_devices, strict=True)] for p in plans
@@ -71,10 +83,22 @@ class Sweep(Recorder):
         self.rows: torch.Tensor | None = None
         self.layers: list[Clean] = []
 
+    def _start(self, chunk: Sequence[Group], number: int) -> int:
+        """The layer from which a chunk's unchanged row goes along.
+
+        From the first where rows are one position long, and in the first chunk. A longer row in
+        each of many small chunks would cost too much; there it goes through the last layers, as
+        many as make a hundredth of the chunk's work.
+        """
+        if self.layout.n_changed == 1 or number == 0:
+            return 0
+        n_layers = self.top + 1
+        return n_layers - max(1, plan(chunk, n_layers).row_layers // 100)
+
     def layer(self, view: LayerView) -> None:
         clean = Clean.of(view, self.layout)
         if len(self.moves) == 1:
-            self.rows = self._advance(clean, self.rows, self.moves[0])
+            self.rows = self._advance(clean, self.rows, 0)
         else:
             self.layers.append(clean)
 
@@ -82,18 +106,53 @@ class Sweep(Recorder):
         self,
         clean: Clean,
         rows: Float[torch.Tensor, "G n_before S d_model"] | None,
-        moves: list[Moves],
+        chunk: int,
     ) -> Float[torch.Tensor, "G n end d_model"] | None:
         if rows is not None:
             rows = rows.to(clean.z.device)
+            self._check_unchanged(clean, rows, chunk)
         only_last = clean.index == self.top
-        return advance(clean, rows, moves[clean.index], self.change, self.layout, only_last)
+        moves = self.moves[chunk][clean.index]
+        found = advance(clean, rows, moves, self.change, self.layout, only_last)
+        self.before = clean.size, clean.score
+        return found
 
-    def _chunk(self, moves: list[Moves]) -> Float[torch.Tensor, "G n Q d_model"]:
+    def _check_unchanged(
+        self, clean: Clean, rows: Float[torch.Tensor, "G n_before S d_model"], chunk: int
+    ) -> None:
+        """Claim that the unchanged row enters a layer as the clean run does, and set it so.
+
+        So each layer is proved by itself, and rounding of those before it does not add up.
+        """
+        index = self.unchanged[chunk][clean.index - 1]
+        if index is None:
+            return
+        self._claim(clean.index - 1, rows[:, index], clean.residual, self.layout.worst)
+        rows[:, index] = clean.residual
+
+    def _claim(
+        self,
+        layer: int,
+        row: Float[torch.Tensor, "*places d_model"],
+        clean: Float[torch.Tensor, "*places d_model"],
+        by_prompt: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:
+        assert self.rounding is not None
+        size, score = (x.to(row.device) for x in self.before)
+        left = (row.float() - clean.float()).norm(dim=-1)
+        if size.shape != left.shape:
+            size = self.layout.by_prompt(self.layout.ends(size)[:, None])[:, 0]
+        error = left / size.clamp(min=torch.finfo(size.dtype).tiny)
+        error = by_prompt(error.nan_to_num(nan=torch.inf))
+        self.claims.append(
+            Claim("unchanged row", layer, error, self.rounding.block(row.dtype, score))
+        )
+
+    def _chunk(self, chunk: int) -> Float[torch.Tensor, "G n Q d_model"]:
         """(G, n, Q, d_model) what leaves the last layer in each of a chunk's runs."""
         rows: torch.Tensor | None = None
         for clean in self.layers:
-            rows = self._advance(clean, rows, moves)
+            rows = self._advance(clean, rows, chunk)
         assert rows is not None
         return rows
 
@@ -119,9 +178,13 @@ class Sweep(Recorder):
         if self.unembedded:
             before = self._logprobs(clean, end)[:, None]
         drops, logprob_drops = [], []
-        for moves, order in zip(self.moves, self.orders, strict=True):
-            rows = self._chunk(moves) if self.rows is None else self.rows
-            rows = self.layout.by_prompt(rows.to(clean.device))[:, order.on(clean.device)]
+        for chunk, order in enumerate(self.orders):
+            rows = self._chunk(chunk) if self.rows is None else self.rows
+            rows = self.layout.by_prompt(rows.to(clean.device))
+            unchanged = self.unchanged[chunk][-1]
+            if unchanged is not None:
+                self._claim(self.top, rows[:, unchanged], clean, lambda x: x)
+            rows = rows[:, order.on(clean.device)]
             drops.append(margins - self._margins(rows, gold))
             if before is not None:
                 logprob_drops.append(before - self._logprobs(rows, end))

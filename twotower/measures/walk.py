@@ -59,6 +59,8 @@ class LayerView:
         (B or 1, T, 1, rotated) rotary tables, or None.
     z
         (B, T, H, d_head) heads' outputs before the output projection, after edits.
+    own_z
+        (B, T, H, d_head) the same as the model computed them, before edits.
     attention_output
         (B, T, d_model) the output projection's output.
     mlp_output
@@ -78,6 +80,7 @@ class LayerView:
     cos: Float[torch.Tensor, "#B T 1 rotated"] | None
     sin: Float[torch.Tensor, "#B T 1 rotated"] | None
     z: Float[torch.Tensor, "B T H D"]
+    own_z: Float[torch.Tensor, "B T H D"]
     attention_output: Float[torch.Tensor, "B T d_model"] | None = None
     mlp_output: Float[torch.Tensor, "B T d_model"] | None = None
     learned: Everywhere | None = None
@@ -130,6 +133,12 @@ class LayerView:
         product = grouped @ key.float().permute(0, 2, 3, 1)
         scores: torch.Tensor = product.flatten(1, 2) * self.architecture.scaling(self.index)
         return scores
+
+    @once
+    def score_size(self) -> Float32[torch.Tensor, "B H"]:
+        """(B, H) largest absolute score that the last position attends to."""
+        scores: torch.Tensor = self.scores
+        return scores.masked_fill(~self.visible(), 0).abs().amax(dim=-1)
 
     @once
     def attention(self) -> Float32[torch.Tensor, "B H T"]:
@@ -187,15 +196,18 @@ class End:
     residual
         (B, d_model) residual stream of the last position, entering the final norm.
     logits
-        (B, vocabulary) float32, of the last position.
+        (B, vocabulary) float32, of the last position: the model's own answer.
     final_norm, unembedding
         Envoys that can be called.
+    dtype
+        What the unembedding takes.
     """
 
     residual: Float[torch.Tensor, "B d_model"]
     logits: Float32[torch.Tensor, "B vocabulary"]
     final_norm: Any
     unembedding: Any
+    dtype: torch.dtype
 
 
 class Recorder:
@@ -203,6 +215,9 @@ class Recorder:
 
     group: str = ""
     """Group of the schema that names the results."""
+
+    claims: Sequence[Any] = ()
+    """Claims of its own about the batch (`twotower.measures.proof`)."""
 
     donors: Sequence[Donors] = ()
     """Other prompts that are run before the batch."""
@@ -273,8 +288,8 @@ def walk(
         cos, sin = (None, None) if tables is None else (t.unsqueeze(-2) for t in tables)
         # Read before accelerate brings it to the layer's own device.
         residual = residual.to(z.device)
-        view = LayerView(architecture, index, block, mask, residual, query, key, value, cos, sin, z)
-        view.learned = learned
+        parts = (residual, query, key, value, cos, sin, z, z)
+        view = LayerView(architecture, index, block, mask, *parts, learned=learned)
         for edit in edits:
             edited = edit.apply(view, view.z)
             if edited is not view.z:
@@ -288,8 +303,9 @@ def walk(
             recorder.layer(view)
     final_norm, unembedding = architecture.final_norm(root), architecture.unembedding(root)
     residual = final_norm.input[:, -1]
-    logits = unembedding.output[:, -1].float()
-    end = End(residual.to(logits.device), logits, final_norm, unembedding)
+    dtype = unembedding.input.dtype
+    logits = root.output.logits[:, -1].float()
+    end = End(residual.to(logits.device), logits, final_norm, unembedding, dtype)
     return [recorder.finish(end) for recorder in recorders]
 
 

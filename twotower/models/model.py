@@ -9,6 +9,9 @@ import torch
 
 from ..head import Head
 from .architecture import Architecture
+from .findings import Findings
+from .quantization import quantization_of
+from .state import State, take_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,12 +43,17 @@ class Model:
         The adapter that says where queries, keys, values and heads are.
     name, revision
         Hub id or folder, and the revision or content hash of the weights.
-    quantization
-        "int8", "nf4" or None.
     remote
         What is passed to nnsight as `remote=` when tracing.
     cache
-        What is computed once per model, such as labels' directions; by what it is.
+        What measures derive from the weights once, such as labels' directions; by what it is.
+        Emptied when the state changes.
+    state
+        All that decided the model's numbers when it was measured last (`twotower.models.state`).
+    loaded
+        The same when it was loaded.
+    proof
+        Of the measure under way, or of the last one (`twotower.models.findings`).
     """
 
     traced: Any
@@ -53,10 +61,30 @@ class Model:
     architecture: Architecture
     name: str
     revision: str | None = None
-    quantization: str | None = None
     remote: bool | str = False
     cache: dict[Any, Any] = field(default_factory=dict, repr=False)
-    """What measures derive from the weights once, such as label directions."""
+    state: State | None = field(default=None, repr=False)
+    loaded: State | None = field(default=None, repr=False)
+    proof: Findings = field(default_factory=Findings, repr=False)
+
+    def look(self) -> State:
+        """Take the model's state, and forget what was derived from another one.
+
+        Called before each measure, which starts a proof of its own.
+        """
+        now = take_state(self)
+        if now != self.state:
+            sizes = {key: size for key, size in self.cache.items() if key[0] == "batch size"}
+            self.cache.clear()
+            self.cache.update(sizes)
+            self.state = now
+        self.proof = Findings()
+        return now
+
+    @property
+    def quantization(self) -> str | None:
+        """How the weights are quantized: "int8", "nf4", "fp4", another method's name, or None."""
+        return None if self.remote else quantization_of(self.module)
 
     @property
     def module(self) -> PreTrainedModel:

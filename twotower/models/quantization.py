@@ -28,6 +28,27 @@ def quantization_config(quantization: str, dtype: torch.dtype | str) -> Any:
     )
 
 
+def quantization_of(module: torch.nn.Module) -> str | None:
+    """How a model's weights are quantized, by its modules as they are; None where they are not.
+
+    Methods other than bitsandbytes' are known by their configuration's name for them.
+    """
+    found: dict[str, None] = {}
+    for part in module.modules():
+        names = {kind.__name__ for kind in type(part).__mro__}
+        if "Linear8bitLt" in names:
+            found["int8"] = None
+        elif "Linear4bit" in names:
+            weight: Any = getattr(part, "weight", None)
+            found[str(getattr(weight, "quant_type", None) or "4 bit")] = None
+    if found:
+        return "+".join(found)
+    config = getattr(getattr(module, "config", None), "quantization_config", None)
+    about = config if isinstance(config, dict) else getattr(config, "__dict__", {})
+    method = about.get("quant_method")
+    return str(getattr(method, "value", method)) if method else None
+
+
 class Once(logging.Filter):
     """Lets every message through once."""
 

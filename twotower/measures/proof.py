@@ -1,0 +1,195 @@
+"""Proof with every batch: identities that must hold on the very prompts that are measured.
+
+While a batch is walked, each layer's parts are put together again and compared with what the
+model computed itself. Each comparison is a *claim*: an error and what rounding allows
+(`twotower.models.rounding`), for each prompt and, where it can be told, each head. The claims of a
+measure end up in its datasets' attribute `proof`; one that does not hold is a `CheckError`.
+
+Shapes: B prompts of T positions, H heads on K key-value heads, D elements of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Float32
+
+from ..models.rounding import Rounding
+from .walk import End, LayerView, Recorder
+
+if TYPE_CHECKING:
+    from .readout import Readout
+
+IDENTITIES = {
+    "attention": "attention recomputed from queries, keys and values does not give the head's "
+    "output",
+    "scale": "the scores are not as large as recomputed ones",
+    "block": "residual stream, attention and MLP do not sum to what the next block reads",
+    "label directions": "the heads' label logits and the bias do not sum to that of the "
+    "attention output",
+    "logits": "final norm and unembedding of the last residual stream do not give the model's "
+    "own logits",
+    "unchanged row": "a counterfactual in which nothing is changed leaves the clean run",
+}
+"""What is claimed of every batch, worded as its contrary."""
+
+
+@dataclass
+class Claim:
+    """A comparison that was made in a walk.
+
+    Attributes
+    ----------
+    identity
+        One of `IDENTITIES`.
+    layer
+        Number of the layer; None at the end of the model.
+    error, allowed
+        (B,) or (B, H), the latter of any shape that expands to it, or a number.
+    """
+
+    identity: str
+    layer: int | None
+    error: Float32[torch.Tensor, " B *H"]
+    allowed: Float32[torch.Tensor, "*any"] | float
+
+
+class Proof(Recorder):
+    """Makes the claims about a batch's last positions, and gathers those of other recorders.
+
+    Parameters
+    ----------
+    rounding
+        What the model's arithmetic allows.
+    others
+        The recorders beside it; what they claim is gathered.
+    """
+
+    group = "proof"
+
+    def __init__(self, rounding: Rounding, others: Sequence[Recorder] = ()) -> None:
+        self.rounding, self.others = rounding, others
+        readouts = [other.readout for other in others if getattr(other, "readout", None)]
+        self.readout: Readout | None = readouts[0] if readouts else None
+        self.claims: list[Claim] = []
+        self.parts: tuple[torch.Tensor, ...] | None = None
+
+    @torch.no_grad()
+    def layer(self, view: LayerView) -> None:
+        self._block(view.index - 1, view.residual[:, -1])
+        self._attention(view)
+        if self.readout is not None:
+            self._directions(view, self.readout.on(view.z.device))
+        assert view.attention_output is not None
+        assert view.mlp_output is not None
+        parts = (view.residual, view.attention_output, view.mlp_output)
+        # Copies: views would keep the whole stream of a layer.
+        self.parts = tuple(x[:, -1].to(view.z.device, torch.float32, copy=True) for x in parts)
+
+    def _attention(self, view: LayerView) -> None:
+        weights, value = view.attention, view.value.float()
+        grouped = weights.unflatten(1, (value.shape[2], -1))
+        by_head = value.permute(0, 2, 1, 3)
+        again = (grouped @ by_head).flatten(1, 2)
+        own = view.own_z[:, -1].float()
+        lengths = by_head.norm(dim=-1)[:, :, None]
+        length = (grouped * lengths).sum(dim=-1).flatten(1)
+        length = length.clamp(min=torch.finfo(length.dtype).tiny)
+        error = (again - own).norm(dim=-1) / length
+        allowed = self.rounding.attention(view.own_z.dtype, view.score_size)
+        self.claims.append(Claim("attention", view.index, error, allowed))
+        if self.rounding.is_coarse(view.own_z.dtype):
+            shown = view.scores.masked_fill(~view.visible(), 0)
+            spread = (weights * (shown - (weights * shown).sum(dim=-1, keepdim=True))).unflatten(
+                1, (value.shape[2], -1)
+            )
+            slope = (spread @ by_head).flatten(1, 2) / length[..., None]
+            self._scale(view, (own - again) / length[..., None], slope)
+
+    def _scale(
+        self,
+        view: LayerView,
+        left: Float32[torch.Tensor, "B H D"],
+        slope: Float32[torch.Tensor, "B H D"],
+    ) -> None:
+        """How much larger the model's scores are than recomputed ones, as a factor less 1.
+
+        A single output in a coarse dtype hides a scale that is off by a percent; the fit over
+        all heads of a layer does not. `slope` is the output's derivative with respect to the
+        logarithm of the scale.
+        """
+        total = slope.square().sum(dim=(1, 2)).clamp(min=torch.finfo(slope.dtype).tiny)
+        each = left * slope
+        factor = each.sum(dim=(1, 2)) / total
+        deviation = each.square().sum(dim=(1, 2)).sqrt() / total
+        allowed = self.rounding.scale(view.own_z.dtype, deviation)
+        self.claims.append(Claim("scale", view.index, factor.abs(), allowed))
+
+    def _block(self, index: int, after: Float[torch.Tensor, "B d_model"]) -> None:
+        """What a block's parts sum to, against what comes after it."""
+        if self.parts is None:
+            return
+        parts = [part.to(after.device) for part in self.parts]
+        size = torch.stack(parts).abs().sum(dim=0)
+        left = (sum(parts) - after.float()).abs()
+        error = (left / size.clamp(min=torch.finfo(size.dtype).tiny)).amax(dim=-1)
+        allowed = torch.full_like(error, self.rounding.sum(after.dtype))
+        self.claims.append(Claim("block", index, error, allowed))
+
+    def _directions(self, view: LayerView, readout: Readout) -> None:
+        z = view.z[:, -1].float()
+        directions = readout.directions[view.index]
+        assert view.attention_output is not None
+        written = view.attention_output[:, -1].float()
+        found = torch.einsum("bhd,hdl->bl", z, directions) + readout.projection_bias[view.index]
+        label = readout.label_directions
+        left = (found - written @ label.T).abs()
+        terms = torch.einsum("bhd,hdl->bl", z.square(), directions.square())
+        size = terms.sqrt() + (written.square() @ label.T.square()).sqrt()
+        error = (left / size.clamp(min=torch.finfo(size.dtype).tiny)).amax(dim=-1)
+        allowed = torch.full_like(error, self.rounding.module(view.z.dtype))
+        self.claims.append(Claim("label directions", view.index, error, allowed))
+
+    @torch.no_grad()
+    def finish(self, end: End) -> dict[Any, torch.Tensor]:
+        n_layers = 1 + max(claim.layer or 0 for claim in self.claims)
+        self._block(n_layers - 1, end.residual)
+        if self.readout is not None:
+            own = self.readout.on(end.residual.device)
+            normed = own.frozen_norm(end.residual, own.spread(end.residual))
+            found = own.label_logits(normed).to(end.logits.device)
+            expected = end.logits[:, self.readout.on(end.logits.device).label_ids]
+            size = (normed.square() @ own.rows.T.square()).sqrt().to(end.logits.device)
+            error = ((found - expected).abs() / (size + expected.abs())).amax(dim=-1)
+            allowed = torch.full_like(error, self.rounding.module(end.dtype))
+            self.claims.append(Claim("logits", None, error, allowed))
+        for other in self.others:
+            self.claims += other.claims
+        return _gathered(self.claims, end.residual.device)
+
+
+def _gathered(claims: Iterable[Claim], device: torch.device) -> dict[Any, torch.Tensor]:
+    """Errors and what is allowed (2, layer, B, *H) by identity."""
+    found: dict[str, dict[int | None, torch.Tensor]] = {}
+    for claim in claims:
+        allowed = torch.as_tensor(claim.allowed, device=claim.error.device)
+        both = torch.stack((claim.error, allowed.expand_as(claim.error))).detach()
+        layers = found.setdefault(claim.identity, {})
+        known = layers.get(claim.layer)
+        layers[claim.layer] = both if known is None else _worse(known, both)
+    return {
+        (name, tuple(layers)): torch.stack([x.float().to(device) for x in layers.values()], dim=1)
+        for name, layers in found.items()
+    }
+
+
+def _worse(
+    a: Float32[torch.Tensor, " 2 *rest"], b: Float32[torch.Tensor, " 2 *rest"]
+) -> Float32[torch.Tensor, " 2 *rest"]:
+    """Of two claims of the same thing, the one that holds less well; not a number is worst."""
+    b = b.to(a.device)
+    worse = ~(b[0] * a[1] <= a[0] * b[1])
+    return torch.where(worse, b, a)

@@ -1,0 +1,150 @@
+"""One number made twice: by the sweep, and by a forward of the transformers model with a hook.
+
+Once for every state of a model, before it is measured in it, a head of one prompt is knocked out
+by a hook of PyTorch's in a plain forward of the model itself, which shares no code with the sweep:
+no trace, no adapter but for the output projection's place, no padding, no row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import nnsight
+import numpy as np
+import torch
+
+from ..errors import CheckError
+from ..head import Head
+from ..models.rounding import Rounding
+from .batch import make_batch
+from .judge import likely_cause, proved_batch
+from .sweep_maker import sweep_maker
+
+if TYPE_CHECKING:
+    from ..models import Model
+    from ..prompts import Prompts
+
+CANDIDATES = 8
+"""Heads that are swept, of which the one with the largest effect is knocked out again."""
+
+TRIED = 3
+"""Prompts that are tried, where numbers are not finite."""
+
+KEY = ("second forward",)
+"""Of the result in the model's cache, which is emptied when the state changes."""
+
+
+def prove_state(model: Model, prompts: Prompts) -> None:
+    """Prove a model in its present state, if that was not done yet.
+
+    Parameters
+    ----------
+    model
+        Nothing is done for one on a server, where no hook can be put.
+    prompts
+        The shortest of them is used.
+
+    Raises
+    ------
+    CheckError
+        If the two numbers differ by more than rounding allows.
+    """
+    if model.remote:
+        return
+    if KEY not in model.cache:
+        model.cache[KEY] = {}  # so that the sweep below does not begin here once more
+        try:
+            model.cache[KEY] = _on_one_of(model, prompts)
+        except BaseException:
+            del model.cache[KEY]
+            raise
+    model.proof.second_forward = model.cache[KEY]
+
+
+def _on_one_of(model: Model, prompts: Prompts) -> dict[str, Any]:
+    """The comparison on the shortest prompt whose numbers are finite."""
+    for number in np.argsort(prompts.lengths, kind="stable")[:TRIED]:
+        found = _compare(model, prompts[[int(number)]])
+        if found:
+            return found
+    return {}
+
+
+def _compare(model: Model, prompt: Prompts) -> dict[str, Any]:
+    heads = _candidates(model)
+    make = sweep_maker(model, prompt, groups=[(head,) for head in heads], logprobs=False)
+    batch = make_batch(model, prompt, np.arange(1))
+    (swept,) = proved_batch(model, batch, [make(batch)])
+    drops = swept["margin_drop"][0].numpy()
+    if not np.isfinite(drops).all():
+        return {}
+    strongest = int(np.abs(drops).argmax())
+    head = heads[strongest]
+    clean, without = (_logits(model, prompt, out) for out in (None, head))
+    gold = int(prompt.gold_index[0])
+    error = abs(_margin(clean, gold) - _margin(without, gold) - float(drops[strongest]))
+    size = float(np.abs([clean, without]).max())
+    allowed = Rounding.of(model).forward(model.dtype, model.n_layers)
+    found = {
+        "head": str(head),
+        "margin_drop": float(f"{drops[strongest]:.4g}"),
+        "error": float(f"{error / max(size, 1e-30):.3g}"),
+        "allowed": allowed,
+    }
+    if not found["error"] <= allowed:
+        raise CheckError(
+            f"{model.name}: knocking out head {head} in a forward of the transformers model lowers "
+            f"the margin by {_margin(clean, gold) - _margin(without, gold):.4g}, in the sweep by "
+            f"{drops[strongest]:.4g} (error {found['error']:.2g} of the largest label logit, at "
+            f"most {allowed:.2g} is accepted). {likely_cause(model, 'unchanged row')}"
+        )
+    return found
+
+
+def _candidates(model: Model) -> list[Head]:
+    """A few heads all over the model, the same ones for the same shape."""
+    n = model.n_layers * model.n_heads
+    rng = np.random.default_rng([model.n_layers, model.n_heads])
+    numbers = rng.choice(n, size=min(CANDIDATES, n), replace=False)
+    return sorted(Head(*divmod(int(number), model.n_heads)) for number in numbers)
+
+
+def _margin(logits: Sequence[float] | np.ndarray, gold: int) -> float:
+    others = np.delete(np.asarray(logits), gold)
+    return float(logits[gold] - others.max())
+
+
+def _logits(model: Model, prompt: Prompts, out: Head | None) -> np.ndarray:
+    """The labels' logits, with a head's output set to zero at the last position."""
+    ids = torch.as_tensor(prompt.token_id, device=model.device)
+    inputs = {"input_ids": ids, "use_cache": False, "return_dict": True}
+    with torch.no_grad(), _without(model, out):
+        if model.state is not None and model.state.edits:  # of the traced model alone
+            with model.traced.trace(**inputs):
+                logits = nnsight.save(model.traced.output.logits[0, -1])
+        else:
+            logits = model.module(**inputs).logits[0, -1]
+    labels: np.ndarray = logits[list(prompt.label_ids)].double().cpu().numpy()
+    return labels
+
+
+@contextmanager
+def _without(model: Model, head: Head | None) -> Iterator[None]:
+    if head is None:
+        yield
+        return
+    block = model.architecture.layers(model.module)[head.layer]
+
+    def zero(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[Any, ...]:
+        z = inputs[0].clone()
+        size = z.shape[-1] // model.n_heads
+        z[:, -1, head.head * size : (head.head + 1) * size] = 0
+        return (z, *inputs[1:])
+
+    handle = model.architecture.projection(block).register_forward_pre_hook(zero)
+    try:
+        yield
+    finally:
+        handle.remove()

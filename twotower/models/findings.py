@@ -1,0 +1,86 @@
+"""What the proof of a measure found: for each identity its worst error, and what was allowed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The worst case of an identity.
+
+    Attributes
+    ----------
+    error, allowed
+        Relative, as `twotower.models.rounding` defines for each identity.
+    """
+
+    error: float
+    allowed: float
+
+    @property
+    def strain(self) -> float:
+        """Error over what is allowed; above 1 the identity does not hold."""
+        if self.error == 0:
+            return 0.0
+        return self.error / self.allowed if self.allowed else math.inf
+
+
+@dataclass
+class Findings:
+    """The proof of a measure, gathered over its batches.
+
+    Attributes
+    ----------
+    identities
+        The worst case of each identity.
+    prompts
+        How many prompts it was made on.
+    second_forward
+        A number that was made twice in this state of the model, by forwards that share no code.
+    made
+        Whether it was made at all.
+    """
+
+    identities: dict[str, Finding] = field(default_factory=dict)
+    prompts: int = 0
+    second_forward: dict[str, Any] = field(default_factory=dict)
+    made: bool = True
+
+    def add(self, identity: str, finding: Finding) -> None:
+        """Take note of a finding, if it is the worst so far."""
+        known = self.identities.get(identity)
+        if known is None or not finding.strain <= known.strain:
+            self.identities[identity] = finding
+
+    def describe(self) -> str:
+        """All of it as JSON, for a dataset's attribute."""
+        worst = {
+            name: {"error": _short(one.error), "allowed": _short(one.allowed)}
+            for name, one in self.identities.items()
+        }
+        about: dict[str, Any] = {"made": self.made, "prompts": self.prompts, "identities": worst}
+        if self.second_forward:
+            about["second_forward"] = self.second_forward
+        return json.dumps(about)
+
+    @classmethod
+    def joined(cls, texts: list[str]) -> str:
+        """The proof of several parts of a run, from what `describe` gave for each."""
+        whole = cls()
+        for text in texts:
+            part: Mapping[str, Any] = json.loads(text)
+            whole.made &= part["made"]
+            whole.prompts += part["prompts"]
+            whole.second_forward = whole.second_forward or part.get("second_forward", {})
+            for name, one in part["identities"].items():
+                whole.add(name, Finding(one["error"], one["allowed"]))
+        return whole.describe()
+
+
+def _short(number: float) -> float:
+    return float(f"{number:.3g}")
