@@ -155,21 +155,26 @@ def check(
     *,
     how: How = None,
 ) -> None:
-    """Prove on a short prompt that a model is read and edited right.
+    """Prove that a model is read and edited right, at every length that its configuration names.
 
     Parameters
     ----------
     model
         Hub id, folder, or smollm2-135m.
     """
-    from .models.check import check_model, tolerance
+    from .models.check import IDENTITIES, check_model
+    from .models.lengths import check_lengths
+    from .models.measuring import measuring
 
     loaded = (how or LoadSettings()).load(model, check=False)
     console = console_of()
     console.print(repr(loaded), soft_wrap=True)
-    limit = tolerance(str(loaded.dtype), loaded.quantization)
-    for name, error in check_model(loaded).items():
-        console.print(f"  {error:8.1e} of {limit:.0e}  {_affirm(name)}", soft_wrap=True)
+    with measuring(loaded):
+        parts = {"": check_model(loaded), " beyond its lengths": check_lengths(loaded)}
+    for where, found in parts.items():
+        for name, one in found.items():
+            numbers = f"{one.error:8.1e} of {one.allowed:.1e}"
+            console.print(f"  {numbers}  {_affirm(IDENTITIES[name])}{where}", soft_wrap=True)
     console.print("All hold.")
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checks import check_measured
 from ..errors import InputError
+from ..models.measuring import measure
 from ..results import make_tree, provenance
 from .collect import Arrays, collect, dataset
 from .recorders import Predictions
@@ -107,6 +107,7 @@ class Settings:
         return told.get(group, {})
 
 
+@measure
 def measured(
     model: Model,
     prompts: Prompts,
@@ -116,7 +117,6 @@ def measured(
     progress: bool | str = False,
 ) -> dict[str, Arrays]:
     """Arrays of every measure by group, over all prompts in their order."""
-    check_measured(model, prompts)
     makers: dict[str, Any] = {}
     for name in settings.measures:
         if name == "predictions":

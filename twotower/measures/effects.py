@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..checks import check_measured
 from ..intervention import named
+from ..models.measuring import measure
 from .collect import Arrays, MakeRecorder, collect, dataset
 from .sweep_maker import sweep_maker
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..prompts import Prompts
 
 
+@measure
 def head_effects(
     model: Model,
     prompts: Prompts,
@@ -75,7 +76,6 @@ def head_effects(
         If positions, ablation and reference do not fit, prompts cannot be aligned, or not
         one row fits the memory budget; the message says how much is needed.
     """
-    check_measured(model, prompts)
     (arrays,) = sweep(
         model,
         prompts,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..checks import check_measured
 from ..errors import InputError
+from ..models.measuring import measure
 from .ablation import Values
 from .batch import Batch
 from .collect import collect, dataset
@@ -75,6 +75,7 @@ class Gradient(Recorder):
         return {"margin_drop": torch.stack(drops, dim=1)}
 
 
+@measure
 def attribution_patching(
     model: Model,
     prompts: Prompts,
@@ -115,7 +116,6 @@ def attribution_patching(
     ----------
     Nanda (2023), "Attribution patching: activation patching at industrial scale".
     """
-    check_measured(model, prompts)
     if model.quantization:
         raise InputError("gradients need a model that is not quantized; use head_effects")
     make = gradient_maker(model, prompts, positions, ablation, reference, seed, factor)

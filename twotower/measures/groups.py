@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checks import check_measured, whole
+from ..checks import whole
 from ..errors import InputError
 from ..intervention import check_heads
+from ..models.measuring import measure
 from .collect import dataset
 from .counterfactuals import Group, plan
 from .edits import position_mask
@@ -31,6 +32,7 @@ CHANGE = ("ablation", "reference", "seed", "factor")
 """What says to what heads are changed, as in `head_effects`."""
 
 
+@measure
 def group_effects(
     model: Model,
     prompts: Prompts,
@@ -78,7 +80,6 @@ def group_effects(
         If a group is empty or given twice, a head is out of range, or what `head_effects`
         raises.
     """
-    check_measured(model, prompts)
     return _group_effects(
         model,
         prompts,
@@ -172,6 +173,7 @@ def forwards(
     return 1 + float((changed / prompts.lengths).mean()) * blocks / model.n_layers
 
 
+@measure
 def pair_effects(
     model: Model,
     prompts: Prompts,
@@ -198,7 +200,6 @@ def pair_effects(
         round; a head's pair with itself has its own effect. What two heads do together
         beyond what each does alone is the pair's drop less the two heads' own.
     """
-    check_measured(model, prompts)
     singles: list[Group] = [(head,) for head in model.heads]
     groups = singles + [tuple(pair) for pair in combinations(model.heads, 2)]
     effects = _group_effects(
@@ -233,6 +234,7 @@ def pair_effects(
     )
 
 
+@measure
 def subset_effects(
     model: Model,
     prompts: Prompts,
@@ -261,7 +263,6 @@ def subset_effects(
     InputError
         If the pool is empty or too large.
     """
-    check_measured(model, prompts)
     heads = check_heads(pool, model)
     if not 1 <= len(heads) <= LARGEST_POOL:
         raise InputError(
@@ -305,6 +306,7 @@ def strongest_group(effects: xr.Dataset, k: int) -> list[Head]:
     return [Head(*map(int, part.split("."))) for part in name.split("+")]
 
 
+@measure
 def greedy_heads(
     model: Model,
     prompts: Prompts,
@@ -345,7 +347,6 @@ def greedy_heads(
     InputError
         If k is not from 1 to the number of heads in the pool.
     """
-    check_measured(model, prompts)
     heads = list(model.heads) if pool is None else check_heads(pool, model)
     whole("k", k, 1, len(heads))
     chosen: list[Head] = []

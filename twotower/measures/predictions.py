@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..checks import check_measured
 from ..intervention import Edit, as_edits
+from ..models.measuring import measure
 from .collect import collect, dataset
 from .recorders import Predictions
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..prompts import Prompts
 
 
+@measure
 def predict(
     model: Model,
     prompts: Prompts,
@@ -53,7 +54,6 @@ def predict(
     InputError
         If an edit does not fit the model or the prompts, or two edit the same thing.
     """
-    check_measured(model, prompts)
     edits = as_edits(edits)
     (arrays,) = collect(
         model,

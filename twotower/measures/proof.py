@@ -72,7 +72,7 @@ class Proof(Recorder):
 
     def __init__(self, rounding: Rounding, others: Sequence[Recorder] = ()) -> None:
         self.rounding, self.others = rounding, others
-        readouts = [other.readout for other in others if getattr(other, "readout", None)]
+        readouts = [other.readout for other in others if other.readout is not None]
         self.readout: Readout | None = readouts[0] if readouts else None
         self.claims: list[Claim] = []
         self.parts: tuple[torch.Tensor, ...] | None = None

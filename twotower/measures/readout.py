@@ -67,8 +67,7 @@ class Readout:
         if device == self.rows.device:
             return self
         if device not in self._copies:
-            names = ("scale", "shift", "rows", "bias", "directions", "projection_bias")
-            names = (*names, "label_ids")
+            names = "scale shift rows bias directions projection_bias label_ids".split()
             moved = {name: getattr(self, name).to(device) for name in names}
             self._copies[device] = replace(self, **moved, _copies={})
         return self._copies[device]

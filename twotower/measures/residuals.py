@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..checks import check_measured
+from ..models.measuring import measure
 from .batch import Batch
 from .collect import collect, dataset
 from .recorders import keep as kept
@@ -40,6 +40,7 @@ class Residuals(Recorder):
         return {"residual": stack(self.found, end)}
 
 
+@measure
 def residual_streams(
     model: Model,
     prompts: Prompts,
@@ -74,7 +75,6 @@ def residual_streams(
     InputError
         If no position is meant.
     """
-    check_measured(model, prompts)
     (arrays,) = collect(
         model, prompts, [Residuals], batch_size=batch_size, keep=keep, progress=progress
     )

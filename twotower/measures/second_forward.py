@@ -17,6 +17,7 @@ import torch
 
 from ..errors import CheckError
 from ..head import Head
+from ..models.findings import Findings
 from ..models.rounding import Rounding
 from .batch import make_batch
 from .judge import likely_cause, proved_batch
@@ -54,12 +55,11 @@ def prove_state(model: Model, prompts: Prompts) -> None:
     if model.remote:
         return
     if KEY not in model.cache:
-        model.cache[KEY] = {}  # so that the sweep below does not begin here once more
+        under_way, model.proof = model.proof, Findings()
         try:
             model.cache[KEY] = _on_one_of(model, prompts)
-        except BaseException:
-            del model.cache[KEY]
-            raise
+        finally:
+            model.proof = under_way
     model.proof.second_forward = model.cache[KEY]
 
 
@@ -87,20 +87,20 @@ def _compare(model: Model, prompt: Prompts) -> dict[str, Any]:
     error = abs(_margin(clean, gold) - _margin(without, gold) - float(drops[strongest]))
     size = float(np.abs([clean, without]).max())
     allowed = Rounding.of(model).forward(model.dtype, model.n_layers)
-    found = {
-        "head": str(head),
-        "margin_drop": float(f"{drops[strongest]:.4g}"),
-        "error": float(f"{error / max(size, 1e-30):.3g}"),
-        "allowed": allowed,
-    }
-    if not found["error"] <= allowed:
+    error /= max(size, 1e-30)
+    if not error <= allowed:
         raise CheckError(
             f"{model.name}: knocking out head {head} in a forward of the transformers model lowers "
             f"the margin by {_margin(clean, gold) - _margin(without, gold):.4g}, in the sweep by "
-            f"{drops[strongest]:.4g} (error {found['error']:.2g} of the largest label logit, at "
+            f"{drops[strongest]:.4g} (error {error:.2g} of the largest label logit, at "
             f"most {allowed:.2g} is accepted). {likely_cause(model, 'unchanged row')}"
         )
-    return found
+    return {
+        "head": str(head),
+        "margin_drop": float(f"{drops[strongest]:.4g}"),
+        "error": float(f"{error:.3g}"),
+        "allowed": float(f"{allowed:.3g}"),
+    }
 
 
 def _candidates(model: Model) -> list[Head]:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..checks import check_measured
 from ..errors import InputError
 from ..intervention import named
+from ..models.measuring import measure
 from .batch import Batch
 from .collect import collect, dataset
 from .content import scores
@@ -29,6 +29,7 @@ SOURCES = ("itself", "own text", "own rest", "other texts", "other labels", "oth
 """What a position can look at; every position it sees is one of these."""
 
 
+@measure
 def attention_shares(
     model: Model,
     prompts: Prompts,
@@ -62,7 +63,6 @@ def attention_shares(
     InputError
         If the positions are not usable, or there are none.
     """
-    check_measured(model, prompts)
     queries = position_mask(prompts, positions)
     if not queries.any():
         raise InputError("positions are empty: nothing looks")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..checks import check_measured
 from ..errors import InputError
 from ..intervention import check_heads
+from ..models.measuring import measure
 from .batch import Batch
 from .collect import collect, dataset
 from .readout import get_readout
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..prompts import Prompts
 
 
+@measure
 def attribution(
     model: Model,
     prompts: Prompts,
@@ -57,7 +58,6 @@ def attribution(
     InputError
         If `norm` is not known.
     """
-    check_measured(model, prompts)
     make = attribution_maker(model, prompts, norm)
     (arrays,) = collect(
         model,
@@ -85,6 +85,7 @@ def attribution_maker(
     return lambda batch: Attribution(batch, readout, norm)
 
 
+@measure
 def qk_similarity(
     model: Model,
     prompts: Prompts,
@@ -116,7 +117,6 @@ def qk_similarity(
         models score_content_mean: the content part at the label positions' distances.
         NaN at padding.
     """
-    check_measured(model, prompts)
     make = similarity_maker(prompts)
     (arrays,) = collect(
         model, prompts, [make], batch_size=batch_size, keep=keep, kind="qk", progress=progress
@@ -130,6 +130,7 @@ def similarity_maker(prompts: Prompts) -> Callable[[Batch], Similarity]:
     return lambda batch: Similarity(batch, batch.cut(labels_at))
 
 
+@measure
 def ov_labels(
     model: Model,
     prompts: Prompts,
@@ -164,7 +165,6 @@ def ov_labels(
         times it is that of the weighted vectors. top_token (prompt, chosen, position),
         where `chosen` names heads as "layer.head". NaN or "" at padding.
     """
-    check_measured(model, prompts)
     readout = get_readout(model, prompts.label_ids)
     makers: list[Any] = [values_maker(model, prompts)]
     heads = check_heads(top_tokens, model)

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..checks import check_is, check_measured
+from ..checks import check_is
 from ..errors import InputError
 from ..intervention import named
+from ..models.measuring import measure
 from .batch import Batch
 from .collect import collect, dataset
 from .effects import sweep
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ..prompts import Prompts
 
 
+@measure
 def causal_tracing(
     model: Model,
     prompts: Prompts,
@@ -65,7 +67,6 @@ def causal_tracing(
     InputError
         If the prompts have other labels or another number, or cannot be aligned.
     """
-    check_measured(model, prompts)
     check_is(corrupted, "Prompts", "corrupted")
     if corrupted.labels != prompts.labels:
         raise InputError(

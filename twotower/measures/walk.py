@@ -216,6 +216,9 @@ class Recorder:
     group: str = ""
     """Group of the schema that names the results."""
 
+    readout: Any = None
+    """The labels' readout, if it uses one; it is proved beside."""
+
     claims: Sequence[Any] = ()
     """Claims of its own about the batch (`twotower.measures.proof`)."""
 

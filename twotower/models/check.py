@@ -1,12 +1,17 @@
 """Proof, at load, that a model is read and edited right.
 
-Two short prompts of unequal length are run three times: as they are, with every head's
-output written back unchanged, and with every head's output halved. From the first run
-the parts are put together again and compared with what the model computed itself.
+Prompts of unequal length are run three times: as they are, with every head's output written back
+unchanged, and with every head's output halved. From the first run the parts are put together again
+and compared with what the model computed itself; and modules are called once more on what they
+were given. What is compared is allowed to differ as rounding does (`rounding.py`).
+
+The same is done on a small random model of the same kind where the configuration names a length
+at which attention changes, too long to be reached by a short prompt (`lengths.py`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import nnsight
@@ -15,125 +20,130 @@ from jaxtyping import Float, Int
 
 from ..errors import CheckError
 from .architecture import call
+from .findings import Finding
+from .rounding import Rounding
 
 if TYPE_CHECKING:
     from .architecture import Architecture
     from .model import Model
 
-TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "float16": 2e-2, "bfloat16": 6e-2}
-"""Largest max |a - b| / max |b| that is accepted, by dtype."""
+IDENTITIES = {
+    "sum": "the heads' outputs do not sum to the attention output",
+    "attention": "recomputed attention does not give the heads' outputs",
+    "again": "modules called once more do not give what the model's forward made of the same",
+    "block": "residual stream, attention and MLP do not sum to the block's output",
+    "edit": "halving the heads' outputs does not reach the output projection",
+    "unembedding": "norm and unembedding of the last residual stream do not give the logits",
+    "no-op edit": "writing the heads' outputs back unchanged moves the logits",
+}
+"""What must hold, worded as its contrary."""
 
-QUANTIZED_TOLERANCES = {"int8": 8e-2, "nf4": 6e-2}
-"""The same for quantized models: int8 rounds activations row by row, so that parts do not
-sum to the whole exactly, and nf4 computes in the compute dtype."""
-
-IDENTITIES = (
-    "the heads' outputs do not sum to the attention output",
-    "recomputed attention does not give the heads' outputs",
-    "residual stream, attention and MLP do not sum to the block's output",
-    "halving the heads' outputs does not reach the output projection",
-)
-
-
-def tolerance(dtype: str, quantization: str | None = None) -> float:
-    """What the check accepts for a dtype and a quantization."""
-    by_dtype = TOLERANCES[dtype.removeprefix("torch.")]
-    return max(by_dtype, QUANTIZED_TOLERANCES.get(quantization or "", 0.0))
+SHORT = (7, 4)
+"""Lengths of the prompts."""
 
 
-def check_model(model: Model) -> dict[str, float]:
+def check_model(model: Model, lengths: Sequence[int] = SHORT) -> dict[str, Finding]:
     """Prove the identities that every measure rests on.
 
     Parameters
     ----------
     model
         A loaded model.
+    lengths
+        Lengths of the prompts, in tokens, the longest first.
 
     Returns
     -------
     dict
-        For each identity the largest error found over the layers, relative to the largest
-        element of what the model itself computed.
+        For each identity the worst error over the layers, and what was allowed.
 
     Raises
     ------
     CheckError
-        Naming the identity, the layer, the error and the tolerance.
+        Naming the identity, the layer, the error and what is allowed.
     """
-    plain, same, halved = _runs(model)
-    limit = tolerance(str(plain["dtype"]), model.quantization)
-    worst: dict[str, float] = {}
-    for name, errors in zip(
-        IDENTITIES,
-        (plain["sum"], plain["attention"], plain["block"], halved["edit"]),
-        strict=True,
-    ):
-        for layer, error in enumerate(errors.tolist()):
-            if not error <= limit:
+    plain, same, halved = _runs(model, lengths)
+    found = {**plain["pairs"], "edit": halved["pairs"]["edit"]}
+    rounding = Rounding.of(model)
+    dtype: torch.dtype = plain["dtype"]
+    size = plain["logits"].abs().amax()
+    for name, other in (("unembedding", plain["unembedded"]), ("no-op edit", same["logits"])):
+        error = (other - plain["logits"]).abs().amax() / size
+        found[name] = [(error, torch.tensor(rounding.module(dtype)))]
+    worst: dict[str, Finding] = {}
+    for name in IDENTITIES:
+        for layer, (error, allowed) in enumerate(found[name]):
+            finding = Finding(float(error), float(allowed))
+            if not finding.strain <= 1:
+                place = f", layer {layer}" if len(found[name]) > 1 else ""
                 raise CheckError(
-                    f"{model.name}, layer {layer}: {name} (error {error:.2g}, at most {limit:.2g} "
-                    f"is accepted). The adapter {type(model.architecture).__name__} does not fit "
-                    "this model; load with check=False only to find out why"
+                    f"{model.name}{place}: {IDENTITIES[name]} (error {finding.error:.2g}, at most "
+                    f"{finding.allowed:.2g} is accepted). {_cause(model)}"
                 )
-        worst[name] = float(errors.max())
-    unembedded = _error(plain["unembedded"], plain["logits"])
-    if not unembedded <= limit:
-        raise CheckError(
-            f"{model.name}: norm and unembedding of the last residual stream do not give the "
-            f"logits (error {unembedded:.2g}, at most {limit:.2g} is accepted)"
-        )
-    moved = _error(same["logits"], plain["logits"])
-    if not moved <= limit:
-        raise CheckError(
-            f"{model.name}: writing the heads' outputs back unchanged moves the logits by "
-            f"{moved:.2g} (at most {limit:.2g} is accepted)"
-        )
+            if name not in worst or finding.strain > worst[name].strain:
+                worst[name] = finding
     # Norm and unembedding were shown to make the logits of this stream.
     if plain["written"] and torch.equal(halved["end"], plain["end"]):
         raise CheckError(
             f"{model.name}: editing the heads' outputs does not move the last residual stream"
         )
-    return {**worst, "unembedding": unembedded, "no-op edit": moved}
+    return worst
 
 
-def _prompts(model: Model) -> tuple[Int[torch.Tensor, "2 7"], Int[torch.Tensor, "2 7"]]:
-    """Token ids and mask of two prompts, 7 and 4 tokens long, left-padded."""
-    vocabulary = model.architecture.vocabulary_size
-    ids = torch.arange(14).view(2, 7) * 97 % max(vocabulary - 11, 1) + min(10, vocabulary - 1)
-    ids = ids % vocabulary
+def _cause(model: Model) -> str:
+    others = [] if model.state is None else model.state.interventions()
+    if others:
+        return f"Probably because of the {others[0]}; remove it, or write it as an edit"
+    return (
+        f"The adapter {type(model.architecture).__name__} does not fit this model; load with "
+        "check=False only to find out why"
+    )
+
+
+def _prompts(model: Model, lengths: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(prompts, longest) token ids and mask, left-padded."""
+    vocabulary, width = model.architecture.vocabulary_size, max(lengths)
+    ids = torch.arange(len(lengths) * width).view(len(lengths), width) * 97
+    ids = (ids % max(vocabulary - 11, 1) + min(10, vocabulary - 1)) % vocabulary
     mask = torch.ones_like(ids)
-    mask[1, :3] = 0
+    for row, length in enumerate(lengths):
+        mask[row, : width - length] = 0
     return ids.to(model.device), mask.to(model.device)
 
 
-def _runs(model: Model) -> list[dict[str, Any]]:
+def _runs(model: Model, lengths: Sequence[int]) -> list[dict[str, Any]]:
     """The prompts as they are, with heads written back unchanged, and halved; one session."""
-    architecture, root = model.architecture, model.traced
-    ids, mask = _prompts(model)
+    architecture, root, rounding = model.architecture, model.traced, Rounding.of(model)
+    ids, mask = _prompts(model, lengths)
     positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
     inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    options = {"use_cache": False, "return_dict": True}
     where = {"remote": model.remote} if model.remote else {}
     with root.session(**where):
         found = nnsight.save([])
         with torch.no_grad():
             for factor in (None, 1.0, 0.5):
-                with root.trace(**inputs, use_cache=False):
-                    found.append(_walk(architecture, root, mask, factor))
+                with root.trace(**inputs, **options):
+                    found.append(_walk(architecture, root, mask, factor, rounding))
     return list(found)
 
 
 def _walk(
-    architecture: Architecture, root: Any, mask: torch.Tensor, factor: float | None
+    architecture: Architecture,
+    root: Any,
+    mask: Int[torch.Tensor, "B T"],
+    factor: float | None,
+    rounding: Rounding,
 ) -> dict[str, Any]:
-    """Errors of every layer, the logits and the dtype; inside a trace."""
-    errors: dict[str, list[torch.Tensor]] = {"sum": [], "attention": [], "block": [], "edit": []}
+    """For every layer errors and what is allowed; logits, stream and dtype; inside a trace."""
+    pairs: dict[str, list[Any]] = {"sum": [], "attention": [], "again": [], "block": [], "edit": []}
     written = []
     kept = mask.bool()
-    whole = None
+    parts: list[torch.Tensor] | None = None
     for index, block in enumerate(architecture.layers(root)):
         residual = block.input
-        if whole is not None:
-            errors["block"].append(_relative(whole, residual[kept.to(residual.device)]))
+        if parts is not None:
+            pairs["block"].append(_of_block(parts, residual[kept.to(residual.device)], rounding))
         tables = architecture.rotary_tables(architecture.attention(block))
         projected = [module.output for module in architecture.qkv(block)]
         projection = architecture.projection(block)
@@ -147,37 +157,109 @@ def _walk(
         if factor is None:
             q, k, v = architecture.split(block, projected)
             heads = z.unflatten(-1, (architecture.n_heads, -1))
-            again = attend(architecture, index, q, k, v, tables, mask)
             seen = kept.to(z.device)
-            errors["attention"].append(_relative(again[seen], heads[seen]))
+            again, length, size = attend(architecture, index, q, k, v, tables, mask)
+            error = (again.float() - heads.float()).norm(dim=-1) / _positive(length)
+            pairs["attention"].append(_pair(error, rounding.attention(z.dtype, size), seen))
             alone = torch.eye(heads.shape[2], dtype=z.dtype, device=z.device)[
                 :, None, None, :, None
             ]
             nothing = projection(torch.zeros_like(z[:1, :1]))
-            parts = call(projection, (heads * alone).flatten(-2)) - nothing
-            errors["sum"].append(_relative(parts.float().sum(dim=0) + nothing, attention_output))
-            # Compared with what the next layer reads, not with the block's own output:
-            # nothing may come in between.
+            each = (call(projection, (heads * alone).flatten(-2)) - nothing).float()
+            whole, sizes = each.sum(dim=0) + nothing, each.abs().sum(dim=0) + nothing.abs()
+            pairs["sum"].append(_of_module(whole, attention_output, sizes, seen, rounding))
             # The residual stream is read before accelerate brings it to the layer's device.
             residual = residual.to(z.device)
-            whole = (residual.float() + attention_output.float() + mlp_output.float())[seen]
+            pairs["again"].append(
+                _again(architecture, block, residual, projected, attention_output, mlp_output)
+            )
+            # Compared with what the next layer reads, not with the block's own output:
+            # nothing may come in between.
+            parts = [x[seen].float() for x in (residual, attention_output, mlp_output)]
         else:
-            errors["edit"].append(_relative(projection(z), attention_output))
+            again = projection(z)
+            everywhere = torch.ones_like(kept).to(z.device)
+            sizes = attention_output.abs()
+            pairs["edit"].append(_of_module(again, attention_output, sizes, everywhere, rounding))
     _ = architecture.norm_epsilon  # a model for which it is not known is refused here
     norm, unembedding = architecture.final_norm(root), architecture.unembedding(root)
     end = norm.input
-    if whole is not None:
-        errors["block"].append(_relative(whole, end[kept.to(end.device)]))
-    unembedded = unembedding(norm(end[:, -1])).float().cpu()
+    if parts is not None:
+        pairs["block"].append(_of_block(parts, end[kept.to(end.device)], rounding))
+    dtype = unembedding.input.dtype
+    unembedded = unembedding(norm(end[:, -1]).to(dtype)).float().cpu()
     # The model's own answer, after whatever it does to the unembedding's output.
     logits = root.output.logits
-    found: dict[str, Any] = {k: torch.stack(v).cpu() for k, v in errors.items() if v}
-    found["logits"] = logits[:, -1].float().cpu()
-    found["end"] = end[:, -1].float().cpu()
-    found["written"] = bool(torch.stack(written).max() > 0)
-    found["dtype"] = str(end.dtype)
-    found["unembedded"] = unembedded
+    allowed = torch.tensor(2 * rounding.module(dtype))  # a norm comes before each module
+    pairs["again"] = [(error, allowed) for error in pairs["again"]]
+    found: dict[str, Any] = {
+        "pairs": {name: [(a.cpu(), b.cpu()) for a, b in both] for name, both in pairs.items()},
+        "logits": logits[:, -1].float().cpu(),
+        "end": end[:, -1].float().cpu(),
+        "written": bool(torch.stack(written).max() > 0),
+        "dtype": dtype,
+        "unembedded": unembedded,
+    }
     return found
+
+
+def _pair(error: torch.Tensor, allowed: torch.Tensor, seen: torch.Tensor) -> Any:
+    """The worst of errors (B, T, ...) where something is seen, and what is allowed there."""
+    error, allowed = error[seen].flatten(), allowed.expand_as(error)[seen].flatten()
+    strain = (error / allowed).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    at = strain.argmax()
+    return error[at], allowed[at]
+
+
+def _of_block(parts: list[torch.Tensor], after: torch.Tensor, rounding: Rounding) -> Any:
+    """What a block's parts (n, d_model) sum to, against what comes after it."""
+    stacked = torch.stack([part.to(after.device) for part in parts])
+    error = (stacked.sum(dim=0) - after.float()).abs() / _positive(stacked.abs().sum(dim=0))
+    return error.amax(), torch.tensor(rounding.sum(after.dtype))
+
+
+def _of_module(
+    found: Float[torch.Tensor, "B T d_model"],
+    expected: Float[torch.Tensor, "B T d_model"],
+    size: Float[torch.Tensor, "B T d_model"],
+    seen: torch.Tensor,
+    rounding: Rounding,
+) -> Any:
+    """Vectors by two ways, relative to each vector's largest element of their sizes."""
+    largest = _positive(size.float().amax(dim=-1))
+    error = (found.float() - expected.float()).abs().amax(dim=-1) / largest
+    return error[seen].amax(), torch.tensor(rounding.module(expected.dtype))
+
+
+def _again(
+    architecture: Architecture,
+    block: Any,
+    residual: Float[torch.Tensor, "B T d_model"],
+    projected: list[torch.Tensor],
+    attention_output: Float[torch.Tensor, "B T d_model"],
+    mlp_output: Float[torch.Tensor, "B T d_model"],
+) -> Float[torch.Tensor, ""]:
+    """Worst error where norms, projections and MLP are called as rows of a sweep call them.
+
+    Something in force that acts only on the model's own forward, as an nnsight edit does, shows
+    here.
+    """
+    normed = architecture.attention_norm(block)(residual)
+    pairs = [
+        (call(module, normed), own)
+        for module, own in zip(architecture.qkv(block), projected, strict=True)
+    ]
+    middle = residual if architecture.parallel else residual + attention_output
+    pairs.append((call(architecture.mlp(block), architecture.mlp_norm(block)(middle)), mlp_output))
+    errors = [
+        (a.float() - b.float()).norm(dim=-1).amax() / _positive(b.float().norm(dim=-1).amax())
+        for a, b in pairs
+    ]
+    return torch.stack(errors).amax()
+
+
+def _positive(size: torch.Tensor) -> torch.Tensor:
+    return size.clamp(min=torch.finfo(size.dtype).tiny)
 
 
 def attend(
@@ -188,14 +270,16 @@ def attend(
     value: Float[torch.Tensor, "B T K D"],
     tables: tuple[Float[torch.Tensor, "#B T rotated"], Float[torch.Tensor, "#B T rotated"]] | None,
     mask: Int[torch.Tensor, "B T"],
-) -> Float[torch.Tensor, "B T H D"]:
-    """z (B, T, H, d_head) of every position, recomputed from queries, keys and values."""
+) -> tuple[
+    Float[torch.Tensor, "B T H D"], Float[torch.Tensor, "B T H"], Float[torch.Tensor, "B T H"]
+]:
+    """Recomputed z of every position, attended values' mean length, and largest score."""
     if tables is not None:
         cos, sin = (t.unsqueeze(-2).to(query.dtype) for t in tables)
         query, key = (architecture.rotate(x, cos, sin) for x in (query, key))
     per = query.shape[2] // key.shape[2]
-    key, value = (x.repeat_interleave(per, dim=2).transpose(1, 2) for x in (key, value))
-    scores = query.transpose(1, 2).float() @ key.float().mT * architecture.scaling(layer)
+    key, value = (x.repeat_interleave(per, dim=2).transpose(1, 2).float() for x in (key, value))
+    scores = query.transpose(1, 2).float() @ key.mT * architecture.scaling(layer)
     columns = torch.arange(mask.shape[1], device=scores.device)
     seen = columns <= columns[:, None]
     window = architecture.window(layer)
@@ -203,21 +287,6 @@ def attend(
         seen = seen & (columns[:, None] - columns < window)
     seen = (seen & mask.bool().to(scores.device)[:, None]) | (columns == columns[:, None])
     weights = scores.masked_fill(~seen[:, None], -torch.inf).softmax(dim=-1)
-    return (weights.to(value.dtype) @ value).transpose(1, 2)
-
-
-def _relative(
-    found: Float[torch.Tensor, "*shape"], expected: Float[torch.Tensor, "*shape"]
-) -> Float[torch.Tensor, ""]:
-    """Largest difference over the largest expected element, as a tensor.
-
-    Where nothing but zeros is expected, as in a layer whose heads write nothing, any
-    difference is too large.
-    """
-    difference = (found.float().to(expected.device) - expected.float()).abs().max()
-    scale = expected.float().abs().max()
-    return (difference / scale.clamp(min=torch.finfo(scale.dtype).tiny)).cpu()
-
-
-def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float(_relative(found, expected))
+    length = (weights @ value.norm(dim=-1)[..., None])[..., 0]
+    size = scores.masked_fill(~seen[:, None], 0).abs().amax(dim=-1)
+    return (weights @ value).transpose(1, 2), length.transpose(1, 2), size.transpose(1, 2)

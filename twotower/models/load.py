@@ -20,6 +20,7 @@ from .quantization import QUANTIZATIONS, quantization_config
 from .random_weights import SHAPES, random_model, synthetic_tokenizer
 from .registry import find_architecture
 from .remote import prepare, remote_model
+from .unwrap import unwrapped
 
 
 def load(
@@ -43,7 +44,9 @@ def load(
     ----------
     model
         A hub id ("huggyllama/llama-7b"), a folder, "smollm2-135m" (the demo model,
-        fetched once), a transformers model (with `tokenizer`), or an nnsight model.
+        fetched once), a transformers model (with `tokenizer`), also inside peft's or
+        torch.compile's wrapper, or an nnsight model. A model of yours is left as it is: it may be
+        in training mode, trained further and hooked (see `twotower.models.state`).
     tokenizer
         A tokenizer, hub id or folder, where it is not the model's own.
     dtype
@@ -66,8 +69,8 @@ def load(
     attn_implementation
         "eager" or "sdpa"; by default what transformers chooses.
     check
-        Prove on a short prompt that heads add up to the attention output, that
-        recomputed attention gives the heads' outputs, and that edits reach the logits.
+        Prove that heads add up to the attention output, that recomputed attention gives the heads'
+        outputs, and that edits reach the logits, at every length that the configuration names.
     **transformers_options
         Anything else that `from_pretrained` takes. Code that comes with a model is run with
         trust_remote_code=True alone. Pickled objects beside weights are refused, unless their
@@ -152,11 +155,13 @@ def load(
 
 def _check(model: Model) -> None:
     from .check import check_model
+    from .lengths import check_lengths
 
     try:
         # On a processor, bitsandbytes packs 4-bit weights anew in their first forward.
         with freed_at_once(), measuring(model):
             check_model(model)
+            check_lengths(model)
     except Exception as error:
         if isinstance(error, ModelError):
             raise
@@ -360,6 +365,7 @@ def _from_object(model: Any, tokenizer: Any, remote: bool | str) -> Model:
 
     from .traced import traced as traced_model
 
+    model = unwrapped(model)
     if isinstance(model, nnsight.TransformersModel):
         traced, tok = model, tokenizer if tokenizer is not None else model.tokenizer
         if not traced.dispatched and not remote:
@@ -371,8 +377,8 @@ def _from_object(model: Any, tokenizer: Any, remote: bool | str) -> Model:
         tok, module, traced = tokenizer, model, None
     else:
         raise InputError(
-            f"cannot load a {type(model).__name__}; give a hub id, a folder, a transformers "
-            "model with tokenizer=, or an nnsight.TransformersModel"
+            f"cannot load a {type(model).__name__}; give a hub id, a folder, a transformers or "
+            "peft model with tokenizer=, or an nnsight.TransformersModel"
         )
     tok = _tokenizer(tok, {})
     architecture = find_architecture(module.config, module)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..head import Head
+from .adapters import adapters_of
 from .architecture import Architecture
 from .findings import Findings
 from .quantization import quantization_of
@@ -15,6 +17,10 @@ from .state import State, take_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+ADAPTERS = ("adapters",)
+"""Of the adapters' record in a model's cache."""
 
 
 def device_of(module: torch.nn.Module) -> torch.device:
@@ -80,6 +86,20 @@ class Model:
             self.state = now
         self.proof = Findings()
         return now
+
+    def about(self) -> dict[str, str]:
+        """Its state when it was measured last, and the proof of that measure, for the record."""
+        state = self.state or self.look()
+        if ADAPTERS not in self.cache:
+            self.cache[ADAPTERS] = [] if self.remote else adapters_of(self.module)
+        return {
+            "weights_hash": state.sample,
+            "dtypes": ", ".join(state.dtypes),
+            "adapters": json.dumps(self.cache[ADAPTERS]),
+            "interventions": json.dumps(state.interventions()),
+            "changed_since_loading": json.dumps(state.differences(self.loaded or state)),
+            "proof": self.proof.describe(),
+        }
 
     @property
     def quantization(self) -> str | None:

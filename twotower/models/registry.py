@@ -45,7 +45,10 @@ def find_architecture(config: Any, module: torch.nn.Module) -> Architecture:
     for adapter in named or ADAPTERS:
         misfit = adapter.misfit(module)
         if misfit is None:
-            return adapter(config)
+            try:
+                return adapter(config)
+            except AttributeError as error:
+                misfit = f"its configuration lacks {error.name}"
         reasons.append(f"{adapter.__name__}: {misfit}")
     known = sorted({t for adapter in ADAPTERS for t in adapter.model_types})
     raise ModelError(

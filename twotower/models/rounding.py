@@ -7,6 +7,7 @@ tolerance grows with the size of what is rounded, and never with the size of a f
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -93,9 +94,9 @@ class Rounding:
     def sum(self, dtype: torch.dtype) -> float:
         """Error of a sum of three in a dtype, relative to the sum of their sizes.
 
-        Two roundings in the model, two in float32 where it is made again.
+        Two roundings in the model; four in float32, in which it is made again.
         """
-        return 2 * roundoff(dtype) + 2 * roundoff(torch.float32)
+        return 2 * roundoff(dtype) + 4 * roundoff(torch.float32)
 
     def module(self, dtype: torch.dtype) -> float:
         """Error of a dot product with what a module puts out, relative to its usual size."""
@@ -120,4 +121,4 @@ class Rounding:
         The differences of every block add up like steps at random, and those below are carried
         along by those above.
         """
-        return 4 * self.module(dtype) * n_layers**0.5
+        return 4 * self.module(dtype) * math.sqrt(n_layers)

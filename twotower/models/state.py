@@ -98,10 +98,11 @@ class State:
     kernel: str | None
     dtypes: tuple[str, ...]
 
-    @property
-    def weights(self) -> tuple[Any, ...]:
-        """The part that a change of weights changes."""
-        return self.sample, self.adapters, self.dtypes
+    def differences(self, other: State) -> list[str]:
+        """In what another state differs from this one; names of parts."""
+        parts = {"weights": "sample", "attention kernel": "kernel"}
+        parts |= {name: name for name in ("hooks", "edits", "adapters", "dtypes")}
+        return [name for name, at in parts.items() if getattr(self, at) != getattr(other, at)]
 
     def interventions(self) -> list[str]:
         """Interventions of others, in words."""

@@ -40,7 +40,7 @@ def provenance(model: Model, prompts: Prompts, **settings: Any) -> dict[str, Any
         "quantization": model.quantization or "none",
         "device_map": json.dumps(model.device_map),
         "attention_kernel": model.attention_kernel or "",
-        "proof": model.proof.describe(),
+        **model.about(),
         "tokenizer_hash": _tokenizer_hash(model),
         "task": prompts.task_name,
         "labels": json.dumps(prompts.labels, ensure_ascii=False),

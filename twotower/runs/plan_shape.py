@@ -51,7 +51,7 @@ class Shape:
             self.quantizer = AutoHfQuantizer.from_config(settings, pre_quantized=False)
             self.quantizer.preprocess_model(model=self.module, device_map=None)
         traced = SimpleNamespace(_module=self.module)  # nothing is run
-        self.model = Model(traced, None, self.architecture, name, revision, quantization)
+        self.model = Model(traced, None, self.architecture, name, revision)
         if self.model.n_layers < 1:
             raise ModelError(f"{name} has {self.model.n_layers} layers, by its config.json")
 

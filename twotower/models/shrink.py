@@ -1,0 +1,130 @@
+"""A small random model of the same kind: a configuration's copy with few, narrow layers.
+
+What decides how a model computes is kept: its class, the kinds of its layers, how attention is
+scaled, windowed and rotated. Only sizes change, so a proof on it holds for the kind.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .random_weights import on_meta
+
+HEADS, D_HEAD = 4, 16
+"""Query heads, and elements of each."""
+
+SIZES = {
+    "intermediate_size": 48,
+    "n_inner": 48,
+    "ffn_hidden_size": 48,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 24,
+    "vocab_size": 128,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+}
+"""Largest value of a configuration's sizes, by name."""
+
+SPREAD = 0.15
+"""Standard deviation of random weights: attention is then far from uniform."""
+
+
+def shrunk(config: Any, lengths: Mapping[str, int] | None = None) -> Any:
+    """A copy of a configuration for a small model of the same kind.
+
+    Parameters
+    ----------
+    config
+        A transformers configuration.
+    lengths
+        New values of settings that name lengths, which may stand in `rope_parameters`.
+    """
+    small = copy.deepcopy(config)
+    n_heads = config.num_attention_heads
+    n_kv = getattr(config, "num_key_value_heads", None) or n_heads
+    heads = min(HEADS, n_heads)
+    small.num_attention_heads = heads
+    if getattr(config, "num_key_value_heads", None):
+        small.num_key_value_heads = heads if n_kv == n_heads else max(1, heads * n_kv // n_heads)
+    small.hidden_size = heads * D_HEAD
+    if getattr(config, "head_dim", None):
+        small.head_dim = D_HEAD
+    if getattr(config, "rotary_dim", None):
+        small.rotary_dim = min(config.rotary_dim, D_HEAD // 2)
+    for name, most in SIZES.items():
+        value = getattr(config, name, None)
+        if isinstance(value, int) and not isinstance(value, bool):
+            setattr(small, name, min(value, most))
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        setattr(small, name, 0)
+    _fewer_layers(small)
+    for name, value in (lengths or {}).items():
+        _set(small, name, value)
+    small.quantization_config = None
+    del small.quantization_config
+    return small
+
+
+def _fewer_layers(config: Any) -> None:
+    """Keep one layer of each kind, and two at least."""
+    n = config.num_hidden_layers
+    kinds = getattr(config, "layer_types", None)
+    kept = sorted({kind: i for i, kind in reversed(list(enumerate(kinds or [])))}.values())
+    for i in range(n):
+        if len(kept) >= 2:
+            break
+        if i not in kept:
+            kept = sorted([*kept, i])
+    for name, value in list(vars(config).items()):
+        if isinstance(value, list) and len(value) == n:
+            setattr(config, name, [value[i] for i in kept])
+    config.num_hidden_layers = len(kept)
+
+
+def _set(config: Any, name: str, value: int) -> None:
+    """Set a length wherever the configuration names it."""
+    if hasattr(config, name):
+        setattr(config, name, value)
+    for owner in ("rope_parameters", "rope_scaling"):
+        ropes = getattr(config, owner, None)
+        ropes = ropes if isinstance(ropes, dict) else {}
+        for rope in (ropes, *(one for one in ropes.values() if isinstance(one, dict))):
+            if name in rope:
+                rope[name] = value
+
+
+def random_small_model(config: Any, seed: int = 0) -> Any:
+    """A model of a configuration, with random weights, biases and norms, in float32.
+
+    The global random state is left as it is.
+
+    Parameters
+    ----------
+    config
+        A small one.
+    seed
+        Decides the weights.
+    """
+    from transformers import AutoModelForCausalLM
+
+    kind = type(on_meta(config))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if hasattr(kind, "_from_config"):
+            model = kind._from_config(config, dtype=torch.float32)
+        else:
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                noise = torch.randn_like(parameter)
+                if parameter.dim() > 1:
+                    parameter.copy_(SPREAD * noise)
+                else:
+                    parameter.copy_((not name.endswith("bias")) + SPREAD * noise)
+    return model.eval()
