@@ -59,9 +59,9 @@ def test_memory_that_runs_out_on_the_way(
     checkpoint: Path, task_file: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A unit for which memory does not do is set aside; once it does, it is measured."""
-    from twotower.measures import collect
+    from twotower.measures import judge
 
-    forward, calls = collect.run_batch, []
+    forward, calls = judge.run_batch, []
 
     def runs_out(*arguments: Any, **options: Any) -> Any:
         calls.append(arguments)
@@ -69,7 +69,7 @@ def test_memory_that_runs_out_on_the_way(
             raise torch.OutOfMemoryError("tried to allocate 20.00 GiB")
         return forward(*arguments, **options)
 
-    monkeypatch.setattr(collect, "run_batch", runs_out)
+    monkeypatch.setattr(judge, "run_batch", runs_out)
     out = tmp_path / "runs" / "run.zarr"
     given = ["--model", checkpoint, "--task", task_file, "--shots", 2, "--n", 4, "--output", out]
     given += ["--batch-size", 1, "--unit-size", 1]

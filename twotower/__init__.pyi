@@ -7,6 +7,7 @@ from .errors import ModelError as ModelError
 from .errors import SchemaError as SchemaError
 from .errors import StoreError as StoreError
 from .errors import TwoTowerError as TwoTowerError
+from .errors import TwoTowerWarning as TwoTowerWarning
 from .errors import WorkerError as WorkerError
 from .head import Head as Head
 from .intervention import DropPosition as DropPosition
@@ -40,6 +41,7 @@ from .measures import two_tower_scores as two_tower_scores
 from .models import Architecture as Architecture
 from .models import Model as Model
 from .models import load as load
+from .options import set_options as set_options
 from .prompts import At as At
 from .prompts import Prompts as Prompts
 from .prompts import Task as Task
@@ -72,6 +74,7 @@ __all__ = [
     "StoreError",
     "Task",
     "TwoTowerError",
+    "TwoTowerWarning",
     "WorkerError",
     "__version__",
     "agreement",
@@ -102,6 +105,7 @@ __all__ = [
     "recent_label",
     "residual_streams",
     "save",
+    "set_options",
     "strongest_group",
     "subset_effects",
     "two_tower_scores",

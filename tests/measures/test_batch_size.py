@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import twotower as tt
-from twotower.measures import collect
+from twotower.measures import judge
 from twotower.measures.batch_size import Batches, Found
 from twotower.measures.recorders import Predictions
 from twotower.measures.walk import LayerView
@@ -41,7 +41,7 @@ class Small:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int, raised: Exception) -> None:
         self.sizes: list[int] = []
         self.most, self.raised = most, raised
-        forward = collect.run_batch
+        forward = judge.run_batch
 
         def run_batch(model, batch, recorders, *edits, **options):
             self.sizes.append(len(batch.rows))
@@ -49,7 +49,7 @@ class Small:
                 recorders = [_Full(self.raised), *recorders]
             return forward(model, batch, recorders, *edits, **options)
 
-        monkeypatch.setattr(collect, "run_batch", run_batch)
+        monkeypatch.setattr(judge, "run_batch", run_batch)
 
 
 class _Full(Predictions):

@@ -25,8 +25,8 @@ import twotower as tt
 from twotower.measures import walk as walking
 from twotower.measures.batch import Batch, columns_of, make_batch
 from twotower.measures.edits import PreparedEdits
-from twotower.measures.sweep_maker import sweep_maker
 from twotower.measures.gradients import gradient_maker
+from twotower.measures.proof import Proof
 from twotower.measures.readout import get_readout
 from twotower.measures.recorders import (
     Attribution,
@@ -37,7 +37,9 @@ from twotower.measures.recorders import (
 )
 from twotower.measures.residuals import Residuals
 from twotower.measures.shares import shares_maker
+from twotower.measures.sweep_maker import sweep_maker
 from twotower.measures.walk import End, LayerView, Recorder, run_batch
+from twotower.models.rounding import Rounding
 
 aten = torch.ops.aten
 WAITING = {
@@ -114,7 +116,9 @@ def without_values(name: str, dtype: torch.dtype = torch.float32) -> tuple[tt.Mo
     readout = replace(get_readout(model, prompts.label_ids), _copies={})
     traced = TransformersModel(hf_model(name, dtype=dtype), tokenizer=byte_level())
     traced._module.to("meta")
-    found = replace(model, traced=traced, cache={("readout", prompts.label_ids): readout})
+    found = replace(model, traced=traced, cache={})
+    found.look()
+    found.cache["readout", prompts.label_ids] = readout
     assert found.device.type == "meta"
     readout.on(found.device)  # as get_readout does with every device it meets
     return found, prompts
@@ -135,6 +139,7 @@ def run(
         for rows in (np.arange(4), np.arange(1)):
             batch = make_batch(model, prompts, rows, columns)
             recorders, ready = list(make(batch)), prepared.for_batch(batch)
+            recorders.append(Proof(Rounding.of(model), recorders))
             results = run_batch(model, batch, recorders, ready, gradients=gradients, on_cpu=False)
             assert all(x.device.type == "meta" for found in results for x in found.values())
 

@@ -132,15 +132,17 @@ def test_greedy_names_its_steps(model, prompts, capfd) -> None:
 
 @pytest.mark.parametrize("name", MEASURES)
 def test_batches_are_as_large_as_asked_for(name: str, model, prompts) -> None:
-    MEASURES[name](model, prompts)  # what is made once per model
     seen: list[int] = []
     hook = model.module.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
     )
     try:
-        MEASURES[name](model, prompts, batch_size=1)
-        ones, seen[:] = seen[:], []
-        MEASURES[name](model, prompts, batch_size=3)
+        MEASURES[name](model, prompts)  # what is made once per state of the model
+        seen.clear()
+        with tt.set_options(proof=False):
+            MEASURES[name](model, prompts, batch_size=1)
+            ones, seen[:] = seen[:], []
+            MEASURES[name](model, prompts, batch_size=3)
     finally:
         hook.remove()
     assert set(ones) == {1}

@@ -81,12 +81,12 @@ def collect(
     prepared = PreparedEdits(model, prompts, edits)
     results: list[Arrays] = [{} for _ in makers]
     with measuring(model), _bar(len(prompts), progress) as bar:
-        if option("proof"):
-            prove_state(model, prompts)
         kind = (kind, gradients, bool(prepared.outputs or prepared.attention))
         feed = Batches(model, prompts, batch_size, columns, shared, kind)
 
         def measure(batch: Batch) -> None:
+            if option("proof"):
+                prove_state(model, prompts)
             recorders = [make(batch) for make in makers]
             ready = prepared.for_batch(batch)
             found = proved_batch(model, batch, recorders, ready, gradients=gradients)

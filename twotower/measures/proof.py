@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float, Float32
 
-from ..models.rounding import Rounding
+from ..models.rounding import Rounding, coarsest, roundoff
 from .walk import End, LayerView, Recorder
 
 if TYPE_CHECKING:
@@ -48,13 +48,13 @@ class Claim:
     layer
         Number of the layer; None at the end of the model.
     error, allowed
-        (B,) or (B, H), the latter of any shape that expands to it, or a number.
+        (B,) or (B, H), the latter of any shape that expands to it.
     """
 
     identity: str
     layer: int | None
     error: Float32[torch.Tensor, " B *H"]
-    allowed: Float32[torch.Tensor, "*any"] | float
+    allowed: Float32[torch.Tensor, "*any"]
 
 
 class Proof(Recorder):
@@ -87,6 +87,7 @@ class Proof(Recorder):
         assert view.mlp_output is not None
         parts = (view.residual, view.attention_output, view.mlp_output)
         # Copies: views would keep the whole stream of a layer.
+        self.dtype = coarsest(*parts)
         self.parts = tuple(x[:, -1].to(view.z.device, torch.float32, copy=True) for x in parts)
 
     def _attention(self, view: LayerView) -> None:
@@ -136,7 +137,9 @@ class Proof(Recorder):
         size = torch.stack(parts).abs().sum(dim=0)
         left = (sum(parts) - after.float()).abs()
         error = (left / size.clamp(min=torch.finfo(size.dtype).tiny)).amax(dim=-1)
-        allowed = torch.full_like(error, self.rounding.sum(after.dtype))
+        allowed = torch.full_like(
+            error, self.rounding.sum(max(self.dtype, after.dtype, key=roundoff))
+        )
         self.claims.append(Claim("block", index, error, allowed))
 
     def _directions(self, view: LayerView, readout: Readout) -> None:
@@ -150,7 +153,9 @@ class Proof(Recorder):
         terms = torch.einsum("bhd,hdl->bl", z.square(), directions.square())
         size = terms.sqrt() + (written.square() @ label.T.square()).sqrt()
         error = (left / size.clamp(min=torch.finfo(size.dtype).tiny)).amax(dim=-1)
-        allowed = torch.full_like(error, self.rounding.module(view.z.dtype))
+        allowed = torch.full_like(
+            error, self.rounding.module(coarsest(view.z, view.attention_output))
+        )
         self.claims.append(Claim("label directions", view.index, error, allowed))
 
     @torch.no_grad()
@@ -164,7 +169,9 @@ class Proof(Recorder):
             expected = end.logits[:, self.readout.on(end.logits.device).label_ids]
             size = (normed.square() @ own.rows.T.square()).sqrt().to(end.logits.device)
             error = ((found - expected).abs() / (size + expected.abs())).amax(dim=-1)
-            allowed = torch.full_like(error, self.rounding.module(end.dtype))
+            allowed = torch.full_like(
+                error, self.rounding.module(max(end.dtype, end.residual.dtype, key=roundoff))
+            )
             self.claims.append(Claim("logits", None, error, allowed))
         for other in self.others:
             self.claims += other.claims
@@ -175,8 +182,7 @@ def _gathered(claims: Iterable[Claim], device: torch.device) -> dict[Any, torch.
     """Errors and what is allowed (2, layer, B, *H) by identity."""
     found: dict[str, dict[int | None, torch.Tensor]] = {}
     for claim in claims:
-        allowed = torch.as_tensor(claim.allowed, device=claim.error.device)
-        both = torch.stack((claim.error, allowed.expand_as(claim.error))).detach()
+        both = torch.stack((claim.error, claim.allowed.expand_as(claim.error))).detach()
         layers = found.setdefault(claim.identity, {})
         known = layers.get(claim.layer)
         layers[claim.layer] = both if known is None else _worse(known, both)

@@ -108,7 +108,6 @@ class Readout:
         self,
         normed: Float[torch.Tensor, "*rest d_model"],
         end: End,
-        dtype: torch.dtype,
         at_a_time: int | None = None,
     ) -> Float32[torch.Tensor, "*rest label"]:
         """(..., label) log-probabilities over the whole vocabulary, in float32.
@@ -116,7 +115,7 @@ class Readout:
         Unembeds a bounded number of vectors at a time.
         """
         n = at_a_time or max(1, UNEMBED_BYTES // (4 * end.logits.shape[-1]))
-        flat = normed.flatten(0, -2).to(dtype)
+        flat = normed.flatten(0, -2).to(end.dtype)
         found = torch.cat([self._logprobs(some, end) for some in flat.split(n)])
         whole: torch.Tensor = found.to(normed.device).unflatten(0, normed.shape[:-1])
         return whole

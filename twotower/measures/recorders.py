@@ -127,7 +127,7 @@ class TopTokens(Recorder):
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
         spread = self.readout.spread(end.residual)
-        zero = torch.zeros_like(end.residual[:1, None])
+        zero = torch.zeros_like(end.residual[:1, None], dtype=end.dtype)
         bias = end.unembedding(zero)
         tops = []
         for head in self.heads:
@@ -182,10 +182,10 @@ class Attribution(Recorder):
         heads, base = stack(self.outputs, end), stack(self.base, end).unsqueeze(2)
         vectors = torch.cat((base, base + heads), dim=2)
         if self.norm == "own":
-            normed = end.final_norm(vectors)
+            normed = end.final_norm(vectors.to(end.residual.dtype))
         else:
             normed = self.readout.frozen_norm(vectors, spread[:, None, None])
-        logprobs = self.readout.logprobs(normed, end, end.residual.dtype)
+        logprobs = self.readout.logprobs(normed, end)
         directions = self.readout.on(heads.device).label_directions
         return {
             "logprob_increase": logprobs[:, :, 1:] - logprobs[:, :, :1],

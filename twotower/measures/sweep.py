@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from ..models.rounding import Rounding
+from ..models.rounding import Rounding, coarsest
 from .batch import Batch
 from .counterfactuals import Group, plan
 from .layout import Layout
@@ -115,6 +115,7 @@ class Sweep(Recorder):
         moves = self.moves[chunk][clean.index]
         found = advance(clean, rows, moves, self.change, self.layout, only_last)
         self.before = clean.size, clean.score
+        self.dtype = coarsest(clean.residual, clean.z)
         return found
 
     def _check_unchanged(
@@ -145,7 +146,7 @@ class Sweep(Recorder):
         error = left / size.clamp(min=torch.finfo(size.dtype).tiny)
         error = by_prompt(error.nan_to_num(nan=torch.inf))
         self.claims.append(
-            Claim("unchanged row", layer, error, self.rounding.block(row.dtype, score))
+            Claim("unchanged row", layer, error, self.rounding.block(self.dtype, score))
         )
 
     def _chunk(self, chunk: int) -> Float[torch.Tensor, "G n Q d_model"]:
@@ -168,7 +169,7 @@ class Sweep(Recorder):
     ) -> Float[torch.Tensor, "B *rest label"]:
         """(B, ..., label) of residuals (B, ..., d_model)."""
         normed = end.final_norm(residual)
-        return self.readout.logprobs(normed, end, residual.dtype, self.unembedded)
+        return self.readout.logprobs(normed, end, self.unembedded)
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
         clean = end.residual

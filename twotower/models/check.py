@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from ..errors import CheckError
 from .architecture import call
 from .findings import Finding
-from .rounding import Rounding
+from .rounding import Rounding, coarsest, roundoff
 
 if TYPE_CHECKING:
     from .architecture import Architecture
@@ -139,11 +139,11 @@ def _walk(
     pairs: dict[str, list[Any]] = {"sum": [], "attention": [], "again": [], "block": [], "edit": []}
     written = []
     kept = mask.bool()
-    parts: list[torch.Tensor] | None = None
+    parts: tuple[list[torch.Tensor], torch.dtype] | None = None
     for index, block in enumerate(architecture.layers(root)):
         residual = block.input
         if parts is not None:
-            pairs["block"].append(_of_block(parts, residual[kept.to(residual.device)], rounding))
+            pairs["block"].append(_of_block(*parts, residual[kept.to(residual.device)], rounding))
         tables = architecture.rotary_tables(architecture.attention(block))
         projected = [module.output for module in architecture.qkv(block)]
         projection = architecture.projection(block)
@@ -175,7 +175,8 @@ def _walk(
             )
             # Compared with what the next layer reads, not with the block's own output:
             # nothing may come in between.
-            parts = [x[seen].float() for x in (residual, attention_output, mlp_output)]
+            added = (residual, attention_output, mlp_output)
+            parts = [x[seen].float() for x in added], coarsest(*added)
         else:
             again = projection(z)
             everywhere = torch.ones_like(kept).to(z.device)
@@ -185,19 +186,20 @@ def _walk(
     norm, unembedding = architecture.final_norm(root), architecture.unembedding(root)
     end = norm.input
     if parts is not None:
-        pairs["block"].append(_of_block(parts, end[kept.to(end.device)], rounding))
+        pairs["block"].append(_of_block(*parts, end[kept.to(end.device)], rounding))
     dtype = unembedding.input.dtype
+    coarse = coarsest(end, unembedding.input)
     unembedded = unembedding(norm(end[:, -1]).to(dtype)).float().cpu()
     # The model's own answer, after whatever it does to the unembedding's output.
     logits = root.output.logits
-    allowed = torch.tensor(2 * rounding.module(dtype))  # a norm comes before each module
+    allowed = torch.tensor(2 * rounding.module(coarse))  # a norm comes before each module
     pairs["again"] = [(error, allowed) for error in pairs["again"]]
     found: dict[str, Any] = {
         "pairs": {name: [(a.cpu(), b.cpu()) for a, b in both] for name, both in pairs.items()},
         "logits": logits[:, -1].float().cpu(),
         "end": end[:, -1].float().cpu(),
         "written": bool(torch.stack(written).max() > 0),
-        "dtype": dtype,
+        "dtype": coarse,
         "unembedded": unembedded,
     }
     return found
@@ -211,11 +213,14 @@ def _pair(error: torch.Tensor, allowed: torch.Tensor, seen: torch.Tensor) -> Any
     return error[at], allowed[at]
 
 
-def _of_block(parts: list[torch.Tensor], after: torch.Tensor, rounding: Rounding) -> Any:
+def _of_block(
+    parts: list[torch.Tensor], dtype: torch.dtype, after: torch.Tensor, rounding: Rounding
+) -> Any:
     """What a block's parts (n, d_model) sum to, against what comes after it."""
     stacked = torch.stack([part.to(after.device) for part in parts])
+    dtype = max(dtype, after.dtype, key=roundoff)
     error = (stacked.sum(dim=0) - after.float()).abs() / _positive(stacked.abs().sum(dim=0))
-    return error.amax(), torch.tensor(rounding.sum(after.dtype))
+    return error.amax(), torch.tensor(rounding.sum(dtype))
 
 
 def _of_module(

@@ -37,6 +37,11 @@ def roundoff(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2
 
 
+def coarsest(*tensors: torch.Tensor) -> torch.dtype:
+    """Of the dtypes of some tensors that of the largest roundoff: where they meet, it rounds."""
+    return max((x.dtype for x in tensors), key=roundoff)
+
+
 @dataclass(frozen=True)
 class Rounding:
     """What the arithmetic of a model allows.
