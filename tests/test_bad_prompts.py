@@ -138,13 +138,17 @@ TASKS = {
 }
 
 FILES = {
-    "other columns": ("t.csv", b"a,b\n1,2\n", "lacks the column 'text' or 'label'; it has a, b"),
+    "other columns": (
+        "t.csv",
+        b"a,b\n1,2\n",
+        "has no column 'text'; it has a, b. Name the columns",
+    ),
     "nothing": ("t.csv", b"", "holds no rows"),
     "a head alone": ("t.csv", b"text,label\n", "holds no rows"),
-    "bytes": ("t.csv", b"\xff\xfe\x00\x01", "cannot be read: 'utf-8' codec"),
+    "bytes": ("t.csv", b"\xff\xfe\x00\x01", "it is not utf-8 but UTF-16"),
     "one class": ("t.csv", b"text,label\na,x\n", "has 1 class"),
     "no class": ("t.csv", b"text,label\na,x\nb,\n", "row 2 of t has no class"),
-    "half a row": ("t.csv", b"text,label\na\n", "row 1 of t has no class"),
+    "half a row": ("t.csv", b"text,label\na\n", "line 2: there are 1 fields and the header has 2"),
     "no JSON": ("t.jsonl", b"{nope\n", "line 1: Expecting property name"),
     "a list a line": ("t.jsonl", b"[1, 2]\n", r"it has \[1, 2\]"),
     "a number a line": ("t.jsonl", b"3\n", "it has 3"),
