@@ -201,7 +201,7 @@ SETTINGS = {
     "model: 3": "model: 3 must be a text, or a list",
     "model: ~": "model: None must be a text, or a list",
     "labels: [1, 2]": "must be a list of texts",
-    "labels: {a: b}": "must be a list of texts",
+    "labels: {a: 1}": "must be a list of texts, or class: text",
     "measures: qk": "must be a list of texts",
     "measures: [zzz]": 'Invalid value "zzz" for [measures]',
     "order: sideways": 'Invalid value "sideways" for [order]',

@@ -67,6 +67,7 @@ def causal_tracing(
     """
     check_measured(model, prompts)
     check_is(corrupted, "Prompts", "corrupted")
+    corrupted.check_model(model)
     if corrupted.labels != prompts.labels:
         raise InputError(
             f"the corrupted prompts have labels {corrupted.labels}, the clean ones {prompts.labels}"
