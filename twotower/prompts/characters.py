@@ -17,6 +17,9 @@ MARKUP = re.compile(r"<.+>|\[.+\]", re.DOTALL)
 BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 """A byte of a character that the vocabulary lacks."""
 
+PRIVATE = "\ue000\ue001"
+"""Characters without a meaning, which no vocabulary holds but as bytes."""
+
 Token = tuple[int, int, int, Segment]
 """Token id, first character, end, and the segment that the token belongs to."""
 
@@ -36,6 +39,8 @@ class Characters:
         self.backend = tokenizer.backend_tokenizer
         self.control = {} if control_tokens else _control_tokens(tokenizer)
         self.unknown = _unknown_tokens(tokenizer)
+        self.added = set(tokenizer.added_tokens_decoder)
+        self.known: dict[str, bool] = {}
 
     def check(self, number: int, string: str, tokens: Sequence[Token]) -> None:
         """Refuse a prompt whose characters are not read as they are written.
@@ -58,6 +63,8 @@ class Characters:
         covered = np.zeros(len(string), dtype=bool)
         for token, start, end, segment in tokens:
             covered[start:end] = True
+            if token not in self.unknown and token not in self.control:
+                continue
             written = string[start:end].strip(" ")
             if token in self.unknown and written not in ("", self.unknown[token]):
                 raise InputError(
@@ -74,13 +81,13 @@ class Characters:
                     "reads as one of its control tokens; leave it out, or pass "
                     "control_tokens=True if the model shall see the control token"
                 )
-        missing = [i for i in np.flatnonzero(~covered).tolist() if not string[i].isspace()]
-        dropped = self._dropped(string, missing)
-        if dropped:
-            raise InputError(
-                f"prompt {number}: the tokenizer drops {_named(dropped)}, so the model would not "
-                "see it; leave out the text that holds it, or take another tokenizer"
-            )
+        if not covered.all():
+            lost = self._lost(string, tokens)
+            if lost:
+                raise InputError(
+                    f"prompt {number}: the tokenizer drops {_named(lost)}, so the model would not "
+                    "see it; leave out the text that holds it, or take another tokenizer"
+                )
 
     def check_label(self, label: str, token: int) -> None:
         """Refuse a label that is a control token or unknown."""
@@ -92,27 +99,34 @@ class Characters:
                 "word, or pass control_tokens=True"
             )
 
-    def _dropped(self, string: str, missing: Sequence[int]) -> str:
-        """The characters that no token stands for, of those that no offsets cover.
+    def _lost(self, string: str, tokens: Sequence[Token]) -> str:
+        """Characters of a prompt that no token stands for.
 
-        A normalizer that joins a letter and its accent leaves the accent uncovered, although
-        it is in the joined letter. So a character counts where it makes no difference to the
-        normalized text, or where the normalized text's own tokens leave it uncovered.
+        Offsets only say that there are some: where one is dropped, those after it are off, and
+        an accent that the normalizer joins with its letter is covered by none.
         """
         normalizer = self.backend.normalizer
-        if not missing or normalizer is None:
-            return "".join(string[i] for i in missing)
-        normal = normalizer.normalize_str(string)
-        dropped = [
-            string[i]
-            for i in missing
-            if normalizer.normalize_str(string[:i] + string[i + 1 :]) == normal
-        ]
-        covered = np.zeros(len(normal), dtype=bool)
-        for start, end in self.backend.encode(normal, add_special_tokens=False).offsets:
-            covered[start:end] = True
-        dropped += [normal[i] for i in np.flatnonzero(~covered) if not normal[i].isspace()]
-        return "".join(dropped)
+        lost, rest = "", string
+        if normalizer is not None:
+            taken_out = [c for c in dict.fromkeys(string) if not normalizer.normalize_str(c)]
+            lost, rest = "".join(taken_out), normalizer.normalize_str(string)
+        for text in {string[start:end] for token, start, end, _ in tokens if token in self.added}:
+            rest = rest.replace(text, "")
+        return lost + "".join(filter(self._has_no_token, dict.fromkeys(rest)))
+
+    def _has_no_token(self, character: str) -> bool:
+        if character not in self.known:
+            found = self._tokens(character)
+            # BPE that has no token for unknown characters leaves them out.
+            silent = not self.unknown and type(self.backend.model).__name__ == "BPE"
+            unknown = next(c for c in PRIVATE if c != character)
+            absent = not found or (silent and found == self._tokens(unknown))
+            self.known[character] = character.isspace() or not absent
+        return not self.known[character]
+
+    def _tokens(self, text: str) -> list[str]:
+        tokens: list[str] = self.backend.encode(text, add_special_tokens=False).tokens
+        return tokens
 
 
 def _control_tokens(tokenizer: Any) -> dict[int, str]:

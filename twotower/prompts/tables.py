@@ -189,8 +189,8 @@ def _separated(separator: str) -> Callable[[Path, Sequence[str]], Rows]:
                     _check_header(path, header, wanted, separator)
                 elif len(fields) != len(header):
                     raise InputError(
-                        f"{path}, line {start}: there are {len(fields)} fields and the header has "
-                        f"{len(header)}; put texts that hold {SEPARATORS[separator]} in quotes"
+                        f"{path}, line {start}: the header names {len(header)} columns and this "
+                        f"row has {len(fields)}; put texts with {SEPARATORS[separator]} in quotes"
                     )
                 else:
                     rows.append(dict(zip(header, fields, strict=True)))
