@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 from tiny import TWO, byte_level, sentencepiece, tiny
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 
 import twotower as tt
@@ -236,6 +244,30 @@ def test_unknown_characters_are_named() -> None:
     ):
         build(few_characters("<unk>"), "c猫t")
     build(few_characters("<unk>"))
+
+
+def test_unknown_characters_of_a_unigram_are_named() -> None:
+    """Its unknown token has a number only."""
+    words = [*"catdoghenRmOslLi: fbr\n", " foo", " bar"]
+    inner = Tokenizer(models.Unigram([("?", 0.0), *((word, -2.0) for word in words)], 0, False))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
+    with pytest.raises(tt.InputError, match=r"does not know '猫' \(U\+732B\) .* token '\?' inst"):
+        build(tokenizer, "c猫t")
+    build(tokenizer)
+
+
+def test_characters_that_are_dropped_by_half_are_named() -> None:
+    """Bytes of which the vocabulary holds some."""
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    text = "cat: foo\ndog: bar\nRome Oslo Lima hen é"
+    inner.train_from_iterator([text] * 5, trainers.BpeTrainer(vocab_size=300, show_progress=False))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
+    build(tokenizer, "cét")
+    for lost in "è猫":
+        with pytest.raises(tt.InputError, match=f"drops '{lost}'"):
+            build(tokenizer, f"c{lost}t")
 
 
 def test_unknown_words_are_named() -> None:

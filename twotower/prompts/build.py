@@ -368,6 +368,10 @@ def prompts_from_strings(
     for name, entries in (("classes", classes), ("query_class", query_class)):
         if entries is not None and len(entries) != len(strings):
             raise InputError(f"{len(strings)} strings and {len(entries)} entries of {name}=")
+    # A pandas Series is indexed by its own index, not by place.
+    strings, label_spans, gold = list(strings), list(label_spans), list(gold)
+    classes = None if classes is None else list(classes)
+    query_class = None if query_class is None else list(query_class)
     items, seen = [], dict.fromkeys(labels if labels is not None else ())
     for i, (string, spans) in enumerate(zip(strings, label_spans, strict=True)):
         begins = bos if bos and string.startswith(bos) else ""

@@ -20,6 +20,9 @@ BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 PRIVATE = "\ue000\ue001"
 """Characters without a meaning, which no vocabulary holds but as bytes."""
 
+BROKEN = "\N{REPLACEMENT CHARACTER}"
+"""What some of a character's bytes are decoded to."""
+
 Token = tuple[int, int, int, Segment]
 """Token id, first character, end, and the segment that the token belongs to."""
 
@@ -116,17 +119,15 @@ class Characters:
 
     def _has_no_token(self, character: str) -> bool:
         if character not in self.known:
-            found = self._tokens(character)
-            # BPE that has no token for unknown characters leaves them out.
-            silent = not self.unknown and type(self.backend.model).__name__ == "BPE"
-            unknown = next(c for c in PRIVATE if c != character)
-            absent = not found or (silent and found == self._tokens(unknown))
+            found = _ids(self.backend, character)
+            absent = not found
+            # BPE that has no token for unknown characters, or bytes of them, leaves them out.
+            if not self.unknown and type(self.backend.model).__name__ == "BPE":
+                unlike = next(c for c in PRIVATE if c != character)
+                absent |= found == _ids(self.backend, unlike)
+                absent |= character != BROKEN and BROKEN in self.backend.decode(found)
             self.known[character] = character.isspace() or not absent
         return not self.known[character]
-
-    def _tokens(self, text: str) -> list[str]:
-        tokens: list[str] = self.backend.encode(text, add_special_tokens=False).tokens
-        return tokens
 
 
 def _control_tokens(tokenizer: Any) -> dict[int, str]:
@@ -152,10 +153,16 @@ def _unknown_tokens(tokenizer: Any) -> dict[int, str]:
         key = tokenizer.backend_tokenizer.token_to_id(name) if name else None
         if key is not None:
             found[key] = name
-    number = getattr(model, "unk_id", None)
-    if number is not None:
-        found[number] = tokenizer.convert_ids_to_tokens(number)
+    if type(model).__name__ == "Unigram":  # it does not say which its unknown token is
+        first, second = (_ids(tokenizer.backend_tokenizer, c) for c in PRIVATE)
+        if first and first == second:
+            found[first[-1]] = tokenizer.convert_ids_to_tokens(first[-1])
     return found
+
+
+def _ids(backend: Any, text: str) -> list[int]:
+    ids: list[int] = backend.encode(text, add_special_tokens=False).ids
+    return ids
 
 
 def _named(characters: str) -> str:
