@@ -35,9 +35,9 @@ CASES = {
     "no model": (lambda g: tt.build_prompts(None, TWO), INPUT, "model must be what load returns"),
     "turned round": (lambda g: tt.build_prompts(TWO, g.model), INPUT, "model must be"),
     "labels of a dict": (
-        lambda g: tt.build_prompts(g.model, TWO, {"animal": "foo", "city": "bar"}),
+        lambda g: tt.build_prompts(g.model, TWO, {"animal": "foo", "town": "bar"}),
         INPUT,
-        "must be a list of words",
+        "names the classes animal, town; name each class of .* once: animal, city",
     ),
     "labels a number": (
         lambda g: tt.build_prompts(g.model, TWO, 5),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,30 @@ PROMPTS = {
     "at nothing": (lambda p: tt.at(), INPUT, "needs a property"),
 }
 
+HALF = "holds U+D800, half of a surrogate pair"
+UNENCODABLE = {
+    "a label": lambda: tt.build_prompts(tiny("llama-grouped"), TWO, ["foo", "b\ud800"]),
+    "a label by class": lambda: tt.build_prompts(
+        tiny("llama-grouped"), TWO, {"animal": "foo", "city": "b\ud800"}
+    ),
+    "a template": lambda: tt.build_prompts(
+        tiny("llama-grouped"), TWO, template="{text}\ud800: {label}\n"
+    ),
+    "an instruction": lambda: tt.build_prompts(tiny("llama-grouped"), TWO, instruction="\ud800"),
+    "a string": lambda: tt.prompts_from_strings(
+        tiny("llama-grouped"), [TEXT + "\ud800:"], [SPANS], ["foo"]
+    ),
+    "a right answer": lambda: strings(["\ud800"]),
+    "an own label": lambda: strings(labels=["foo", "\ud800"]),
+    "an own class": lambda: strings(classes=[["a", "\ud800"]], query_class=["a"]),
+    "a query's class": lambda: strings(classes=[["a", "b"]], query_class=["\ud800"]),
+    "a text": lambda: task(texts={"a": ["x\ud800"], "b": ["y"]}),
+    "a class": lambda: task(texts={"a\ud800": ["x"], "b": ["y"]}),
+    "a task's name": lambda: task("\ud800"),
+    "a source": lambda: task(source="\ud800"),
+    "a file": lambda: tt.load_task("\ud800.csv"),
+}
+
 TASKS = {
     "no name": (lambda: task(None), INPUT, "name None must be a text"),
     "a blank name": (lambda: task(" "), INPUT, "name ' ' must be a text"),
@@ -138,13 +163,22 @@ TASKS = {
 }
 
 FILES = {
-    "other columns": ("t.csv", b"a,b\n1,2\n", "lacks the column 'text' or 'label'; it has a, b"),
+    "other columns": (
+        "t.csv",
+        b"a,b\n1,2\n",
+        "has no column 'text'; it has a, b. Name",
+    ),
     "nothing": ("t.csv", b"", "holds no rows"),
     "a head alone": ("t.csv", b"text,label\n", "holds no rows"),
-    "bytes": ("t.csv", b"\xff\xfe\x00\x01", "cannot be read: 'utf-8' codec"),
+    "bytes": ("t.csv", b"\xff\xfe\x00\x01", "it is not utf-8 but UTF-16"),
     "one class": ("t.csv", b"text,label\na,x\n", "has 1 class"),
     "no class": ("t.csv", b"text,label\na,x\nb,\n", "row 2 of t has no class"),
-    "half a row": ("t.csv", b"text,label\na\n", "row 1 of t has no class"),
+    "half a character": (
+        "t.json",
+        b'[{"text": "\\ud800", "label": "a"}, {"text": "x", "label": "b"}]',
+        re.escape(HALF),
+    ),
+    "half a row": ("t.csv", b"text,label\na\n", "line 2: .* 2 columns and this row has 1"),
     "no JSON": ("t.jsonl", b"{nope\n", "line 1: Expecting property name"),
     "a list a line": ("t.jsonl", b"[1, 2]\n", r"it has \[1, 2\]"),
     "a number a line": ("t.jsonl", b"3\n", "it has 3"),
@@ -156,6 +190,11 @@ FILES = {
 @pytest.mark.parametrize("name", PROMPTS)
 def test_prompts(name: str, prompts: tt.Prompts) -> None:
     refused(PROMPTS[name], prompts)
+
+
+@pytest.mark.parametrize("name", UNENCODABLE)
+def test_texts_that_no_tokenizer_takes(name: str) -> None:
+    refused((UNENCODABLE[name], INPUT, re.escape(HALF)))
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -105,6 +105,36 @@ def test_yaml_and_what_is_given_beside_it(
     assert Configuration.from_yaml(settings).batch_size == 3
 
 
+def test_labels_by_class_and_how_texts_are_tokenized(
+    checkpoint: Path, task_file: Path, tmp_path: Path, capsys
+) -> None:
+    """The same run from a file and from the command line; what was decided is recorded."""
+    classes = tt.load_task(task_file).classes
+    labels = dict(zip(classes, ("bar", "foo"), strict=True))
+    settings = tmp_path / "run.yaml"
+    settings.write_text(
+        f"model: {checkpoint}\ntask: {task_file}\nshots: 1\nn: 4\nmeasures: [predictions]\n"
+        f"output: {tmp_path / 'y.zarr'}\nlabels: {json.dumps(labels)}\n"
+    )
+    assert run("analyze", "--config", settings) == 0
+    words = [f"{cls}={word}" for cls, word in labels.items()]
+    assert run("analyze", "--config", settings, "--labels", *words, "--overwrite") == 0
+    assert Configuration.from_yaml(settings).labels == tuple(words)
+    assert Configuration(labels=labels) == Configuration(labels=tuple(words))
+    found = tt.open(tmp_path / "y.zarr")["predictions"]
+    pairs = set(zip(found["query_class"].values, found["gold"].values, strict=True))
+    assert pairs == set(labels.items())
+    assert json.loads(found.attrs["prompts"])["permute_labels"] is False
+    assert run(
+        *("analyze", "--config", settings, "--permute-labels", "--no-add-special-tokens"),
+        *("--control-tokens", "--output", tmp_path / "z.zarr"),
+    ) == 0  # fmt: skip
+    told = json.loads(tt.open(tmp_path / "z.zarr")["predictions"].attrs["prompts"])
+    assert told["permute_labels"] is True
+    assert told["add_special_tokens"] is False
+    assert told["control_tokens"] is True
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

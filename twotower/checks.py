@@ -26,13 +26,17 @@ def check_is(value: Any, kind: str, name: str) -> None:
 
 
 def check_measured(model: Any, prompts: Any) -> None:
-    """Refuse other things than a model and prompts, one or more, of two labels or more."""
+    """Refuse other things than a model and prompts, one or more, of two labels or more.
+
+    Prompts made with another tokenizer than the model's are refused too.
+    """
     check_is(model, "Model", "model")
     check_is(prompts, "Prompts", "prompts")
     if not len(prompts):
         raise InputError("there are no prompts")
     if len(prompts.labels) < 2:
         raise InputError(f"there is one label, {prompts.labels[0]!r}: nothing to tell it from")
+    prompts.check_model(model)
 
 
 def whole(name: str, value: Any, least: int = 0, most: int | None = None) -> int:
@@ -76,6 +80,35 @@ def finite(name: str, value: Any) -> float:
         shown = repr(value) if len(repr(value)) < 50 else f"{repr(value)[:50]}..."
         raise InputError(f"{name}={shown} must be a finite number")
     return number
+
+
+def encodable(name: str, text: str) -> None:
+    """Refuse a text that no tokenizer and no file takes.
+
+    Parameters
+    ----------
+    name
+        What the text is, for the message.
+    text
+        The text.
+
+    Raises
+    ------
+    InputError
+        If it holds half of a surrogate pair, as wrongly decoded bytes and JSON escapes do.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise InputError(
+            f"{name} {_short(text)} holds U+{ord(half):04X}, half of a surrogate pair and no "
+            "character by itself; read the text again with the right encoding, or leave it out"
+        ) from None
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) < 60 else f"{text[:57]}...")
 
 
 def yes_or_no(name: str, value: Any) -> None:

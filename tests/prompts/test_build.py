@@ -6,6 +6,7 @@ from collections import Counter
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 from tiny import ANIMALS, CITIES, THREE, TWO, byte_level, hf_model
 
@@ -279,6 +280,32 @@ def test_prompts_from_strings(llama: tt.Model) -> None:
     first, second = prompts.split(0.5, seed=0)
     assert len(first) + len(second) == 3
     assert not first.texts & second.texts
+
+
+def test_strings_in_columns_of_a_table_go_by_place(llama: tt.Model) -> None:
+    """A table that was sorted or filtered has an index that is not 0, 1, ..."""
+    frame = pd.DataFrame(
+        {
+            "string": ["cat: foo\nRome: bar\ndog:", "owl: foo\nOslo: bar\nLima:"],
+            "spans": [[(5, 8), (15, 18)]] * 2,
+            "gold": ["foo", "bar"],
+            "classes": [["a", "c"]] * 2,
+            "query": ["a", "c"],
+        },
+        index=[1, 0],
+    )
+    prompts = tt.prompts_from_strings(
+        llama,
+        frame["string"],
+        frame["spans"],
+        frame["gold"],
+        classes=frame["classes"],
+        query_class=frame["query"],
+    )
+    assert [(p.text, p.gold, p.query_class) for p in prompts] == [
+        ("dog:", "foo", "a"),
+        ("Lima:", "bar", "c"),
+    ]
 
 
 def test_strings_that_share_a_text_stay_together(llama: tt.Model) -> None:

@@ -136,13 +136,13 @@ def test_a_jsonl_file_with_other_columns(tmp_path: Path) -> None:
         ("t.csv", b"", "t.csv holds no rows"),
         ("t.csv", b"text,label\n", "t.csv holds no rows"),
         ("t.jsonl", b"\n \n", "t.jsonl holds no rows"),
-        ("t.csv", b"word,label\ncat,pet\n", "row 1 of t lacks the column 'text' or 'label'; it "
-         "has word, label. Name the columns with text= and label="),
+        ("t.csv", b"word,label\ncat,pet\n", "t.csv has no column 'text'; it has word, label. "
+         "Name the columns with text= and label="),
         ("t.jsonl", b'{"text": "cat", "label": "a"}\n{"text": "x"}', "row 2 of t lacks .*has text"),
         ("t.jsonl", b'["cat", "a"]', r"row 1 of t lacks the column .*it has \['cat', 'a'\]"),
         ("t.jsonl", b'{"text": "cat"', "t.jsonl, line 1: Expecting"),
         ("t.csv", b"text,label\n\xff\xfe,pet\n", "t.csv cannot be read: .*utf-8"),
-        ("t.csv", b"text,label\ncat,pet\ndog\n", "row 2 of t has no class in the column 'label'"),
+        ("t.csv", b"text,label\ncat,pet\ndog\n", "t.csv, line 3: .* 2 columns and this row has 1"),
         ("t.csv", b"text,label\ncat,\n", "row 1 of t has no class in the column 'label'"),
         ("t.jsonl", b'{"text": "cat", "label": null}', "row 1 of t has no class"),
         ("t.csv", b"text,label\ncat,pet\n,town\n", "class 'town' holds '', which is no text"),

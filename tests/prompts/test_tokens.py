@@ -288,7 +288,7 @@ def test_a_tokenizer_that_ends_with_a_special_token_is_refused() -> None:
 def test_special_tokens_written_in_a_text_are_text() -> None:
     tokenizer = byte_level(bos=True)
     items = [Template().prompt([("</s> cat", "x", "foo")], "<pad>", "y", "bar")]
-    prompts = assemble(items, LABELS, tokenizer)
+    prompts = assemble(items, LABELS, tokenizer, control_tokens=True)
     roles = dict(zip(prompts.token[0].tolist(), prompts.role[0].tolist(), strict=True))
     assert roles["</s>"] == "text"
     assert roles["<pad>"] == "query"

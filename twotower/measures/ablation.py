@@ -88,10 +88,12 @@ def make_replacement(
     Raises
     ------
     InputError
-        If a position cannot be matched to one in the reference prompts.
+        If a position cannot be matched to one in the reference prompts, or these were made
+        with another tokenizer.
     """
     if reference is None:
         return Replacement()
+    reference.check_model(model)
     if ablation == "mean":
         return _Mean(model, prompts, at, reference)
     if ablation == "resample":

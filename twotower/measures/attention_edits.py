@@ -81,6 +81,7 @@ class Prepared:
         columns = None
         if isinstance(edit, Patch):
             check_donors(prompts, edit.donor)
+            edit.donor.check_model(model)
             real = prompts.token_id >= 0
             columns = donor_columns(prompts, real, edit.donor, np.arange(len(prompts)))
         elif isinstance(edit, DropPosition):

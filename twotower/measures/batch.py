@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 
 from ..errors import InputError
+from ..prompts.tokenizers import embedding_rows
 from .everywhere import Everywhere
 
 if TYPE_CHECKING:
@@ -102,7 +103,9 @@ def make_batch(
     width = int(prompts.lengths[rows].max())
     ids = prompts.token_id[rows][:, prompts.n_positions - width :]
     mask = ids >= 0
+    # Padding is masked, so any token does where the model has no embedding for the tokenizer's.
     pad = model.tokenizer.pad_token_id
+    pad = 0 if pad is None or pad >= embedding_rows(model) else pad
     device, devices = model.device, model.devices
     kept = None
     if columns is not None:
@@ -110,7 +113,7 @@ def make_batch(
         kept = Everywhere(np.where(cut < 0, -1, cut), devices)
     return Batch(
         rows,
-        torch.as_tensor(np.where(mask, ids, 0 if pad is None else pad), device=device),
+        torch.as_tensor(np.where(mask, ids, pad), device=device),
         torch.as_tensor(mask.astype(np.int64), device=device),
         torch.as_tensor(np.maximum(mask.cumsum(axis=1) - 1, 0), device=device),
         devices,

@@ -68,6 +68,7 @@ def causal_tracing(
         If the prompts have other labels or another number, or cannot be aligned.
     """
     check_is(corrupted, "Prompts", "corrupted")
+    corrupted.check_model(model)
     if corrupted.labels != prompts.labels:
         raise InputError(
             f"the corrupted prompts have labels {corrupted.labels}, the clean ones {prompts.labels}"

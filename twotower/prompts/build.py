@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checks import MOST_PROMPTS, check_is, whole, yes_or_no
+from ..checks import MOST_PROMPTS, check_is, encodable, whole, yes_or_no
 from ..errors import InputError
+from .labels import order_labels
 from .prompts import Prompts, assemble
 from .segments import TEMPLATE, Prompt, Segment, Template
 from .task import Task
-from .tokens import CANDIDATE_LABELS
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -35,6 +35,8 @@ class Recipe:
     permute_labels: bool
     shared_demonstrations: bool
     max_positions: int | None
+    add_special_tokens: bool = True
+    control_tokens: bool = False
     part: str = ""
     """Which part of the task's texts this is, after a split."""
 
@@ -47,6 +49,8 @@ class Recipe:
             "order": self.order,
             "permute_labels": self.permute_labels,
             "shared_demonstrations": self.shared_demonstrations,
+            "add_special_tokens": self.add_special_tokens,
+            "control_tokens": self.control_tokens,
             "part": self.part,
         }
 
@@ -61,6 +65,8 @@ class Recipe:
             task_name=self.task.name,
             seed=self.seed,
             max_positions=self.max_positions,
+            add_special_tokens=self.add_special_tokens,
+            control_tokens=self.control_tokens,
         )
 
     def split(
@@ -163,7 +169,7 @@ class _Draw:
 def build_prompts(
     model: Model,
     task: Task,
-    labels: Sequence[str] | None = None,
+    labels: Sequence[str] | Mapping[str, str] | None = None,
     shots: int | Mapping[str, int] = 8,
     n: int = 40,
     seed: int = 0,
@@ -171,8 +177,10 @@ def build_prompts(
     template: str = TEMPLATE,
     instruction: str = "",
     order: str = "shuffled",
-    permute_labels: bool = True,
+    permute_labels: bool | None = None,
     shared_demonstrations: bool = False,
+    add_special_tokens: bool = True,
+    control_tokens: bool = False,
 ) -> Prompts:
     """Prompts of labelled demonstrations and an unlabelled query.
 
@@ -183,8 +191,9 @@ def build_prompts(
     task
         Texts by class.
     labels
-        One word per class, each one token as it stands in the prompt; by default foo,
-        bar, map, key, cup, ...
+        One word per class, each one token as it stands in the prompt; or a dict of class to
+        word. By default foo, bar, map, key, cup, ... Words that are the classes' own names
+        go with their classes, in whatever order they are given.
     shots
         Demonstrations per label, or a dict of label to number for unbalanced ones.
     n
@@ -200,9 +209,17 @@ def build_prompts(
         "blocked" (all of the first class, then all of the next).
     permute_labels
         Whether the label of a class changes between prompts, so that each class stands
-        under each label equally often.
+        under each label equally often. By default it does, unless labels are given by class
+        or are the classes' own names.
     shared_demonstrations
         Whether all prompts have the same demonstrations.
+    add_special_tokens
+        Whether the tokenizer adds its special tokens, as in transformers. Pass False where
+        the template or the instruction holds the BOS already, as chat templates do.
+    control_tokens
+        Whether control tokens of the tokenizer, such as <|im_end|>, may stand in the task's
+        texts and labels, where they are read as control tokens. In the template and the
+        instruction they always may.
 
     Returns
     -------
@@ -213,32 +230,21 @@ def build_prompts(
     Raises
     ------
     InputError
-        If labels are not distinct single tokens, one per class; if a class has too few
-        texts; or if a prompt is longer than the model's context.
+        If labels are not distinct single tokens, one per class and the same after every
+        prompt; if only some labels are names of classes and `permute_labels` is not given; if
+        a class has too few texts; if the tokenizer does not read a character as it is
+        written; or if a prompt is longer than the model's context.
     """
     if not hasattr(model, "tokenizer"):
         check_is(model, "Model", "model")
     check_is(task, "Task", "task")
     for name, flag in (
-        ("permute_labels", permute_labels),
         ("shared_demonstrations", shared_demonstrations),
+        ("add_special_tokens", add_special_tokens),
+        ("control_tokens", control_tokens),
     ):
         yes_or_no(name, flag)
-    if labels is None:
-        labels = CANDIDATE_LABELS[: len(task.classes)]
-    elif isinstance(labels, (str, Mapping)) or not isinstance(labels, Iterable):
-        raise InputError(f"labels={labels!r} must be a list of words, one per class")
-    labels = tuple(labels)
-    if len(labels) != len(task.classes):
-        raise InputError(
-            f"{task.name!r} has {len(task.classes)} classes ({', '.join(task.classes)}) and there "
-            f"are {len(labels)} labels; give one label per class"
-        )
-    for label in labels:
-        if not isinstance(label, str) or not label or label != label.strip():
-            raise InputError(f"label {label!r} must be a word without blanks around it")
-    if len(set(labels)) != len(labels):
-        raise InputError(f"labels must differ: {', '.join(labels)}")
+    labels, permuted = order_labels(task, labels, permute_labels)
     if isinstance(shots, Mapping):
         if set(shots) != set(labels):
             raise InputError(
@@ -260,9 +266,11 @@ def build_prompts(
         seed,
         Template(template, instruction),
         order,
-        permute_labels,
+        permuted,
         shared_demonstrations,
         model.max_positions,
+        bool(add_special_tokens),
+        bool(control_tokens),
     )
     recipe.check_texts()
     return recipe.make(n, model.tokenizer)
@@ -287,6 +295,8 @@ def prompts_from_strings(
     *,
     classes: Sequence[Sequence[str]] | None = None,
     query_class: Sequence[str] | None = None,
+    add_special_tokens: bool = True,
+    control_tokens: bool = False,
 ) -> Prompts:
     r"""Prompts from a user's own texts.
 
@@ -308,6 +318,12 @@ def prompts_from_strings(
         For each prompt the class of each demonstration; by default its label.
     query_class
         For each prompt the class of the query; by default its right label.
+    add_special_tokens
+        Whether the tokenizer adds its special tokens, as in transformers. If not, a BOS that
+        a string begins with has the role "bos".
+    control_tokens
+        Whether control tokens of the tokenizer, such as <|im_end|>, may stand in the strings,
+        as they do in chat turns.
 
     Returns
     -------
@@ -316,7 +332,8 @@ def prompts_from_strings(
     Raises
     ------
     InputError
-        If lengths differ, spans overlap or are empty, or a label is not one token.
+        If lengths differ, spans overlap or are empty, a label is not one token, and the same
+        after every prompt, or the tokenizer does not read a character as it is written.
 
     Examples
     --------
@@ -326,6 +343,9 @@ def prompts_from_strings(
     ('foo', 'bar')
     """
     check_is(model, "Model", "model")
+    yes_or_no("add_special_tokens", add_special_tokens)
+    yes_or_no("control_tokens", control_tokens)
+    bos = "" if add_special_tokens else model.tokenizer.bos_token or ""
     texts: dict[str, Any] = {"strings": strings, "gold": gold}
     texts |= {} if labels is None else {"labels": labels}
     texts |= {} if query_class is None else {"query_class": query_class}
@@ -333,6 +353,8 @@ def prompts_from_strings(
         listed = hasattr(value, "__len__") and not isinstance(value, str)
         if not listed or not all(isinstance(text, str) for text in value):
             raise InputError(f"{name}= must be a list of texts")
+        for text in value:
+            encodable(f"{name}=", text)
     by_prompt: dict[str, Any] = {"label_spans": label_spans}
     by_prompt |= {} if classes is None else {"classes": classes}
     for name, value in by_prompt.items():
@@ -346,15 +368,22 @@ def prompts_from_strings(
     for name, entries in (("classes", classes), ("query_class", query_class)):
         if entries is not None and len(entries) != len(strings):
             raise InputError(f"{len(strings)} strings and {len(entries)} entries of {name}=")
+    # A pandas Series is indexed by its own index, not by place.
+    strings, label_spans, gold = list(strings), list(label_spans), list(gold)
+    classes = None if classes is None else list(classes)
+    query_class = None if query_class is None else list(query_class)
     items, seen = [], dict.fromkeys(labels if labels is not None else ())
     for i, (string, spans) in enumerate(zip(strings, label_spans, strict=True)):
-        segments, at = [], 0
+        begins = bos if bos and string.startswith(bos) else ""
+        segments, at = [Segment(begins, "bos")], len(begins)
         spans = _spans(spans, i)
         given = classes[i] if classes is not None else [string[s:e].strip() for s, e in spans]
         if len(given) != len(spans):
             raise InputError(f"prompt {i} has {len(spans)} labels and {len(given)} classes")
         if classes is not None and not all(isinstance(cls, str) and cls for cls in given):
             raise InputError(f"prompt {i}: classes={given!r} must be texts")
+        for cls in given:
+            encodable(f"prompt {i}: the class", cls)
         if classes is not None and query_class is None and gold[i] not in given:
             raise InputError("classes= other than the labels need query_class= beside them")
         for number, (span, cls) in enumerate(zip(spans, given, strict=True)):
@@ -385,4 +414,11 @@ def prompts_from_strings(
         raise InputError(f"the right label {unknown[0]!r} is not among the labels {list(seen)}")
     if labels is not None and set(seen) != set(labels):
         raise InputError(f"the prompts hold labels that are not in labels={list(labels)}")
-    return assemble(items, list(seen), model.tokenizer, max_positions=model.max_positions)
+    return assemble(
+        items,
+        list(seen),
+        model.tokenizer,
+        max_positions=model.max_positions,
+        add_special_tokens=bool(add_special_tokens),
+        control_tokens=control_tokens,
+    )

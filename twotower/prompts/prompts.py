@@ -13,9 +13,11 @@ import numpy as np
 from ..checks import finite, whole
 from ..errors import InputError
 from .segments import Prompt
+from .tokenizers import check_prompts
 from .tokens import check_label_positions, label_token_ids, tokenize
 
 if TYPE_CHECKING:
+    from ..models import Model
     from .build import Recipe
 
 
@@ -44,6 +46,8 @@ class Prompts:
         How the prompts were built, for splitting them; None for a user's own texts.
     task_name, seed
         Where they come from.
+    add_special_tokens
+        Whether the tokenizer added its special tokens, as to changed prompts.
     """
 
     items: tuple[Prompt, ...]
@@ -59,6 +63,7 @@ class Prompts:
     recipe: Recipe | None = field(default=None, repr=False)
     task_name: str = ""
     seed: int | None = None
+    add_special_tokens: bool = True
 
     def __len__(self) -> int:
         return len(self.items)
@@ -102,6 +107,7 @@ class Prompts:
             tokenizer=self.tokenizer,
             task_name=self.task_name,
             seed=self.seed,
+            add_special_tokens=self.add_special_tokens,
             **cut,
         )
 
@@ -152,6 +158,36 @@ class Prompts:
         ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
+    def check_model(self, model: Model) -> None:
+        """Refuse a model that would read other tokens in these prompts.
+
+        Every measure calls it, also for reference prompts and donors.
+
+        Parameters
+        ----------
+        model
+            What is going to be measured.
+
+        Raises
+        ------
+        InputError
+            If the model's tokenizer makes other tokens of the same texts, or the model has
+            no embedding for a token.
+        """
+        check_prompts(model, self)
+
+    def _with(self, items: Sequence[Prompt]) -> Prompts:
+        """Changed prompts, tokenized as these were; their texts were checked already."""
+        return assemble(
+            items,
+            self.labels,
+            self.tokenizer,
+            task_name=self.task_name,
+            seed=self.seed,
+            add_special_tokens=self.add_special_tokens,
+            control_tokens=True,
+        )
+
     def where(self, positions: str) -> np.ndarray:
         """(prompt, position) boolean: the positions that a name stands for.
 
@@ -176,9 +212,7 @@ class Prompts:
         """
         shifted = dict(zip(self.labels, self.labels[1:] + self.labels[:1], strict=True))
         items = [p.relabelled(shifted) for p in self.items]
-        twin = assemble(
-            items, self.labels, self.tokenizer, task_name=self.task_name, seed=self.seed
-        )
+        twin = self._with(items)
         if not np.array_equal(twin.role, self.role):
             raise InputError("with the labels reversed the prompts no longer align, token by token")
         return twin
@@ -201,9 +235,7 @@ class Prompts:
         if not hasattr(orders, "__len__") or len(orders) != len(self):
             raise InputError(f"orders={orders!r} must be {len(self)} lists, one for each prompt")
         items = [p.reordered(order) for p, order in zip(self.items, orders, strict=True)]
-        return assemble(
-            items, self.labels, self.tokenizer, task_name=self.task_name, seed=self.seed
-        )
+        return self._with(items)
 
     def other_queries(self, seed: int = 0) -> Prompts:
         """The same demonstrations, each asked about a query of another class.
@@ -239,9 +271,7 @@ class Prompts:
                 )
             other = others[int(rng.integers(len(others)))]
             items.append(prompt.asking(other, labels[other.query_class]))
-        return assemble(
-            items, self.labels, self.tokenizer, task_name=self.task_name, seed=self.seed
-        )
+        return self._with(items)
 
     def split(self, fraction: float = 0.5, seed: int = 0) -> tuple[Prompts, Prompts]:
         """Two sets of prompts; no text of one stands in the other.
@@ -309,29 +339,34 @@ def assemble(
     task_name: str = "",
     seed: int | None = None,
     max_positions: int | None = None,
+    add_special_tokens: bool = True,
+    control_tokens: bool = False,
 ) -> Prompts:
     """Tokenize prompts and line up their arrays.
 
     Raises
     ------
     InputError
-        If there are no prompts, labels are equal or not one token, or a prompt is longer
-        than `max_positions`.
+        If there are no prompts; if labels are equal, not one token, or not the same token in
+        every prompt; if characters are not read as they are written; or if a prompt is
+        longer than `max_positions`.
     """
     items, labels = tuple(items), tuple(labels)
     if not items:
         raise InputError("there are no prompts")
     if len(set(labels)) != len(labels):
         raise InputError(f"labels must differ: {', '.join(labels)}")
-    tokens = tokenize(items, tokenizer)
-    ids = label_token_ids(items, labels, tokenizer)
-    check_label_positions(tokens, dict(zip(labels, ids, strict=True)), tokenizer)
+    how = {"add_special_tokens": add_special_tokens, "control_tokens": control_tokens}
+    tokens = tokenize(items, tokenizer, **how)
     width = max(map(len, tokens))
     if max_positions is not None and width > max_positions:
         raise InputError(
             f"a prompt has {width} tokens and the model takes {max_positions}; use fewer shots "
             "or shorter texts"
         )
+    base = [[token for token, _, _ in prompt] for prompt in tokens]
+    ids = label_token_ids(items, labels, tokenizer, base, **how)
+    check_label_positions(tokens, dict(zip(labels, ids, strict=True)), tokenizer)
     shape = (len(items), width)
     arrays: dict[str, np.ndarray] = {
         "token_id": np.full(shape, -1, dtype=np.int64),
@@ -360,5 +395,6 @@ def assemble(
         recipe=recipe,
         task_name=task_name,
         seed=seed,
+        add_special_tokens=add_special_tokens,
         **arrays,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ..checks import encodable
 from ..errors import InputError
 
 ROLES = ("pad", "bos", "text", "separator", "label", "query", "last")
@@ -125,6 +126,7 @@ class Template:
         for name, text in (("template", self.form), ("instruction", self.instruction)):
             if not isinstance(text, str):
                 raise InputError(f"{name}={text!r} must be a text")
+            encodable(f"{name}=", text)
         ok = self.form.count("{text}") == 1 and self.form.count("{label}") == 1
         if not ok or self.form.index("{text}") > self.form.index("{label}"):
             raise InputError(

@@ -1,19 +1,20 @@
-"""A classification task: texts by class. From a dict, a file, the package, or the hub."""
+"""A classification task: texts by class. From a dict, a table, the package, or the hub."""
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..checks import finite, whole, yes_or_no
+from ..checks import encodable, finite, whole, yes_or_no
 from ..errors import InputError
+from .classes import class_name, is_missing, texts_by_class
+from .tables import FORMATS, Rows, Table, dataset_rows, read_file, read_object
 
 KINDS = ("words", "sentences")
 """What a task's texts can be."""
@@ -28,7 +29,9 @@ class Task:
     name
         A short name; it is written into every result.
     texts
-        Texts by class name. Repeated texts of a class are kept once.
+        Texts by class: a dict of class to any iterable of texts, a pandas Series of lists, or
+        a list of tuples (text, class). Repeated texts of a class are kept once. Classes that
+        are numbers become texts.
     description
         What the classes are.
     kind
@@ -66,17 +69,30 @@ class Task:
         for about in ("description", "source"):
             if not isinstance(getattr(self, about), str):
                 raise InputError(f"{about}={getattr(self, about)!r} must be a text")
+            encodable(f"the task's {about}", getattr(self, about))
+        encodable("the task's name", self.name)
         yes_or_no("hard", self.hard)
-        if not isinstance(self.texts, Mapping):
-            raise InputError(f"task {self.name!r}: texts must be a dict of class name to texts")
-        if len(self.texts) < 2:
-            raise InputError(f"task {self.name!r} has {len(self.texts)} class; it needs at least 2")
+        try:
+            given = texts_by_class(self.texts)
+        except InputError as error:
+            raise InputError(f"task {self.name!r}: {error}") from None
+        if len(given) < 2:
+            raise InputError(f"task {self.name!r} has {len(given)} class; it needs at least 2")
         owner: dict[str, str] = {}
         kept: dict[str, tuple[str, ...]] = {}
-        for name, texts in self.texts.items():
-            if not isinstance(name, str) or not name.strip():
-                raise InputError(f"task {self.name!r}: the class {name!r} needs a name, as text")
-            if isinstance(texts, str) or not isinstance(texts, Iterable):
+        for cls, texts in given:
+            name = class_name(cls)
+            if name is None:
+                raise InputError(f"task {self.name!r}: the class {cls!r} needs a name, as text")
+            encodable(f"task {self.name!r}: the class", name)
+            if name in kept:
+                raise InputError(
+                    f"task {self.name!r}: the class {cls!r} needs a name of its own; another class "
+                    f"is {name!r} too"
+                )
+            # A table's iteration gives the names of its columns.
+            table = hasattr(texts, "columns") or hasattr(texts, "column_names")
+            if table or isinstance(texts, str) or not isinstance(texts, Iterable):
                 raise InputError(f"task {self.name!r}: class {name!r} needs a list of texts")
             texts = tuple(texts)
             for text in texts:
@@ -84,6 +100,8 @@ class Task:
                     raise InputError(
                         f"task {self.name!r}: class {name!r} holds {text!r}, which is no text"
                     )
+                encodable(f"task {self.name!r}: the text", text)
+            texts = tuple(map(str, texts))
             unique = tuple(dict.fromkeys(texts))
             if not unique:
                 raise InputError(f"task {self.name!r}: class {name!r} has no texts")
@@ -162,8 +180,9 @@ def bundled_tasks() -> list[str]:
 
 
 def load_task(
-    source: str,
+    source: Any,
     *,
+    name: str | None = None,
     text: str = "text",
     label: str = "label",
     split: str = "train",
@@ -171,19 +190,24 @@ def load_task(
     max_per_class: int = 200,
     seed: int = 0,
 ) -> Task:
-    """A task by name, from a file, or from the hub.
+    """A task by name, from a table, or from the hub.
 
     Parameters
     ----------
     source
         A bundled task ("animals-cities"; `bundled_tasks` lists them), a ready hub entry
-        ("sst2", "ag_news", "trec", "dbpedia_14", "emotion"), a CSV or JSONL file, or
-        "hub:owner/dataset" (needs the extra `twotower[hub]`). A folder that
-        `datasets.load_dataset` reads also works as "hub:folder".
+        ("sst2", "ag_news", "trec", "dbpedia_14", "emotion"), a CSV, TSV, JSON, JSONL or
+        Parquet file (Parquet needs the extra `twotower[tables]`), a pandas DataFrame, a
+        `datasets.Dataset` or DatasetDict, or "hub:owner/dataset" (needs the extra
+        `twotower[hub]`). A folder that `datasets.load_dataset` reads also works as
+        "hub:folder".
+    name
+        The task's name; by default that of the file or dataset.
     text, label
-        Names of the columns that hold the texts and the classes.
+        Names of the columns that hold the texts and the classes. Classes may be texts,
+        numbers, true and false; 1 and 1.0 are the same class.
     split, config
-        Split and configuration of a hub dataset.
+        Split of a hub dataset or DatasetDict, and configuration of a hub dataset.
     max_per_class
         Texts kept per class of a hub dataset, drawn by `seed`.
     seed
@@ -196,64 +220,57 @@ def load_task(
     Raises
     ------
     InputError
-        If there is no such task, file or column, or the texts do not make a task.
+        If there is no such task, file or column; if a file is not rectangular, not UTF-8 or
+        separated in another way than its name says; if a row has no class; or if the texts do
+        not make a task.
     """
     source = str(source) if isinstance(source, Path) else source
-    if not isinstance(source, str):
-        raise InputError(f"{source!r} is no task's name; for texts of your own see Task")
-    for name, value in (("text", text), ("label", label), ("split", split)):
+    texts = {"text": text, "label": label, "split": split}
+    texts |= {} if config is None else {"config": config}
+    texts |= {} if name is None else {"name": name}
+    for about, value in texts.items():
         if not isinstance(value, str):
-            raise InputError(f"{name}={value!r} must be a text")
-    if config is not None and not isinstance(config, str):
-        raise InputError(f"config={config!r} must be a text")
+            raise InputError(f"{about}={value!r} must be a text")
     whole("max_per_class", max_per_class, 1)
     whole("seed", seed)
+    if not isinstance(source, str):
+        table = read_object(source, text, label, split)
+        if table is None:
+            shown = type(source).__name__ if len(repr(source)) > 60 else repr(source)
+            raise InputError(
+                f"{shown} is no task's name and no table; for texts of your own see Task"
+            )
+        return _task(table, text, label, name, strict=True)
+    encodable("source", source)
     if source in bundled_tasks():
         path = resources.files(__package__) / "tasks" / f"{source}.json"
-        return Task(**json.loads(path.read_text(encoding="utf-8")))
+        task = Task(**json.loads(path.read_text(encoding="utf-8")))
+        return task if name is None else replace(task, name=name)
     if source in HUB_TASKS:
-        return _from_hub(source, HUB_TASKS[source], max_per_class, seed)
+        return _from_hub(source, HUB_TASKS[source], max_per_class, seed, name)
     if source.startswith("hub:"):
-        name = source.removeprefix("hub:")
-        if not name.strip("/"):
+        at = source.removeprefix("hub:")
+        if not at.strip("/"):
             raise InputError(f"{source!r} names no dataset; write hub:owner/dataset")
-        return _from_hub(name, HubTask(name, text, label, split, config), max_per_class, seed)
-    path = Path(source)
-    if path.suffix.lower() in (".csv", ".jsonl"):
-        if not path.is_file():
-            raise InputError(f"there is no file {source}")
-        return _from_file(path, text, label)
+        entry = HubTask(at, text, label, split, config)
+        return _from_hub(at, entry, max_per_class, seed, name)
+    if Path(source).suffix.lower() in FORMATS:
+        return _task(read_file(Path(source), text, label), text, label, name, strict=True)
+    endings = ", ".join(FORMATS)
+    if Path(source).is_file():
+        raise InputError(f"{source} is no table that can be read here; give one of {endings}")
     raise InputError(
         f"there is no task {source!r}. Bundled: {', '.join(bundled_tasks())}. On the hub: "
-        f"{', '.join(HUB_TASKS)}. Or give a .csv or .jsonl file, or hub:owner/dataset"
+        f"{', '.join(HUB_TASKS)}. Or give a table ({endings}), or hub:owner/dataset"
     )
 
 
-def _from_file(path: Path, text: str, label: str) -> Task:
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            if path.suffix.lower() == ".csv":
-                rows: list[dict[str, Any]] = list(csv.DictReader(file))
-            else:
-                rows = []
-                for number, line in enumerate(file, start=1):
-                    try:
-                        rows += [json.loads(line)] if line.strip() else []
-                    except json.JSONDecodeError as error:
-                        raise InputError(f"{path}, line {number}: {error.msg}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    if not rows:
-        raise InputError(f"{path} holds no rows")
-    return _task(path.stem, rows, text, label, f"file {path.name}", strict=True)
-
-
-def _from_hub(name: str, entry: HubTask, max_per_class: int, seed: int) -> Task:
+def _from_hub(at: str, entry: HubTask, max_per_class: int, seed: int, name: str | None) -> Task:
     try:
         import datasets
     except ImportError as error:
         raise InputError(
-            f"{name!r} is on the hub, which needs the package datasets: pip install 'twotower[hub]'"
+            f"{at!r} is on the hub, which needs the package datasets: pip install 'twotower[hub]'"
         ) from error
     try:
         table = datasets.load_dataset(entry.dataset, entry.config, split=entry.split)
@@ -262,52 +279,50 @@ def _from_hub(name: str, entry: HubTask, max_per_class: int, seed: int) -> Task:
             f"{entry.dataset} could not be had from the hub ({type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]}); check the name and the network"
         ) from error
-    for column in (entry.text, entry.label):
-        if column not in table.column_names:
-            raise InputError(
-                f"{entry.dataset} has no column {column!r}; it has {', '.join(table.column_names)}"
-            )
-    names = getattr(table.features[entry.label], "names", None)
     table = table.shuffle(seed=seed)
-    rows: list[dict[str, Any]] = []
+    rows: Rows = []
     kept: dict[Any, int] = {}
-    for row in table:
-        value = row[entry.label]
-        if value in (None, "") or (names and value == -1):  # not labelled, as test splits are
+    for row in dataset_rows(table, entry.text, entry.label, entry.dataset):
+        cls = row[entry.label]
+        if is_missing(cls) or cls == "":  # not labelled, as test splits are
             continue
-        cls = names[value] if names and isinstance(value, int) else value
         kept[cls] = kept.get(cls, 0) + 1
         if kept[cls] <= max_per_class:
-            rows.append({entry.text: row[entry.text], entry.label: cls})
+            rows.append(row)
     source = f"hub {entry.dataset}, split {entry.split}"
-    return _task(
-        name.rstrip("/").split("/")[-1], rows, entry.text, entry.label, source, strict=False
-    )
+    found = Table(rows, at.rstrip("/").split("/")[-1], source)
+    return _task(found, entry.text, entry.label, name, strict=False)
 
 
-def _task(
-    name: str, rows: list[dict[str, Any]], text: str, label: str, source: str, strict: bool
-) -> Task:
+def _task(table: Table, text: str, label: str, name: str | None, strict: bool) -> Task:
     """A task from rows; where not strict, blank and contradictory texts are left out."""
+    title = table.name
     texts: dict[str, list[str]] = {}
     owner: dict[str, str] = {}
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(table.rows, start=1):
+        where = f"row {number} of {title}"
         if not isinstance(row, dict) or text not in row or label not in row:
             has = ", ".join(map(str, row)) if isinstance(row, dict) else repr(row)
             raise InputError(
-                f"row {number} of {name} lacks the column {text!r} or {label!r}; it has {has}. "
+                f"{where} lacks the column {text!r} or {label!r}; it has {has}. "
                 "Name the columns with text= and label= (--text-column and --label-column)"
             )
-        if row[label] is None or not str(row[label]).strip():
-            raise InputError(f"row {number} of {name} has no class in the column {label!r}")
+        if is_missing(row[label]) or (isinstance(row[label], str) and not row[label].strip()):
+            raise InputError(f"{where} has no class in the column {label!r}")
+        cls = class_name(row[label])
+        if cls is None:
+            raise InputError(f"{where} holds {row[label]!r} in {label!r}, which names no class")
+        value = "" if is_missing(row[text]) else row[text]
+        if not isinstance(value, (str, int, float)):
+            raise InputError(f"{where} holds {value!r} in {text!r}, no text")
         # Templates put one demonstration on one line.
-        if not isinstance(row[text], (str, int, float, type(None))):
-            raise InputError(f"row {number} of {name} holds {row[text]!r} in {text!r}, no text")
-        value = " ".join(("" if row[text] is None else str(row[text])).split())
-        cls = str(row[label])
+        value = " ".join(str(value).split())
+        if strict and not value:
+            raise InputError(f"{where}: class {cls!r} holds {value!r}, which is no text")
         if not strict and (not value or owner.setdefault(value, cls) != cls):
             continue
         texts.setdefault(cls, []).append(value)
     lengths = [len(x.split()) for xs in texts.values() for x in xs]
     kind = "words" if lengths and max(lengths) <= 2 else "sentences"
-    return Task(name, dict(sorted(texts.items())), kind=kind, source=source)
+    texts = dict(sorted(texts.items()))
+    return Task(title if name is None else name, texts, kind=kind, source=table.source)

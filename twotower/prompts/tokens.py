@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from .characters import Characters, Token
 from .segments import Prompt, Segment
 
 CANDIDATE_LABELS = (
@@ -16,25 +17,63 @@ CANDIDATE_LABELS = (
 ).split()
 """Short words to offer where a label is more than one token."""
 
+AT_ONCE = 1024
+"""Strings given to the tokenizer in one call, so that long lists do not fill the memory."""
 
-def tokenize(prompts: Sequence[Prompt], tokenizer: Any) -> list[list[tuple[int, str, Segment]]]:
+
+def encode(
+    strings: Sequence[str], tokenizer: Any, add_special_tokens: bool = True
+) -> list[list[int]]:
+    """Token ids of each string."""
+    found: list[list[int]] = []
+    for start in range(0, len(strings), AT_ONCE):
+        some = list(strings[start : start + AT_ONCE])
+        found += tokenizer(some, add_special_tokens=add_special_tokens)["input_ids"]
+    return found
+
+
+def tokenize(
+    prompts: Sequence[Prompt],
+    tokenizer: Any,
+    *,
+    add_special_tokens: bool = True,
+    control_tokens: bool = False,
+) -> list[list[tuple[int, str, Segment]]]:
     """Tokens of every prompt as (token id, role, segment).
 
     The last token has the role "last", special tokens at the start "bos". A token that
     spans two segments (a text's last letters and the colon, say) belongs to the segment
     of its last character.
 
+    Parameters
+    ----------
+    prompts, tokenizer
+        What is tokenized, by what.
+    add_special_tokens
+        Whether the tokenizer adds its special tokens. If not, a BOS that is written at the
+        start has the role "bos".
+    control_tokens
+        Whether control tokens may stand in texts and labels.
+
     Raises
     ------
     InputError
-        If the tokenizer ends prompts with a special token, or a prompt is empty.
+        If the tokenizer ends prompts with a special token, a prompt is empty, it begins
+        with the BOS that the tokenizer adds too, or characters are not read as written.
     """
     strings = [p.string for p in prompts]
-    coded = tokenizer(strings, return_offsets_mapping=True, return_special_tokens_mask=True)
+    coded = tokenizer(
+        strings,
+        add_special_tokens=add_special_tokens,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+    )
+    characters = Characters(tokenizer, control_tokens)
     answer = []
     for number, prompt in enumerate(prompts):
         ends = np.cumsum([len(s.text) for s in prompt.segments])
         tokens: list[tuple[int, str, Segment]] = []
+        written: list[Token] = []
         for token, (start, end), special in zip(
             coded["input_ids"][number],
             coded["offset_mapping"][number],
@@ -49,61 +88,100 @@ def tokenize(prompts: Sequence[Prompt], tokenizer: Any) -> list[list[tuple[int, 
             last = max(end - 1, start)
             place = min(int(np.searchsorted(ends, last, side="right")), len(ends) - 1)
             segment = prompt.segments[place]
+            first = not tokens and not add_special_tokens and segment.role == "separator"
+            if first and token == tokenizer.bos_token_id:
+                segment = Segment("", "bos")
             tokens.append((token, segment.role, segment))
-        if not tokens or tokens[-1][1] == "bos":
+            written.append((token, start, end, segment))
+        if not written or tokens[-1][1] == "bos":
             raise InputError(
                 f"the tokenizer ends prompt {number} with a special token, so its last position "
-                "would not predict the label; pass a tokenizer that adds none at the end"
+                "would not predict the label; pass a tokenizer that adds none at the end, or "
+                "add_special_tokens=False"
             )
+        added = {token for token, role, _ in tokens[: len(tokens) - len(written)] if role == "bos"}
+        if written[0][0] in added:
+            begins = tokenizer.convert_ids_to_tokens(written[0][0])
+            raise InputError(
+                f"prompt {number} begins with {begins!r}, which the tokenizer puts before every "
+                "prompt as well; leave it out of the instruction, template or string, or pass "
+                "add_special_tokens=False"
+            )
+        characters.check(number, strings[number], written)
         token, _, segment = tokens[-1]
         tokens[-1] = (token, "last", segment)
         answer.append(tokens)
     return answer
 
 
-def label_token_ids(prompts: Sequence[Prompt], labels: Sequence[str], tokenizer: Any) -> list[int]:
-    """Token id of each label, as it stands after a query.
+def label_token_ids(
+    prompts: Sequence[Prompt],
+    labels: Sequence[str],
+    tokenizer: Any,
+    base: Sequence[Sequence[int]],
+    *,
+    add_special_tokens: bool = True,
+    control_tokens: bool = False,
+) -> list[int]:
+    """Token id of each label, as it stands after every query.
 
     Parameters
     ----------
     prompts
-        The first that has a demonstration is used: each label is written behind it as it
-        is in the demonstration.
+        Each label is written behind each of them, with the blanks that the prompt's first
+        demonstration has before its label; a prompt without demonstrations takes the blanks
+        of the first prompt that has some.
     labels
         Label texts.
+    tokenizer, add_special_tokens, control_tokens
+        As in `tokenize`.
+    base
+        Token ids of the prompts.
 
     Raises
     ------
     InputError
-        If a label is not exactly one token there, or two labels are the same token.
+        If a label is not exactly one token after a prompt, or another token than after the
+        others, or two labels are the same token.
     """
-    gaps = ((p, gap) for p in prompts for gap in [_gap(p)] if gap is not None)
-    prompt, gap = next(gaps, (prompts[0], " "))
-    query = prompt.string
-    base = tokenizer(query)["input_ids"]
+    gaps = [_gap(prompt) for prompt in prompts]
+    usual = next((gap for gap in gaps if gap is not None), " ")
+    starts = [p.string + (usual if g is None else g) for p, g in zip(prompts, gaps, strict=True)]
+    characters = Characters(tokenizer, control_tokens)
     ids: dict[int, str] = {}
     for label in labels:
-        whole = tokenizer(query + gap + label)["input_ids"]
-        tail = whole[len(base) :]
-        if whole[: len(base)] != base:
+        coded = encode([start + label for start in starts], tokenizer, add_special_tokens)
+        for number, (whole, before) in enumerate(zip(coded, base, strict=True)):
+            tail = whole[len(before) :]
+            if whole[: len(before)] != list(before):
+                raise InputError(
+                    f"prompt {number}: with the label {label!r} behind it the query "
+                    f"{prompts[number].string[-20:]!r} is tokenized differently, so its last "
+                    "position would not predict the label; use a template whose text before the "
+                    "label ends in a token of its own, as in '{text}: {label}\\n'"
+                )
+            if len(tail) != 1:
+                pieces = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(tail)))
+                good = _suggest(starts[number], len(before), labels, tokenizer, add_special_tokens)
+                raise InputError(
+                    f"{f'prompt {number}: ' if number else ''}the label {label!r} is not one token "
+                    f"for this tokenizer but {len(tail)} ({pieces}); a label must be one token. "
+                    f"{good}"
+                )
+            if tail[0] != coded[0][-1]:
+                there, first = tokenizer.convert_ids_to_tokens([tail[0], coded[0][-1]])
+                raise InputError(
+                    f"prompt {number}: the label {label!r} would be the token {there!r} here and "
+                    f"is {first!r} after prompt 0; write what stands before the labels the same "
+                    "way in every prompt"
+                )
+        token = coded[0][-1]
+        characters.check_label(label, token)
+        if token in ids:
             raise InputError(
-                f"with the label {label!r} behind it the query {query[-20:]!r} is tokenized "
-                "differently, so its last position would not predict the label; use a template "
-                "whose text before the label ends in a token of its own, as in "
-                "'{text}: {label}\n'"
+                f"the labels {ids[token]!r} and {label!r} are the same token; labels must differ"
             )
-        if len(tail) != 1:
-            pieces = tokenizer.convert_ids_to_tokens(tail)
-            raise InputError(
-                f"the label {label!r} is not one token for this tokenizer but {len(tail)} "
-                f"({', '.join(map(repr, pieces))}); a label must be one token. "
-                f"{_suggest(query + gap, base, labels, tokenizer)}"
-            )
-        if tail[0] in ids:
-            raise InputError(
-                f"the labels {ids[tail[0]]!r} and {label!r} are the same token; labels must differ"
-            )
-        ids[tail[0]] = label
+        ids[token] = label
     return list(ids)
 
 
@@ -140,10 +218,10 @@ def _gap(prompt: Prompt) -> str | None:
     return None
 
 
-def _suggest(start: str, base: list[int], labels: Sequence[str], tokenizer: Any) -> str:
-    good = [
-        word
-        for word in CANDIDATE_LABELS
-        if word not in labels and len(tokenizer(start + word)["input_ids"]) == len(base) + 1
-    ]
+def _suggest(
+    start: str, length: int, labels: Sequence[str], tokenizer: Any, add_special_tokens: bool
+) -> str:
+    words = [word for word in CANDIDATE_LABELS if word not in labels]
+    coded = encode([start + word for word in words], tokenizer, add_special_tokens)
+    good = [word for word, ids in zip(words, coded, strict=True) if len(ids) == length + 1]
     return f"These are one token: {', '.join(good[:8])}" if good else "Try shorter words"

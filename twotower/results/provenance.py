@@ -10,6 +10,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -41,7 +42,7 @@ def provenance(model: Model, prompts: Prompts, **settings: Any) -> dict[str, Any
         "device_map": json.dumps(model.device_map),
         "attention_kernel": model.attention_kernel or "",
         **model.about(),
-        "tokenizer_hash": _tokenizer_hash(model),
+        "tokenizer_hash": tokenizer_hash(model.tokenizer),
         "task": prompts.task_name,
         "labels": json.dumps(prompts.labels, ensure_ascii=False),
         "prompts_hash": prompts.hash,
@@ -54,11 +55,51 @@ def provenance(model: Model, prompts: Prompts, **settings: Any) -> dict[str, Any
     }
 
 
-def _tokenizer_hash(model: Model) -> str:
-    if "tokenizer_hash" not in model.cache:
-        content = model.tokenizer.backend_tokenizer.to_str()
-        model.cache["tokenizer_hash"] = hashlib.sha256(content.encode()).hexdigest()
-    return str(model.cache["tokenizer_hash"])
+_hashes: WeakKeyDictionary[Any, tuple[Any, str]] = WeakKeyDictionary()
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """SHA-256 of everything that decides which tokens a tokenizer makes.
+
+    Truncation and padding are left out: a call of the tokenizer sets them and leaves them set.
+
+    Parameters
+    ----------
+    tokenizer
+        A fast transformers tokenizer.
+
+    Returns
+    -------
+    str
+        Computed anew only where tokens were added or a part of the tokenizer was replaced; ""
+        for a tokenizer with parts written in Python, which cannot be serialized.
+    """
+    backend = tokenizer.backend_tokenizer
+    split = bool(getattr(tokenizer, "split_special_tokens", False))
+    parts = (backend.normalizer, backend.pre_tokenizer, backend.post_processor)
+    try:
+        state = [None if part is None else part.__getstate__() for part in parts]
+        state += [len(tokenizer), len(tokenizer.added_tokens_decoder), split]
+        known = _hashes.get(tokenizer)
+        if known is None or known[0] != state:
+            content = _without_padding(backend).to_str() + ("split" if split else "")
+            known = _hashes[tokenizer] = (state, hashlib.sha256(content.encode()).hexdigest())
+    except Exception as error:  # tokenizers raises plain Exception
+        if "cannot be serialized" not in str(error):
+            raise
+        return ""
+    return known[1]
+
+
+def _without_padding(backend: Any) -> Any:
+    if backend.truncation is None and backend.padding is None:
+        return backend
+    from tokenizers import Tokenizer
+
+    copy = Tokenizer.from_str(backend.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
 
 
 @cache

@@ -26,6 +26,9 @@ Measure = Literal["predictions", "effects", "attribution", "qk", "ov"]
 SEVERAL = ("model", "task", "seed")
 """Settings of which a run may have several values; each combination is a part of it."""
 
+YES_OR_NO = ("permute_labels",)
+"""Settings that are true or false where they are given."""
+
 LISTS = (*SEVERAL, "labels", "measures")
 WHOLE = ("batch_size", "threads", "workers", "gpus_per_replica")
 """Settings that are whole numbers where they are given."""
@@ -43,15 +46,16 @@ class Configuration(LoadSettings, EngineSettings):
     model
         Hub id, folder, or smollm2-135m (the demo model); or several.
     task
-        A bundled task, a ready hub dataset, a .csv or .jsonl file, or hub:owner/dataset;
-        or several.
+        A bundled task, a ready hub dataset, a .csv, .tsv, .json, .jsonl or .parquet file, or
+        hub:owner/dataset; or several.
     output
         Where the run is written: a path, or a URL such as s3://bucket/run.zarr; by default
         runs/TASK.zarr.
     overwrite
         Replace a run that is there.
     labels
-        One word per class, each one token; by default foo, bar, map, ...
+        One word per class, each one token, or CLASS=WORD for each class; by default foo, bar,
+        map, ... Words that are the classes' own names go with their classes.
     shots
         Demonstrations per label.
     n
@@ -65,9 +69,14 @@ class Configuration(LoadSettings, EngineSettings):
     order
         Order of the demonstrations.
     permute_labels
-        Let the label of a class change between prompts.
+        Let the label of a class change between prompts; by default it does, unless labels
+        are given by class or are the classes' own names.
     shared_demonstrations
         Give all prompts the same demonstrations.
+    add_special_tokens
+        Let the tokenizer add its special tokens; not where the template holds them already.
+    control_tokens
+        Let control tokens of the tokenizer stand in texts and labels.
     text_column
         Column of the texts in a file or hub dataset.
     label_column
@@ -98,8 +107,10 @@ class Configuration(LoadSettings, EngineSettings):
     template: str = "{text}: {label}\n"
     instruction: str = ""
     order: Literal["shuffled", "alternating", "blocked"] = "shuffled"
-    permute_labels: bool = True
+    permute_labels: bool | None = None
     shared_demonstrations: bool = False
+    add_special_tokens: bool = True
+    control_tokens: bool = False
     text_column: str = "text"
     label_column: str = "label"
     measures: Annotated[tuple[Measure, ...], Words] = (
@@ -123,6 +134,9 @@ class Configuration(LoadSettings, EngineSettings):
             if not several or len(set(several)) != len(several):
                 raise InputError(f"{name}={value!r} must be one or several that differ")
             object.__setattr__(self, name, several)
+        if isinstance(self.labels, dict):
+            by_class = tuple(f"{cls}={word}" for cls, word in self.labels.items())
+            object.__setattr__(self, "labels", by_class)
         for seed in self.seed:
             whole("seed", seed)
         whole("n", self.n, 1, MOST_PROMPTS)
@@ -198,7 +212,7 @@ class Configuration(LoadSettings, EngineSettings):
         return build_prompts(
             model,
             task,
-            self.labels,
+            self._labels(),
             self.shots,
             self.n,
             self.seed[0],
@@ -207,7 +221,18 @@ class Configuration(LoadSettings, EngineSettings):
             order=self.order,
             permute_labels=self.permute_labels,
             shared_demonstrations=self.shared_demonstrations,
+            add_special_tokens=self.add_special_tokens,
+            control_tokens=self.control_tokens,
         )
+
+    def _labels(self) -> tuple[str, ...] | dict[str, str] | None:
+        """Labels as words, or by class where each is written CLASS=WORD."""
+        pairs = [label.rpartition("=") for label in self.labels or ()]
+        if pairs and all(cls and word for cls, _, word in pairs):
+            if len({cls for cls, _, _ in pairs}) < len(pairs):
+                raise InputError(f"labels={self.labels!r} names a class twice")
+            return {cls: word for cls, _, word in pairs}
+        return self.labels
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -234,6 +259,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
             raise InputError(f"{path}: {name!r} is no setting; settings are {', '.join(known)}")
     for name, value in found.items():
         _check_setting(path, name, value)
+    if isinstance(found.get("labels"), dict):
+        found["labels"] = [f"{cls}={word}" for cls, word in found["labels"].items()]
     for name in LISTS:
         if isinstance(found.get(name), list):
             found[name] = tuple(found[name])
@@ -245,7 +272,11 @@ def _check_setting(path: Path, name: str, value: Any) -> None:
     default = getattr(Configuration, name)
     single = default[0] if name in SEVERAL else default
     values = value if name in LISTS and isinstance(value, list) else [value]
-    if isinstance(single, bool):
+    by_class = name == "labels" and isinstance(value, dict)
+    if by_class:
+        kind = "a list of texts, or class: text for each class"
+        ok = all(isinstance(one, str) for one in value.values())
+    elif isinstance(single, bool) or name in YES_OR_NO:
         kind, ok = "true or false", isinstance(value, bool)
     elif isinstance(single, float):
         kind, ok = "a number", isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -254,7 +285,7 @@ def _check_setting(path: Path, name: str, value: Any) -> None:
         ok = all(isinstance(one, int) and not isinstance(one, bool) for one in values)
     else:
         kind, ok = "a text", all(isinstance(one, str) for one in values)
-    if name in LISTS:
+    if name in LISTS and not by_class:
         kind = f"{kind}, or a list" if name in SEVERAL else "a list of texts"
         ok = ok and (name in SEVERAL or isinstance(value, list))
     if not (ok or (value is None and default is None)):

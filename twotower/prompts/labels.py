@@ -1,0 +1,102 @@
+"""Which label goes with which class, and whether labels change places between prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+from ..checks import encodable, yes_or_no
+from ..errors import InputError
+from .classes import class_name
+from .task import Task
+from .tokens import CANDIDATE_LABELS
+
+
+def order_labels(task: Task, labels: Any, permute: bool | None) -> tuple[tuple[str, ...], bool]:
+    """Labels in the order of the task's classes, and whether they are permuted.
+
+    Parameters
+    ----------
+    task
+        Its classes are labelled.
+    labels
+        A list of words, a dict of class to word, or None for words that mean nothing.
+    permute
+        What the user decided; None where it follows from the labels. Labels that say what a
+        class is are not permuted then: half of the demonstrations would contradict them.
+
+    Raises
+    ------
+    InputError
+        If there is not one label per class; if labels are equal or no words; or if some labels
+        are names of classes, some are not, and `permute` is None.
+    """
+    if permute is not None:
+        yes_or_no("permute_labels", permute)
+    if labels is None:
+        names = {_folded(name) for name in task.classes}
+        labels = [word for word in CANDIDATE_LABELS if word not in names][: len(task.classes)]
+    by_class = isinstance(labels, Mapping)
+    if by_class:
+        words = _of_dict(task, labels)
+    elif isinstance(labels, (str, AbstractSet)) or not isinstance(labels, Iterable):
+        raise InputError(f"labels={labels!r} must be a list of words, one per class")
+    else:
+        words = list(labels)
+    if len(words) != len(task.classes):
+        raise InputError(
+            f"{task.name!r} has {len(task.classes)} classes ({', '.join(task.classes)}) and there "
+            f"are {len(words)} labels; give one label per class"
+        )
+    for word in words:
+        if not isinstance(word, str) or not word or word != word.strip():
+            raise InputError(f"label {word!r} must be a word without blanks around it")
+        encodable("label", word)
+    if len(set(words)) != len(words):
+        raise InputError(f"labels must differ: {', '.join(words)}")
+    own = None if by_class else _own_names(task, words)
+    if permute is None and own is None and not by_class:
+        _check_some(task, words)
+    permuted = own is None and not by_class if permute is None else bool(permute)
+    return tuple(map(str, own or words)), permuted
+
+
+def _of_dict(task: Task, labels: Mapping[Any, Any]) -> list[Any]:
+    """Labels given by class, in the order of the classes."""
+    named = [(class_name(cls), word) for cls, word in labels.items()]
+    by_class = dict(named)
+    if set(by_class) != set(task.classes) or len(named) != len(by_class):
+        raise InputError(
+            f"labels= names the classes {', '.join(str(name) for name, _ in named)}; name each "
+            f"class of {task.name!r} once: {', '.join(task.classes)}"
+        )
+    return [by_class[cls] for cls in task.classes]
+
+
+def _own_names(task: Task, words: list[str]) -> list[str] | None:
+    """Labels in the order of the classes whose names they are; None if they are others."""
+    if set(words) == set(task.classes):
+        return list(task.classes)
+    by_name = {_folded(word): word for word in words}
+    names = [_folded(cls) for cls in task.classes]
+    if len(by_name) < len(words) or set(by_name) != set(names):
+        return None
+    return [by_name[name] for name in names]
+
+
+def _check_some(task: Task, words: list[str]) -> None:
+    """Refuse labels of which only some are names of classes."""
+    names = {_folded(cls) for cls in task.classes}
+    some = [word for word in words if _folded(word) in names]
+    if some:
+        raise InputError(
+            f"the label {some[0]!r} is the name of a class of {task.name!r} and other labels are "
+            "not; give labels by class, as in labels={"
+            + ", ".join(f"{cls!r}: ..." for cls in task.classes[:2])
+            + "}, or pass permute_labels=True or False"
+        )
+
+
+def _folded(name: str) -> str:
+    return name.strip().casefold()

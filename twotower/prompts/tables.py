@@ -1,0 +1,326 @@
+"""Tables of texts and classes: files, data frames and datasets, read as they are.
+
+Nothing is guessed: a file that is not rectangular, or not in the encoding or format that its
+name says, is refused with the place where it goes wrong.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+
+Rows = list[dict[str, Any]]
+"""Rows of a table, by column."""
+
+DECIMAL = re.compile(r"[+-]?\d+(\.\d*)?")
+SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows, and where they come from.
+
+    Attributes
+    ----------
+    rows
+        What was read, by column.
+    name
+        A name for the task: that of the file or dataset.
+    source
+        Where the rows come from, for the record.
+    """
+
+    rows: Rows
+    name: str
+    source: str
+
+
+def read_file(path: Path, text: str, label: str) -> Table:
+    """Rows of a file, by the ending of its name (see `FORMATS`).
+
+    Parameters
+    ----------
+    path
+        The file.
+    text, label
+        Columns of the texts and the classes; other columns may be left out.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, it cannot be read, is not rectangular, or has no rows or
+        no such columns.
+    """
+    if not path.is_file():
+        raise InputError(f"there is no file {path}")
+    try:
+        rows = FORMATS[path.suffix.lower()](path, (text, label))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    if not rows:
+        raise InputError(f"{path} holds no rows")
+    return Table(rows, path.stem, f"file {path.name}")
+
+
+def read_object(source: Any, text: str, label: str, split: str) -> Table | None:
+    """Rows of a pandas DataFrame or of a `datasets.Dataset`; None for anything else.
+
+    Neither library is imported: an object of theirs is there only where they are.
+
+    Parameters
+    ----------
+    source
+        A DataFrame, a Dataset, or a DatasetDict.
+    text, label
+        Columns of the texts and the classes.
+    split
+        Which dataset of a DatasetDict.
+
+    Raises
+    ------
+    InputError
+        If there are no such columns, no rows, or no such split.
+    """
+    pandas, datasets = sys.modules.get("pandas"), sys.modules.get("datasets")
+    if pandas is not None and isinstance(source, pandas.DataFrame):
+        _check_columns("the table", list(source.columns), (text, label))
+        columns = {name: source[name].tolist() for name in (text, label)}
+        return Table(_transposed("the table", columns), "table", "DataFrame")
+    if datasets is None:
+        return None
+    if isinstance(source, (datasets.IterableDatasetDict, datasets.DatasetDict)):
+        if split not in source:
+            raise InputError(f"the dataset has no split {split!r}; it has {', '.join(source)}")
+        source = source[split]
+    if isinstance(source, datasets.IterableDataset):
+        raise InputError(
+            "a dataset that streams has no end; load it without streaming=True, or take some rows: "
+            "datasets.Dataset.from_list(list(dataset.take(1000)))"
+        )
+    if isinstance(source, datasets.Dataset):
+        return Table(dataset_rows(source, text, label), "dataset", "Dataset")
+    return None
+
+
+def dataset_rows(dataset: Any, text: str, label: str, what: str = "the dataset") -> Rows:
+    """Rows of a `datasets.Dataset`; classes by name, None where a row is not labelled."""
+    _check_columns(what, dataset.column_names, (text, label))
+    plain = dataset.with_format(None)
+    names = getattr(dataset.features[label], "names", None)
+    classes = [_of_names(value, names) for value in plain[label]]
+    return _transposed(what, {text: list(plain[text]), label: classes})
+
+
+def _of_names(value: Any, names: Sequence[str] | None) -> Any:
+    """Name of a class that is given by number; -1 marks rows without a class."""
+    if names is None or not isinstance(value, int):
+        return value
+    return names[value] if 0 <= value < len(names) else None
+
+
+def _transposed(what: str, columns: Mapping[str, Sequence[Any]]) -> Rows:
+    lengths = {len(values) for values in columns.values()}
+    if len(lengths) > 1:
+        raise InputError(f"{what} has columns of different lengths")
+    if lengths == {0}:
+        raise InputError(f"{what} holds no rows")
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _check_columns(what: str, columns: Sequence[Any], wanted: Sequence[str]) -> None:
+    """Refuse a table without the columns wanted, or with one of them twice."""
+    for name in wanted:
+        if name not in columns:
+            raise InputError(
+                f"{what} has no column {name!r}; it has {', '.join(map(str, columns))}. Name the "
+                "columns with text= and label= (--text-column and --label-column)"
+            )
+        if list(columns).count(name) > 1:
+            raise InputError(f"{what} has several columns {name!r}; leave one")
+
+
+# ---- text files --------------------------------------------------------------------
+
+
+def _decoded(path: Path) -> str:
+    """A file's text, which must be UTF-8."""
+    content = path.read_bytes()
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InputError(f"{path} cannot be read: it is not utf-8 but UTF-16; save it as UTF-8")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{path} cannot be read: it is not utf-8 (line {line}, byte 0x"
+            f"{content[error.start]:02x}); save it as UTF-8"
+        ) from None
+    if "\0" in text.partition("\n")[0]:
+        raise InputError(f"{path} cannot be read: it is not utf-8 text; save it as UTF-8")
+    return text
+
+
+def _separated(separator: str) -> Callable[[Path, Sequence[str]], Rows]:
+    def read(path: Path, wanted: Sequence[str]) -> Rows:
+        # Strict: a quote that is never closed would take in the rest of the file.
+        reader = csv.reader(
+            io.StringIO(_decoded(path), newline=""), delimiter=separator, strict=True
+        )
+        rows: Rows = []
+        header: list[str] = []
+        line = 1
+        try:
+            for fields in reader:
+                start, line = line, reader.line_num + 1
+                if not fields:
+                    continue
+                if not header:
+                    header = [name.strip() for name in fields]
+                    _check_header(path, header, wanted, separator)
+                elif len(fields) != len(header):
+                    raise InputError(
+                        f"{path}, line {start}: the header names {len(header)} columns and this "
+                        f"row has {len(fields)}; put texts with {SEPARATORS[separator]} in quotes"
+                    )
+                else:
+                    rows.append(dict(zip(header, fields, strict=True)))
+        except csv.Error as error:
+            raise InputError(f"{path} cannot be read: line {line}: {error}") from error
+        return _whole_classes(rows, wanted[1])
+
+    return read
+
+
+def _check_header(path: Path, header: list[str], wanted: Sequence[str], separator: str) -> None:
+    twice = [name for name, count in Counter(filter(None, header)).items() if count > 1]
+    if twice:
+        raise InputError(f"{path} has several columns {twice[0]!r}; leave one, or rename them")
+    for other, name in SEPARATORS.items():
+        fields = [field.strip() for field in separator.join(header).split(other)]
+        missing = not set(wanted) <= set(header)
+        if missing and other != separator and set(wanted) <= set(fields):
+            ending = ".tsv" if other == "\t" else ".csv"
+            better = f"call it {ending}" if other in "\t," else "save it with commas"
+            raise InputError(
+                f"{path} is separated by {name}, not by {SEPARATORS[separator]}; {better}"
+            )
+    if any(header):
+        _check_columns(str(path), header, wanted)
+
+
+def _whole_classes(rows: Rows, label: str) -> Rows:
+    """Classes without the .0 that a column of numbers gets where a cell of it was empty."""
+    values = [row[label].strip() for row in rows]
+    if not all(DECIMAL.fullmatch(value) for value in values if value):
+        return rows
+    return [
+        {**row, label: re.sub(r"\.0*$", "", value)} for row, value in zip(rows, values, strict=True)
+    ]
+
+
+def _json_lines(path: Path, wanted: Sequence[str]) -> Rows:
+    return _parsed_lines(path, _decoded(path))
+
+
+def _parsed_lines(path: Path, text: str) -> Rows:
+    rows: Rows = []
+    # Not splitlines(), which also parts a text at Unicode's own line separators.
+    for number, line in enumerate(io.StringIO(text), start=1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}, line {number}: {error.msg}") from error
+    return rows
+
+
+def _json(path: Path, wanted: Sequence[str]) -> Rows:
+    """Rows of JSON: a list of objects, or an object in one of the forms that pandas writes."""
+    text = _decoded(path)
+    try:
+        found = json.loads(text) if text.strip() else []
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":  # a line for each row
+            return _parsed_lines(path, text)
+        raise InputError(f"{path}, line {error.lineno}: {error.msg}") from error
+    if isinstance(found, dict):
+        return _json_object(path, found, wanted)
+    if not isinstance(found, list):
+        raise InputError(f"{path} must hold a list of objects, one for each text")
+    return found
+
+
+def _json_object(path: Path, found: dict[str, Any], wanted: Sequence[str]) -> Rows:
+    data = found.get("data")
+    if isinstance(data, list) and "columns" in found:  # orient="split"
+        names = found["columns"]
+        bad = next((i for i, row in enumerate(data, start=1) if len(row) != len(names)), None)
+        if bad is not None:
+            raise InputError(f"{path}: row {bad} does not have {len(names)} values")
+        _check_columns(str(path), names, wanted)
+        return [dict(zip(names, row, strict=True)) for row in data]
+    if isinstance(data, list) and not set(wanted) <= set(found):  # orient="table"
+        return data
+    values = list(found.values())
+    by_row = bool(values) and all(isinstance(v, dict) and set(wanted) <= set(v) for v in values)
+    if by_row:  # orient="index"
+        return values
+    _check_columns(str(path), list(found), wanted)
+    columns = {name: found[name] for name in wanted}
+    if all(isinstance(column, dict) for column in columns.values()):  # orient="columns"
+        keys = [list(column) for column in columns.values()]
+        if keys[0] != keys[1]:
+            raise InputError(f"{path} has columns of different lengths")
+        columns = {name: list(column.values()) for name, column in columns.items()}
+    if not all(isinstance(column, list) for column in columns.values()):
+        raise InputError(f"{path}: the columns must be lists, or objects of row to value")
+    return _transposed(str(path), columns)
+
+
+# ---- Parquet -----------------------------------------------------------------------
+
+
+def _parquet(path: Path, wanted: Sequence[str]) -> Rows:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise InputError(
+            f"{path} is Parquet, which needs the package pyarrow: pip install 'twotower[tables]'"
+        ) from error
+    try:
+        with parquet.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            _check_columns(str(path), schema.names, wanted)
+            table = file.read(columns=list(wanted))
+    except ArrowException as error:
+        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from error
+    text, label = wanted
+    names = _names_in(schema.metadata or {}, label)
+    classes = [_of_names(value, names) for value in table[label].to_pylist()]
+    return _transposed(str(path), {text: table[text].to_pylist(), label: classes})
+
+
+def _names_in(metadata: Mapping[bytes, bytes], label: str) -> list[str] | None:
+    """Names of the classes, which `datasets` writes beside a column of their numbers."""
+    about = json.loads(metadata.get(b"huggingface", b"{}"))
+    names: list[str] | None = about.get("info", {}).get("features", {}).get(label, {}).get("names")
+    return names
+
+
+FORMATS: dict[str, Callable[[Path, Sequence[str]], Rows]] = {
+    ".csv": _separated(","),
+    ".tsv": _separated("\t"),
+    ".json": _json,
+    ".jsonl": _json_lines,
+    ".parquet": _parquet,
+}
+"""How a file is read, by the ending of its name."""

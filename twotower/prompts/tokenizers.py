@@ -1,0 +1,128 @@
+"""Whether prompts belong to a model: the same tokens, and rows in its embedding for them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from ..errors import InputError
+from .tokens import encode, label_token_ids
+
+if TYPE_CHECKING:
+    from ..models import Model
+    from .prompts import Prompts
+
+_accepted: WeakKeyDictionary[Prompts, set[str]] = WeakKeyDictionary()
+"""Hashes of tokenizers that were found to make a prompts object's tokens."""
+
+
+def check_prompts(model: Model, prompts: Prompts) -> None:
+    """Refuse prompts whose tokens mean something else to a model.
+
+    Costs a few microseconds where the model has the tokenizer that made the prompts.
+
+    Parameters
+    ----------
+    model
+        What is going to be measured.
+    prompts
+        Prompts, reference prompts or donors.
+
+    Raises
+    ------
+    InputError
+        If the model's tokenizer makes other tokens of the same texts, or the model has no
+        embedding for a token.
+    """
+    if prompts.tokenizer is not model.tokenizer:
+        _check_tokens(model.tokenizer, prompts)
+    _check_sizes(model, prompts)
+
+
+def embedding_rows(model: Model) -> int:
+    """Number of tokens that a model has an embedding for."""
+    return _rows(model.module.get_input_embeddings(), model.config)
+
+
+def _check_tokens(tokenizer: Any, prompts: Prompts) -> None:
+    # Here, since a run's first hash needs it and most prompts do not.
+    from ..results.provenance import tokenizer_hash
+
+    ours, theirs = tokenizer_hash(tokenizer), tokenizer_hash(prompts.tokenizer)
+    if (ours and ours == theirs) or ours in _accepted.get(prompts, ()):
+        return
+    known = [ids[ids >= 0].tolist() for ids in prompts.token_id]
+    for number, (made, again) in enumerate(
+        zip(known, encode(prompts.strings, tokenizer, prompts.add_special_tokens), strict=True)
+    ):
+        if made != again:
+            raise InputError(_difference(number, made, again, prompts, tokenizer))
+    try:
+        label_ids = label_token_ids(
+            prompts.items,
+            prompts.labels,
+            tokenizer,
+            known,
+            add_special_tokens=prompts.add_special_tokens,
+            control_tokens=True,
+        )
+    except InputError as error:
+        raise InputError(f"the prompts were made with another tokenizer: {error}") from error
+    for label, old, new in zip(prompts.labels, prompts.label_ids, label_ids, strict=True):
+        if old != new:
+            raise InputError(
+                f"the prompts were made with another tokenizer: the label {label!r} has the id "
+                f"{old} there and {new} with this model; build the prompts with this model"
+            )
+    if ours:
+        _accepted.setdefault(prompts, set()).add(ours)
+
+
+def _difference(
+    number: int, made: list[int], again: list[int], prompts: Prompts, tokenizer: Any
+) -> str:
+    """The first token that differs, in a sentence."""
+    pairs = zip(made, again, strict=False)
+    place = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(made), len(again)))
+    sides = []
+    for ids, maker in ((made, prompts.tokenizer), (again, tokenizer)):
+        token = ids[place] if place < len(ids) else None
+        text = "missing" if token is None else f"{maker.decode([token])!r} (id {token})"
+        sides.append(text)
+    return (
+        f"the prompts were made with another tokenizer: token {place} of prompt {number} is "
+        f"{sides[0]} there and {sides[1]} with this model; build the prompts with this model"
+    )
+
+
+def _check_sizes(model: Model, prompts: Prompts) -> None:
+    """Refuse token ids beyond the embedding, and label ids beyond the unembedding."""
+    rows = embedding_rows(model)
+    top = int(prompts.token_id.max())
+    if top >= rows:
+        raise InputError(_beyond("token", top, rows, "embedding", prompts))
+    rows = _rows(model.architecture.unembedding(model.module), model.config)
+    top = max(prompts.label_ids)
+    if top >= rows:
+        raise InputError(_beyond("label's token", top, rows, "unembedding", prompts))
+
+
+def _beyond(what: str, token: int, rows: int, where: str, prompts: Prompts) -> str:
+    text = prompts.tokenizer.convert_ids_to_tokens(token)
+    return (
+        f"the {what} {text!r} has the id {token} and the model's {where} has {rows} rows; resize "
+        "it (model.resize_token_embeddings(len(tokenizer)) on the transformers model, then load "
+        "it again), or leave the token out"
+    )
+
+
+def _rows(part: Any, config: Any) -> int:
+    """Rows of an embedding or unembedding; packed and wrapped weights do not show them."""
+    while hasattr(part, "base_layer"):
+        part = part.base_layer
+    for name in ("num_embeddings", "out_features"):
+        size = getattr(part, name, None)
+        if isinstance(size, int):
+            return size
+    weight = getattr(part, "weight", None)
+    return int(config.vocab_size if weight is None else weight.shape[0])
