@@ -59,9 +59,15 @@ def judge(model: Model, batch: Batch, claims: Mapping[Any, torch.Tensor]) -> Non
         with np.errstate(divide="ignore", invalid="ignore"):
             strain = np.where(error == 0, 0, error / allowed)
         strain = np.where(np.isnan(strain), np.inf, strain)
-        at = np.unravel_index(int(strain.argmax()), strain.shape)
-        finding = Finding(float(error[at]), float(allowed[at]))
-        if strain[at] > 1:
+        worst = np.unravel_index(int(strain.argmax()), strain.shape)
+        model.proof.add(identity, Finding(float(error[worst]), float(allowed[worst])))
+        failing = np.flatnonzero((strain > 1).reshape(len(strain), -1).any(axis=1))
+        if failing.size:
+            # The first layer is nearest to the cause.
+            first = int(failing[0])
+            inside = np.unravel_index(int(strain[first].argmax()), strain[first].shape)
+            at = (first, *map(int, inside))
+            finding = Finding(float(error[at]), float(allowed[at]))
             where = f"prompt {batch.rows[at[1]]}"
             if layers[at[0]] is not None:
                 where = f"layer {layers[at[0]]}, {where}"
@@ -71,7 +77,6 @@ def judge(model: Model, batch: Batch, claims: Mapping[Any, torch.Tensor]) -> Non
                 f"{model.name}, {where}: {IDENTITIES[identity]} (error {finding.error:.2g}, at "
                 f"most {finding.allowed:.2g} is accepted). {likely_cause(model, identity)}"
             )
-        model.proof.add(identity, finding)
 
 
 def likely_cause(model: Model, identity: str) -> str:

@@ -169,7 +169,8 @@ class Sweep(Recorder):
     ) -> Float[torch.Tensor, "B *rest label"]:
         """(B, ..., label) of residuals (B, ..., d_model)."""
         normed = end.final_norm(residual)
-        return self.readout.logprobs(normed, end, self.unembedded)
+        logprobs: torch.Tensor = self.readout.logprobs(normed, end, self.unembedded)
+        return logprobs
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
         clean = end.residual
