@@ -16,6 +16,7 @@ from .counterfactuals import Group
 from .edits import prepare_change
 from .layout import make_layout
 from .memory import what_fits
+from .missing import tells_once
 from .readout import get_readout
 from .rows import Change
 from .sweep import Sweep
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from ..prompts import Prompts
 
 
+@tells_once
 def head_effects(
     model: Model,
     prompts: Prompts,

@@ -16,6 +16,7 @@ from .collect import collect, dataset
 from .edits import prepare_change
 from .effects import change_settings
 from .everywhere import Everywhere
+from .missing import tells_once
 from .recorders import margin
 from .walk import End, LayerView, Recorder
 
@@ -75,6 +76,7 @@ class Gradient(Recorder):
         return {"margin_drop": torch.stack(drops, dim=1)}
 
 
+@tells_once
 def attribution_patching(
     model: Model,
     prompts: Prompts,

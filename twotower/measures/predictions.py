@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..checks import check_measured
 from ..intervention import Edit, as_edits
 from .collect import collect, dataset
+from .missing import tells_once
 from .recorders import Predictions
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from ..prompts import Prompts
 
 
+@tells_once
 def predict(
     model: Model,
     prompts: Prompts,

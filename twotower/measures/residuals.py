@@ -9,6 +9,7 @@ import torch
 from ..checks import check_measured
 from .batch import Batch
 from .collect import collect, dataset
+from .missing import tells_once
 from .recorders import keep as kept
 from .recorders import stack
 from .walk import End, LayerView, Recorder
@@ -40,6 +41,7 @@ class Residuals(Recorder):
         return {"residual": stack(self.found, end)}
 
 
+@tells_once
 def residual_streams(
     model: Model,
     prompts: Prompts,

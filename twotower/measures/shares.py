@@ -15,6 +15,7 @@ from .batch import Batch
 from .collect import collect, dataset
 from .content import scores
 from .edits import position_mask
+from .missing import tells_once
 from .recorders import stack
 from .walk import End, LayerView, Recorder
 
@@ -29,6 +30,7 @@ SOURCES = ("itself", "own text", "own rest", "other texts", "other labels", "oth
 """What a position can look at; every position it sees is one of these."""
 
 
+@tells_once
 def attention_shares(
     model: Model,
     prompts: Prompts,

@@ -10,6 +10,7 @@ from ..errors import InputError
 from ..intervention import check_heads
 from .batch import Batch
 from .collect import collect, dataset
+from .missing import tells_once
 from .readout import get_readout
 from .recorders import Attribution, LabelValues, Similarity, TopTokens
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ..prompts import Prompts
 
 
+@tells_once
 def attribution(
     model: Model,
     prompts: Prompts,
@@ -85,6 +87,7 @@ def attribution_maker(
     return lambda batch: Attribution(batch, readout, norm)
 
 
+@tells_once
 def qk_similarity(
     model: Model,
     prompts: Prompts,
@@ -130,6 +133,7 @@ def similarity_maker(prompts: Prompts) -> Callable[[Batch], Similarity]:
     return lambda batch: Similarity(batch, batch.cut(labels_at))
 
 
+@tells_once
 def ov_labels(
     model: Model,
     prompts: Prompts,

@@ -207,6 +207,9 @@ class Recorder:
     donors: Sequence[Donors] = ()
     """Other prompts that are run before the batch."""
 
+    shares_rows: bool = False
+    """Whether a value of one prompt that is not finite may reach other prompts' values."""
+
     def layer(self, view: LayerView) -> None:
         """Called at every layer, in order."""
 
