@@ -70,8 +70,8 @@ def in_context_heads(
     ranked = int(np.isfinite(mean).sum())
     if not ranked:
         raise InputError(
-            "there are no effects to choose by: none is measured, or none is finite (then load "
-            "the model with dtype='float32' or 'bfloat16')"
+            "there are no effects to choose by: prompts are not measured yet, or not finite (then "
+            "load the model with dtype='float32' or 'bfloat16')"
         )
     whole("k", k, 1, mean.size)
     if k > ranked:
