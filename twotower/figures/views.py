@@ -13,6 +13,7 @@ import numpy as np
 from ..checks import whole
 from ..errors import InputError
 from ..results import measured_prompts
+from ..results.missing import finite_prompts
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -338,8 +339,9 @@ def not_finite(run: xr.DataTree) -> list[int]:
     """Numbers of the prompts whose logits are not finite."""
     found: set[int] = set()
     for node in run.children.values():
-        if "finite" in node.coords and node["finite"].dims == ("prompt",):
-            found |= set(node["prompt"].values[~node["finite"].values.astype(bool)].tolist())
+        dataset = node.to_dataset(inherit=False)
+        if "finite" in dataset.coords and dataset["finite"].dims == ("prompt",):
+            found |= set(dataset["prompt"].values[~finite_prompts(dataset)].tolist())
     return sorted(found)
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..errors import StoreError
-from .forms import check_dataset, make_dataset, with_booleans
+from .forms import MISSING, check_dataset, make_dataset, with_booleans
 from .missing import mark_missing
 from .place import Place
 from .schema import GROUPS, SCHEMA_VERSION
@@ -106,6 +106,8 @@ class UnitStore:
             nodes[f"/{part}"] = xr.Dataset(attrs=about)
             for name, dataset in groups.items():
                 check_dataset(dataset, name)
+                # The ledger says what is missing; the store holds booleans.
+                dataset = with_booleans(dataset.drop_vars(MISSING, errors="ignore"))
                 path = f"/{part}/{name}" if part else f"/{name}"
                 names = [] if name == "prompts" else measured(dataset)
                 nodes[path], forms[path] = _unwritten(dataset, names, size)
@@ -311,7 +313,8 @@ class UnitStore:
             return
         columns = _ledger(self.units())[["not_finite"]].drop_vars("unit")
         columns, forms = _unwritten(columns, ["not_finite"], 1)
-        columns = xr.Dataset({"not_finite": columns["not_finite"]})
+        # With the group's attributes, which else would go.
+        columns = xr.Dataset({"not_finite": columns["not_finite"]}, attrs=dict(ledger.attrs))
         self._patiently(
             lambda: columns.to_zarr(
                 self.place.store(),
