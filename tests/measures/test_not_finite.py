@@ -228,7 +228,7 @@ def test_tracing_needs_both_prompts(prompts: tt.Prompts, good: np.ndarray, bad: 
 
 @pytest.fixture(scope="module")
 def edgy() -> tt.Model:
-    """A model in float16 whose head 1.2 keeps a head's output from overflowing."""
+    """A model in float16 that does not overflow by itself."""
     hf = hf_model("llama-grouped").half()
     return tt.load(hf, tokenizer=byte_level())
 
@@ -264,6 +264,30 @@ def test_single_counterfactuals(edgy: tt.Model, monkeypatch: pytest.MonkeyPatch)
     heads = tt.in_context_heads(found, 12)
     mean = there.mean("prompt").values
     assert [mean[x] for x in heads] == sorted(mean.ravel(), reverse=True)
+
+
+def test_what_overflows_reaches_no_prompt_beside_it(
+    edgy: tt.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where prompts share rows, those that a NaN may have reached are measured by themselves."""
+    from twotower.measures.sweep import Sweep
+
+    prompts = tt.build_prompts(edgy, TWO, shots=2, n=4, seed=2)
+    expected = tt.head_effects(edgy, prompts, "all", batch_size=1)
+    plain, sizes = Sweep.finish, []
+
+    def leaking(self: Any, end: Any) -> dict[str, torch.Tensor]:
+        found = plain(self, end)
+        sizes.append(len(found["margin_drop"]))
+        if sizes[-1] > 1:
+            found["margin_drop"][:2, 1, 1] = torch.nan
+        return found
+
+    monkeypatch.setattr(Sweep, "finish", leaking)
+    found = tt.head_effects(edgy, prompts, "all", batch_size=4)
+    assert sizes == [4, 1, 1]
+    assert found.attrs["not_finite_values"] == 0
+    given.same_on_finite(found, expected)
 
 
 def test_a_vocabulary_entry_of_minus_infinity_is_fine() -> None:
