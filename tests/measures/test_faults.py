@@ -222,13 +222,13 @@ def test_the_smallest_faults_that_are_seen() -> None:
         with pytest.MonkeyPatch.context() as patch:
             own = model.architecture.scaling
             patch.setattr(model.architecture, "scaling", lambda n, own=own: (1 + scale) * own(n))
-            refused(lambda: tt.qk_similarity(model, prompts))  # noqa: B023
+            refused(lambda: tt.qk_similarity(model, prompts))
         streams = tt.residual_streams(model, prompts, keep="last").residual.isel(layer=2).values
         length = float(np.sqrt((streams**2).sum(axis=-1)).mean())
         size = shift * length / 48**0.5
         mlp = model.module.model.layers[1].mlp
         handle = mlp.down_proj.register_forward_hook(lambda m, a, o, size=size: o + size)
         try:
-            refused(lambda: tt.head_effects(model, prompts), "forward hook")  # noqa: B023
+            refused(lambda: tt.head_effects(model, prompts), "forward hook")
         finally:
             handle.remove()

@@ -12,8 +12,9 @@ from ..errors import CheckError
 from ..models.findings import Finding
 from ..models.rounding import Rounding
 from ..options import option
-from .proof import IDENTITIES, Proof
-from .walk import BatchEdit, Recorder, run_batch
+from .missing import FINITE
+from .proof import IDENTITIES, Proof, Proved
+from .walk import BatchEdit, Recorder, donors_of, run_batch
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -39,10 +40,17 @@ def proved_batch(
     if not option("proof"):
         model.proof.made = False
         return run_batch(model, batch, recorders, edits, gradients=gradients)
-    proof = Proof(Rounding.of(model), recorders)
+    rounding = Rounding.of(model)
+    of_donors = []
+    for donors in donors_of(edits, recorders):
+        of_donors.append(Proof(rounding))
+        donors.recorder = Proved(donors.recorder, of_donors[-1])
+    proof = Proof(rounding, [*recorders, *of_donors])
     *found, claims = run_batch(model, batch, [*recorders, proof], edits, gradients=gradients)
-    judge(model, batch, claims)
-    model.proof.prompts += len(batch.rows)
+    finite = [bool(new[FINITE].all()) for new in found if FINITE in new]
+    if all(finite):  # else prompts that are finite are measured once more, without the others
+        judge(model, batch, claims)
+        model.proof.prompts += len(batch.rows)
     return found
 
 

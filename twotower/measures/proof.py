@@ -133,7 +133,7 @@ class Proof(Recorder):
         self.scales = total if self.scales is None else self.scales + total
 
     def _fitted(
-        self, layer: int | None, sums: Float32[torch.Tensor, "sums"], dtype: torch.dtype, n: int
+        self, layer: int | None, sums: Float32[torch.Tensor, " 3"], dtype: torch.dtype, n: int
     ) -> None:
         total = sums[1].clamp(min=torch.finfo(sums.dtype).tiny)
         allowed = self.rounding.scale(dtype, sums[2].sqrt() / total)
@@ -189,6 +189,21 @@ class Proof(Recorder):
         for other in self.others:
             self.claims += other.claims
         return _gathered(self.claims, end.residual.device)
+
+
+class Proved(Recorder):
+    """A recorder of donors, and the proof beside it."""
+
+    def __init__(self, recorder: Recorder, proof: Proof) -> None:
+        self.recorder, self.proof = recorder, proof
+
+    def layer(self, view: LayerView) -> None:
+        self.recorder.layer(view)
+        self.proof.layer(view)
+
+    def finish(self, end: End) -> dict[Any, torch.Tensor]:
+        self.proof.finish(end)
+        return self.recorder.finish(end)
 
 
 def _gathered(claims: Iterable[Claim], device: torch.device) -> dict[Any, torch.Tensor]:

@@ -11,41 +11,22 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.modules import module as torch_modules
 
-from ..checks import check_measured
 from ..errors import TwoTowerWarning
 from .state import HOOKS, is_foreign
 
 if TYPE_CHECKING:
     from .model import Model
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 _LOCK = threading.RLock()
 """nnsight keeps what it traces in globals: one measure at a time in a process."""
 
 _measured: list[Any] = []
 """Models under way, innermost last."""
-
-
-def measure(function: F) -> F:
-    """Make a function of model and prompts a measure: arguments checked, model prepared.
-
-    Measures may call each other; their proofs are gathered into that of the outermost.
-    """
-
-    @wraps(function)
-    def run(model: Model, prompts: Any, *args: Any, **kwargs: Any) -> Any:
-        check_measured(model, prompts)
-        with measuring(model):
-            return function(model, prompts, *args, **kwargs)
-
-    return cast(F, run)
 
 
 @contextmanager
