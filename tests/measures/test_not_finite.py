@@ -301,7 +301,7 @@ def test_a_vocabulary_entry_of_minus_infinity_is_fine() -> None:
     logits[3, 4] = torch.inf
     logits[4, 4] = torch.nan
     logits[5, 1] = torch.nan
-    end = End(torch.zeros(6, 2), logits, None, None)
+    end = End(torch.zeros(6, 2), logits, None, None, logits.dtype)
     found = Finite(Everywhere([0, 1], [logits.device])).finish(end)["finite"]
     assert found.tolist() == [True, True, False, False, False, False]
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from ..errors import CheckError
-from ..models.findings import Finding
 from ..models.rounding import Rounding
 from ..options import option
+from ..results.findings import Finding
 from .missing import FINITE
 from .proof import IDENTITIES, Proof, Proved
 from .walk import BatchEdit, Recorder, donors_of, run_batch

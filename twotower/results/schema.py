@@ -336,6 +336,13 @@ GROUPS: dict[str, dict[str, Variable]] = {
             "values that are not, as JSON; empty where all are finite",
             required=False,
         ),
+        "proof": Variable(
+            _U,
+            "str",
+            "proof",
+            "each identity's largest error and what was allowed, on the unit's prompts, as JSON",
+            required=False,
+        ),
         "driver": Variable((), "str", "driver", "who drives the run, as JSON; empty if nobody"),
         "scored": Variable(
             (), "str", "prompts scored", "by part, of how many prompts the scores are, as JSON"

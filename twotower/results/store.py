@@ -150,13 +150,14 @@ def open(path: str | Path | Place) -> xr.DataTree:
     StoreError
         If there is no store, or it is foreign, or groups or variables of it are damaged.
     """
-    from .units import UnitStore, mark_units  # needs numpy, which importing the package does not
+    # Needs numpy, which importing the package does not.
+    from .units import ADDED, UnitStore, mark_units
 
     place = Place(path)
     tree = _require_run(place)
     try:
         if "units" in tree.children:
-            ledger = UnitStore(place).ledger("part", "start", "stop", "state", "not_finite")
+            ledger = UnitStore(place).ledger("part", "start", "stop", "state", *ADDED)
             for part in _names(tree, "twotower_parts"):
                 tree[part] = mark_units(tree.children[part], ledger, part)
             if "twotower_parts" not in tree.attrs:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..errors import StoreError
+from .findings import Findings
 from .forms import MISSING, check_dataset, make_dataset, with_booleans
 from .missing import mark_missing
 from .place import Place
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
     import xarray as xr
 
 DONE, FAILED = "done", "failed"
-REPORTED = ("state", "seconds", "finished", "worker", "error", "not_finite")
+ADDED = ("not_finite", "proof")
+"""Of these, what stores of older versions lack."""
+
+REPORTED = ("state", "seconds", "finished", "worker", "error", *ADDED)
 """What is written of a unit once it is measured."""
 
 PATIENCE = 300.0
@@ -232,7 +236,7 @@ class UnitStore:
         unit, state
             The unit, and "done", "failed" or "".
         **report
-            seconds, finished, worker, error, not_finite.
+            seconds, finished, worker, error, not_finite, proof.
         """
 
         def write() -> None:
@@ -300,7 +304,7 @@ class UnitStore:
             raise self.place.failed("cannot be read", error) from error
 
     def _column(self, ledger: Any, name: str) -> np.ndarray:
-        if name == "not_finite" and name not in ledger:  # a store of an older version
+        if name in ADDED and name not in ledger:
             return np.full(ledger["state"].shape, "", dtype=object)
         return np.asarray(ledger[name][...])
 
@@ -309,12 +313,13 @@ class UnitStore:
         import xarray as xr
 
         ledger = self._ledger()
-        if "not_finite" in ledger:
+        names = [name for name in ADDED if name not in ledger]
+        if not names:
             return
-        columns = _ledger(self.units())[["not_finite"]].drop_vars("unit")
-        columns, forms = _unwritten(columns, ["not_finite"], 1)
+        columns = _ledger(self.units())[names].drop_vars("unit")
+        columns, forms = _unwritten(columns, names, 1)
         # With the group's attributes, which else would go.
-        columns = xr.Dataset({"not_finite": columns["not_finite"]}, attrs=dict(ledger.attrs))
+        columns = xr.Dataset({name: columns[name] for name in names}, attrs=dict(ledger.attrs))
         self._patiently(
             lambda: columns.to_zarr(
                 self.place.store(),
@@ -374,23 +379,26 @@ def mark_units(run: xr.DataTree, ledger: xr.Dataset, part: str) -> xr.DataTree:
     here = ledger["part"].values == part
     done = np.zeros(int(ledger["stop"].values[here].max(initial=0)), dtype=bool)
     finite, values = np.ones_like(done), Counter[str]()
-    columns = (ledger[name].values[here] for name in ("state", "start", "stop", "not_finite"))
-    for state, start, stop, text in zip(*columns, strict=True):
+    proofs: list[str] = []
+    columns = (ledger[name].values[here] for name in ("state", "start", "stop", *ADDED))
+    for state, start, stop, text, proof in zip(*columns, strict=True):
         done[start:stop] = state == DONE
+        proofs += [str(proof)] if state == DONE and proof else []
         if state == DONE and text:
             report = json.loads(str(text))
             finite[report["prompts"]] = False
             values.update(report["values"])
-    if done.all() and finite.all() and not values:
+    about = {"proof": Findings.joined(proofs)} if proofs else {}
+    if done.all() and finite.all() and not values and not about:
         return run
     values["scores"] = sum(values[name] for name in ("qk", "ov", "effects"))
     marked = run.copy()
     missing = int((~finite).sum())
-    marked.attrs["not_finite"] = missing
+    marked.attrs.update(about, not_finite=missing)
     for name, node in run.children.items():
         if name not in GROUPS or name == "units":
             continue
-        dataset = node.to_dataset(inherit=False)
+        dataset = node.to_dataset(inherit=False).assign_attrs(about)
         if name != "prompts" and "prompt" in dataset.dims:
             dataset = mark_missing(dataset, measured=done, finite=finite)
         marked[name] = dataset.assign_attrs(not_finite=missing, not_finite_values=values[name])
@@ -449,7 +457,7 @@ def _unwritten(
 
 
 def _ledger(units: Sequence[Unit]) -> xr.Dataset:
-    n, texts = len(units), ("state", "worker", "error", "not_finite")
+    n, texts = len(units), ("state", "worker", "error", *ADDED)
     values = {
         "part": np.array([unit.part for unit in units], dtype=object),
         "start": np.array([unit.start for unit in units]),

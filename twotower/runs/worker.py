@@ -146,6 +146,7 @@ class Worker:
             worker=report.worker,
             error="",
             not_finite=report_missing(unit, groups),
+            proof=model.proof.describe(),
         )
         return report
 
