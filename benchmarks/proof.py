@@ -100,9 +100,7 @@ def main() -> None:
     for name, ratio in result["with_proof"].items():
         print(f"{name:45s} {ratio:6.3f} of the time without proof (limit {LIMIT})")
     print(f"{'a look at the state':45s} {result['look_milliseconds']:6.2f} ms")
-    print(
-        f"{'a look at the state of Llama-7B, in bfloat16':45s} {result['look_7b_milliseconds']:6.2f} ms"
-    )
+    print(f"{'a look at the state of Llama-7B':45s} {result['look_7b_milliseconds']:6.2f} ms")
     print(f"{'proving a new state':45s} {result['second_forward_seconds']:6.3f} s")
     for name, ratio in result.get("over_older_version", {}).items():
         print(f"{name:45s} {ratio:6.3f} of an older version's time")
