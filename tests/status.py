@@ -102,7 +102,7 @@ def main() -> None:
             model = tiny(name)
             prompts = tt.build_prompts(model, THREE, shots=2, n=2, seed=2)
             errors = (
-                max(check_model(model).values()),
+                max(one.error for one in check_model(model).values()),
                 knock_out_error(model, prompts),
                 attention_error(model, prompts),
             )

@@ -20,7 +20,7 @@ def test_known_architectures_pass(name: str, attention: str) -> None:
     if name == "gptj" and attention == "sdpa":
         pytest.skip("transformers has no sdpa kernel for GPT-J")
     model = tt.load(hf_model(name, attention), tokenizer=byte_level(), check=False)
-    assert max(check_model(model).values()) < 1e-5
+    assert max(one.error for one in check_model(model).values()) < 1e-5
 
 
 def wrong(base: type, **changes: object) -> type:
@@ -56,7 +56,7 @@ def test_wrong_adapters_are_refused(case: str, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(tt.CheckError, match=message) as raised:
         tt.load(hf_model(name), tokenizer=byte_level())
     assert "layer" in str(raised.value)
-    assert "at most 0.0001" in str(raised.value)
+    assert "at most" in str(raised.value)
     tt.load(hf_model(name), tokenizer=byte_level(), check=False)
 
 
@@ -70,9 +70,11 @@ def test_a_block_that_adds_up_otherwise_is_refused() -> None:
 
 def test_logits_that_are_scaled_are_refused() -> None:
     module = hf_model("llama")
-    module.model.norm.register_forward_hook(lambda m, a, output: output + 1)
-    model = tt.load(module, tokenizer=byte_level())  # norm and unembedding still agree
-    assert model.n_layers == 3
+    handle = module.model.norm.register_forward_hook(lambda m, a, output: output + 1)
+    with pytest.raises(tt.CheckError, match="norm and unembedding.*forward hook"):
+        tt.load(module, tokenizer=byte_level())
+    handle.remove()
+    assert tt.load(module, tokenizer=byte_level()).n_layers == 3
     module.lm_head.register_forward_hook(
         lambda m, a, output: output if output.dim() < 3 else output * 2
     )

@@ -116,9 +116,12 @@ def test_the_check_is_one_job(server: Server) -> None:
 
 
 def test_a_model_that_does_not_fit_is_refused(server: Server, monkeypatch: Any) -> None:
+    from twotower.models import registry
     from twotower.models.llama import Llama
 
-    monkeypatch.setattr(Llama, "scaling", lambda self, layer: 1.0)
+    # A class of its own: the server would keep what is patched into Llama.
+    wrong = type("WrongLlama", (Llama,), {"scaling": lambda self, layer: 1.0})
+    monkeypatch.setattr(registry, "ADAPTERS", [wrong])
     with pytest.raises(tt.CheckError, match="recomputed attention does not give"):
         tt.load(server.folder / "llama", remote=server.address)
 

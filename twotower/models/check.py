@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 IDENTITIES = {
     "sum": "the heads' outputs do not sum to the attention output",
     "attention": "recomputed attention does not give the heads' outputs",
-    "again": "modules called once more do not give what the model's forward made of the same",
     "block": "residual stream, attention and MLP do not sum to the block's output",
+    "again": "modules called once more do not give what the model's forward made of the same",
     "edit": "halving the heads' outputs does not reach the output projection",
     "unembedding": "norm and unembedding of the last residual stream do not give the logits",
     "no-op edit": "writing the heads' outputs back unchanged moves the logits",

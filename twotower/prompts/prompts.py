@@ -13,7 +13,6 @@ import numpy as np
 from ..checks import finite, whole
 from ..errors import InputError
 from .segments import Prompt
-from .tokenizers import check_prompts
 from .tokens import check_label_positions, label_token_ids, tokenize
 
 if TYPE_CHECKING:
@@ -174,6 +173,9 @@ class Prompts:
             If the model's tokenizer makes other tokens of the same texts, or the model has
             no embedding for a token.
         """
+        # Imported here: what stands in the module would be sent to a server with donors.
+        from .tokenizers import check_prompts
+
         check_prompts(model, self)
 
     def _with(self, items: Sequence[Prompt]) -> Prompts:
