@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 
 from ..checks import check_measured
-from ..errors import TwoTowerWarning
+from ..errors import CheckError, TwoTowerWarning
 from .state import Hook, hooks_of
 
 if TYPE_CHECKING:
@@ -36,23 +36,37 @@ def measure(function: F) -> F:
     """Make a function of model and prompts a measure: arguments checked, model prepared.
 
     Measures may call each other; their proofs are gathered into that of the outermost.
+
+    Where a proof fails that uses what was derived from the weights in an earlier measure, that is
+    derived anew, and the measure is made once more: a few elements may have been changed in a way
+    that the state of the model does not show.
     """
 
     @wraps(function)
     def run(model: Model, prompts: Any, *args: Any, **kwargs: Any) -> Any:
         check_measured(model, prompts)
-        with measuring(model):
+        with measuring(model) as outermost:
+            derived = outermost and bool(model.cache)
+            try:
+                return function(model, prompts, *args, **kwargs)
+            except CheckError:
+                if not derived:
+                    raise
+            model.forget()
             return function(model, prompts, *args, **kwargs)
 
     return cast(F, run)
 
 
 @contextmanager
-def measuring(model: Model) -> Iterator[None]:
-    """Conditions for measuring a model; within another such context of it, nothing happens."""
+def measuring(model: Model) -> Iterator[bool]:
+    """Conditions for measuring a model; within another such context of it, nothing happens.
+
+    Gives whether this is the outermost one.
+    """
     with _LOCK:
         if any(one is model for one in _measured):
-            yield
+            yield False
             return
         _measured.append(model)
         try:
@@ -64,7 +78,7 @@ def measuring(model: Model) -> Iterator[None]:
                     stack.enter_context(_evaluating(modules))
                     stack.enter_context(_not_compiled(modules))
                     stack.enter_context(_hooks_watched(model))
-                yield
+                yield True
         finally:
             _measured.pop()
 

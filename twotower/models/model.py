@@ -88,13 +88,22 @@ class Model:
             renew_modules(self.traced, self.architecture)
         now = take_state(self)
         if now != self.state:
-            sizes = {key: size for key, size in self.cache.items() if key[0] == "batch size"}
-            self.cache.clear()
-            self.cache.update(sizes)
+            self.forget()
             self.state = now
+        self.begin()
+        return now
+
+    def forget(self) -> None:
+        """Forget what was derived from the weights, and what was proved with it."""
+        sizes = {key: size for key, size in self.cache.items() if key[0] == "batch size"}
+        self.cache.clear()
+        self.cache.update(sizes)
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin the proof of a measure."""
         self.proof = Findings()
         self.acting.clear()
-        return now
 
     def about(self) -> dict[str, str]:
         """Its state when it was measured last, and the proof of that measure, for the record."""
