@@ -95,9 +95,7 @@ def some_prompts(name: str) -> tt.Prompts:
 class User(RuleBasedStateMachine):
     """A user with a model of their own."""
 
-    @initialize(
-        name=st.sampled_from(sorted(PARTS)), seed=st.integers(0, 9), training=st.booleans()
-    )
+    @initialize(name=st.sampled_from(sorted(PARTS)), seed=st.integers(0, 9), training=st.booleans())
     def load(self, name: str, seed: int, training: bool) -> None:
         self.name, self.module = name, fresh(name, seed).train(training)
         self.model = tt.load(self.module, tokenizer=byte_level())
@@ -219,7 +217,9 @@ class User(RuleBasedStateMachine):
     )
     def replace_forward(self, part: str, how: str, change: Any) -> None:
         block = self.model.architecture.layers(self.module)[1]
-        module = {"mlp": block.mlp, "norm": self.model.architecture.mlp_norm(block)}.get(part, block)
+        module = {"mlp": block.mlp, "norm": self.model.architecture.mlp_norm(block)}.get(
+            part, block
+        )
         if part == "block" and how == "instead":
             return
         if part not in self.undo:

@@ -178,10 +178,7 @@ class Proof(Recorder):
             self.claims += other.claims
         return _gathered(self.claims, end.residual.device)
 
-
-    def _vocabulary(
-        self, end: End, readout: Readout, allowed: Float32[torch.Tensor, " B"]
-    ) -> None:
+    def _vocabulary(self, end: End, readout: Readout, allowed: Float32[torch.Tensor, " B"]) -> None:
         """The labels' log-probabilities, which depend on the logits of all other tokens."""
         found = readout.logprobs(end.final_norm(end.residual), end)
         labels = end.logits[:, readout.on(end.logits.device).label_ids]
