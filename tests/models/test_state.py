@@ -309,7 +309,8 @@ def test_gradients_and_what_is_learned_are_left(model, prompts) -> None:
     before = [(p, p.requires_grad, p.grad) for p in model.module.parameters()]
     tt.analyze(model, prompts)
     after = [(p, p.requires_grad, p.grad) for p in model.module.parameters()]
-    assert all(x is y for one, two in zip(before, after, strict=True) for x, y in zip(one, two))
+    for one, two in zip(before, after, strict=True):
+        assert all(x is y for x, y in zip(one, two, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -326,8 +327,9 @@ def test_modes_around_a_measure(
 
 def test_autocast_is_left_out_with_one_warning(model, prompts) -> None:
     expected = tt.analyze(model, prompts)
-    with torch.autocast("cpu", torch.bfloat16), pytest.warns(tt.TwoTowerWarning) as given:
-        found = tt.analyze(model, prompts)
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.warns(tt.TwoTowerWarning) as given:
+            found = tt.analyze(model, prompts)
         assert torch.is_autocast_enabled("cpu")
     assert len(given) == 1
     xr.testing.assert_equal(found.effects.dataset, expected.effects.dataset)

@@ -33,7 +33,7 @@ import twotower as tt
 STEPS = 10
 """Of one user; a thousand steps are a hundred users."""
 
-USERS = N // 3 or 16
+USERS = N // 3 or 12
 
 PARTS = {
     "gpt2": ["attn", "attn.c_attn", "attn.c_proj", "mlp", "mlp.c_fc", "mlp.act", "ln_1", "ln_2"],
@@ -166,7 +166,7 @@ class User(RuleBasedStateMachine):
             name = next(name for name, p in part._parameters.items() if p is weight)
             setattr(part, name, torch.nn.Parameter(weight.detach() * 1.25, weight.requires_grad))
 
-    # ---- dtypes and kernels ----------------------------------------------------------------
+    # ---- dtypes and kernels --------------------------------------------------------------
 
     @rule(dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64]))
     def cast(self, dtype: torch.dtype) -> None:
@@ -179,7 +179,7 @@ class User(RuleBasedStateMachine):
         if self.module.dtype is not torch.float64:
             self.model.module.set_attn_implementation(kernel)
 
-    # ---- hooks, methods, edits ---------------------------------------------------------------
+    # ---- hooks, methods, edits -----------------------------------------------------------
 
     @rule(
         data=st.data(),
@@ -242,7 +242,7 @@ class User(RuleBasedStateMachine):
         self.model.traced.clear_edits()
         self.edits = 0
 
-    # ---- adapters ------------------------------------------------------------------------------
+    # ---- adapters ------------------------------------------------------------------------
 
     @precondition(lambda self: self.adapters is None and not self.undo)
     @rule(data=st.data(), inject=st.booleans())
@@ -292,7 +292,7 @@ class User(RuleBasedStateMachine):
             self.adapters.merge_and_unload() if merge else self.adapters.unload()
         self.adapters = None
 
-    # ---- around a measure ------------------------------------------------------------------------
+    # ---- around a measure ----------------------------------------------------------------
 
     @rule(which=st.sampled_from(["none", "inference", "autocast", "default", "gradients"]))
     def surround(self, which: str) -> None:
@@ -318,7 +318,7 @@ class User(RuleBasedStateMachine):
         else:
             yield
 
-    # ---- what must hold ----------------------------------------------------------------------------
+    # ---- what must hold ------------------------------------------------------------------
 
     def in_force(self) -> list[str]:
         """How what is in force is named."""
@@ -334,13 +334,14 @@ class User(RuleBasedStateMachine):
                 warnings.simplefilter("always")
                 return measure()
         except tt.CheckError as error:
-            assert any(name in str(error) for name in self.in_force()), error
-            return None
+            refusal = str(error)
         finally:
             after = conditions(self.module)
             assert [key for key in before if before[key] != after[key]] == []
             autocast = [tt.TwoTowerWarning] if self.surroundings == "autocast" else []
             assert [one.category for one in given] == autocast
+        assert any(name in refusal for name in self.in_force()), refusal
+        return None
 
     @invariant()
     def every_measure_is_right_or_refused(self) -> None:

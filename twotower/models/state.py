@@ -182,7 +182,7 @@ def _sample(tensors: list[torch.Tensor]) -> str:
         # An offloaded weight is on "meta" until it is needed.
         if tensor.is_meta or not tensor.numel():
             continue
-        taken = _spread(tensor.detach())
+        taken = _spread(tensor.data)
         groups.setdefault((tensor.device, tensor.dtype), []).append(taken)
     for (_, dtype), parts in groups.items():
         joined = torch.cat(parts).cpu()
@@ -193,7 +193,10 @@ def _sample(tensors: list[torch.Tensor]) -> str:
 
 def _spread(tensor: torch.Tensor) -> torch.Tensor:
     """Elements spread evenly over the memory that a tensor spans."""
-    span = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    span = tensor.numel()
+    if not tensor.is_contiguous():
+        steps = zip(tensor.shape, tensor.stride(), strict=True)
+        span = 1 + sum((n - 1) * step for n, step in steps)
     n = min(SAMPLES, span)
     return tensor.as_strided((n,), (max(1, (span - 1) // max(1, n - 1)),))
 
