@@ -47,6 +47,7 @@ def proved_batch(
         donors.recorder = Proved(donors.recorder, of_donors[-1])
     proof = Proof(rounding, [*recorders, *of_donors])
     *found, claims = run_batch(model, batch, [*recorders, proof], edits, gradients=gradients)
+    refuse(model, model.acting)
     finite = [bool(new[FINITE].all()) for new in found if FINITE in new]
     if all(finite):  # else prompts that are finite are measured once more, without the others
         judge(model, batch, claims)
@@ -92,12 +93,7 @@ def likely_cause(model: Model, identity: str) -> str:
     assert model.state is not None
     others = model.state.interventions()
     if others:
-        return (
-            f"Probably because of the {others[0]}"
-            + (f" ({len(others)} in all)" if len(others) > 1 else "")
-            + ", which this measure cannot follow: remove it, or write it as an edit (KnockOut, "
-            "Scale, Patch, ...)"
-        )
+        return f"Probably because of the {_cannot_follow(others)}"
     if identity in ("label directions", "logits"):
         return (
             "Probably weights were changed while a measure ran, or the final norm or the "
@@ -112,4 +108,28 @@ def likely_cause(model: Model, identity: str) -> str:
     return (
         f"Probably the adapter {adapter} does not describe this model's blocks, or a module does "
         "not treat every position by itself"
+    )
+
+
+def refuse(model: Model, others: Sequence[str]) -> None:
+    """Refuse a measure that cannot follow interventions of others, if there are any.
+
+    Their effect on other vectors than the clean run's is not known: one that clips large values,
+    say, may do nothing there and much to a row of a sweep.
+
+    Raises
+    ------
+    CheckError
+        With their names.
+    """
+    if others:
+        raise CheckError(f"{model.name} has in force the {_cannot_follow(others)}")
+
+
+def _cannot_follow(others: Sequence[str]) -> str:
+    """Interventions of others, and what to do about them."""
+    every = others[0] + (f" ({len(others)} in all)" if len(others) > 1 else "")
+    return (
+        f"{every}, which this measure cannot follow: remove it, or write it as an edit "
+        "(KnockOut, Scale, Patch, ...)"
     )

@@ -192,9 +192,19 @@ class Proof(Recorder):
                 error, self.rounding.module(max(end.dtype, end.residual.dtype, key=roundoff))
             )
             self.claims.append(Claim("logits", None, error, allowed))
+            self._vocabulary(end, self.readout, allowed)
         for other in self.others:
             self.claims += other.claims
         return _gathered(self.claims, end.residual.device)
+
+    def _vocabulary(self, end: End, readout: Readout, allowed: Float32[torch.Tensor, " B"]) -> None:
+        """The labels' log-probabilities, which depend on the logits of all other tokens."""
+        found = readout.logprobs(end.final_norm(end.residual), end)
+        labels = end.logits[:, readout.on(end.logits.device).label_ids]
+        expected = labels - end.logits.logsumexp(dim=-1, keepdim=True)
+        size = end.logits.abs().amax(dim=-1) + expected.abs().amax(dim=-1)
+        error = (found.to(expected.device) - expected).abs().amax(dim=-1)
+        self.claims.append(Claim("logits", None, error / size, allowed))
 
 
 class Proved(Recorder):

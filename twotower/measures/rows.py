@@ -178,7 +178,11 @@ class Clean:
         assert view.mlp_output is not None
         residual = at(view.residual, layout.source)
         added = (at(x, layout.source) for x in (view.attention_output, view.mlp_output))
-        size = sum(x.norm(dim=-1, dtype=torch.float32) for x in (residual, *added))
+        # In float32, or in float64 where the model is; torch narrows nothing in a norm.
+        size = sum(
+            x.norm(dim=-1, dtype=torch.promote_types(x.dtype, torch.float32)).float()
+            for x in (residual, *added)
+        )
         assert isinstance(size, torch.Tensor)
         mlp_output = view.mlp_output if view.architecture.parallel else None
         return cls(

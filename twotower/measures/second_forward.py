@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import nnsight
 import numpy as np
 import torch
 
@@ -44,7 +43,8 @@ def prove_state(model: Model, prompts: Prompts) -> None:
     Parameters
     ----------
     model
-        Nothing is done for one on a server, where no hook can be put.
+        Nothing is done for one on a server, where no hook can be put, nor where something is in
+        force that sweeps refuse.
     prompts
         The shortest of them is used.
 
@@ -53,7 +53,7 @@ def prove_state(model: Model, prompts: Prompts) -> None:
     CheckError
         If the two numbers differ by more than rounding allows.
     """
-    if model.remote:
+    if model.remote or (model.state is not None and model.state.unfollowed()):
         return
     if KEY not in model.cache:
         under_way, model.proof = model.proof, Findings()
@@ -123,11 +123,7 @@ def _logits(model: Model, prompt: Prompts, out: Head | None) -> np.ndarray:
     ids = torch.as_tensor(prompt.token_id, device=model.device)
     inputs = {"input_ids": ids, "use_cache": False, "return_dict": True}
     with torch.no_grad(), _without(model, out):
-        if model.state is not None and model.state.edits:  # of the traced model alone
-            with model.traced.trace(**inputs):
-                logits = nnsight.save(model.traced.output.logits[0, -1])
-        else:
-            logits = model.module(**inputs).logits[0, -1]
+        logits = model.module(**inputs).logits[0, -1]
     labels: np.ndarray = logits[list(prompt.label_ids)].double().cpu().numpy()
     return labels
 

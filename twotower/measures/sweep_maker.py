@@ -14,6 +14,7 @@ from ..options import option
 from .batch import Batch
 from .counterfactuals import Group
 from .edits import prepare_change
+from .judge import refuse
 from .layout import make_layout
 from .memory import what_fits
 from .readout import get_readout
@@ -45,8 +46,15 @@ def sweep_maker(
     Without `groups` every head is one, and results are by layer and head. Groups cost
     least in sorted order, in which those that share lower heads stand together. `gold`
     (prompt,) is the number of the label whose margin is read, by default the right one.
+
+    Raises
+    ------
+    CheckError
+        If something is in force that rows cannot follow.
     """
     yes_or_no("logprobs", logprobs)
+    if option("proof") and model.state is not None:
+        refuse(model, model.state.unfollowed())
     at, replacement = prepare_change(model, prompts, positions, ablation, reference, seed, factor)
     readout = get_readout(model, prompts.label_ids)
     name = "group_effects"

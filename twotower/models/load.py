@@ -364,6 +364,7 @@ def _from_object(model: Any, tokenizer: Any, remote: bool | str) -> Model:
     from transformers import PreTrainedModel
 
     from .traced import traced as traced_model
+    from .wrapper import renew_methods
 
     model = unwrapped(model)
     if isinstance(model, nnsight.TransformersModel):
@@ -374,6 +375,7 @@ def _from_object(model: Any, tokenizer: Any, remote: bool | str) -> Model:
     elif isinstance(model, PreTrainedModel):
         if tokenizer is None:
             raise InputError("a transformers model needs its tokenizer: load(model, tokenizer=...)")
+        renew_methods(model)
         tok, module, traced = tokenizer, model, None
     else:
         raise InputError(

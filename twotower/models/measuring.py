@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.modules import module as torch_modules
 
 from ..errors import TwoTowerWarning
-from .state import HOOKS, is_foreign
+from .state import Hook, hooks_of
 
 if TYPE_CHECKING:
     from .model import Model
@@ -30,11 +29,14 @@ _measured: list[Any] = []
 
 
 @contextmanager
-def measuring(model: Model) -> Iterator[None]:
-    """Conditions for measuring a model; within another such context of it, nothing happens."""
+def measuring(model: Model) -> Iterator[bool]:
+    """Conditions for measuring a model; within another such context of it, nothing happens.
+
+    Gives whether this is the outermost one.
+    """
     with _LOCK:
         if any(one is model for one in _measured):
-            yield
+            yield False
             return
         _measured.append(model)
         try:
@@ -45,8 +47,8 @@ def measuring(model: Model) -> Iterator[None]:
                     modules = list(model.module.modules())
                     stack.enter_context(_evaluating(modules))
                     stack.enter_context(_not_compiled(modules))
-                    stack.enter_context(_hooks_in_the_forward_only(modules))
-                yield
+                    stack.enter_context(_hooks_watched(model))
+                yield True
         finally:
             _measured.pop()
 
@@ -108,36 +110,72 @@ def _not_compiled(modules: list[torch.nn.Module]) -> Iterator[None]:
             module._compiled_call_impl = call
 
 
-class _InTheForwardOnly:
-    """A user's hook that is passed over where a measure calls the module.
+class _Watched:
+    """A user's hook that is watched for whether it changes anything.
 
-    A measure calls modules on vectors laid out in its own way. A hook that counts positions
-    would act on the wrong ones there, and one that collects would collect them. The code of a
-    trace runs in a greenlet of its own, the model's forward in the caller's.
+    It is passed over where a measure calls the module on vectors laid out in its own way. A hook
+    that counts positions would act on the wrong ones there, and one that collects would collect
+    them. The code of a trace runs in a greenlet of its own, the model's forward in the caller's.
     """
 
-    def __init__(self, hook: Callable[..., Any]) -> None:
+    def __init__(self, hook: Hook, places: Mapping[int, str], acting: list[str]) -> None:
         from greenlet import getcurrent
 
-        self.hook, self.current, self.home = hook, getcurrent, getcurrent()
+        self.hook, self.places, self.acting = hook, places, acting
+        self.current, self.home = getcurrent, getcurrent()
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.hook(*args, **kwargs) if self.current() is self.home else None
+    def __call__(self, module: torch.nn.Module, *given: Any) -> Any:
+        if self.current() is not self.home:
+            return None
+        if id(module) not in self.places:
+            return self.hook.function(module, *given)
+        before = [(tensor, _version(tensor)) for tensor in _tensors(given)]
+        replaced = [*map(id, _tensors(given if self.hook.is_before else given[-1]))]
+        result = self.hook.function(module, *given)
+        changed = any(_version(tensor) != version for tensor, version in before)
+        if changed or (result is not None and [*map(id, _tensors(result))] != replaced):
+            here = self.places[id(module)]
+            at = "" if self.hook.path == here else f", acting on {here}"
+            if f"{self.hook}{at}" not in self.acting:
+                self.acting.append(f"{self.hook}{at}")
+        return result
+
+
+def _tensors(x: Any) -> Iterator[torch.Tensor]:
+    """Tensors in what a module takes or gives."""
+    if isinstance(x, torch.Tensor):
+        yield x
+    elif isinstance(x, (Mapping, tuple, list)):
+        for value in x.values() if isinstance(x, Mapping) else x:
+            yield from _tensors(value)
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
 
 
 @contextmanager
-def _hooks_in_the_forward_only(modules: list[torch.nn.Module]) -> Iterator[None]:
-    places = [getattr(torch_modules, f"_global{where}") for where in HOOKS]
-    places += [getattr(module, where) for module in modules for where in HOOKS]
+def _hooks_watched(model: Model) -> Iterator[None]:
+    """Users' hooks in the model's forward only, and those noted that act on what measures read.
+
+    Measures begin at the first block; what happens before it is the model's input to them.
+    """
+    root, architecture = model.module, model.architecture
+    named = list(root.named_modules())
+    blocks = architecture.layers(root)
+    read = {id(architecture.final_norm(root)), id(architecture.unembedding(root))}
+    read |= {id(module) for module in blocks.modules()}
+    around = {id(module) for _, module in named if any(x is blocks for x in module.modules())}
+    after = {id(module): path for path, module in named if id(module) in read | around}
+    before = {id(module): path for path, module in named if id(module) in read}
     wrapped = []
-    for hooks in places:
-        for key, hook in list(hooks.items()):
-            if is_foreign(hook):
-                hooks[key] = _InTheForwardOnly(hook)
-                wrapped.append((hooks, key, hooks[key]))
+    for hooks, key, hook in hooks_of(named):
+        wrapper = _Watched(hook, before if hook.is_before else after, model.acting)
+        hooks[key] = wrapper
+        wrapped.append((hooks, key, wrapper))
     try:
         yield
     finally:
         for hooks, key, wrapper in wrapped:
             if hooks.get(key) is wrapper:  # a hook may have removed itself
-                hooks[key] = wrapper.hook
+                hooks[key] = wrapper.hook.function

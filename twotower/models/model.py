@@ -60,6 +60,8 @@ class Model:
         The same when it was loaded.
     proof
         Of the measure under way, or of the last one (`twotower.models.findings`).
+    acting
+        Hooks of others that changed something in it, in words.
     """
 
     traced: Any
@@ -72,20 +74,36 @@ class Model:
     state: State | None = field(default=None, repr=False)
     loaded: State | None = field(default=None, repr=False)
     proof: Findings = field(default_factory=Findings, repr=False)
+    acting: list[str] = field(default_factory=list, repr=False)
 
     def look(self) -> State:
         """Take the model's state, and forget what was derived from another one.
 
         Called before each measure, which starts a proof of its own.
         """
+        if not self.remote:
+            from .wrapper import renew_methods, renew_modules
+
+            renew_methods(self.module)
+            renew_modules(self.traced, self.architecture)
         now = take_state(self)
         if now != self.state:
-            sizes = {key: size for key, size in self.cache.items() if key[0] == "batch size"}
-            self.cache.clear()
-            self.cache.update(sizes)
+            self.forget()
             self.state = now
-        self.proof = Findings()
+        self.begin()
         return now
+
+    def forget(self) -> None:
+        """Forget what was derived from the weights, and what was proved with it."""
+        sizes = {key: size for key, size in self.cache.items() if key[0] == "batch size"}
+        self.cache.clear()
+        self.cache.update(sizes)
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin the proof of a measure."""
+        self.proof = Findings()
+        self.acting.clear()
 
     def about(self) -> dict[str, str]:
         """Its state when it was measured last, and the proof of that measure, for the record."""

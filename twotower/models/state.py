@@ -12,11 +12,12 @@ written through `.data`, is left to the proof of the batch.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,6 +43,9 @@ FRAMEWORKS = (
 HOOKS = {"_forward_hooks": "forward hook", "_forward_pre_hooks": "forward pre-hook"}
 """Where torch keeps a module's hooks, and their names."""
 
+FORWARD = "forward"
+"""Kind of what was put in the place of the method of this name."""
+
 
 @dataclass(frozen=True)
 class Hook:
@@ -57,12 +61,20 @@ class Hook:
         Of the function, with its module.
     identity
         Of the function object.
+    function
+        Held, so that no other one gets its identity.
     """
 
     path: str
     kind: str
     name: str
     identity: int
+    function: Any = field(compare=False, repr=False)
+
+    @property
+    def is_before(self) -> bool:
+        """Whether it is given what goes into a module, not what comes out."""
+        return self.kind == HOOKS["_forward_pre_hooks"]
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name} on {self.path or 'the model'}"
@@ -75,7 +87,8 @@ class State:
     Attributes
     ----------
     identity
-        Hash of identities and versions of all weights, buffers and edits.
+        Hash of identities of all modules and edits, and of identities and versions of all
+        weights and buffers.
     sample
         Hash of elements sampled from them: the same for the same weights in any process.
     hooks
@@ -88,6 +101,8 @@ class State:
         Attention implementation.
     dtypes
         Of the weights and buffers, most frequent first.
+    held
+        Edits, so that no other ones get their identities.
     """
 
     identity: str
@@ -97,12 +112,21 @@ class State:
     adapters: tuple[Any, ...]
     kernel: str | None
     dtypes: tuple[str, ...]
+    held: tuple[Any, ...] = field(default=(), compare=False, repr=False)
 
     def differences(self, other: State) -> list[str]:
         """In what another state differs from this one; names of parts."""
         parts = {"weights": "sample", "attention kernel": "kernel"}
         parts |= {name: name for name in ("hooks", "edits", "adapters", "dtypes")}
         return [name for name, at in parts.items() if getattr(self, at) != getattr(other, at)]
+
+    def unfollowed(self) -> list[str]:
+        """Interventions of others that a sweep's rows cannot follow whatever they do, in words.
+
+        An edit is part of traces only. A method may count positions, and rows lie otherwise.
+        """
+        found = [str(hook) for hook in self.hooks if hook.kind == FORWARD]
+        return found + [f"nnsight edit {edit}" for edit in self.edits]
 
     def interventions(self) -> list[str]:
         """Interventions of others, in words."""
@@ -120,13 +144,14 @@ def take_state(model: Model) -> State:
     tensors = [] if model.remote else list(_tensors(modules))
     edits = getattr(model.traced, "_edits", ())
     return State(
-        _hash([*map(_identity, tensors), *map(id, edits)]),
+        _hash([*map(_identity, tensors), *map(id, edits), *(id(module) for _, module in modules)]),
         _sample(tensors),
-        tuple(_hooks(modules)),
+        (*(hook for _, _, hook in hooks_of(modules)), *_replaced(modules)),
         tuple(map(_written_at, edits)),
         tuple(_adapters(modules)),
         model.attention_kernel,
         _dtypes(tensors),
+        tuple(edits),
     )
 
 
@@ -157,7 +182,7 @@ def _sample(tensors: list[torch.Tensor]) -> str:
         # An offloaded weight is on "meta" until it is needed.
         if tensor.is_meta or not tensor.numel():
             continue
-        taken = _spread(tensor.detach())
+        taken = _spread(tensor.data)
         groups.setdefault((tensor.device, tensor.dtype), []).append(taken)
     for (_, dtype), parts in groups.items():
         joined = torch.cat(parts).cpu()
@@ -168,7 +193,10 @@ def _sample(tensors: list[torch.Tensor]) -> str:
 
 def _spread(tensor: torch.Tensor) -> torch.Tensor:
     """Elements spread evenly over the memory that a tensor spans."""
-    span = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    span = tensor.numel()
+    if not tensor.is_contiguous():
+        steps = zip(tensor.shape, tensor.stride(), strict=True)
+        span = 1 + sum((n - 1) * step for n, step in steps)
     n = min(SAMPLES, span)
     return tensor.as_strided((n,), (max(1, (span - 1) // max(1, n - 1)),))
 
@@ -181,34 +209,57 @@ def _dtypes(tensors: list[torch.Tensor]) -> tuple[str, ...]:
     return tuple(sorted(counts, key=lambda name: -counts[name]))
 
 
-def _hooks(modules: list[tuple[str, torch.nn.Module]]) -> Iterator[Hook]:
+def hooks_of(
+    modules: list[tuple[str, torch.nn.Module]],
+) -> Iterator[tuple[dict[int, Any], int, Hook]]:
+    """Hooks of others on modules and on all modules, each with its place in torch's dicts."""
     for where, kind in HOOKS.items():
-        for function in getattr(torch_modules, f"_global{where}").values():
-            if is_foreign(function):
-                yield _hook("every module", kind, function)
-    for path, module in modules:
-        for where, kind in HOOKS.items():
-            for function in getattr(module, where).values():
+        places = [("every module", getattr(torch_modules, f"_global{where}"))]
+        places += [(path, getattr(module, where)) for path, module in modules]
+        for path, hooks in places:
+            for key, function in list(hooks.items()):
                 if is_foreign(function):
-                    yield _hook(path, kind, function)
+                    yield hooks, key, _hook(path, kind, function)
+
+
+def _replaced(modules: list[tuple[str, torch.nn.Module]]) -> Iterator[Hook]:
+    """Methods that others put in the place of modules' `forward`."""
+    for path, module in modules:
         function = _replaced_forward(module)
         if function is not None:
-            yield _hook(path, "forward", function)
+            yield _hook(path, FORWARD, function)
 
 
 def _hook(path: str, kind: str, function: Any) -> Hook:
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    return Hook(path, kind, f"{_package(function)}.{name}", id(function))
-
-
-def _package(function: Any) -> str:
-    function = getattr(function, "func", function)  # functools.partial
-    return str(getattr(function, "__module__", None) or type(function).__module__)
+    inner = next(inner for inner in _unwrapped(function) if _is_users(inner))
+    name = getattr(inner, "__qualname__", type(inner).__qualname__)
+    return Hook(path, kind, f"{_package(inner)}.{name}", id(function), function)
 
 
 def is_foreign(function: Any) -> bool:
     """Whether a hook is a user's own, and no part of how a framework runs a model."""
+    return any(map(_is_users, _unwrapped(function)))
+
+
+def _unwrapped(function: Any) -> Iterator[Any]:
+    """A function, and what it wraps: a user's may wrap a framework's, and the other way round."""
+    while function is not None:
+        if isinstance(function, functools.partial):
+            function = function.func
+            continue
+        yield function
+        function = getattr(function, "__wrapped__", None)
+
+
+def _is_users(function: Any) -> bool:
     return _package(function).partition(".")[0] not in FRAMEWORKS
+
+
+def _package(function: Any) -> str:
+    """Where a function was written; `functools.wraps` makes `__module__` that of another."""
+    function = getattr(function, "__func__", function)
+    written = getattr(function, "__globals__", {}).get("__name__")
+    return str(written or getattr(function, "__module__", None) or type(function).__module__)
 
 
 def _replaced_forward(module: torch.nn.Module) -> Any:
@@ -232,7 +283,9 @@ def _written_at(edit: Any) -> str:
     code = getattr(edit, "code", None)
     if code is None:
         return "of unknown origin"
-    return f"at {code.co_filename.rpartition('/')[2]}:{code.co_firstlineno}"
+    # nnsight compiles an edit by itself, with the first line numbered 0 or 1.
+    lines = [line for _, _, line in code.co_lines() if line is not None and line > 1]
+    return f"at {code.co_filename.rpartition('/')[2]}:{min(lines, default=1)}"
 
 
 def _adapters(modules: list[tuple[str, torch.nn.Module]]) -> Iterator[tuple[Any, ...]]:
