@@ -47,6 +47,7 @@ def measuring(model: Model) -> Iterator[bool]:
                     modules = list(model.module.modules())
                     stack.enter_context(_evaluating(modules))
                     stack.enter_context(_not_compiled(modules))
+                    stack.enter_context(_named_outputs(model.module.config))
                     stack.enter_context(_hooks_watched(model))
                 yield True
         finally:
@@ -108,6 +109,19 @@ def _not_compiled(modules: list[torch.nn.Module]) -> Iterator[None]:
     finally:
         for module, call in compiled:
             module._compiled_call_impl = call
+
+
+@contextmanager
+def _named_outputs(config: Any) -> Iterator[None]:
+    """Outputs by name, where a configuration asks for tuples; transformers' own parts need them."""
+    if getattr(config, "return_dict", True):
+        yield
+        return
+    config.return_dict = True
+    try:
+        yield
+    finally:
+        config.return_dict = False
 
 
 class _Watched:
