@@ -420,3 +420,28 @@ def test_the_unembedding_takes_its_input_in_one_piece(checkpoint: Path) -> None:
     tt.predict(model, tt.build_prompts(model, TWO, shots=1, n=3))
     assert seen
     assert all(seen)
+
+
+CLASSES = {
+    "LlamaModel": "it has no model.layers",
+    "LlamaForSequenceClassification": "it has no lm_head",
+    "LlamaForQuestionAnswering": "it has no model.layers",
+    "BertForMaskedLM": "no adapter fits the architecture 'bert'",
+    "T5ForConditionalGeneration": "no adapter fits the architecture 't5'",
+    "MambaForCausalLM": "no adapter fits the architecture 'mamba'",
+    "ViTModel": "no adapter fits the architecture 'vit'",
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_classes_without_heads_to_read_are_refused_with_a_reason(name: str) -> None:
+    import transformers
+
+    kind = getattr(transformers, name)
+    sizes = {"hidden_size": 48, "intermediate_size": 64, "num_attention_heads": 4}
+    few = {"num_hidden_layers": 1, "vocab_size": 50}
+    sizes |= {"d_model": 48, "d_kv": 12, "d_ff": 64, "num_layers": 1, "num_heads": 4}
+    with torch.device("meta"):
+        module = kind(kind.config_class(**sizes, **few))
+    with pytest.raises(tt.ModelError, match=CLASSES[name]):
+        tt.load(module, tokenizer=byte_level())
