@@ -135,11 +135,12 @@ def share_left(found: Mapping[str, np.ndarray]) -> np.ndarray:
     an infinite share.
     """
     shares = []
+    known = np.isfinite(found["logit_bias"]).all(axis=(1, 2))  # with either label favoured
     for name in BIASES:
-        mean = np.abs(found[name].mean(axis=(0, 1)))
+        mean = np.abs(found[name][known].mean(axis=(0, 1)))
         if mean[0] > 0:
             shares.append(mean / mean[0])
-    accuracy = found["correct"].mean(axis=(0, 1))
+    accuracy = found["correct"][known].mean(axis=(0, 1))
     left = np.mean(shares, axis=0) if shares else np.ones(len(accuracy))
     return np.where(accuracy >= accuracy[0] - MIN_ACCURACY_KEPT, left, np.inf)
 
@@ -203,7 +204,9 @@ def choice_table(
 
 def by_query(runs: Sequence[xr.DataTree], table: str, name: str, **where: Any) -> np.ndarray:
     """(query,) of all seeds: mean over favoured labels, at some coordinates."""
-    found = [run[table][name].sel(**where).astype(float).mean("favoured") for run in runs]
+    found = [
+        run[table][name].sel(**where).astype(float).mean("favoured", skipna=False) for run in runs
+    ]
     return np.concatenate([one.values for one in found])
 
 

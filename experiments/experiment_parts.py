@@ -12,6 +12,7 @@ import xarray as xr
 import twotower as tt
 from twotower.figures.style import LOOK
 from twotower.results import Variable
+from twotower.results.missing import finite_prompts
 from twotower.runs.experiment import FULL, Setting, Size
 from twotower.statistics import above_chance
 
@@ -95,6 +96,22 @@ def pooled(runs: Sequence[xr.DataTree], group: str, name: str, **at: Any) -> np.
 def chance(runs: Sequence[xr.DataTree]) -> float:
     """Accuracy of guessing between the labels."""
     return 1 / len(json.loads(runs[0].attrs["labels"]))
+
+
+def known(values: Any, *datasets: xr.Dataset | xr.DataTree) -> np.ndarray:
+    """(prompt, ...) values as floats, NaN where a prompt is not finite in one of the datasets.
+
+    Sums and comparisons make a number of NaN; this takes it back.
+    """
+    found = np.array(values, dtype=float)
+    for dataset in datasets:
+        found[~finite_prompts(dataset)] = np.nan
+    return found
+
+
+def right(margins: np.ndarray) -> np.ndarray:
+    """1 where a margin is above 0, else 0; NaN where it is NaN."""
+    return np.where(np.isnan(margins), np.nan, margins > 0)
 
 
 def strongest(strength: xr.DataArray, k: int) -> list[tt.Head]:

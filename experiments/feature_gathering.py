@@ -38,7 +38,7 @@ from twotower.prompts.prompts import assemble
 from twotower.prompts.segments import Prompt
 from twotower.results import Variable
 from twotower.runs.experiment import Experiment, Judgement, Setting
-from twotower.statistics import Estimate, bootstrap, bootstrap_mean
+from twotower.statistics import Estimate, bootstrap, bootstrap_mean, mean_known
 
 WINDOWS = 6
 RULE = """Layers fall into six windows; the first three are early, the last three late. Supported
@@ -173,6 +173,7 @@ def way_to_donor(run: xr.DataTree, edit: str, donor: str) -> np.ndarray:
 
 def share(lost: np.ndarray, columns: list[int] | slice) -> Estimate:
     """Share of the way to the donor's margin that some windows go, summed; all prompts alike."""
+    lost = lost[np.isfinite(lost).all(axis=1)]
     part = lost[:, :-1][:, columns].sum(axis=1)
 
     def statistic(rows: np.ndarray) -> np.ndarray:
@@ -212,7 +213,7 @@ def judge(runs: list[xr.DataTree]) -> Judgement:
         numbers[f"attention to the nearer half of the labels less the farther, {words} third"] = (
             bootstrap_mean(near[:, layers].mean(axis=1))
         )
-    seeds = [[float((x[:, :-1] @ sign).mean()) for x in each] for each in (patched, cut)]
+    seeds = [[float(mean_known(x[:, :-1] @ sign)) for x in each] for each in (patched, cut)]
     verdict = "undecided"
     if gathered.positive and queried.positive and min(map(min, seeds)) > 0:
         verdict = "supported"

@@ -239,7 +239,8 @@ def _told(k: float | None) -> str:
 
 def whole(runs: list[xr.DataTree], what: str, where: str) -> Estimate:
     """Accuracy with all heads, on the prompts of a curve."""
-    return bootstrap_mean(common.pooled(runs, group_of(what, where), "margin_before") > 0)
+    margins = common.pooled(runs, group_of(what, where), "margin_before")
+    return bootstrap_mean(common.right(margins))
 
 
 def curve(runs: list[xr.DataTree], what: str, where: str, kind: str) -> dict[int, Estimate]:
@@ -247,8 +248,8 @@ def curve(runs: list[xr.DataTree], what: str, where: str, kind: str) -> dict[int
     found = {}
     for k in SIZES[what, where]:
         margins = common.pooled(runs, group_of(what, where), "margin", kind=kind, size=k)
-        if np.isfinite(margins).all():
-            found[k] = bootstrap_mean(margins > 0)
+        if np.isfinite(margins).any():
+            found[k] = bootstrap_mean(common.right(margins))
     return found
 
 

@@ -32,7 +32,7 @@ import twotower as tt
 from twotower.figures import style
 from twotower.results import Variable
 from twotower.runs.experiment import Experiment, Judgement, Setting
-from twotower.statistics import Estimate, bootstrap_mean
+from twotower.statistics import Estimate, bootstrap_mean, mean_known
 
 RULE = """Of the 12 heads chosen by knock-out, knocked out at all positions, all seeds together:
 supported if (1) they cost more accuracy than random heads, and than random heads of the same
@@ -121,7 +121,9 @@ def choose(setting: Setting, k: int) -> dict[str, list[tt.Head]]:
         model, fit, batch_size=setting.batch_size, progress=setting.bar("taking gradients")
     )
     increase = selection["attribution"]["logprob_increase"]
-    of_right_label = increase.where(increase["label"] == increase["gold"], 0).sum("label")
+    of_right_label = increase.where(increase["label"] == increase["gold"], 0).sum(
+        "label", skipna=False
+    )
     return {
         KNOCK_OUT: tt.in_context_heads(selection, k),
         "knock-out by label": by_label(selection, k),
@@ -175,7 +177,7 @@ def judge(runs: list[xr.DataTree]) -> Judgement:
     costs["between the labels, beyond half of what is above chance"] = half
     estimates = {words: bootstrap_mean(np.concatenate(parts)) for words, parts in costs.items()}
     numbers |= {f"accuracy lost {words}": estimate for words, estimate in estimates.items()}
-    same_sign = all(part.mean() > 0 for parts in costs.values() for part in parts)
+    same_sign = all(mean_known(part) > 0 for parts in costs.values() for part in parts)
     verdict = "undecided"
     if all(estimate.positive for estimate in estimates.values()) and same_sign:
         verdict = "supported"
@@ -197,7 +199,7 @@ def judge(runs: list[xr.DataTree]) -> Judgement:
 
 def measured(runs: list[xr.DataTree], choice: str) -> list[int]:
     """Numbers of heads with which a choice was tested."""
-    return [k for k in SIZES if np.isfinite(_values(runs, choice, "correct", k)).all()]
+    return [k for k in SIZES if np.isfinite(_values(runs, choice, "correct", k)).any()]
 
 
 def before(runs: list[xr.DataTree], measure: str) -> np.ndarray:

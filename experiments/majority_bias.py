@@ -173,7 +173,8 @@ def summed_attention(qk: xr.Dataset, label: str, kinds: Sequence[Sequence[tt.Hea
     own = qk["label_text"] == label
     margin = attention.where(own).sum("position") - attention.where(~own).sum("position")
     values = margin.transpose("layer", "head", "prompt").values
-    return np.stack([np.mean([values[head] for head in heads], axis=0) for heads in kinds], axis=1)
+    means = [np.mean([values[head] for head in heads], axis=0) for heads in kinds]
+    return common.known(np.stack(means, axis=1), qk)
 
 
 # ---- the verdict --------------------------------------------------------------------------
@@ -238,6 +239,8 @@ def correlation(x: np.ndarray, y: np.ndarray) -> Estimate:
         # What is the same in all of a few queries goes with nothing: 0.
         return (a * b).sum(axis=-1) / np.maximum(size, np.finfo(float).tiny)
 
+    known = np.isfinite(x) & np.isfinite(y)
+    x, y = x[known], y[known]
     return bootstrap(pearson, len(x))
 
 

@@ -125,7 +125,7 @@ def judge(runs: list[xr.DataTree]) -> Judgement:
             numbers[f"{name}: accuracy, {condition} knocked out"] = bootstrap_mean(right[:, column])
         cost = bootstrap_mean(right[:, 2] - right[:, 1])
         numbers[f"{name}: accuracy that in-context heads cost beyond random ones"] = cost
-        does = above_chance(right[:, 0] == 1, 0.5) < 0.05
+        does = above_chance(right[:, 0], 0.5) < 0.05
         above = []
         for score in ("qk_auc", "ov_auc"):
             mean, bound = towers(runs, name, score)

@@ -113,7 +113,7 @@ def own_label_logit(ov: xr.DataTree | xr.Dataset) -> np.ndarray:
     right = logits.where(own).sum("label")
     others = logits.where(~own).sum("label") / (logits.sizes["label"] - 1)
     dims = ("prompt", "layer", "head", "position")
-    return np.asarray((right - others).transpose(*dims).values)
+    return common.known((right - others).transpose(*dims).values, ov)
 
 
 def roles_of(ov: xr.DataTree | xr.Dataset) -> np.ndarray:
@@ -162,7 +162,8 @@ def _tokens(setting: Setting, heads: list[tt.Head]) -> xr.Dataset:
     share = {}
     for name, form in (("token", str), ("word", lambda x: x.strip().lower())):
         same = np.vectorize(form)(token) == np.vectorize(form)(exact)[:, None]
-        share[name] = (same & there[:, None]).sum(axis=-1) / there.sum(axis=-1)[:, None]
+        said = (same & there[:, None]).sum(axis=-1) / there.sum(axis=-1)[:, None]
+        share[name] = common.known(said, top)
     return setting.table(
         {
             "own_token": (

@@ -180,7 +180,7 @@ def _patched(
     )
     clean = own["predictions"]["margin"].values
     difference = own["qk"]["attention"].values - other["qk"]["attention"].values
-    moved = np.nansum(np.abs(difference), axis=-1) / 2
+    moved = common.known(np.nansum(np.abs(difference), axis=-1) / 2, own["qk"], other["qk"])
     # Attention and values together are all that a head's output is made of.
     drop = tt.group_effects(
         model,
@@ -288,6 +288,8 @@ def share(
             )
         )
     top, bottom = np.concatenate(patched), np.concatenate(shift)
+    known = np.isfinite(top) & np.isfinite(bottom)
+    top, bottom = top[known], bottom[known]
     return bootstrap(lambda rows: top[rows].mean(axis=-1) / bottom[rows].mean(axis=-1), len(bottom))
 
 

@@ -30,7 +30,7 @@ import twotower as tt
 from twotower.figures import style
 from twotower.results import Variable
 from twotower.runs.experiment import Experiment, Judgement, Setting
-from twotower.statistics import bootstrap_mean
+from twotower.statistics import bootstrap_mean, mean_known
 
 RULE = """Of the heads that write the answer (largest label logit, chosen on other prompts):
 supported if, with all seeds together, (1) their mean QK AUC exceeds that of 95% of random sets
@@ -97,7 +97,8 @@ def _attention_margin(qk: xr.DataTree, gold: np.ndarray) -> np.ndarray:
     """(prompt, layer, head) attention to positions holding `gold`, less that to the others."""
     right = qk["label_text"] == xr.DataArray(gold, dims="prompt")
     attention = qk["attention"].where(qk["role"] == "label")
-    return (attention.where(right).sum("position") - attention.where(~right).sum("position")).values
+    margin = attention.where(right).sum("position") - attention.where(~right).sum("position")
+    return common.known(margin.values, qk)
 
 
 def _own_label(ov: xr.DataTree) -> np.ndarray:
@@ -105,7 +106,7 @@ def _own_label(ov: xr.DataTree) -> np.ndarray:
     logits = ov["label_logit"]
     own = logits["label"] == ov["label_text"]
     says = logits.where(own).max("label") > logits.where(~own).max("label")
-    return says.where(ov["role"] == "label").mean("position").values
+    return common.known(says.where(ov["role"] == "label").mean("position").values, ov)
 
 
 # ---- the verdict --------------------------------------------------------------------------
@@ -140,7 +141,7 @@ def judge(runs: list[xr.DataTree]) -> Judgement:
     ]
     by_seed = [common.mean_score([run], "qk_auc", "writers") for run in runs]
     lost_by_seed = [
-        float(np.subtract(*_of_heads(run, "attention", "writers").T).mean()) for run in runs
+        float(mean_known(np.subtract(*_of_heads(run, "attention", "writers").T))) for run in runs
     ]
     similar = auc > bound and min(by_seed) > 0.5
     stays = all(one.low > 0.5 for one in said)

@@ -192,7 +192,8 @@ def by_distance(qk: xr.Dataset) -> dict[str, np.ndarray]:
             "whole_score": xr.corr(score, distance, "position").fillna(0),
             "near_attention": near,
         }
-    return {name: one.transpose("prompt", "layer", "head").values for name, one in found.items()}
+    dims = ("prompt", "layer", "head")
+    return {name: common.known(one.transpose(*dims).values, qk) for name, one in found.items()}
 
 
 def drop(keys: str, positions: str, distance: str, heads: Sequence[tt.Head]) -> biases.Edits:

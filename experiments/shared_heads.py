@@ -33,7 +33,7 @@ import xarray as xr
 import twotower as tt
 from twotower.results import Variable
 from twotower.runs.experiment import SIGNIFICANT, Experiment, Judgement, Setting
-from twotower.statistics import bootstrap_mean
+from twotower.statistics import bootstrap_mean, mean_known
 
 RULE = """Of the tasks that the model can do (both sets of prompts, all seeds together, exact
 binomial test, p < 0.05), as means over seeds: supported if every two of them share more of their
@@ -302,7 +302,7 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
     tasks = list(p_values)
     marks = [task if p_values[task] < SIGNIFICANT else f"{task} *" for task in tasks]
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.6), layout="constrained")
-    lost = [[cost(runs, task, by).mean() for task in tasks] for by in (*tasks, RANDOM)]
+    lost = [[mean_known(cost(runs, task, by)) for task in tasks] for by in (*tasks, RANDOM)]
     panels = (
         (mean_matrix(runs, tasks, shared), K, "{:.1f}", f"Heads in common, of {K}"),
         (mean_matrix(runs, tasks, rank_correlation), 1, "{:.2f}", "Rank correlation of effects"),

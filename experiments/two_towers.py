@@ -31,9 +31,10 @@ import xarray as xr
 
 import twotower as tt
 from twotower.figures import style
-from twotower.results import Variable
+from twotower.results import Variable, measured_prompts
+from twotower.results.missing import finite_prompts
 from twotower.runs.experiment import Experiment, Judgement, Setting
-from twotower.statistics import bootstrap, bootstrap_mean
+from twotower.statistics import bootstrap, bootstrap_mean, mean_known
 
 RULE = """Of the heads that write the answer (largest label logit, chosen on other prompts), with
 all seeds together: supported if (1) the nearest demonstration by their summed scores has the
@@ -89,13 +90,15 @@ def measure(setting: Setting) -> Mapping[str, xr.Dataset]:
 
 def _towers(setting: Setting, run: xr.DataTree) -> xr.Dataset:
     qk = run["qk"]
-    score, attention = qk["score"].values, qk["attention"].values
+    # Prompts that are not finite are zeros on the way, and NaN in the end.
+    finite = xr.DataArray(finite_prompts(qk), dims="prompt")
+    score, attention = (qk[x].where(finite, 0).values for x in ("score", "attention"))
     at = np.asarray(qk["role"] == "label")
     classes, asked = class_numbers(qk["demonstration_class"].values, qk["query_class"].values)
     own = np.asarray(qk["label_text"] == qk["gold"])
     kernel = np.exp(score - np.nanmax(score, axis=-1, keepdims=True))
     kernel /= np.nansum(kernel, axis=-1, keepdims=True)
-    logits = run["ov"]["label_logit"]
+    logits = run["ov"]["label_logit"].where(finite, 0)
     gold = (logits["label"] == logits["gold"]).transpose("prompt", "label").values
     n_others = logits.sizes["label"] - 1
     says = np.where(gold[:, None, None, None], logits.values, -logits.values / n_others)
@@ -128,10 +131,10 @@ def _towers(setting: Setting, run: xr.DataTree) -> xr.Dataset:
     }
     predictions = run["predictions"]
     arrays = {
-        "score": standardised(score, at).astype(np.float32),
+        "score": common.known(standardised(score, at), qk).astype(np.float32),
         "position_class": classes,
         "asked_class": asked,
-        "gap": np.stack(gaps, axis=-1),
+        "gap": common.known(np.stack(gaps, axis=-1), qk),
         "margin": predictions["margin"].values,
         "correct": predictions["correct"].values,
     }
@@ -212,7 +215,7 @@ def _cosines(
     """What cosines retrieve, of raw streams and of streams centred by their role's mean."""
     role, named = streams["role"].values, streams["demonstration_class"].values
     classes, asked = class_numbers(named, streams["query_class"].values)
-    found = []
+    found, centre = [], measured_prompts(centre)
     for query, key in COMPARED.values():
         queries, keys = of_role(streams, query), of_role(streams, key)
         numbers = np.stack([c[r == key] for c, r in zip(classes, role, strict=True)])
@@ -220,12 +223,13 @@ def _cosines(
             if centred:
                 queries = queries - of_role(centre, query).mean(axis=(0, 2), keepdims=True)
                 keys = keys - of_role(centre, key).mean(axis=(0, 2), keepdims=True)
-            found.append(retrieved(cosine(queries, keys), numbers, asked))
+            right = retrieved(cosine(queries, keys), numbers, asked)
+            found.append(common.known(right, streams))
     shape = (len(COMPARED), 2, *found[0].shape)
     values = np.moveaxis(np.stack(found).reshape(shape), 2, 0)
     variable = Variable(
         ("prompt", "compared", "centred", "layer", "rule"),
-        "bool",
+        "float",
         "class retrieved by cosine is the query's",
         "cosine of residual streams entering the layer: last position and label positions, or "
         "last tokens of the query's text and of the demonstrations' texts",
@@ -294,11 +298,13 @@ def judge(runs: list[xr.DataTree]) -> Judgement:
     for weight, what in WEIGHTS.items():
         for kind, words in common.KINDS.items():
             x = centred([gap(run, weight, [common.chosen(run, kind)])[0] for run in runs])
+            known = np.isfinite(x) & np.isfinite(margin)
             numbers[f"R^2 of {what} with the margin, {words}"] = bootstrap(
-                lambda rows, x=x: signed_r2(x[rows], margin[rows]), len(margin)
+                lambda rows, x=x[known], y=margin[known]: signed_r2(x[rows], y[rows]),
+                int(known.sum()),
             )
     sets = [random_sets(run) for run in runs]
-    drawn = [summed(run, s).mean(axis=0) for run, s in zip(runs, sets, strict=True)]
+    drawn = [mean_known(summed(run, s)) for run, s in zip(runs, sets, strict=True)]
     for place, rule in enumerate(RULES):
         every = np.mean([one[:, place] for one in drawn], axis=0)
         numbers[f"retrieval by summed scores, {rule}, mean of random sets"] = float(every.mean())
@@ -307,8 +313,9 @@ def judge(runs: list[xr.DataTree]) -> Judgement:
         )
     for weight, what in WEIGHTS.items():
         gaps = [gap(run, weight, s) for run, s in zip(runs, sets, strict=True)]
-        x = np.concatenate([one - one.mean(axis=1, keepdims=True) for one in gaps], axis=1)
-        every = signed_r2(x, margin)
+        x = np.concatenate([one - mean_known(one, 1)[:, None] for one in gaps], axis=1)
+        known = np.isfinite(x).all(axis=0) & np.isfinite(margin)
+        every = signed_r2(x[:, known], margin[known])
         numbers[f"R^2 of {what} with the margin, mean of random sets"] = float(every.mean())
         numbers[f"R^2 of {what} with the margin, 95% of random sets below"] = float(
             np.quantile(every, 0.95)
@@ -344,12 +351,14 @@ def _verdict(runs: list[xr.DataTree], numbers: dict[str, Any]) -> Judgement:
 
 
 def summed(run: xr.DataTree, sets: list[list[tt.Head]] | np.ndarray) -> np.ndarray:
-    """(prompt, set, rule) whether the scores of a set's heads, summed, retrieve the class."""
+    """(prompt, set, rule) 1 where the scores of a set's heads, summed, retrieve the class."""
     towers = run["towers"]
-    score = np.nan_to_num(towers["score"].values)  # (prompt, layer, head, position)
-    score = score.reshape(len(score), -1, score.shape[-1])
+    score = towers["score"].values  # (prompt, layer, head, position)
+    lost = np.isnan(score).all(axis=(1, 2, 3))
+    score = np.nan_to_num(score).reshape(len(score), -1, score.shape[-1])
     scores = np.einsum("sh,phx->psx", membership(run, sets), score, optimize=True)
-    return retrieved(scores, towers["position_class"].values, towers["asked_class"].values)
+    right = retrieved(scores, towers["position_class"].values, towers["asked_class"].values)
+    return np.where(lost[:, None, None], np.nan, right)
 
 
 def single(run: xr.DataTree, heads: list[tt.Head]) -> np.ndarray:
@@ -390,7 +399,7 @@ def best_cosine(run: xr.DataTree, compared: str, rule: str) -> tuple[np.ndarray,
         run[name]["correct"].sel(compared=compared, rule=rule).transpose("centred", "layer", ...)
         for name in ("cosine_fit", "cosine")
     )
-    mean = fit.values.mean(axis=-1)
+    mean = mean_known(fit.values, -1)
     place, layer = np.unravel_index(mean.argmax(), mean.shape)
     name = f"{int(fit['layer'][layer])}{' (centred)' if place else ''}"
     return np.asarray(test.values[place, layer]), name
@@ -398,7 +407,7 @@ def best_cosine(run: xr.DataTree, compared: str, rule: str) -> tuple[np.ndarray,
 
 def centred(parts: list[np.ndarray]) -> np.ndarray:
     """(prompt,) of all seeds, each seed's mean taken out: seeds have heads of their own."""
-    return np.concatenate([part - part.mean() for part in parts])
+    return np.concatenate([part - mean_known(part) for part in parts])
 
 
 def signed_r2(x: np.ndarray, y: np.ndarray) -> np.ndarray:

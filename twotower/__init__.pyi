@@ -4,6 +4,7 @@ from .errors import FetchError as FetchError
 from .errors import FindingError as FindingError
 from .errors import InputError as InputError
 from .errors import ModelError as ModelError
+from .errors import NotFiniteWarning as NotFiniteWarning
 from .errors import SchemaError as SchemaError
 from .errors import StoreError as StoreError
 from .errors import TwoTowerError as TwoTowerError
@@ -66,6 +67,7 @@ __all__ = [
     "KnockOut",
     "Model",
     "ModelError",
+    "NotFiniteWarning",
     "Patch",
     "Prompts",
     "Scale",

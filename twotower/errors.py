@@ -45,5 +45,9 @@ class FindingError(TwoTowerError, AssertionError):
     """A result that should hold on the demo task does not hold."""
 
 
+class NotFiniteWarning(UserWarning):
+    """Logits of some prompts are not finite: those prompts are missing (NaN) in the results."""
+
+
 class WorkerError(TwoTowerError):
     """A worker died, or no other can be placed."""

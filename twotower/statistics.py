@@ -38,19 +38,38 @@ class Estimate(NamedTuple):
         return self.high < 0
 
 
+def mean_known(values: np.ndarray, axis: int = 0) -> np.ndarray:
+    """Mean over an axis of what is not NaN; NaN, without a warning, where nothing is.
+
+    Parameters
+    ----------
+    values
+        Numbers; NaN where one is missing.
+    axis
+        Of the prompts, the first one by default.
+    """
+    values = np.asarray(values)
+    known = ~np.isnan(values)
+    count = known.sum(axis=axis)
+    total = np.where(known, values, 0).sum(axis=axis, dtype=float)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
 def bootstrap_mean(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> Estimate:
     """Mean with a 95% percentile bootstrap interval over the first axis.
 
     Parameters
     ----------
     values
-        (prompt,) one number each.
+        (prompt,) one number each. Prompts whose number is NaN are missing: they are left out,
+        and the estimate's n does not count them.
     seed
         Seed of the resampling.
     resamples
         Number of bootstrap samples.
     """
     values = np.asarray(values, dtype=float)
+    values = values[~np.isnan(values)]
     return bootstrap(lambda rows: values[rows].mean(axis=-1), len(values), seed, resamples)
 
 
@@ -71,6 +90,8 @@ def bootstrap(
     from scipy.stats import bootstrap as resample
 
     rows = np.arange(n)
+    if not n:
+        return Estimate(float("nan"), float("nan"), float("nan"), 0)
     if n < 2:  # nothing to resample
         return Estimate(float(statistic(rows)), float("nan"), float("nan"), n)
     found = resample(
@@ -93,7 +114,8 @@ def reduction(
     Parameters
     ----------
     before, after
-        (n,) measurements of the same things, which are drawn with both.
+        (n,) measurements of the same things, which are drawn with both. Things of which one
+        measurement is NaN are left out.
     seed, resamples
         As in `bootstrap_mean`.
 
@@ -103,6 +125,8 @@ def reduction(
         None unless the interval of the mean before excludes 0.
     """
     before, after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
+    both = ~(np.isnan(before) | np.isnan(after))
+    before, after = before[both], after[both]
     first = bootstrap_mean(before, seed)
     if not (first.positive or first.negative):
         return None
@@ -121,12 +145,15 @@ def above_chance(correct: np.ndarray, chance: float) -> float:
     Parameters
     ----------
     correct
-        (prompt,) boolean.
+        (prompt,) boolean, or numbers of which NaN are left out.
     chance
         Probability of a right guess.
     """
     from scipy.stats import binomtest
 
-    correct = np.asarray(correct, dtype=bool)
+    correct = np.asarray(correct, dtype=float)
+    correct = correct[~np.isnan(correct)]
+    if not len(correct):
+        return 1.0
     test = binomtest(int(correct.sum()), len(correct), chance, alternative="greater")
     return float(test.pvalue)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
+import not_finite
 import numpy as np
 import pytest
 import xarray as xr
@@ -16,7 +18,8 @@ import zarr
 import twotower as tt
 from twotower.errors import StoreError
 from twotower.measures.analysis import Settings, datasets, measured
-from twotower.results.units import DONE, FAILED, Unit, UnitStore, plan_units
+from twotower.results import measured_prompts
+from twotower.results.units import DONE, FAILED, Unit, UnitStore, plan_units, report_missing
 
 N, SIZE = 6, 4
 
@@ -275,3 +278,59 @@ def test_who_drives(store: UnitStore) -> None:
     assert json.loads(tt.open(store.place.path).units.driver.item())["host"] == "a"
     store.beat(None)
     assert store.driver() == {}
+
+
+def test_prompts_that_are_not_finite(tmp_path: Path) -> None:
+    """They are missing in a run's store as they are in a run that is measured at once."""
+    model, prompts = not_finite.model(), not_finite.prompts()
+    bad, n = not_finite.holds(prompts), len(prompts)
+    with not_finite.unwarned():
+        found = measured(model, prompts, Settings())
+        whole = datasets(model, prompts, Settings(), found)
+        once = tt.analyze(model, prompts)
+    store = UnitStore(tmp_path / "run.zarr")
+    store.create({"": whole}, plan_units({"": n}, SIZE), SIZE, {"configuration": "{}"})
+    units = store.units()
+    for unit in units[:-1]:
+        groups = some(whole, unit)
+        store.write(unit, groups)
+        store.mark(unit, DONE, not_finite=report_missing(unit, groups))
+    run = tt.open(store.place.path)
+    done = units[-1].start
+    assert run.predictions.measured.values.tolist() == [i < done for i in range(n)]
+    kept = measured_prompts(run.predictions)
+    np.testing.assert_array_equal(kept.prompt, np.flatnonzero(~bad[:done]))
+    assert kept.correct.dtype == bool
+    groups = some(whole, units[-1])
+    store.write(units[-1], groups)
+    store.mark(units[-1], DONE, not_finite=report_missing(units[-1], groups))
+    run = tt.open(store.place.path)
+    assert run.attrs["not_finite"] == bad.sum()
+    for name in ("predictions", "effects", "qk", "ov", "attribution"):
+        opened = run[name].to_dataset(inherit=False).compute()
+        not_finite.is_missing(opened, bad)
+        for key, array in once[name].data_vars.items():
+            expected = array.values
+            if expected.dtype.kind == "f":
+                np.testing.assert_allclose(opened[key], expected, rtol=0.02, atol=0.02)
+            else:
+                assert opened[key].values.tolist() == expected.tolist()
+    for name, values in once["scores"].data_vars.items():
+        np.testing.assert_allclose(tt.two_tower_scores(run)[name], values, atol=0.02)
+    # A run that is saved whole comes back as it was.
+    again = tt.open(tt.save(once, tmp_path / "whole.zarr"))
+    not_finite.is_missing(again.predictions.to_dataset(inherit=False).compute(), bad)
+    assert again.tt.heads(3) == run.tt.heads(3) == once.tt.heads(3)
+
+
+def test_a_store_of_an_older_version_opens(store: UnitStore, whole: Any) -> None:
+    """Its ledger does not say what is not finite; going on with it adds the column."""
+    shutil.rmtree(store.place.path / "units" / "not_finite")
+    for unit in store.units()[:1]:
+        store.write(unit, some(whole, unit))
+    assert tt.open(store.place.path).attrs["not_finite"] == 0
+    store.complete()
+    store.mark(store.units()[0], DONE, not_finite=json.dumps({"prompts": [1], "values": {}}))
+    run = tt.open(store.place.path)
+    assert run.attrs["not_finite"] == 1
+    assert measured_prompts(run.effects)["prompt"].values.tolist() == [0, 2, 3]

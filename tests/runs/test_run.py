@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import not_finite
 import numpy as np
 import psutil
 import pytest
@@ -46,7 +47,9 @@ def reference(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return out
 
 
-def close(one: xr.DataTree, other: xr.DataTree, ignoring: tuple[str, ...] = ("created",)) -> None:
+def close(
+    one: xr.DataTree, other: xr.DataTree, ignoring: tuple[str, ...] = ("created", "proof")
+) -> None:
     """Same groups, attributes, coordinates, and values to 1e-5."""
     groups = set(one.children) - {"units"}
     assert groups == set(other.children) - {"units"}
@@ -464,3 +467,23 @@ def test_configurations() -> None:
     assert config.hash != Configuration(model=("a/b", "c"), seed=(4, 3)).hash
     with pytest.raises(InputError, match="same name"):
         _ = Configuration(model=("a/b", "c/b")).parts
+
+
+def test_prompts_that_are_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run leaves them out of its scores, and says so once, at its end."""
+    model, prompts = not_finite.model(), not_finite.prompts()
+    bad = not_finite.holds(prompts)
+    monkeypatch.setattr(workers.Worker, "part", lambda self, part: (model, prompts))
+    lines: list[str] = []
+    config = small(tmp_path, tmp_path / "run.zarr", n=len(prompts), unit_size=4, batch_size=4)
+    run = carry_out(config, say=lines.append).run
+    said = [line for line in lines if "not finite" in line]
+    assert len(said) == 1
+    assert f"{bad.sum()} of {len(bad)} prompts" in said[0]
+    expected = tt.analyze(model, prompts[np.flatnonzero(~bad)])
+    for name, values in expected["scores"].data_vars.items():
+        np.testing.assert_allclose(run["scores"][name], values, atol=0.02)
+    for name in ("predictions", "effects"):
+        not_finite.is_missing(run[name].to_dataset(inherit=False).compute(), bad)
+    assert run["scores"].attrs["not_finite"] == bad.sum()
+    assert run.tt.heads(2) == expected.tt.heads(2)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ..errors import InputError
 from ..measures.bias import BIASES
 from ..results import measured_prompts
@@ -116,7 +114,7 @@ def bias_curves(
         for at in sorted(curve):
             if not hasattr(curve[at], "data_vars") or kind not in curve[at]:
                 raise InputError(f"curve {name!r} at {at} is not what label_bias returns")
-            found.append(bootstrap_mean(np.asarray(curve[at][kind].values)))
+            found.append(bootstrap_mean(measured_prompts(curve[at])[kind].values))
         line(ax, sorted(curve), found, number % len(COLOURS), printable(name))
     ax.axhline(0, color=GREY, lw=0.8, ls=":")
     ax.set(xlabel=xlabel, ylabel=words)

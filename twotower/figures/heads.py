@@ -204,11 +204,12 @@ def effect_by_layer(run: xr.DataTree, *, ax: Axes) -> None:
     """
     run = one_run(run)
     mean = column(head_table(run), "margin_drop")
-    layers, total = mean["layer"].values, mean.sum("head").values
+    layers, total = mean["layer"].values, mean.sum("head", skipna=False).values
     ax.bar(layers, total, 0.7, color=BLUE, label="all heads, summed")
     if "effects" in run.children:
         drop = part_of(run, "effects", "prompt", "layer", "head")["margin_drop"].sortby("layer")
-        by_layer = drop.sum("head").transpose("layer", "prompt").values
+        # NaN where one head's effect is missing: a sum without it is no sum of all heads.
+        by_layer = drop.sum("head", skipna=False).transpose("layer", "prompt").values
         found = [bootstrap_mean(x) for x in by_layer]
         spread = [
             [e.value - e.low for e in found],

@@ -10,10 +10,19 @@ import numpy as np
 
 from ..errors import InputError
 from ..results import measured_prompts
+from ..results.missing import named
 from .heads import CENTRES
 from .packing import pack
 from .terminal import COLUMNS
-from .views import N_MARKED, PromptView, head_table, marked_heads, prompt_view, prompts_of
+from .views import (
+    N_MARKED,
+    PromptView,
+    head_table,
+    marked_heads,
+    not_finite,
+    prompt_view,
+    prompts_of,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -79,9 +88,11 @@ def run_data(run: xr.DataTree, name: str, table: xr.Dataset | None) -> dict[str,
         ):
             notes.append(f"This run holds no {words}.")
     total = max((node.sizes.get("prompt", 0) for node in run.children.values()), default=0)
-    measured = len(prompts_of(run))
-    if measured < total:
-        notes.append(f"{measured} of {total} prompts are measured so far.")
+    measured, lost = len(prompts_of(run)), not_finite(run)
+    if measured + len(lost) < total:
+        notes.append(f"{measured + len(lost)} of {total} prompts are measured so far.")
+    if lost:
+        notes.append(f"{named(lost, total)} have logits that are not finite, and are left out.")
     layers, heads = _axes(run, table)
     return {
         "name": name,

@@ -13,6 +13,7 @@ import numpy as np
 from ..checks import whole
 from ..errors import InputError
 from ..results import measured_prompts
+from ..results.missing import finite_prompts
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -58,7 +59,7 @@ def one_run(run: Any, part: str | None = None) -> xr.DataTree:
 
 
 def part_of(run: xr.DataTree, name: str, *dims: str) -> xr.Dataset:
-    """The measured prompts of a group, which has all the dims that are needed.
+    """The prompts of a group that have values; it must have all the dims that are needed.
 
     Raises
     ------
@@ -95,7 +96,8 @@ def head_table(run: xr.DataTree | xr.Dataset) -> xr.Dataset:
     Parameters
     ----------
     run
-        What `analyze` or `open` returned. Prompts that are not measured yet are left out.
+        What `analyze` or `open` returned. Prompts that are not measured yet, or not finite,
+        are left out.
 
     Returns
     -------
@@ -181,7 +183,7 @@ def marked_heads(
 
 
 def prompts_of(run: xr.DataTree) -> list[int]:
-    """Numbers of the prompts that are measured, in every group that has prompts."""
+    """Numbers of the prompts that have values, in every group that has prompts."""
     found: list[int] | None = None
     for name in ("qk", "ov", "effects", "attribution", "predictions"):
         if name in run.children and "prompt" in run[name].dims:
@@ -271,8 +273,8 @@ def prompt_view(run: xr.DataTree, prompt: int) -> PromptView:
     Raises
     ------
     InputError
-        If the run has no such prompt, or it is not measured yet, or nothing is known of
-        positions.
+        If the run has no such prompt, it is not measured yet or not finite, or nothing is
+        known of positions.
     """
     run = one_run(run)
     groups = [name for name in ("qk", "ov") if name in run.children]
@@ -283,9 +285,7 @@ def prompt_view(run: xr.DataTree, prompt: int) -> PromptView:
     known = prompts_of(run)
     whole("prompt", prompt)
     if prompt not in known:
-        total = run[groups[0]].sizes["prompt"]
-        state = "is not measured yet" if prompt < total else f"is not in the run ({total} prompts)"
-        raise InputError(f"prompt {prompt} {state}")
+        raise InputError(f"prompt {prompt} {_state(run, groups[0], prompt)}")
     parts = {
         name: node.to_dataset(inherit=False).sel(prompt=prompt).load()
         for name, node in run.children.items()
@@ -323,6 +323,26 @@ def prompt_view(run: xr.DataTree, prompt: int) -> PromptView:
         answer=_answer(parts.get("predictions")),
         top_tokens=tops,
     )
+
+
+def _state(run: xr.DataTree, group: str, prompt: int) -> str:
+    """Why nothing is known of a prompt, in words."""
+    total = run[group].sizes["prompt"]
+    if prompt >= total:
+        return f"is not in the run ({total} prompts)"
+    if prompt in not_finite(run):
+        return "is missing: its logits are not finite (load the model in float32 or bfloat16)"
+    return "is not measured yet"
+
+
+def not_finite(run: xr.DataTree) -> list[int]:
+    """Numbers of the prompts whose logits are not finite."""
+    found: set[int] = set()
+    for node in run.children.values():
+        dataset = node.to_dataset(inherit=False)
+        if "finite" in dataset.coords and dataset["finite"].dims == ("prompt",):
+            found |= set(dataset["prompt"].values[~finite_prompts(dataset)].tolist())
+    return sorted(found)
 
 
 def _places(parts: dict[str, xr.Dataset], first: xr.Dataset) -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ from ..errors import InputError
 from .batch import Batch, make_batch
 from .batch_size import Batches
 from .everywhere import Everywhere
+from .missing import FINITE, tell, watch
 from .walk import Donors, End, LayerView, Recorder, run_batch
 
 if TYPE_CHECKING:
@@ -133,7 +134,10 @@ def _keys(prompts: Prompts) -> list[list[Key]]:
 
 
 class _Mean(Replacement):
-    """Mean of z per layer, head, role and number of demonstration."""
+    """Mean of z per layer, head, role and number of demonstration.
+
+    Reference prompts whose logits are not finite are left out.
+    """
 
     def __init__(
         self,
@@ -157,12 +161,30 @@ class _Mean(Replacement):
         self.index = np.array([[numbers.get(k, 0) for k in row] for row in _keys(prompts)])
         own = np.array([[numbers[k] for k in row] for row in reference_keys])
         total = torch.zeros(len(numbers), model.n_layers, model.n_heads * model.d_head)
+        finite = np.ones(len(reference), dtype=bool)
         feed = Batches(model, reference, kind="sums")
+
+        def add(batch: Batch) -> None:
+            recorders = [_Sums(batch.cut(own), len(numbers)), watch(batch, reference.label_ids, ())]
+            sums, last = run_batch(model, batch, recorders)
+            good = last[FINITE].numpy()
+            finite[batch.rows] = good
+            if good.all():
+                total.add_(sums["sums"])
+            elif good.any():  # a sum with NaN in it is lost: once more without them
+                add(make_batch(model, reference, batch.rows[good]))
+
         for batch in feed:
             with feed.attempt():
-                (sums,) = run_batch(model, batch, [_Sums(batch.cut(own), len(numbers))])
-                total += sums["sums"]
-        counts = np.bincount(own[reference.token_id >= 0], minlength=len(numbers))
+                add(batch)
+        tell("reference prompts", np.flatnonzero(~finite), len(reference))
+        there = finite[:, None] & (reference.token_id >= 0)
+        counts = np.bincount(own[there], minlength=len(numbers))
+        if (counts[self.index[at]] == 0).any():
+            raise InputError(
+                "the reference prompts with finite logits lack a position that the mean is taken "
+                "of: load the model with dtype='float32' or 'bfloat16', or take other prompts"
+            )
         mean = total / torch.as_tensor(np.maximum(counts, 1))[:, None, None]
         by_layer = mean.unflatten(-1, (model.n_heads, -1)).unbind(dim=1)
         self.means = [x.to(device) for x, device in zip(by_layer, model.layer_devices, strict=True)]

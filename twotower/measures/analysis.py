@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError
-from ..models.measuring import measure
 from ..results import make_tree, provenance
 from .collect import Arrays, collect, dataset
+from .measure import measure
 from .recorders import Predictions
 from .scores import two_tower_scores
 from .sweep_maker import sweep_maker
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MEASURES = ("predictions", "effects", "attribution", "qk", "ov")
 
 
+@measure
 def analyze(
     model: Model,
     prompts: Prompts,
@@ -145,10 +146,14 @@ def datasets(
     model: Model, prompts: Prompts, settings: Settings, found: Mapping[str, Arrays]
 ) -> tuple[dict[str, xr.Dataset], dict[str, Any]]:
     """A run's groups from the arrays of its measures, and the attributes of its root."""
-    groups = {"prompts": prompts_dataset(model, prompts)}
-    for name, arrays in found.items():
-        groups[name] = dataset(name, arrays, model, prompts, **settings.of(name))
-    return groups, provenance(model, prompts, measures=list(found))
+    groups = {
+        name: dataset(name, arrays, model, prompts, **settings.of(name))
+        for name, arrays in found.items()
+    }
+    missing = max(group.attrs["not_finite"] for group in groups.values())
+    texts = prompts_dataset(model, prompts).assign_attrs(not_finite=missing)
+    about = {**provenance(model, prompts, measures=list(found)), "not_finite": missing}
+    return {"prompts": texts, **groups}, about
 
 
 def prompts_dataset(model: Model, prompts: Prompts) -> xr.Dataset:

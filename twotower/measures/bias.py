@@ -11,6 +11,7 @@ import numpy as np
 from ..checks import check_is, whole
 from ..errors import InputError
 from ..results import make_dataset
+from ..results.forms import MISSING
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -101,7 +102,8 @@ def label_bias(predictions: xr.Dataset, favoured: Sequence[str] | np.ndarray) ->
         logit_bias (prompt): the favoured label's logit less the mean of the others'.
         count_bias (prompt): 1 where the favoured label is predicted, else 0, less 1 over
         the number of labels. favoured (prompt). After Yu & Ananiadou (2024), whose own
-        formula is not known here.
+        formula is not known here. Both biases are NaN where the prompt is missing in
+        `predictions`.
 
     Raises
     ------
@@ -122,12 +124,15 @@ def label_bias(predictions: xr.Dataset, favoured: Sequence[str] | np.ndarray) ->
     column = np.array([labels.index(label) for label in favoured])
     own = logit[np.arange(n), column]
     others = (logit.sum(axis=1) - own) / (len(labels) - 1)
+    said = (logit.argmax(axis=1) == column) - 1 / len(labels)
+    known = np.isfinite(logit).all(axis=1)
     arrays = {
-        "logit_bias": own - others,
-        "count_bias": (logit.argmax(axis=1) == column) - 1 / len(labels),
+        "logit_bias": np.where(known, own - others, np.nan),
+        "count_bias": np.where(known, said, np.nan),
         "favoured": favoured,
     }
-    coordinates = {name: predictions[name].values for name in ("prompt", "gold", "query_class")}
+    names = ("prompt", "gold", "query_class", *MISSING)
+    coordinates = {name: predictions[name].values for name in names if name in predictions.coords}
     about = {k: v for k, v in predictions.attrs.items() if not k.startswith("twotower_")}
     about["settings"] = json.dumps({"predictions": json.loads(about.get("settings", "{}"))})
     return make_dataset("bias", arrays, coordinates, about)
@@ -152,12 +157,14 @@ def bias_reduction(
     Estimate or None
         With a 95% bootstrap interval over prompts, each drawn with both its values. None
         where the interval of the bias before holds 0: there is nothing to reduce. Biases
-        are means over prompts for each favoured label, and then over these labels.
+        are means over prompts for each favoured label, and then over these labels. Prompts
+        that are missing before or after are left out of both.
 
     Raises
     ------
     InputError
-        If the two are of other prompts, or favour other labels.
+        If the two are of other prompts, favour other labels, or have no prompt in common that
+        is finite in both.
     """
     from ..statistics import reduction
 
@@ -170,12 +177,20 @@ def bias_reduction(
     same = before.attrs.get("prompts_hash") == after.attrs.get("prompts_hash")
     if not same or before["favoured"].values.tolist() != after["favoured"].values.tolist():
         raise InputError("the biases are of other prompts, or towards other labels")
+    values = np.stack([before[kind].values, after[kind].values]).astype(float)
+    known = np.isfinite(values).all(axis=0)
+    if not known.any():
+        raise InputError(
+            "no prompt is finite both before and after: load the model with dtype='float32' or "
+            "'bfloat16'"
+        )
     # Weights that give each favoured label the same part in the mean.
     _, label, counts = np.unique(
-        before["favoured"].values.astype(str), return_inverse=True, return_counts=True
+        before["favoured"].values[known].astype(str), return_inverse=True, return_counts=True
     )
     weights = len(label) / (len(counts) * counts[label])
-    return reduction(before[kind].values * weights, after[kind].values * weights, seed)
+    first, second = values[:, known] * weights
+    return reduction(first, second, seed)
 
 
 def _labels_held(prompts: Prompts) -> list[np.ndarray]:

@@ -13,12 +13,14 @@ from ..intervention import Edit, named
 from ..models.measuring import measuring
 from ..options import option
 from ..results import GROUPS, make_dataset, provenance
-from .batch import Batch, columns_of
+from ..results.missing import blank, count_values, mark_missing, missing_value
+from .batch import Batch, columns_of, make_batch
 from .batch_size import Batches
 from .edits import PreparedEdits, position_mask
 from .judge import proved_batch
+from .missing import FINITE, tell, tell_values, watch
 from .second_forward import prove_state
-from .walk import Recorder
+from .walk import Recorder, donors_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -74,11 +76,13 @@ def collect(
     -------
     list of dict
         For each recorder its arrays, over all prompts in their order. Arrays by position
-        are right-aligned and NaN where padded.
+        are right-aligned and NaN where padded. Beside them "finite" (prompt,): prompts whose
+        logits are finite; values of the others are missing.
     """
     columns = kept_columns(prompts, keep)
     width = prompts.n_positions if columns is None else columns.shape[1]
     prepared = PreparedEdits(model, prompts, edits)
+    finite = np.ones(len(prompts), dtype=bool)
     results: list[Arrays] = [{} for _ in makers]
     with measuring(model), _bar(len(prompts), progress) as bar:
         kind = (kind, gradients, bool(prepared.outputs or prepared.attention))
@@ -89,18 +93,52 @@ def collect(
                 prove_state(model, prompts)
             recorders = [make(batch) for make in makers]
             ready = prepared.for_batch(batch)
-            found = proved_batch(model, batch, recorders, ready, gradients=gradients)
-            for result, recorder, new in zip(results, recorders, found, strict=True):
+            donors = donors_of(ready, recorders)
+            recorders.append(watch(batch, prompts.label_ids, donors))
+            *found, last = proved_batch(model, batch, recorders, ready, gradients=gradients)
+            good = last[FINITE].numpy()
+            finite[batch.rows] = good
+            for result, recorder, new in zip(results, recorders, found, strict=False):
                 for name, tensor in new.items():
                     dims = GROUPS[recorder.group][name].dims
                     _place(result, name, tensor, dims, batch.rows, len(prompts), width)
-            bar.update(len(batch.rows))
+            for rows in _once_more(batch, good, recorders, found):
+                measure(make_batch(model, prompts, rows, columns))
 
         for batch in feed:
             # In a function of its own, which lets go of everything if memory runs out.
             with feed.attempt():
                 measure(batch)
-    return results
+                bar.update(len(batch.rows))
+    tell("prompts", np.flatnonzero(~finite), len(prompts))
+    return [
+        {**{name: blank(x, finite) for name, x in result.items()}, FINITE: finite}
+        for result in results
+    ]
+
+
+def _once_more(
+    batch: Batch,
+    good: np.ndarray,
+    recorders: Sequence[Recorder],
+    found: Sequence[Mapping[str, torch.Tensor]],
+) -> list[np.ndarray]:
+    """Numbers of prompts that are measured again, in batches without those that are not finite.
+
+    Prompts of a batch have tensors in common, where zero times NaN is NaN. So whatever stood
+    beside a prompt that is not finite is measured without it. Where prompts share rows, a
+    counterfactual that overflows in one may reach others: each is measured by itself.
+    """
+    if not good.all():
+        return [batch.rows[good]] if good.any() else []
+    if len(batch.rows) == 1:
+        return []
+    bad = np.zeros(len(batch.rows), dtype=bool)
+    for recorder, new in zip(recorders, found, strict=False):
+        if recorder.shares_rows:
+            for tensor in new.values():
+                bad |= ~tensor.isfinite().flatten(1).all(dim=1).numpy()
+    return [batch.rows[i : i + 1] for i in np.flatnonzero(bad)]
 
 
 def kept_columns(prompts: Prompts, keep: Positions) -> np.ndarray | None:
@@ -139,14 +177,15 @@ def _place(
 ) -> None:
     """Write a batch's rows into the array over all prompts."""
     values = tensor.numpy()
+    if values.dtype.kind == "f" and np.isinf(values).any():
+        values = np.where(np.isinf(values), np.nan, values)  # what overflowed is missing
     shape, target = [n, *values.shape[1:]], [slice(None)] * values.ndim
     if "position" in dims:
         axis = dims.index("position")
         shape[axis] = width
         target[axis] = slice(width - values.shape[axis], None)
     if name not in result:
-        fill = {"f": np.nan, "i": -1}.get(values.dtype.kind, 0)
-        result[name] = np.full(shape, fill, dtype=values.dtype)
+        result[name] = np.full(shape, missing_value(values.dtype), dtype=values.dtype)
     result[name][tuple(target)][rows] = values
 
 
@@ -167,7 +206,8 @@ def dataset(
     group
         Name of the group.
     arrays
-        Arrays by variable; token ids of "top_token" are turned into text here.
+        Arrays by variable; token ids of "top_token" are turned into text here. "finite"
+        (prompt,), as `collect` gives it, says which prompts are missing; by default none.
     model, prompts
         What was measured.
     keep
@@ -178,6 +218,8 @@ def dataset(
         The measure's own arguments, for the record.
     """
     variables = GROUPS[group]
+    arrays = dict(arrays)
+    finite = arrays.pop(FINITE, np.ones(len(prompts), dtype=bool))
     dims = {dim for name in arrays for dim in variables[name].dims}
     coords: dict[str, Any] = {
         "prompt": np.arange(len(prompts)),
@@ -212,7 +254,12 @@ def dataset(
         for name, array in arrays.items()
     }
     settings = {"keep": named(keep), **settings} if group in BY_POSITION else settings
-    return make_dataset(group, texts, coords, provenance(model, prompts, **settings))
+    about = provenance(model, prompts, **settings)
+    described = {name: (variables[name].dims, array) for name, array in arrays.items()}
+    values = count_values(described, finite, by_position["role"] == "pad")
+    tell_values(group, values)
+    about |= {"not_finite": int((~finite).sum()), "not_finite_values": values}
+    return mark_missing(make_dataset(group, texts, coords, about), finite=finite)
 
 
 def _texts(ids: np.ndarray, model: Model) -> np.ndarray:

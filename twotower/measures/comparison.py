@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..errors import InputError
+from ..statistics import mean_known
 from .heads import in_context_heads
 
 if TYPE_CHECKING:
@@ -40,6 +43,8 @@ class Agreement:
 def agreement(exact: xr.Dataset, other: xr.Dataset, k: int = 12) -> Agreement:
     """How well other effects agree with exact ones, on the same prompts.
 
+    Effects that are missing in one of the two (NaN) count in neither.
+
     Parameters
     ----------
     exact, other
@@ -58,8 +63,6 @@ def agreement(exact: xr.Dataset, other: xr.Dataset, k: int = 12) -> Agreement:
     InputError
         If the two are of other heads or prompts, or are no effects.
     """
-    from scipy.stats import spearmanr
-
     for effects in (exact, other):
         dims = getattr(getattr(effects, "margin_drop", None), "dims", ())
         if not {"prompt", "layer", "head"} <= set(dims):
@@ -67,14 +70,28 @@ def agreement(exact: xr.Dataset, other: xr.Dataset, k: int = 12) -> Agreement:
     a, b = exact["margin_drop"], other["margin_drop"]
     if a.sizes != b.sizes or exact.attrs.get("prompts_hash") != other.attrs.get("prompts_hash"):
         raise InputError("the effects are of other heads or of other prompts")
-    strongest, others = in_context_heads(exact, k), in_context_heads(other, k)
-    by_prompt = [
-        spearmanr(x.values.ravel(), y.values.ravel()).statistic for x, y in zip(a, b, strict=True)
-    ]
-    means = (x.mean("prompt").values.ravel() for x in (a, b))
+    a, b = (x.transpose("prompt", "layer", "head") for x in (a, b))
+    both = np.isfinite(a.values) & np.isfinite(b.values)
+    a, b = a.where(both), b.where(both)
+    strongest, others = (
+        in_context_heads(effects.assign(margin_drop=x), k)
+        for effects, x in ((exact, a), (other, b))
+    )
+    by_prompt = [_rank_correlation(x.values, y.values) for x, y in zip(a, b, strict=True)]
+    means = (x.mean("prompt").values for x in (a, b))
     return Agreement(
-        float(spearmanr(*means).statistic),
-        float(sum(by_prompt) / len(by_prompt)),
+        _rank_correlation(*means),
+        float(mean_known(np.array(by_prompt))),
         [head for head in strongest if head not in others],
         len(set(strongest) & set(others)) / k,
     )
+
+
+def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's, of the pairs without NaN; NaN where there are fewer than two."""
+    from scipy.stats import spearmanr
+
+    known = ~(np.isnan(a) | np.isnan(b))
+    if known.sum() < 2:
+        return float("nan")
+    return float(spearmanr(a[known], b[known]).statistic)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..intervention import named
-from ..models.measuring import measure
 from .collect import Arrays, MakeRecorder, collect, dataset
+from .measure import measure
 from .sweep_maker import sweep_maker
 
 if TYPE_CHECKING:

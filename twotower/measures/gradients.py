@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from ..models.measuring import measure
 from .ablation import Values
 from .batch import Batch
 from .collect import collect, dataset
 from .edits import prepare_change
 from .effects import change_settings
 from .everywhere import Everywhere
+from .measure import measure
 from .recorders import margin
 from .walk import End, LayerView, Recorder
 

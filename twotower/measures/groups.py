@@ -11,11 +11,14 @@ import numpy as np
 from ..checks import whole
 from ..errors import InputError
 from ..intervention import check_heads
-from ..models.measuring import measure
-from .collect import dataset
+from ..results import measured_prompts
+from ..statistics import mean_known
+from .collect import Arrays, dataset
 from .counterfactuals import Group, plan
 from .edits import position_mask
 from .effects import change_settings, sweep
+from .measure import measure
+from .missing import FINITE, tell_values
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -80,17 +83,20 @@ def group_effects(
         If a group is empty or given twice, a head is out of range, or what `head_effects`
         raises.
     """
-    return _group_effects(
+    checked = _checked(groups, model)
+    arrays = _group_arrays(
+        model, prompts, checked, positions, logprobs, memory_budget, batch_size, progress, change
+    )
+    arrays["n_heads"] = np.array([len(group) for group in checked])
+    found = dataset(
+        "group_effects",
+        arrays,
         model,
         prompts,
-        _checked(groups, model),
-        positions,
-        logprobs,
-        memory_budget,
-        batch_size,
-        progress,
-        change,
+        coordinates={"group": [name_of(group) for group in checked]},
+        **change_settings(positions, **change),
     )
+    return found.assign_attrs(_cost(model, prompts, checked, positions))
 
 
 def _checked(groups: Iterable[Sequence[Head]], model: Model) -> list[Group]:
@@ -115,7 +121,7 @@ def name_of(group: Group) -> str:
     return "+".join(f"{layer}.{head}" for layer, head in group)
 
 
-def _group_effects(
+def _group_arrays(
     model: Model,
     prompts: Prompts,
     groups: list[Group],
@@ -125,7 +131,8 @@ def _group_effects(
     batch_size: int | None,
     progress: bool | str,
     change: dict[str, Any],
-) -> xr.Dataset:
+) -> Arrays:
+    """A sweep's arrays (prompt, group, ...), and which prompts are finite."""
     for name in change:
         if name not in CHANGE:
             raise InputError(f"{name}= is not known; what heads change to is {', '.join(CHANGE)}")
@@ -142,20 +149,17 @@ def _group_effects(
         **change,
     )
     back = np.argsort(order)
-    arrays = {name: values[:, back] for name, values in arrays.items()}
-    arrays["n_heads"] = np.array([len(group) for group in groups])
-    found = dataset(
-        "group_effects",
-        arrays,
-        model,
-        prompts,
-        coordinates={"group": [name_of(group) for group in groups]},
-        **change_settings(positions, **change),
-    )
-    return found.assign_attrs(
-        forwards=round(forwards(model, prompts, groups, positions), 2),
-        separate_forwards=len(groups) + 1,
-    )
+    return {name: x if name == FINITE else x[:, back] for name, x in arrays.items()}
+
+
+def _cost(
+    model: Model, prompts: Prompts, groups: Sequence[Group], positions: Positions
+) -> dict[str, float]:
+    """Attributes that say what a sweep costs, and what it stands for."""
+    return {
+        "forwards": round(forwards(model, prompts, groups, positions), 2),
+        "separate_forwards": len(groups) + 1,
+    }
 
 
 def forwards(
@@ -202,36 +206,27 @@ def pair_effects(
     """
     singles: list[Group] = [(head,) for head in model.heads]
     groups = singles + [tuple(pair) for pair in combinations(model.heads, 2)]
-    effects = _group_effects(
-        model,
-        prompts,
-        groups,
-        positions,
-        False,
-        memory_budget,
-        batch_size,
-        progress,
-        change,
+    arrays = _group_arrays(
+        model, prompts, groups, positions, False, memory_budget, batch_size, progress, change
     )
     n_layers, n_heads = model.n_layers, model.n_heads
     size = n_layers * n_heads
     ends = np.array([[group[0], group[-1]] for group in groups])
     first, second = (ends[..., 0] * n_heads + ends[..., 1]).T
-    drops = effects["margin_drop"].values
+    drops = arrays["margin_drop"]
     table = np.zeros((len(prompts), size, size), dtype=drops.dtype)
     table[:, first, second] = drops
     table[:, second, first] = drops
+    drops = table.reshape(len(prompts), n_layers, n_heads, n_layers, n_heads)
     found = dataset(
         "pair_effects",
-        {"margin_drop": table.reshape(len(prompts), n_layers, n_heads, n_layers, n_heads)},
+        {"margin_drop": drops, FINITE: arrays[FINITE]},
         model,
         prompts,
         coordinates={"other_layer": np.arange(n_layers), "other_head": np.arange(n_heads)},
         **change_settings(positions, **change),
     )
-    return found.assign_attrs(
-        {name: effects.attrs[name] for name in ("forwards", "separate_forwards")}
-    )
+    return found.assign_attrs(_cost(model, prompts, groups, positions))
 
 
 @measure
@@ -290,7 +285,7 @@ def strongest_group(effects: xr.Dataset, k: int) -> list[Head]:
     Raises
     ------
     InputError
-        If no group has k heads, or these are no effects of groups.
+        If no group has k heads, no effect is finite, or these are no effects of groups.
     """
     from ..head import Head
 
@@ -298,12 +293,28 @@ def strongest_group(effects: xr.Dataset, k: int) -> list[Head]:
     dims = getattr(getattr(effects, "margin_drop", None), "dims", ())
     if not {"prompt", "group"} <= set(dims) or "n_heads" not in effects:
         raise InputError("strongest_group needs what group_effects or subset_effects returns")
-    mean = effects["margin_drop"].mean("prompt")
-    mean = mean.where(effects["n_heads"] == k, drop=True)
+    mean = measured_prompts(effects)["margin_drop"].mean("prompt")
+    mean = mean.isel(group=np.flatnonzero(effects["n_heads"].values == k))
     if not mean.size:
         raise InputError(f"no group has {k} heads")
-    name = str(mean["group"].values[int(np.argmax(mean.values))])
+    name = str(mean["group"].values[_largest(mean.values)])
     return [Head(*map(int, part.split("."))) for part in name.split("+")]
+
+
+def _largest(means: np.ndarray) -> int:
+    """Index of the largest mean; NaN is none.
+
+    Raises
+    ------
+    InputError
+        If all are NaN.
+    """
+    if not np.isfinite(means).any():
+        raise InputError(
+            "no effect is finite, so nothing can be chosen: load the model with "
+            "dtype='float32' or 'bfloat16'"
+        )
+    return int(np.nanargmax(means))
 
 
 @measure
@@ -345,38 +356,36 @@ def greedy_heads(
     Raises
     ------
     InputError
-        If k is not from 1 to the number of heads in the pool.
+        If k is not from 1 to the number of heads in the pool, or no effect is finite.
     """
     heads = list(model.heads) if pool is None else check_heads(pool, model)
     whole("k", k, 1, len(heads))
     chosen: list[Head] = []
-    drops, cost, separate = [], 0.0, 0
+    drops, cost, separate, broken = [], 0.0, 0, 0
+    finite = np.ones(len(prompts), dtype=bool)
     for step in range(k):
         left = [head for head in heads if head not in chosen]
         title = f"head {step + 1} of {k}" if progress else False
-        effects = _group_effects(
-            model,
-            prompts,
-            [tuple(sorted([*chosen, head])) for head in left],
-            positions,
-            False,
-            memory_budget,
-            batch_size,
-            title,
-            change,
+        groups: list[Group] = [tuple(sorted([*chosen, head])) for head in left]
+        found = _group_arrays(
+            model, prompts, groups, positions, False, memory_budget, batch_size, title, change
         )
-        values = effects["margin_drop"].values
-        best = int(values.mean(axis=0).argmax())
+        values, finite = found["margin_drop"], found[FINITE]
+        best = _largest(mean_known(values))
         chosen.append(left[best])
         drops.append(values[:, best])
-        cost += effects.attrs["forwards"]
-        separate += effects.attrs["separate_forwards"]
+        broken += int(np.isnan(values[finite]).sum())
+        spent = _cost(model, prompts, groups, positions)
+        cost += spent["forwards"]
+        separate += int(spent["separate_forwards"])
+    tell_values("greedy", broken)
     arrays = {
         "chosen_layer": np.array([head.layer for head in chosen]),
         "chosen_head": np.array([head.head for head in chosen]),
         "margin_drop": np.stack(drops, axis=1),
+        FINITE: finite,
     }
-    found = dataset(
+    greedy = dataset(
         "greedy",
         arrays,
         model,
@@ -384,4 +393,6 @@ def greedy_heads(
         coordinates={"step": np.arange(k)},
         **change_settings(positions, **change),
     )
-    return found.assign_attrs(forwards=round(cost, 2), separate_forwards=separate)
+    return greedy.assign_attrs(
+        forwards=round(cost, 2), separate_forwards=separate, not_finite_values=broken
+    )

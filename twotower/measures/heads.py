@@ -47,12 +47,14 @@ def in_context_heads(
     Returns
     -------
     list of Head
-        Strongest first, by the mean over prompts. A larger k only adds heads.
+        Strongest first, by the mean over prompts. A larger k only adds heads. Prompts that
+        are missing (not measured yet, or not finite) do not count.
 
     Raises
     ------
     InputError
-        If k is out of range, or the label is not known or never right.
+        If k is out of range, fewer heads than k have an effect that is finite, or the label is
+        not known or never right.
     """
     from ..head import Head
 
@@ -64,11 +66,17 @@ def in_context_heads(
         source = "head_effects" if by == "margin_drop" else "attribution"
         raise InputError(f"by={by!r} needs what {source} returns, or a run that holds it")
     values = _strength(measured_prompts(effects), label, by)
-    if not values.sizes["prompt"] or not np.isfinite(values).all():
-        raise InputError("there are no effects to choose by, or some are not finite")
-    mean = values.mean("prompt").transpose("layer", "head")
+    mean = values.where(np.isfinite(values)).mean("prompt").transpose("layer", "head")
+    ranked = int(np.isfinite(mean).sum())
+    if not ranked:
+        raise InputError(
+            "there are no effects to choose by: prompts are not measured yet, or not finite (then "
+            "load the model with dtype='float32' or 'bfloat16')"
+        )
     whole("k", k, 1, mean.size)
-    order = np.argsort(-mean.values, axis=None, kind="stable")[:k]
+    if k > ranked:
+        raise InputError(f"k={k}: the effects of {ranked} of {mean.size} heads alone are finite")
+    order = np.argsort(-mean.values, axis=None, kind="stable")[:k]  # NaN last
     layers, heads = mean["layer"].values, mean["head"].values
     rows, columns = np.unravel_index(order, mean.shape)
     return [Head(int(layers[x]), int(heads[y])) for x, y in zip(rows, columns, strict=True)]
@@ -101,8 +109,9 @@ def above_others(logits: xr.DataArray) -> xr.DataArray:
     Parameters
     ----------
     logits
-        With the dim `label` and the coordinate `gold`.
+        With the dim `label` and the coordinate `gold`. Where a logit is NaN so is the result.
     """
     is_gold = logits["label"] == logits["gold"]
-    right = logits.where(is_gold, 0).sum("label")
-    return right - logits.where(~is_gold, 0).sum("label") / (logits.sizes["label"] - 1)
+    right = logits.where(is_gold, 0).sum("label", skipna=False)
+    others = logits.where(~is_gold, 0).sum("label", skipna=False)
+    return right - others / (logits.sizes["label"] - 1)

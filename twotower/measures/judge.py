@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from ..errors import CheckError
-from ..models.findings import Finding
 from ..models.rounding import Rounding
 from ..options import option
-from .proof import IDENTITIES, Proof
-from .walk import BatchEdit, Recorder, run_batch
+from ..results.findings import Finding
+from .missing import FINITE
+from .proof import IDENTITIES, Proof, Proved
+from .walk import BatchEdit, Recorder, donors_of, run_batch
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -39,11 +40,18 @@ def proved_batch(
     if not option("proof"):
         model.proof.made = False
         return run_batch(model, batch, recorders, edits, gradients=gradients)
-    proof = Proof(Rounding.of(model), recorders)
+    rounding = Rounding.of(model)
+    of_donors = []
+    for donors in donors_of(edits, recorders):
+        of_donors.append(Proof(rounding))
+        donors.recorder = Proved(donors.recorder, of_donors[-1])
+    proof = Proof(rounding, [*recorders, *of_donors])
     *found, claims = run_batch(model, batch, [*recorders, proof], edits, gradients=gradients)
     refuse(model, model.acting)
-    judge(model, batch, claims)
-    model.proof.prompts += len(batch.rows)
+    finite = [bool(new[FINITE].all()) for new in found if FINITE in new]
+    if all(finite):  # else prompts that are finite are measured once more, without the others
+        judge(model, batch, claims)
+        model.proof.prompts += len(batch.rows)
     return found
 
 
@@ -60,9 +68,15 @@ def judge(model: Model, batch: Batch, claims: Mapping[Any, torch.Tensor]) -> Non
         with np.errstate(divide="ignore", invalid="ignore"):
             strain = np.where(error == 0, 0, error / allowed)
         strain = np.where(np.isnan(strain), np.inf, strain)
-        at = np.unravel_index(int(strain.argmax()), strain.shape)
-        finding = Finding(float(error[at]), float(allowed[at]))
-        if strain[at] > 1:
+        worst = np.unravel_index(int(strain.argmax()), strain.shape)
+        model.proof.add(identity, Finding(float(error[worst]), float(allowed[worst])))
+        failing = np.flatnonzero((strain > 1).reshape(len(strain), -1).any(axis=1))
+        if failing.size:
+            # The first layer is nearest to the cause.
+            first = int(failing[0])
+            inside = np.unravel_index(int(strain[first].argmax()), strain[first].shape)
+            at = (first, *map(int, inside))
+            finding = Finding(float(error[at]), float(allowed[at]))
             where = f"prompt {batch.rows[at[1]]}"
             if layers[at[0]] is not None:
                 where = f"layer {layers[at[0]]}, {where}"
@@ -72,7 +86,6 @@ def judge(model: Model, batch: Batch, claims: Mapping[Any, torch.Tensor]) -> Non
                 f"{model.name}, {where}: {IDENTITIES[identity]} (error {finding.error:.2g}, at "
                 f"most {finding.allowed:.2g} is accepted). {likely_cause(model, identity)}"
             )
-        model.proof.add(identity, finding)
 
 
 def likely_cause(model: Model, identity: str) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..intervention import Edit, as_edits
-from ..models.measuring import measure
 from .collect import collect, dataset
+from .measure import measure
 from .recorders import Predictions
 
 if TYPE_CHECKING:

@@ -76,6 +76,7 @@ class Proof(Recorder):
         self.readout: Readout | None = readouts[0] if readouts else None
         self.claims: list[Claim] = []
         self.parts: tuple[torch.Tensor, ...] | None = None
+        self.scales: torch.Tensor | None = None
 
     @torch.no_grad()
     def layer(self, view: LayerView) -> None:
@@ -103,6 +104,7 @@ class Proof(Recorder):
         allowed = self.rounding.attention(view.own_z.dtype, view.score_size)
         self.claims.append(Claim("attention", view.index, error, allowed))
         if self.rounding.is_coarse(view.own_z.dtype):
+            self.scale_dtype = view.own_z.dtype
             shown = view.scores.masked_fill(~view.visible(), 0)
             spread = (weights * (shown - (weights * shown).sum(dim=-1, keepdim=True))).unflatten(
                 1, (value.shape[2], -1)
@@ -118,16 +120,25 @@ class Proof(Recorder):
     ) -> None:
         """How much larger the model's scores are than recomputed ones, as a factor less 1.
 
-        A single output in a coarse dtype hides a scale that is off by a percent; the fit over
-        all heads of a layer does not. `slope` is the output's derivative with respect to the
-        logarithm of the scale.
+        A single output in a coarse dtype hides a scale that is off by a percent; a fit over all
+        heads and prompts does not, of each layer and of all. `slope` is the output's derivative
+        with respect to the logarithm of the scale.
         """
-        total = slope.square().sum(dim=(1, 2)).clamp(min=torch.finfo(slope.dtype).tiny)
-        each = left * slope
-        factor = each.sum(dim=(1, 2)) / total
-        deviation = each.square().sum(dim=(1, 2)).sqrt() / total
-        allowed = self.rounding.scale(view.own_z.dtype, deviation)
-        self.claims.append(Claim("scale", view.index, factor.abs(), allowed))
+        each = (left * slope).flatten(1)
+        sums = torch.stack((each.sum(dim=1), slope.square().sum(dim=(1, 2)), each.square().sum(1)))
+        # Prompts whose numbers are not finite are judged elsewhere.
+        total = sums.where(sums.isfinite().all(dim=0), 0).sum(dim=1)
+        self._fitted(view.index, total, view.own_z.dtype, len(each))
+        total = total.to(self.scales.device) if self.scales is not None else total
+        self.scales = total if self.scales is None else self.scales + total
+
+    def _fitted(
+        self, layer: int | None, sums: Float32[torch.Tensor, " 3"], dtype: torch.dtype, n: int
+    ) -> None:
+        total = sums[1].clamp(min=torch.finfo(sums.dtype).tiny)
+        allowed = self.rounding.scale(dtype, sums[2].sqrt() / total)
+        error = (sums[0] / total).abs().expand(n)
+        self.claims.append(Claim("scale", layer, error, allowed))
 
     def _block(self, index: int, after: Float[torch.Tensor, "B d_model"]) -> None:
         """What a block's parts sum to, against what comes after it."""
@@ -162,6 +173,8 @@ class Proof(Recorder):
     def finish(self, end: End) -> dict[Any, torch.Tensor]:
         n_layers = 1 + max(claim.layer or 0 for claim in self.claims)
         self._block(n_layers - 1, end.residual)
+        if self.scales is not None:
+            self._fitted(None, self.scales, self.scale_dtype, len(end.residual))
         if self.readout is not None:
             own = self.readout.on(end.residual.device)
             normed = own.frozen_norm(end.residual, own.spread(end.residual))
@@ -186,6 +199,21 @@ class Proof(Recorder):
         size = end.logits.abs().amax(dim=-1) + expected.abs().amax(dim=-1)
         error = (found.to(expected.device) - expected).abs().amax(dim=-1)
         self.claims.append(Claim("logits", None, error / size, allowed))
+
+
+class Proved(Recorder):
+    """A recorder of donors, and the proof beside it."""
+
+    def __init__(self, recorder: Recorder, proof: Proof) -> None:
+        self.recorder, self.proof = recorder, proof
+
+    def layer(self, view: LayerView) -> None:
+        self.recorder.layer(view)
+        self.proof.layer(view)
+
+    def finish(self, end: End) -> dict[Any, torch.Tensor]:
+        self.proof.finish(end)
+        return self.recorder.finish(end)
 
 
 def _gathered(claims: Iterable[Claim], device: torch.device) -> dict[Any, torch.Tensor]:

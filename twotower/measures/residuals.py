@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..models.measuring import measure
 from .batch import Batch
 from .collect import collect, dataset
+from .measure import measure
 from .recorders import keep as kept
 from .recorders import stack
 from .walk import End, LayerView, Recorder

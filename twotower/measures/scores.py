@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..results import make_dataset, measured_prompts
+from ..statistics import mean_known
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -28,6 +29,7 @@ def two_tower_scores(run: xr.DataTree) -> xr.Dataset:
     xarray.Dataset
         (layer, head): qk_auc, qk_auc_content, ov_auc, and margin_drop where the run holds
         effects. Chance is 0.5. A head's AUC is NaN where no prompt allows a comparison.
+        Prompts that are missing (not measured yet, or not finite) are left out.
 
     Raises
     ------
@@ -45,6 +47,7 @@ def two_tower_scores(run: xr.DataTree) -> xr.Dataset:
         if name not in getattr(run, "children", ()):
             raise InputError(f"two-tower scores need the group {name!r}; analyze with it")
     qk, ov = (measured_prompts(run.children[name]) for name in ("qk", "ov"))
+    parts = [qk, ov]
     arrays = {"qk_auc": qk_auc(qk["score"])}
     if "score_content" in qk:
         arrays["qk_auc_content"] = qk_auc(qk["score_content"])
@@ -52,7 +55,11 @@ def two_tower_scores(run: xr.DataTree) -> xr.Dataset:
     if "effects" in run.children:
         effects = measured_prompts(run.children["effects"])
         arrays["margin_drop"] = effects["margin_drop"].mean("prompt").values
+        parts.append(effects)
     about = {k: v for k, v in qk.attrs.items() if not k.startswith("twotower_")}
+    # Stores of older versions do not count what is not finite.
+    about["not_finite"] = int(about.get("not_finite", 0))
+    about["not_finite_values"] = sum(int(x.attrs.get("not_finite_values", 0)) for x in parts)
     about["settings"] = json.dumps({"prompts": qk.sizes["prompt"]})
     coordinates = {"layer": qk["layer"].values, "head": qk["head"].values}
     return make_dataset("scores", arrays, coordinates, about)
@@ -116,12 +123,18 @@ def auc(values: np.ndarray, positive: np.ndarray) -> np.ndarray | None:
     Returns
     -------
     array (...) or None
-        None where there are no positives or no negatives.
+        None where there are no positives or no negatives. Pairs with NaN are left out, and
+        where no other is left the result is NaN.
     """
     high, low = values[positive][:, None], values[~positive][None]
     if not high.size or not low.size:
         return None
-    found: np.ndarray = ((high > low) + 0.5 * (high == low)).mean(axis=(0, 1))
+    wins = (high > low) + 0.5 * (high == low)
+    unknown = np.isnan(high) | np.isnan(low)
+    if unknown.any():
+        wins = np.where(unknown, np.nan, wins)
+        return mean_known(wins.reshape(-1, *wins.shape[2:]))
+    found: np.ndarray = wins.mean(axis=(0, 1))
     return found
 
 
@@ -130,5 +143,4 @@ def _mean(found: list[np.ndarray | None], measured: xr.DataArray) -> np.ndarray:
     kept = [x for x in found if x is not None]
     if not kept:
         return np.full((measured.sizes["layer"], measured.sizes["head"]), np.nan)
-    mean: np.ndarray = np.mean(kept, axis=0)
-    return mean
+    return mean_known(np.array(kept))

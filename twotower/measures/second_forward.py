@@ -16,10 +16,11 @@ import torch
 
 from ..errors import CheckError
 from ..head import Head
-from ..models.findings import Findings
 from ..models.rounding import Rounding
+from ..results.findings import Findings
 from .batch import make_batch
 from .judge import likely_cause, proved_batch
+from .missing import FINITE, watch
 from .sweep_maker import sweep_maker
 
 if TYPE_CHECKING:
@@ -76,9 +77,10 @@ def _compare(model: Model, prompt: Prompts) -> dict[str, Any]:
     heads = _candidates(model)
     make = sweep_maker(model, prompt, groups=[(head,) for head in heads], logprobs=False)
     batch = make_batch(model, prompt, np.arange(1))
-    (swept,) = proved_batch(model, batch, [make(batch)])
+    recorders = [make(batch), watch(batch, prompt.label_ids, [])]
+    swept, seen = proved_batch(model, batch, recorders)
     drops = swept["margin_drop"][0].numpy()
-    if not np.isfinite(drops).all():
+    if not seen[FINITE].all() or not np.isfinite(drops).all():
         return {}
     strongest = int(np.abs(drops).argmax())
     head = heads[strongest]

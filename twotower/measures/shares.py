@@ -10,11 +10,11 @@ import torch
 
 from ..errors import InputError
 from ..intervention import named
-from ..models.measuring import measure
 from .batch import Batch
 from .collect import collect, dataset
 from .content import scores
 from .edits import position_mask
+from .measure import measure
 from .recorders import stack
 from .walk import End, LayerView, Recorder
 

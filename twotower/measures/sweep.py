@@ -64,6 +64,7 @@ class Sweep(Recorder):
         rounding: Rounding | None,
     ) -> None:
         self.group, self.shape = group, shape
+        self.shares_rows = layout.n_changed > 1
         self.gold, self.readout, self.layout, self.change = batch.gold, readout, layout, change
         self.donors = () if change.values is None else change.values.donors
         self.unembedded = unembedded
@@ -169,7 +170,8 @@ class Sweep(Recorder):
     ) -> Float[torch.Tensor, "B *rest label"]:
         """(B, ..., label) of residuals (B, ..., d_model)."""
         normed = end.final_norm(residual)
-        return self.readout.logprobs(normed, end, self.unembedded)
+        logprobs: torch.Tensor = self.readout.logprobs(normed, end, self.unembedded)
+        return logprobs
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
         clean = end.residual
@@ -189,7 +191,14 @@ class Sweep(Recorder):
             drops.append(margins - self._margins(rows, gold))
             if before is not None:
                 logprob_drops.append(before - self._logprobs(rows, end))
-        found = {"margin_drop": torch.cat(drops, dim=1).unflatten(1, self.shape)}
+        drop, logprob_drop = torch.cat(drops, dim=1), None
+        missing = ~drop.isfinite()
         if logprob_drops:
-            found["logprob_drop"] = torch.cat(logprob_drops, dim=1).unflatten(1, self.shape)
+            logprob_drop = torch.cat(logprob_drops, dim=1)
+            missing |= ~logprob_drop.isfinite().all(dim=-1)
+        # A counterfactual that overflows is missing in all that is said of it.
+        found = {"margin_drop": drop.masked_fill(missing, torch.nan).unflatten(1, self.shape)}
+        if logprob_drop is not None:
+            logprob_drop = logprob_drop.masked_fill(missing.unsqueeze(-1), torch.nan)
+            found["logprob_drop"] = logprob_drop.unflatten(1, self.shape)
         return found

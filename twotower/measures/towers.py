@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..intervention import check_heads
-from ..models.measuring import measure
 from .batch import Batch
 from .collect import collect, dataset
+from .measure import measure
 from .readout import get_readout
 from .recorders import Attribution, LabelValues, Similarity, TopTokens
 

@@ -9,10 +9,12 @@ import numpy as np
 from ..checks import check_is
 from ..errors import InputError
 from ..intervention import named
-from ..models.measuring import measure
+from ..results.missing import blank
 from .batch import Batch
 from .collect import collect, dataset
 from .effects import sweep
+from .measure import measure
+from .missing import FINITE
 from .recorders import Predictions
 
 if TYPE_CHECKING:
@@ -60,7 +62,8 @@ def causal_tracing(
     xarray.Dataset
         margin_gain (prompt, layer, head): margin with the head's clean output put in less
         the corrupted run's own; margin_clean, margin_corrupted (prompt). Their difference
-        is what there is to restore.
+        is what there is to restore. A prompt is missing (NaN) where its own logits or those of
+        its corrupted twin are not finite.
 
     Raises
     ------
@@ -95,7 +98,9 @@ def causal_tracing(
         "margin_gain": -traced["margin_drop"],
         "margin_clean": clean["margin"],
         "margin_corrupted": _margins(own["logit"], prompts.gold_index),
+        FINITE: traced[FINITE] & clean[FINITE],
     }
+    arrays = {name: blank(values, arrays[FINITE]) for name, values in arrays.items()}
     return dataset(
         "tracing",
         arrays,

@@ -225,6 +225,9 @@ class Recorder:
     donors: Sequence[Donors] = ()
     """Other prompts that are run before the batch."""
 
+    shares_rows: bool = False
+    """Whether a value of one prompt that is not finite may reach other prompts' values."""
+
     def layer(self, view: LayerView) -> None:
         """Called at every layer, in order."""
 
@@ -329,7 +332,7 @@ def run_batch(
     architecture, root, inputs, mask = model.architecture, model.traced, batch.inputs, batch.mask
     before = [
         (donors.batch.inputs, donors.batch.mask, [donors.recorder])
-        for donors in _donors(edits, recorders)
+        for donors in donors_of(edits, recorders)
     ]
     where = {"remote": model.remote} if model.remote else {}
     with reached(model.remote), root.session(**where):
@@ -342,7 +345,8 @@ def run_batch(
     return on_host(results) if on_cpu else list(results)
 
 
-def _donors(edits: Sequence[BatchEdit], recorders: Sequence[Recorder]) -> list[Donors]:
+def donors_of(edits: Sequence[BatchEdit], recorders: Sequence[Recorder]) -> list[Donors]:
+    """Other prompts that are run before a batch."""
     of_edits = [donors for edit in edits for donors in edit.donors]
     return of_edits + [donors for recorder in recorders for donors in recorder.donors]
 

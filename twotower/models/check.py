@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Float, Int
 
 from ..errors import CheckError
+from ..results.findings import Finding
 from .architecture import call
-from .findings import Finding
 from .rounding import Rounding, coarsest, roundoff
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from ..errors import CheckError
 from .check import check_model
 
 if TYPE_CHECKING:
-    from .findings import Finding
+    from ..results.findings import Finding
     from .model import Model
 
 AFFORDABLE = 64

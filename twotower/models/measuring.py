@@ -9,53 +9,23 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..checks import check_measured
-from ..errors import CheckError, TwoTowerWarning
+from ..errors import TwoTowerWarning
 from .state import Hook, hooks_of
 
 if TYPE_CHECKING:
     from .model import Model
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 _LOCK = threading.RLock()
 """nnsight keeps what it traces in globals: one measure at a time in a process."""
 
 _measured: list[Any] = []
 """Models under way, innermost last."""
-
-
-def measure(function: F) -> F:
-    """Make a function of model and prompts a measure: arguments checked, model prepared.
-
-    Measures may call each other; their proofs are gathered into that of the outermost.
-
-    Where a proof fails that uses what was derived from the weights in an earlier measure, that is
-    derived anew, and the measure is made once more: a few elements may have been changed in a way
-    that the state of the model does not show.
-    """
-
-    @wraps(function)
-    def run(model: Model, prompts: Any, *args: Any, **kwargs: Any) -> Any:
-        check_measured(model, prompts)
-        with measuring(model) as outermost:
-            derived = outermost and bool(model.cache)
-            try:
-                return function(model, prompts, *args, **kwargs)
-            except CheckError:
-                if not derived:
-                    raise
-            model.forget()
-            return function(model, prompts, *args, **kwargs)
-
-    return cast(F, run)
 
 
 @contextmanager

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..head import Head
+from ..results.findings import Findings
 from .adapters import adapters_of
 from .architecture import Architecture
-from .findings import Findings
 from .quantization import quantization_of
 from .state import State, take_state
 

@@ -82,8 +82,8 @@ class Rounding:
         return roundoff(dtype) * (3 + size) + roundoff(torch.float32) * (8 + 2 * size)
 
     def scale(
-        self, dtype: torch.dtype, deviation: Float32[torch.Tensor, " B"]
-    ) -> Float32[torch.Tensor, " B"]:
+        self, dtype: torch.dtype, deviation: Float32[torch.Tensor, ""]
+    ) -> Float32[torch.Tensor, ""]:
         """Factor by which the scores' scale may be off: one rounding, as far as it shows.
 
         Parameters
@@ -91,10 +91,10 @@ class Rounding:
         dtype
             Of the head's output.
         deviation
-            Standard deviation of the fitted factor, from what is left over; six of them
-            happen once in 5e8 fits.
+            Standard deviation of the fitted factor, from what is left over; five of them
+            happen once in two million fits.
         """
-        return roundoff(dtype) + 6 * deviation
+        return roundoff(dtype) + 5 * deviation
 
     def sum(self, dtype: torch.dtype) -> float:
         """Error of a sum of three in a dtype, relative to the sum of their sizes.

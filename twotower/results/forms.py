@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     import numpy as np
     import xarray as xr
 
-OPTIONAL = ("token_position", "measured")
+MISSING = ("measured", "finite")
+"""Coordinates that say which prompts have values; booleans are floats beside them."""
+
+OPTIONAL = ("token_position", *MISSING)
 """Coordinates that a dataset may lack, whatever its dims."""
 
 _KINDS = {"float": "f", "int": "iu", "bool": "b", "str": "OUT"}
@@ -64,14 +67,34 @@ def _texts(values: Any) -> np.ndarray:
 
 
 def measured_prompts(dataset: xr.Dataset | xr.DataTree) -> xr.Dataset:
-    """A dataset, or a group of a run, without the prompts that are not measured yet."""
+    """A dataset, or a group of a run, without the prompts whose values are missing.
+
+    Values are missing where a prompt is not measured yet, and where its logits are not finite.
+    """
     import xarray as xr
 
     if isinstance(dataset, xr.DataTree):
         dataset = dataset.to_dataset(inherit=False)
-    if "measured" not in dataset.coords:
-        return dataset
-    return dataset.isel(prompt=dataset["measured"].values).drop_vars("measured")
+    known = [name for name in MISSING if _by_prompt(dataset, name)]
+    for name in known:
+        dataset = dataset.isel(prompt=dataset[name].values.astype(bool))
+    return with_booleans(dataset.drop_vars(known)) if known else dataset
+
+
+def _by_prompt(dataset: xr.Dataset, name: str) -> bool:
+    return name in dataset.coords and dataset[name].dims == ("prompt",)
+
+
+def with_booleans(dataset: xr.Dataset) -> xr.Dataset:
+    """A dataset whose booleans, floats where prompts are missing, are booleans again.
+
+    Missing ones become False: take out missing prompts first, or know which they are.
+    """
+    about = GROUPS.get(dataset.attrs.get("twotower_group", ""), {})
+    for name, array in dataset.data_vars.items():
+        if name in about and about[str(name)].kind == "bool" and array.dtype.kind == "f":
+            dataset = dataset.assign({name: array.fillna(0).astype(bool).assign_attrs(array.attrs)})
+    return dataset
 
 
 def make_table(
@@ -144,7 +167,7 @@ def check_dataset(dataset: xr.Dataset, group: str | None = None) -> None:
     for name, variable in known.items():
         if name in dataset.data_vars:
             array = dataset[name]
-            if "measured" in dataset.coords and variable.kind == "bool" and array.dtype.kind == "f":
+            if variable.kind == "bool" and array.dtype.kind == "f" and _some_missing(dataset):
                 variable = replace(variable, kind="float")  # missing prompts are NaN
             _check_variable(f"{group}.{name}", array, variable)
         elif variable.required:
@@ -159,6 +182,10 @@ def check_dataset(dataset: xr.Dataset, group: str | None = None) -> None:
             _check_variable(f"{group}.{name}", dataset[name], variable)
         elif set(variable.dims) <= set(dataset.dims) and name not in OPTIONAL:
             raise SchemaError(f"{group} lacks the coordinate {name!r}")
+
+
+def _some_missing(dataset: xr.Dataset) -> bool:
+    return any(name in dataset.coords for name in MISSING)
 
 
 def _check_table(table: xr.Dataset) -> None:

@@ -105,6 +105,13 @@ COORDINATES = {
         "whether the prompt's unit is done; else values are missing",
         required=False,
     ),
+    "finite": Variable(
+        _P,
+        "bool",
+        "finite",
+        "whether the prompt's logits at the last position are finite; else values are missing",
+        required=False,
+    ),
     "token_position": Variable(
         _PP,
         "int",
@@ -321,6 +328,21 @@ GROUPS: dict[str, dict[str, Variable]] = {
         "finished": Variable(_U, "float", "time of the end", "since the Unix epoch", "s"),
         "worker": Variable(_U, "str", "worker", "host and process that measured it"),
         "error": Variable(_U, "str", "error", "the last one, of a unit that failed"),
+        "not_finite": Variable(
+            _U,
+            "str",
+            "not finite",
+            "prompts of the unit whose logits are not finite, and by group the number of single "
+            "values that are not, as JSON; empty where all are finite",
+            required=False,
+        ),
+        "proof": Variable(
+            _U,
+            "str",
+            "proof",
+            "each identity's largest error and what was allowed, on the unit's prompts, as JSON",
+            required=False,
+        ),
         "driver": Variable((), "str", "driver", "who drives the run, as JSON; empty if nobody"),
         "scored": Variable(
             (), "str", "prompts scored", "by part, of how many prompts the scores are, as JSON"

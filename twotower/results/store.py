@@ -142,24 +142,26 @@ def open(path: str | Path | Place) -> xr.DataTree:
     xarray.DataTree
         Of a run over several models, tasks or seeds, one child for each; else a run. While
         units are missing, every dataset has a coordinate `measured` (prompt), and the
-        values of the prompts that are not measured yet are NaN (texts: "").
+        values of the prompts that are not measured yet are NaN (texts: ""). So are those of
+        prompts whose logits are not finite; the coordinate `finite` (prompt) says which.
 
     Raises
     ------
     StoreError
         If there is no store, or it is foreign, or groups or variables of it are damaged.
     """
-    from .units import UnitStore, mark_measured  # needs numpy, which importing the package does not
+    # Needs numpy, which importing the package does not.
+    from .units import ADDED, UnitStore, mark_units
 
     place = Place(path)
     tree = _require_run(place)
     try:
         if "units" in tree.children:
-            ledger = UnitStore(place).ledger("part", "start", "stop", "state")
+            ledger = UnitStore(place).ledger("part", "start", "stop", "state", *ADDED)
             for part in _names(tree, "twotower_parts"):
-                tree[part] = mark_measured(tree.children[part], ledger, part)
+                tree[part] = mark_units(tree.children[part], ledger, part)
             if "twotower_parts" not in tree.attrs:
-                tree = mark_measured(tree, ledger, "")
+                tree = mark_units(tree, ledger, "")
         check_tree(tree)
     except SchemaError as error:
         raise StoreError(f"{place} is not a run that this version reads: {error}") from error

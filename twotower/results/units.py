@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,15 +19,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..errors import StoreError
-from .forms import check_dataset, describe, make_dataset
+from .findings import Findings
+from .forms import MISSING, check_dataset, make_dataset, with_booleans
+from .missing import mark_missing
 from .place import Place
-from .schema import COORDINATES, SCHEMA_VERSION
+from .schema import GROUPS, SCHEMA_VERSION
 
 if TYPE_CHECKING:
     import xarray as xr
 
 DONE, FAILED = "done", "failed"
-REPORTED = ("state", "seconds", "finished", "worker", "error")
+ADDED = ("not_finite", "proof")
+"""Of these, what stores of older versions lack."""
+
+REPORTED = ("state", "seconds", "finished", "worker", "error", *ADDED)
 """What is written of a unit once it is measured."""
 
 PATIENCE = 300.0
@@ -104,6 +110,8 @@ class UnitStore:
             nodes[f"/{part}"] = xr.Dataset(attrs=about)
             for name, dataset in groups.items():
                 check_dataset(dataset, name)
+                # The ledger says what is missing; the store holds booleans.
+                dataset = with_booleans(dataset.drop_vars(MISSING, errors="ignore"))
                 path = f"/{part}/{name}" if part else f"/{name}"
                 names = [] if name == "prompts" else measured(dataset)
                 nodes[path], forms[path] = _unwritten(dataset, names, size)
@@ -166,7 +174,7 @@ class UnitStore:
             if name == "prompts" or not names:
                 continue
             path = f"{unit.part}/{name}".lstrip("/")
-            values = self._padded(dataset[names], path)
+            values = self._padded(with_booleans(dataset[names]), path)
             self._patiently(partial(self._region, unit, values, path))
 
     def _padded(self, dataset: xr.Dataset, path: str) -> xr.Dataset:
@@ -228,7 +236,7 @@ class UnitStore:
         unit, state
             The unit, and "done", "failed" or "".
         **report
-            seconds, finished, worker, error.
+            seconds, finished, worker, error, not_finite, proof.
         """
 
         def write() -> None:
@@ -287,13 +295,41 @@ class UnitStore:
             raise StoreError(f"there is no store at {self.place}")
         try:
             ledger = self._ledger()
-            return [np.asarray(ledger[name][...]) for name in names]
+            return [self._column(ledger, name) for name in names]
         except StoreError:
             raise
         except KeyError as error:
             raise StoreError(f"{self.place} was not made whole: {error} is missing") from error
         except Exception as error:
             raise self.place.failed("cannot be read", error) from error
+
+    def _column(self, ledger: Any, name: str) -> np.ndarray:
+        if name in ADDED and name not in ledger:
+            return np.full(ledger["state"].shape, "", dtype=object)
+        return np.asarray(ledger[name][...])
+
+    def complete(self) -> None:
+        """Give the ledger of an older version the columns that are written now."""
+        import xarray as xr
+
+        ledger = self._ledger()
+        names = [name for name in ADDED if name not in ledger]
+        if not names:
+            return
+        columns = _ledger(self.units())[names].drop_vars("unit")
+        columns, forms = _unwritten(columns, names, 1)
+        # With the group's attributes, which else would go.
+        columns = xr.Dataset({name: columns[name] for name in names}, attrs=dict(ledger.attrs))
+        self._patiently(
+            lambda: columns.to_zarr(
+                self.place.store(),
+                group="units",
+                mode="a",
+                zarr_format=3,
+                consolidated=False,
+                encoding=forms,
+            )
+        )
 
     def _ledger(self, mode: Any = "r") -> Any:
         import zarr
@@ -333,31 +369,61 @@ def _refused(error: Exception) -> bool:
     return isinstance(error, OSError) or type(error).__module__.startswith("obstore")
 
 
-def mark_measured(run: xr.DataTree, ledger: xr.Dataset, part: str) -> xr.DataTree:
-    """Tell measured prompts of a part from missing ones, if there are any of these.
+def mark_units(run: xr.DataTree, ledger: xr.Dataset, part: str) -> xr.DataTree:
+    """Tell prompts of a part that have values from missing ones, if there are any of these.
 
-    Every dataset gets a coordinate `measured` (prompt), and booleans become floats, so that
-    a missing one is NaN as a missing number is.
+    Missing prompts are those not measured yet (coordinate `measured`), and those whose logits
+    are not finite (coordinate `finite`). Booleans become floats, so that a missing one is NaN
+    as a missing number is.
     """
     here = ledger["part"].values == part
     done = np.zeros(int(ledger["stop"].values[here].max(initial=0)), dtype=bool)
-    states, starts, stops = (ledger[name].values[here] for name in ("state", "start", "stop"))
-    for state, start, stop in zip(states, starts, stops, strict=True):
+    finite, values = np.ones_like(done), Counter[str]()
+    proofs: list[str] = []
+    columns = (ledger[name].values[here] for name in ("state", "start", "stop", *ADDED))
+    for state, start, stop, text, proof in zip(*columns, strict=True):
         done[start:stop] = state == DONE
-    if done.all():
+        proofs += [str(proof)] if state == DONE and proof else []
+        if state == DONE and text:
+            report = json.loads(str(text))
+            finite[report["prompts"]] = False
+            values.update(report["values"])
+    about = {"proof": Findings.joined(proofs)} if proofs else {}
+    if done.all() and finite.all() and not values and not about:
         return run
+    values["scores"] = sum(values[name] for name in ("qk", "ov", "effects"))
     marked = run.copy()
-    about = describe(COORDINATES["measured"])
+    missing = int((~finite).sum())
+    marked.attrs.update(about, not_finite=missing)
     for name, node in run.children.items():
-        dataset = node.to_dataset(inherit=False)
+        if name not in GROUPS or name == "units":
+            continue
+        dataset = node.to_dataset(inherit=False).assign_attrs(about)
         if name != "prompts" and "prompt" in dataset.dims:
-            dataset = dataset.assign_coords(measured=("prompt", done, about))
-            for key, array in dataset.data_vars.items():
-                if array.dtype.kind == "b":
-                    kept = array.astype("float32").where(dataset["measured"])
-                    dataset[key] = kept.assign_attrs(array.attrs)
-            marked[name] = dataset
+            dataset = mark_missing(dataset, measured=done, finite=finite)
+        marked[name] = dataset.assign_attrs(not_finite=missing, not_finite_values=values[name])
     return marked
+
+
+def report_missing(unit: Unit, groups: Mapping[str, xr.Dataset]) -> str:
+    """What the ledger's column `not_finite` holds of a unit: JSON, or "" where all is finite.
+
+    Parameters
+    ----------
+    unit
+        The unit.
+    groups
+        Its datasets, over its own prompts.
+    """
+    prompts: set[int] = set()
+    for dataset in groups.values():
+        if "finite" in dataset.coords:
+            prompts |= {unit.start + int(i) for i in np.flatnonzero(~dataset["finite"].values)}
+    counts = {name: int(x.attrs.get("not_finite_values", 0)) for name, x in groups.items()}
+    values = {name: count for name, count in counts.items() if count}
+    if not prompts and not values:
+        return ""
+    return json.dumps({"prompts": sorted(prompts), "values": values})
 
 
 def measured(dataset: xr.Dataset) -> list[str]:
@@ -391,14 +457,14 @@ def _unwritten(
 
 
 def _ledger(units: Sequence[Unit]) -> xr.Dataset:
-    n = len(units)
+    n, texts = len(units), ("state", "worker", "error", *ADDED)
     values = {
         "part": np.array([unit.part for unit in units], dtype=object),
         "start": np.array([unit.start for unit in units]),
         "stop": np.array([unit.stop for unit in units]),
         "seconds": np.full(n, np.nan),
         "finished": np.full(n, np.nan),
-        **{name: np.full(n, "", dtype=object) for name in ("state", "worker", "error")},
+        **{name: np.full(n, "", dtype=object) for name in texts},
         **{name: np.array("", dtype=object) for name in ("driver", "scored")},
     }
     return make_dataset("units", values, {"unit": np.arange(n)}, {})

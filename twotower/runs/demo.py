@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import FindingError, StoreError
 from ..intervention import KnockOut
-from ..results import GROUPS
+from ..results import GROUPS, measured_prompts
 from ..results.forms import describe
 from ..statistics import Estimate, bootstrap_mean
 
@@ -147,7 +147,8 @@ def run_demo(
         run["ov"] = ov_labels(model, test, top_tokens=top, progress=bar)
         # The effects that heads were chosen by stand beside the scores of the test prompts.
         known = GROUPS["scores"]["margin_drop"]
-        effect = selection.children["effects"].dataset["margin_drop"].mean("prompt").values
+        swept = measured_prompts(selection.children["effects"])
+        effect = swept["margin_drop"].mean("prompt").values
         about = {
             **describe(known),
             "long_name": "mean drop of the margin, on the prompts that heads were chosen on",
@@ -169,6 +170,7 @@ def run_demo(
     drop: dict[str, Estimate] = {}
     predictions = run.children["predictions"].dataset
     for name in ("correct", "top1_correct"):
+        # NaN where a prompt is not finite; means over prompts leave it out.
         mean_random = np.mean([r[name].values for r in random], axis=0)
         accuracy["before"][name] = bootstrap_mean(predictions[name].values)
         accuracy["after"][name] = bootstrap_mean(after[name].values)
@@ -227,7 +229,8 @@ def print_finding(finding: Finding, console: Any) -> None:
     from rich.table import Table
 
     accuracy, scores = finding.accuracy, finding.run.children["scores"].dataset
-    effects = finding.selection.children["effects"].dataset["margin_drop"].mean("prompt")
+    swept = measured_prompts(finding.selection.children["effects"])
+    effects = swept["margin_drop"].mean("prompt")
     n, k = accuracy["before"]["correct"].n, len(finding.heads)
     table = Table(title=f"Accuracy on {n} held-out prompts (95% bootstrap interval)")
     table.add_column("knocked out, at all positions")

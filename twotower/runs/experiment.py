@@ -238,7 +238,9 @@ def check_task(run: xr.DataTree, name: str) -> None:
     FindingError
         With the accuracy and the p-value of an exact binomial test.
     """
-    predictions = run.children["predictions"].dataset
+    from ..results import measured_prompts
+
+    predictions = measured_prompts(run.children["predictions"])
     correct = predictions["correct"].values
     chance = 1 / predictions.sizes["label"]
     p = above_chance(correct, chance)

@@ -94,6 +94,7 @@ def carry_out(
         units = store.units()
         missing = [unit for unit, state in zip(units, store.states(), strict=True) if state != DONE]
         if begun:
+            store.complete()
             for name, before, now in changed_versions(store, next(iter(config.parts))):
                 say(f"begun with {name} {before}, now {now}: numbers may differ a little")
             say(f"{store.place}: {len(units) - len(missing)} of {len(units)} units are done")
@@ -105,7 +106,31 @@ def carry_out(
     if driven.interrupted:
         raise KeyboardInterrupt
     finish(store, list(config.parts))
-    return Finished(open_run(config.store), len(units) - len(missing), driven)
+    run = open_run(config.store)
+    for line in not_finite(run, list(config.parts)):
+        say(line)
+    return Finished(run, len(units) - len(missing), driven)
+
+
+def not_finite(run: xr.DataTree, parts: Sequence[str]) -> list[str]:
+    """A line for each part with prompts or single values that are not finite."""
+    from ..measures.missing import Notice
+    from ..results.missing import finite_prompts
+
+    lines = []
+    for part in parts:
+        here, notice = run[part] if part else run, Notice()
+        groups = {name: node.to_dataset(inherit=False) for name, node in here.children.items()}
+        for name, group in groups.items():
+            if name != "scores":  # they count what is counted in the others
+                notice.values[name] = int(group.attrs.get("not_finite_values", 0))
+            if "finite" in group.coords:
+                finite = finite_prompts(group)
+                bad = {i for i, good in enumerate(finite) if not good}
+                notice.prompts["prompts"] = (bad, len(finite))
+        if text := notice.text():
+            lines.append(f"{part}: {text}" if part else text)
+    return lines
 
 
 def _measure(

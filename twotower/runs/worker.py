@@ -121,7 +121,8 @@ class Worker:
             written.
         """
         from ..measures.analysis import datasets, measured
-        from ..results.units import DONE
+        from ..measures.missing import untold
+        from ..results.units import DONE, report_missing
 
         start = time.perf_counter()
         known = self._prompts and self._prompts[0]
@@ -130,8 +131,9 @@ class Worker:
             self._check_same(model, prompts, unit.part)
             start = time.perf_counter()  # loading is no part of a unit
         some = prompts[unit.start : unit.stop]
-        found = measured(model, some, self.settings, batch_size=self.config.batch_size)
-        groups, _ = datasets(model, some, self.settings, found)
+        with untold():  # the run says at its end which prompts are not finite
+            found = measured(model, some, self.settings, batch_size=self.config.batch_size)
+            groups, _ = datasets(model, some, self.settings, found)
         middle = time.perf_counter()
         self.store.write(unit, groups)
         end = time.perf_counter()
@@ -143,6 +145,8 @@ class Worker:
             finished=time.time(),
             worker=report.worker,
             error="",
+            not_finite=report_missing(unit, groups),
+            proof=model.proof.describe(),
         )
         return report
 
@@ -170,9 +174,11 @@ def _unmeasured(model: Model, prompts: Prompts, settings: Settings) -> Any:
     from ..measures import two_tower_scores
     from ..measures.analysis import datasets, measured
     from ..measures.collect import kept_columns
+    from ..measures.missing import FINITE, untold
     from ..results import GROUPS, make_tree
 
-    first = measured(model, prompts[:1], settings, batch_size=1)
+    with untold():
+        first = measured(model, prompts[:1], settings, batch_size=1)
     kept = kept_columns(prompts, settings.keep)
     positions = prompts.n_positions if kept is None else kept.shape[1]
     blank = {
@@ -185,14 +191,17 @@ def _unmeasured(model: Model, prompts: Prompts, settings: Settings) -> Any:
                 ],
             )
             for name, array in arrays.items()
+            if name != FINITE
         }
         for group, arrays in first.items()
     }
     groups, about = datasets(model, prompts, settings, blank)
     if {"qk", "ov"} <= set(groups):
-        one, about_one = datasets(model, prompts[:1], settings, first)
+        with untold():
+            one, about_one = datasets(model, prompts[:1], settings, first)
         scores = two_tower_scores(make_tree(one, about_one))
         about_scores = {**groups["qk"].attrs, "twotower_group": "scores", "settings": "{}"}
+        about_scores["not_finite_values"] = 0
         groups["scores"] = (scores * np.nan).assign_attrs(about_scores)
         for name, array in scores.data_vars.items():
             groups["scores"][name].attrs = array.attrs

@@ -1,0 +1,189 @@
+"""Prompts whose logits are not finite: found in every batch, and told to the user once a call.
+
+The model's own logits at the last position decide. A prompt is finite if its labels' logits
+and the largest logit of the vocabulary are; then the log-sum-exp is finite, too. Single
+entries of -inf do no harm.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import numpy as np
+import torch
+
+from ..errors import NotFiniteWarning
+from ..results.missing import named
+from .batch import Batch
+from .everywhere import Everywhere
+from .walk import Donors, End, LayerView, Recorder
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+FINITE = "finite"
+"""Name under which `collect` gives (prompt,) which prompts are finite, beside the arrays."""
+
+
+class Finite(Recorder):
+    """Which prompts of a batch have finite logits, they and their donors.
+
+    Parameters
+    ----------
+    label_ids
+        Token ids of the labels, on all devices; None where there are none.
+    donors
+        Recorders of the donors' batches, which are run first.
+    """
+
+    def __init__(self, label_ids: Everywhere | None, donors: Sequence[Watched] = ()) -> None:
+        self.label_ids, self.given = label_ids, donors
+
+    def finish(self, end: End) -> dict[str, torch.Tensor]:
+        logits = end.logits
+        finite = logits.amax(dim=-1).isfinite()
+        if self.label_ids is not None:
+            finite &= logits[:, self.label_ids.on(logits.device)].isfinite().all(dim=-1)
+        for donor in self.given:
+            finite &= donor.finite[0].to(finite.device)
+        return {FINITE: finite}
+
+
+class Watched(Recorder):
+    """A recorder of donors, and whether their logits are finite."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder, self.watch = recorder, Finite(None)
+        self.finite: list[torch.Tensor] = []
+
+    def layer(self, view: LayerView) -> None:
+        self.recorder.layer(view)
+
+    def finish(self, end: End) -> dict[str, torch.Tensor]:
+        self.finite.append(self.watch.finish(end)[FINITE])
+        return self.recorder.finish(end)
+
+
+def watch(batch: Batch, label_ids: Sequence[int], donors: Iterable[Donors]) -> Finite:
+    """The recorder that finds which prompts of a batch, and which of their donors, are finite."""
+    watched = []
+    for donor in donors:
+        donor.recorder = Watched(donor.recorder)
+        watched.append(donor.recorder)
+    return Finite(batch.everywhere(np.array(label_ids)), watched)
+
+
+@dataclass
+class Notice:
+    """What is not finite, in one call of a measure.
+
+    Attributes
+    ----------
+    prompts
+        By what prompts they are, their numbers, and how many prompts there are.
+    values
+        By group of the schema, the number of single values that are not finite in prompts
+        that are.
+    """
+
+    prompts: dict[str, tuple[set[int], int]] = field(default_factory=dict)
+    values: dict[str, int] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """What the user is told; empty where all is finite."""
+        parts = []
+        for words, (numbers, total) in self.prompts.items():
+            found = named(numbers, total, words)
+            if words == "prompts":
+                parts.append(
+                    f"{found} have logits that are not finite: their values are missing (NaN), "
+                    "and no mean, score or choice of heads counts them"
+                )
+            else:
+                parts.append(f"{found} have logits that are not finite and are left out")
+        if values := sum(self.values.values()):
+            parts.append(f"{values} single values of finite prompts are not finite: they are NaN")
+        if not parts:
+            return ""
+        return f"{'; '.join(parts)}. Load the model with dtype='float32' or 'bfloat16'"
+
+
+_notice: ContextVar[Notice | None] = ContextVar("notice", default=None)
+
+
+def tell(words: str, numbers: Iterable[int], total: int) -> None:
+    """Note prompts that are not finite, for the warning at the end of the measure.
+
+    Parameters
+    ----------
+    words
+        What prompts they are.
+    numbers, total
+        Their numbers, and how many prompts there are.
+    """
+    numbers = set(map(int, numbers))
+    if numbers:
+        with _noting() as notice:
+            known, _ = notice.prompts.get(words, (set(), total))
+            notice.prompts[words] = (known | numbers, total)
+
+
+def tell_values(group: str, count: int) -> None:
+    """Note single values of a group that are not finite."""
+    if count:
+        with _noting() as notice:
+            notice.values[group] = max(count, notice.values.get(group, 0))
+
+
+def tells_once(measure: Callable[P, T]) -> Callable[P, T]:
+    """Give a measure one warning of all that was not finite, however many walks it takes."""
+
+    @wraps(measure)
+    def run(*arguments: P.args, **options: P.kwargs) -> T:
+        with _noting():
+            return measure(*arguments, **options)
+
+    return run
+
+
+@contextmanager
+def untold() -> Iterator[Notice]:
+    """Note what is not finite without a warning, where something else says it."""
+    notice = Notice()
+    token = _notice.set(notice)
+    try:
+        yield notice
+    finally:
+        _notice.reset(token)
+
+
+@contextmanager
+def _noting() -> Iterator[Notice]:
+    """The notice of the call under way; else a new one, which is told at its end."""
+    known = _notice.get()
+    if known is not None:
+        yield known
+        return
+    with untold() as notice:
+        yield notice
+    if text := notice.text():
+        warnings.warn(text, NotFiniteWarning, stacklevel=_outside())
+
+
+def _outside() -> int:
+    """Number of the caller's frame that is the user's, as `warnings.warn` counts."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and _own(frame.f_globals.get("__name__", "")):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _own(module: str) -> bool:
+    return module.partition(".")[0] in ("twotower", "contextlib")
