@@ -19,9 +19,9 @@ BUDGETS = {
     "tests/runs": ("runs", 660),
     "tests/figures/test_report": ("browser", 150),
     "tests/figures": ("figures", 60),
-    "tests/properties": ("properties", 60),
+    "tests/properties": ("properties", 100),
     "tests/testing": ("planted models", 120),
-    "tests/models": ("models", 240),
+    "tests/models": ("models", 310),
     "tests/measures": ("measures", 330),
 }
 """By beginning of the path: the first that fits."""
