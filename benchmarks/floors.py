@@ -196,6 +196,7 @@ def bare(model: Model, batch: Batch, recorders: list[Recorder]) -> list[Any]:
                 cos,
                 sin,
                 found["z"],
+                found["z"],
             )
             view.attention_output, view.mlp_output = found["attention"], found["mlp"]
             for recorder in recorders:
@@ -218,7 +219,8 @@ def bare(model: Model, batch: Batch, recorders: list[Recorder]) -> list[Any]:
         logits = module(**batch.inputs).logits[:, -1].float()
         for handle in handles:
             handle.remove()
-        after = End(found["end"][:, -1], logits, a.final_norm(module), a.unembedding(module))
+        last = found["end"][:, -1]
+        after = End(last, logits, a.final_norm(module), a.unembedding(module), last.dtype)
         return [recorder.finish(after) for recorder in recorders]
 
 

@@ -65,7 +65,7 @@ def test_memory_that_runs_out_on_the_way(
 
     def runs_out(*arguments: Any, **options: Any) -> Any:
         calls.append(arguments)
-        if len(calls) > 2:
+        if len(calls) > 3:  # the state, the store, and the first unit
             raise torch.OutOfMemoryError("tried to allocate 20.00 GiB")
         return forward(*arguments, **options)
 

@@ -37,6 +37,10 @@ IDENTITIES = {
 """What is claimed of every batch, worded as its contrary."""
 
 
+AT_ONCE = 4
+"""Prompts whose logits are summed at a time."""
+
+
 @dataclass
 class Claim:
     """A comparison that was made in a walk.
@@ -92,7 +96,7 @@ class Proof(Recorder):
         parts = (view.residual, view.attention_output, view.mlp_output)
         # Copies: views would keep the whole stream of a layer.
         self.dtype = coarsest(*parts)
-        self.parts = tuple(x[:, -1].to(view.z.device, torch.float32, copy=True) for x in parts)
+        self.parts = tuple(x[:, -1].to(view.z.device).float().clone() for x in parts)
 
     def _attention(self, view: LayerView) -> None:
         weights, value = view.attention, view.value.float()
@@ -192,17 +196,27 @@ class Proof(Recorder):
                 error, self.rounding.module(max(end.dtype, end.residual.dtype, key=roundoff))
             )
             self.claims.append(Claim("logits", None, error, allowed))
-            self._vocabulary(end, self.readout, allowed)
+            for other in self.others:
+                if other.final_logprobs is not None:
+                    self._vocabulary(end, self.readout, other.final_logprobs, allowed)
         for other in self.others:
             self.claims += other.claims
         return _gathered(self.claims, end.residual.device)
 
-    def _vocabulary(self, end: End, readout: Readout, allowed: Float32[torch.Tensor, " B"]) -> None:
+    def _vocabulary(
+        self,
+        end: End,
+        readout: Readout,
+        found: Float32[torch.Tensor, "B label"],
+        allowed: Float32[torch.Tensor, " B"],
+    ) -> None:
         """The labels' log-probabilities, which depend on the logits of all other tokens."""
-        found = readout.logprobs(end.final_norm(end.residual), end)
         labels = end.logits[:, readout.on(end.logits.device).label_ids]
-        expected = labels - end.logits.logsumexp(dim=-1, keepdim=True)
-        size = end.logits.abs().amax(dim=-1) + expected.abs().amax(dim=-1)
+        low, high = end.logits.aminmax(dim=-1)
+        # A few prompts at a time, as vocabularies are wide.
+        total = torch.cat([some.logsumexp(dim=-1) for some in end.logits.split(AT_ONCE)])
+        expected = labels - total[:, None]
+        size = torch.maximum(high, -low) + expected.abs().amax(dim=-1)
         error = (found.to(expected.device) - expected).abs().amax(dim=-1)
         self.claims.append(Claim("logits", None, error / size, allowed))
 

@@ -186,6 +186,7 @@ class Attribution(Recorder):
         else:
             normed = self.readout.frozen_norm(vectors, spread[:, None, None])
         logprobs = self.readout.logprobs(normed, end)
+        self.final_logprobs = self.readout.logprobs(end.final_norm(end.residual), end)
         directions = self.readout.on(heads.device).label_directions
         return {
             "logprob_increase": logprobs[:, :, 1:] - logprobs[:, :, :1],

@@ -179,7 +179,8 @@ class Sweep(Recorder):
         margins = self._margins(clean, gold)[:, None]
         before = None
         if self.unembedded:
-            before = self._logprobs(clean, end)[:, None]
+            self.final_logprobs = self._logprobs(clean, end)
+            before = self.final_logprobs[:, None]
         drops, logprob_drops = [], []
         for chunk, order in enumerate(self.orders):
             rows = self._chunk(chunk) if self.rows is None else self.rows

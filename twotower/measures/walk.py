@@ -219,6 +219,9 @@ class Recorder:
     readout: Any = None
     """The labels' readout, if it uses one; it is proved beside."""
 
+    final_logprobs: torch.Tensor | None = None
+    """(B, label) the clean run's log-probabilities as it makes them, if it makes any."""
+
     claims: Sequence[Any] = ()
     """Claims of its own about the batch (`twotower.measures.proof`)."""
 
