@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 from typing import Any
-
-import numpy as np
 
 from .errors import InputError
 
@@ -56,7 +55,7 @@ def whole(name: str, value: Any, least: int = 0, most: int | None = None) -> int
     InputError
         If it is no whole number (True and False are none), or out of bounds.
     """
-    ok = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    ok = isinstance(value, Integral) and not isinstance(value, bool)
     if not ok or value < least or (most is not None and value > most):
         bounds = f"{least} or more" if most is None else f"from {least} to {most}"
         raise InputError(f"{name}={value!r} must be a whole number, {bounds}")
@@ -71,7 +70,7 @@ def finite(name: str, value: Any) -> float:
     InputError
         If it is none.
     """
-    ok = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    ok = isinstance(value, Real) and not isinstance(value, bool)
     try:
         number = float(value) if ok else math.nan
     except OverflowError:
@@ -119,5 +118,7 @@ def yes_or_no(name: str, value: Any) -> None:
     InputError
         With the argument's name.
     """
+    import numpy as np  # here, since it takes a while and the command line does without
+
     if not isinstance(value, (bool, np.bool_)):
         raise InputError(f"{name}={value!r} must be True or False")

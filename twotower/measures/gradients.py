@@ -16,7 +16,7 @@ from .edits import prepare_change
 from .effects import change_settings
 from .everywhere import Everywhere
 from .measure import measure
-from .recorders import margin
+from .recorders import margin, stack
 from .walk import End, LayerView, Recorder
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ class Gradient(Recorder):
                 new = self.values.by_layer[layer].to(z.device, z.dtype)
             lost = (gradient.float() * (z.float() - new.float())).sum(dim=-1)
             at = self.at.on(z.device).unsqueeze(-1)
-            drops.append(lost.masked_fill(~at, 0).sum(dim=1).detach().to(logits.device))
-        return {"margin_drop": torch.stack(drops, dim=1)}
+            drops.append(lost.masked_fill(~at, 0).sum(dim=1).detach())
+        return {"margin_drop": stack(drops, end)}
 
 
 @measure

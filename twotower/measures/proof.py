@@ -188,9 +188,10 @@ class Proof(Recorder):
         if self.readout is not None:
             own = self.readout.on(end.residual.device)
             normed = own.frozen_norm(end.residual, own.spread(end.residual))
-            found = own.label_logits(normed).to(end.logits.device)
+            found = own.label_logits(normed)
             expected = end.logits[:, self.readout.on(end.logits.device).label_ids]
-            size = (normed.square() @ own.rows.T.square()).sqrt().to(end.logits.device)
+            expected = expected.to(found.device)
+            size = (normed.square() @ own.rows.T.square()).sqrt()
             error = ((found - expected).abs() / (size + expected.abs())).amax(dim=-1)
             allowed = torch.full_like(
                 error, self.rounding.module(max(end.dtype, end.residual.dtype, key=roundoff))
@@ -217,8 +218,9 @@ class Proof(Recorder):
         total = torch.cat([some.logsumexp(dim=-1) for some in end.logits.split(AT_ONCE)])
         expected = labels - total[:, None]
         size = torch.maximum(high, -low) + expected.abs().amax(dim=-1)
-        error = (found.to(expected.device) - expected).abs().amax(dim=-1)
-        self.claims.append(Claim("logits", None, error / size, allowed))
+        both = torch.cat((expected, size[:, None]), dim=-1).to(found.device)
+        error = (found - both[:, :-1]).abs().amax(dim=-1)
+        self.claims.append(Claim("logits", None, error / both[:, -1], allowed))
 
 
 class Proved(Recorder):

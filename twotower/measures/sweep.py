@@ -110,8 +110,8 @@ class Sweep(Recorder):
         chunk: int,
     ) -> Float[torch.Tensor, "G n end d_model"] | None:
         if rows is not None:
-            rows = rows.to(clean.z.device)
             self._check_unchanged(clean, rows, chunk)
+            rows = rows.to(clean.z.device)
         only_last = clean.index == self.top
         moves = self.moves[chunk][clean.index]
         found = advance(clean, rows, moves, self.change, self.layout, only_last)
@@ -129,8 +129,9 @@ class Sweep(Recorder):
         index = self.unchanged[chunk][clean.index - 1]
         if index is None:
             return
-        self._claim(clean.index - 1, rows[:, index], clean.residual, self.layout.worst)
-        rows[:, index] = clean.residual
+        own = clean.residual.to(rows.device)  # that of the layer before
+        self._claim(clean.index - 1, rows[:, index], own, self.layout.worst)
+        rows[:, index] = own
 
     def _claim(
         self,
@@ -184,11 +185,11 @@ class Sweep(Recorder):
         drops, logprob_drops = [], []
         for chunk, order in enumerate(self.orders):
             rows = self._chunk(chunk) if self.rows is None else self.rows
-            rows = self.layout.by_prompt(rows.to(clean.device))
+            rows = self.layout.by_prompt(rows)
             unchanged = self.unchanged[chunk][-1]
             if unchanged is not None:
-                self._claim(self.top, rows[:, unchanged], clean, lambda x: x)
-            rows = rows[:, order.on(clean.device)]
+                self._claim(self.top, rows[:, unchanged], clean.to(rows.device), lambda x: x)
+            rows = rows.to(clean.device)[:, order.on(clean.device)]
             drops.append(margins - self._margins(rows, gold))
             if before is not None:
                 logprob_drops.append(before - self._logprobs(rows, end))

@@ -311,10 +311,11 @@ def walk(
         for recorder in recorders:
             recorder.layer(view)
     final_norm, unembedding = architecture.final_norm(root), architecture.unembedding(root)
-    residual = final_norm.input[:, -1]
+    residual, device = final_norm.input[:, -1], final_norm.output.device
     dtype = unembedding.input.dtype
+    # The model's own answer, which accelerate has brought to where the tokens came from.
     logits = root.output.logits[:, -1].float()
-    end = End(residual.to(logits.device), logits, final_norm, unembedding, dtype)
+    end = End(residual.to(device), logits, final_norm, unembedding, dtype)
     return [recorder.finish(end) for recorder in recorders]
 
 
