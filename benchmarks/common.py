@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import torch
 
-from twotower.runs.bench import Peak, processor
+from twotower.sizing.bench import Peak, processor
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -23,13 +23,15 @@ import numpy as np
 import torch
 
 import twotower as tt
-from twotower.measures.batch import Batch
-from twotower.measures.batch_size import Batches
-from twotower.measures.counterfactuals import Group, plan
-from twotower.measures.sweep_maker import sweep_maker
-from twotower.measures.walk import End, LayerView, Recorder, run_batch
+from twotower.measures.agreement import agreement
+from twotower.measures.group_effects import subset_effects
 from twotower.models import Architecture, Model
 from twotower.prompts import Prompts
+from twotower.sweep.counterfactuals import Group, plan
+from twotower.sweep.prepare import sweep_maker
+from twotower.walk.batch import Batch
+from twotower.walk.batch_size import Batches
+from twotower.walk.walk import End, LayerView, Recorder, run_batch
 
 LABELS = ("foo", "bar", "map", "key")
 LAST = {50: 20, 100: 10, 500: 2, 2000: 1}
@@ -319,7 +321,7 @@ def subsets(model: Model, floor: Floor) -> list[dict[str, Any]]:
             "all subsets of 8 heads",
             groups,
             positions,
-            lambda at=positions: tt.subset_effects(model, prompts, pool, at),
+            lambda at=positions: subset_effects(model, prompts, pool, at),
             rounds=3,
         )
         for positions in ("last", "all")
@@ -417,7 +419,7 @@ def half_precision(model: Model, name: str, rounds: int) -> dict[str, Any]:
         rounds,
     )
     exact, other = (tt.head_effects(m, prompts, logprobs=False) for m in (model, half))
-    agreed = tt.agreement(exact, other)
+    agreed = agreement(exact, other)
     print(
         f"bfloat16: {1 / found['x']:.2f} times the speed, rank correlation "
         f"{agreed.rank_correlation:.3f}, top 12 in common {agreed.found:.2f}",
@@ -435,7 +437,7 @@ def screening(model: Model) -> dict[str, Any]:
     """Attribution patching beside the exact sweep."""
     prompts = prompts_of(model, 100, 20)
     exact = tt.head_effects(model, prompts, logprobs=False)
-    agreed = tt.agreement(exact, tt.attribution_patching(model, prompts))
+    agreed = agreement(exact, tt.attribution_patching(model, prompts))
     _, found = common.ratios(
         plain_of(model, prompts), {"x": lambda: tt.attribution_patching(model, prompts)}, 3
     )

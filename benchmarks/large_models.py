@@ -16,7 +16,7 @@ from typing import Any
 
 import common
 
-from twotower.runs.plan import make_plan
+from twotower.sizing.plan import make_plan
 
 RUNS: dict[str, dict[str, str]] = {
     "llama-7b-nf4": {"model": "llama-7b", "quantization": "nf4"},

@@ -30,9 +30,9 @@ import numpy as np
 import torch
 
 import twotower as tt
-from twotower.measures.batch import make_batch
 from twotower.models import Head, Model
 from twotower.prompts import Prompts
+from twotower.walk.batch import make_batch
 
 TOLERANCE = 1e-3
 N_SHARED = 16

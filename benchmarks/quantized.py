@@ -17,6 +17,7 @@ import torch
 from scipy.stats import spearmanr
 
 import twotower as tt
+from twotower.measures.agreement import agreement
 
 FORMS: dict[str, dict[str, str]] = {
     "float32": {"dtype": "float32"},
@@ -33,7 +34,7 @@ K = 12
 
 def compared(run: Any, exact: Any) -> dict[str, Any]:
     """A run beside the float32 one."""
-    found = tt.agreement(exact["effects"].to_dataset(), run["effects"].to_dataset(), K)
+    found = agreement(exact["effects"].to_dataset(), run["effects"].to_dataset(), K)
     margin, before = (r["predictions"]["margin"].values for r in (run, exact))
     row: dict[str, Any] = {
         "accuracy": round(float(run["predictions"]["correct"].mean()), 4),

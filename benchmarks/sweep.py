@@ -20,7 +20,7 @@ import common
 import torch
 
 import twotower as tt
-from twotower.measures.batch_size import Batches
+from twotower.walk.batch_size import Batches
 
 LIMITS = {
     "head effects, margins and log-probabilities": 4.0,

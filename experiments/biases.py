@@ -15,9 +15,9 @@ import numpy as np
 import xarray as xr
 
 import twotower as tt
+from twotower.experiments.experiment import Setting
 from twotower.figures import style
 from twotower.results import Variable
-from twotower.runs.experiment import Setting
 from twotower.statistics import Estimate, bootstrap_mean, reduction
 
 BIASES = {"logit_bias": "logit bias", "count_bias": "count bias"}

@@ -10,10 +10,10 @@ import numpy as np
 import xarray as xr
 
 import twotower as tt
+from twotower.experiments.experiment import FULL, Setting, Size
 from twotower.figures.style import LOOK
 from twotower.results import Variable
 from twotower.results.missing import finite_prompts
-from twotower.runs.experiment import FULL, Setting, Size
 from twotower.statistics import above_chance
 
 KINDS = {"writers": "heads that write", "in_context": "in-context heads"}
@@ -136,7 +136,7 @@ def knock_out_in_turn(
         answers = tt.predict(
             setting.model,
             prompts[rows],
-            [tt.KnockOut(heads)] if len(heads) else [],
+            [tt.KnockOut(heads, positions="all")] if len(heads) else [],
             batch_size=setting.batch_size,
             progress=setting.bar(title),
         )

@@ -32,12 +32,12 @@ import numpy as np
 import xarray as xr
 
 import twotower as tt
+from twotower.experiments.experiment import Experiment, Judgement, Setting
 from twotower.figures import style
 from twotower.prompts import Prompts
 from twotower.prompts.prompts import assemble
 from twotower.prompts.segments import Prompt
 from twotower.results import Variable
-from twotower.runs.experiment import Experiment, Judgement, Setting
 from twotower.statistics import Estimate, bootstrap, bootstrap_mean, mean_known
 
 WINDOWS = 6
@@ -76,8 +76,8 @@ def measure(setting: Setting) -> Mapping[str, xr.Dataset]:
             (
                 tt.ScaleAttention(heads, 0, tt.at(role="text"), positions=label),
                 tt.ScaleAttention(heads, 0, tt.at(role="query"), positions=last),
-                tt.Patch(heads, texts_swapped, positions=label),
-                tt.Patch(heads, query_replaced, positions=last),
+                tt.KnockOut(heads, label, to=tt.From(texts_swapped)),
+                tt.KnockOut(heads, last, to=tt.From(query_replaced)),
             )
         ):
             edited[:, number, column] = margins(edit, f"layers {names[number]}, {EDITS[column]}")

@@ -22,9 +22,9 @@ import numpy as np
 import xarray as xr
 
 import twotower as tt
+from twotower.experiments.experiment import SIGNIFICANT, Experiment, Judgement, Setting
 from twotower.figures import style
 from twotower.results import Variable
-from twotower.runs.experiment import SIGNIFICANT, Experiment, Judgement, Setting
 from twotower.statistics import bootstrap_mean
 
 RULE = """Of the tasks that the model can do (on the choosing prompts of all seeds together, exact

@@ -34,9 +34,10 @@ import numpy as np
 import xarray as xr
 
 import twotower as tt
+from twotower.experiments.experiment import Experiment, Judgement, Setting
 from twotower.figures import style
+from twotower.measures.group_effects import strongest_group, subset_effects
 from twotower.results import Variable
-from twotower.runs.experiment import Experiment, Judgement, Setting
 from twotower.statistics import Estimate, bootstrap_mean
 
 RULE = """Claim: a dozen heads are needed, and a dozen are enough. By the better of the effect and
@@ -108,7 +109,7 @@ def choose(setting: Setting) -> tuple[dict[str, list[tt.Head]], dict[int, list[t
     )
     pairs = zip(chosen["chosen_layer"].values, chosen["chosen_head"].values, strict=True)
     first = [tt.Head(int(layer), int(head)) for layer, head in pairs]
-    subsets = tt.subset_effects(
+    subsets = subset_effects(
         model,
         few,
         by_effect[:EXACT],
@@ -121,7 +122,7 @@ def choose(setting: Setting) -> tuple[dict[str, list[tt.Head]], dict[int, list[t
         GREEDY: [*first, *(head for head in by_effect if head not in first)],
         RANDOM: [model.heads[i] for i in rng.permutation(len(model.heads))],
     }
-    return orders, {k: tt.strongest_group(subsets, k) for k in range(1, EXACT + 1)}
+    return orders, {k: strongest_group(subsets, k) for k in range(1, EXACT + 1)}
 
 
 Sets = Mapping[tuple[str, int], Sequence[tt.Head]]

@@ -29,9 +29,9 @@ import numpy as np
 import xarray as xr
 
 import twotower as tt
+from twotower.experiments.experiment import Experiment, Judgement, Setting
 from twotower.figures import style
 from twotower.results import Variable
-from twotower.runs.experiment import Experiment, Judgement, Setting
 from twotower.statistics import Estimate, bootstrap_mean, mean_known
 
 RULE = """Of the 12 heads chosen by knock-out, knocked out at all positions, all seeds together:

@@ -33,9 +33,9 @@ import xarray as xr
 from biases import AS_IT_IS, BIASES, CHOSEN, KINDS, RANDOM
 
 import twotower as tt
+from twotower.experiments.experiment import Experiment, Judgement, Setting
 from twotower.figures import style
 from twotower.results import Variable
-from twotower.runs.experiment import Experiment, Judgement, Setting
 from twotower.statistics import Estimate, bootstrap, bootstrap_mean
 
 IMBALANCES = ((5, 3), (6, 2), (7, 1), (12, 4), (14, 2))

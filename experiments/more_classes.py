@@ -26,10 +26,10 @@ import xarray as xr
 
 import twotower as tt
 from twotower.errors import FindingError
+from twotower.experiments.experiment import Experiment, Judgement, Setting
 from twotower.figures import style
 from twotower.prompts import load_task
 from twotower.results import Variable
-from twotower.runs.experiment import Experiment, Judgement, Setting
 from twotower.statistics import bootstrap_mean
 
 TASKS = ("animals-cities-foods", "word-fields", "six-fields")
@@ -89,9 +89,14 @@ def one_task(setting: Setting, selection: xr.DataTree, test: tt.Prompts) -> dict
         **options,
     )
     answers = [run["predictions"]]
-    answers += [tt.predict(model, test, [tt.KnockOut(x)], **options) for x in (heads, writers)]
+    answers += [
+        tt.predict(model, test, [tt.KnockOut(x, positions="all")], **options)
+        for x in (heads, writers)
+    ]
     draws = setting.random_heads(without=heads)
-    random = [tt.predict(model, test, [tt.KnockOut(draw)], **options) for draw in draws]
+    random = [
+        tt.predict(model, test, [tt.KnockOut(draw, positions="all")], **options) for draw in draws
+    ]
     right = np.stack([[a[m].values for m in MEASURES] for a in answers])
     mean_random = np.mean([[a[m].values for m in MEASURES] for a in random], axis=0)
     accuracy = np.concatenate([right, mean_random[None]]).transpose(2, 0, 1)

@@ -29,9 +29,9 @@ import small_models
 import xarray as xr
 
 import twotower as tt
+from twotower.experiments.experiment import QUICK, Experiment, Judgement, Setting
 from twotower.figures import style
 from twotower.results import Variable
-from twotower.runs.experiment import QUICK, Experiment, Judgement, Setting
 from twotower.statistics import above_chance, bootstrap_mean
 
 K = 2
@@ -90,10 +90,10 @@ def one_model(setting: Setting, training: dict[str, Any]) -> dict[str, xr.Datase
     model, test = setting.model, setting.test
     run = tt.analyze(model, test, measures=("predictions", "qk", "ov"))
     heads, writers = setting.heads, setting.writers
-    conditions = [[], [tt.KnockOut(heads)]]
+    conditions = [[], [tt.KnockOut(heads, positions="all")]]
     answers = [tt.predict(model, test, edits)["correct"].values for edits in conditions]
     random = [
-        tt.predict(model, test, tt.KnockOut(draw))["correct"].values
+        tt.predict(model, test, tt.KnockOut(draw, positions="all"))["correct"].values
         for draw in setting.random_heads()
     ]
     right = np.stack([*answers, np.mean(random, axis=0)], axis=-1).astype(float)

@@ -27,9 +27,9 @@ import numpy as np
 import xarray as xr
 
 import twotower as tt
+from twotower.experiments.experiment import Experiment, Judgement, Setting
 from twotower.figures import style
 from twotower.results import Variable
-from twotower.runs.experiment import Experiment, Judgement, Setting
 from twotower.statistics import Estimate, bootstrap_mean
 
 RULE = """Of the heads that write the answer (largest label logit, chosen on other prompts), with

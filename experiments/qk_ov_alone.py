@@ -33,9 +33,9 @@ import xarray as xr
 
 import twotower as tt
 from twotower.errors import FindingError
+from twotower.experiments.experiment import Experiment, Judgement, Setting
 from twotower.figures import style
 from twotower.results import Variable
-from twotower.runs.experiment import Experiment, Judgement, Setting
 from twotower.statistics import Estimate, bootstrap, bootstrap_mean
 
 RULE = """The prediction: with the labels reversed, values explain more of the shift of the margin
@@ -186,10 +186,9 @@ def _patched(
         model,
         prompts,
         list(sets.values()),
-        ablation="patch",
-        reference=changed,
         batch_size=size,
         progress=setting.bar(f"{words}: both patched"),
+        to=tt.From(changed),
     )["margin_drop"].values
     margins = [
         [

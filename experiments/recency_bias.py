@@ -29,9 +29,10 @@ import xarray as xr
 from biases import AS_IT_IS, BIASES, CHOSEN, KINDS, RANDOM
 
 import twotower as tt
+from twotower.experiments.experiment import Experiment, Judgement, Setting
 from twotower.figures import style
+from twotower.measures.bias import recent_label
 from twotower.results import Variable
-from twotower.runs.experiment import Experiment, Judgement, Setting
 from twotower.statistics import bootstrap_mean
 
 SHOTS = 4
@@ -90,7 +91,7 @@ def with_nearest(prompts: tt.Prompts, block: int, seed: int) -> dict[str, tt.Pro
         If there are not two labels.
     """
     if len(prompts.labels) != 2:
-        raise tt.InputError(
+        raise tt.errors.InputError(
             f"recency bias takes two labels, not {', '.join(prompts.labels)}: blocks of one stand "
             "against blocks of the other"
         )
@@ -110,7 +111,7 @@ def with_nearest(prompts: tt.Prompts, block: int, seed: int) -> dict[str, tt.Pro
             ahead = {True: iter(near), False: iter(far)}
             orders.append([next(ahead[bool(side)]) for side in is_near])
         found[label] = prompts.reordered(orders)
-    return dict(biases.check_mirrored(found, tt.recent_label))
+    return dict(biases.check_mirrored(found, recent_label))
 
 
 def _orders(setting: Setting, test: tt.Prompts) -> xr.Dataset:

@@ -31,8 +31,8 @@ import numpy as np
 import xarray as xr
 
 import twotower as tt
+from twotower.experiments.experiment import SIGNIFICANT, Experiment, Judgement, Setting
 from twotower.results import Variable
-from twotower.runs.experiment import SIGNIFICANT, Experiment, Judgement, Setting
 from twotower.statistics import bootstrap_mean, mean_known
 
 RULE = """Of the tasks that the model can do (both sets of prompts, all seeds together, exact

@@ -30,10 +30,10 @@ import numpy as np
 import xarray as xr
 
 import twotower as tt
+from twotower.experiments.experiment import Experiment, Judgement, Setting
 from twotower.figures import style
 from twotower.results import Variable, measured_prompts
 from twotower.results.missing import finite_prompts
-from twotower.runs.experiment import Experiment, Judgement, Setting
 from twotower.statistics import bootstrap, bootstrap_mean, mean_known
 
 RULE = """Of the heads that write the answer (largest label logit, chosen on other prompts), with

@@ -8,8 +8,8 @@ import pytest
 
 import twotower as tt
 
-INPUT, MODEL, SCHEMA = tt.InputError, tt.ModelError, tt.SchemaError
-STORE, FETCH = tt.StoreError, tt.FetchError
+INPUT, MODEL, SCHEMA = tt.errors.InputError, tt.errors.ModelError, tt.errors.SchemaError
+STORE, FETCH = tt.errors.StoreError, tt.errors.FetchError
 
 
 def refused(case: tuple[Any, type[Exception], str], *given: Any) -> None:

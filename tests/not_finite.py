@@ -63,7 +63,7 @@ def holds(some: tt.Prompts) -> np.ndarray:
 def unwarned() -> Iterator[None]:
     """Without the warning of prompts that are not finite."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", tt.NotFiniteWarning)
+        warnings.simplefilter("ignore", tt.errors.NotFiniteWarning)
         yield
 
 

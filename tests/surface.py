@@ -23,11 +23,9 @@ MEASURES: dict[str, Call] = {
     "groups": lambda m, p: tt.group_effects(m, p, GROUPS),
     "pairs": lambda m, p: tt.pair_effects(m, p),
     "greedy": lambda m, p: tt.greedy_heads(m, p, 2),
-    "mean": lambda m, p: tt.head_effects(m, p, ablation="mean", reference=p),
-    "resample": lambda m, p: tt.head_effects(m, p, ablation="resample", reference=p),
-    "patch": lambda m, p: tt.head_effects(
-        m, p, "labels", ablation="patch", reference=p.reversed_labels()
-    ),
+    "mean": lambda m, p: tt.head_effects(m, p, to=tt.Mean(p)),
+    "resample": lambda m, p: tt.head_effects(m, p, to=tt.Resample(p)),
+    "patch": lambda m, p: tt.head_effects(m, p, "labels", to=tt.From(p.reversed_labels())),
     "tracing": lambda m, p: tt.causal_tracing(m, p, p.reversed_labels()),
     "gradient": lambda m, p: tt.attribution_patching(m, p, "all"),
     "attribution": lambda m, p: tt.attribution(m, p, "own"),
@@ -45,15 +43,15 @@ def edits(model: tt.Model, prompts: tt.Prompts) -> list[Any]:
     """One edit of every kind, in heads of different layers; needs 3 layers of 4 heads."""
     twin, foo = prompts.reversed_labels(), tt.at(role="label", label="foo")
     found = [
-        tt.KnockOut([(0, 0)]),
-        tt.KnockOut([(1, 3)], ablation="mean", reference=twin),
-        tt.KnockOut([(2, 2)], "last", ablation="resample", reference=twin),
-        tt.Scale([(0, 1), (2, 3)], 2.0),
+        tt.KnockOut([(0, 0)], positions="all"),
+        tt.KnockOut([(1, 3)], positions="all", to=tt.Mean(twin)),
+        tt.KnockOut([(2, 2)], "last", to=tt.Resample(twin)),
+        tt.KnockOut([(0, 1), (2, 3)], "all", to=tt.Times(2.0)),
         tt.ScaleAttention([(0, 2), (1, 1)], 2.0, foo, renormalize=True),
         tt.DropPosition([(1, 0)], positions="all"),
         tt.Patch([(1, 2)], twin, "attention"),
         tt.Patch([(1, 2), (2, 1)], twin, "values"),
-        tt.Patch([(2, 0)], twin),
+        tt.KnockOut([(2, 0)], "last", to=tt.From(twin)),
     ]
     if model.architecture.learned_positions_path is None:
         found.append(tt.DropPosition([(0, 3)], foo, "all", distance="mean"))
@@ -79,3 +77,11 @@ def parts(result: Any) -> Sequence[xr.Dataset]:
     if isinstance(result, xr.DataTree):
         return [node.to_dataset(inherit=False) for node in result.subtree]
     return [result]
+
+
+def under(measure, *arguments, **options):
+    """A measure's result, with batch_size, memory_budget and progress set as options."""
+    names = ("batch_size", "memory_budget", "progress")
+    chosen = {name: options.pop(name) for name in names if name in options}
+    with tt.set_options(**chosen):
+        return measure(*arguments, **options)

@@ -182,11 +182,11 @@ def test_wrong_questions(run: xr.DataTree, tmp_path: Path) -> None:
         (lambda: xr.DataTree().tt.to_frame(), "is no run"),
         (lambda: xr.DataTree().tt.weighted(), "is no run"),
     ):
-        with pytest.raises(tt.InputError, match=words):
+        with pytest.raises(tt.errors.InputError, match=words):
             ask()
     part = run.copy()
     del part["ov"]
-    with pytest.raises(tt.InputError, match="needs the group 'ov'"):
+    with pytest.raises(tt.errors.InputError, match="needs the group 'ov'"):
         part.tt.weighted()
 
 
@@ -196,8 +196,8 @@ def test_weighted_needs_the_same_positions(llama: tt.Model, prompts: tt.Prompts)
     expected = run.qk.attention.values[..., None] * run.ov.label_logit.values
     np.testing.assert_array_equal(found.values, expected)
     run["ov"] = tt.ov_labels(llama, prompts)
-    with pytest.raises(tt.InputError, match="qk and ov differ in position"):
+    with pytest.raises(tt.errors.InputError, match="qk and ov differ in position"):
         run.tt.weighted()
     run["ov"] = tt.ov_labels(llama, prompts[[1, 0, 3, 2, 5, 4]], keep="labels")
-    with pytest.raises(tt.InputError, match="qk and ov differ in"):
+    with pytest.raises(tt.errors.InputError, match="qk and ov differ in"):
         run.tt.weighted()

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from bad_input import INPUT, SCHEMA, STORE, refused
+from surface import under
 from tiny import TWO
 
 import twotower as tt
@@ -105,46 +106,72 @@ CASES = {
     ),
     "a task none": (lambda g: tt.load_task(None), INPUT, "no task's name"),
     # edits
-    "heads none": (lambda g: tt.KnockOut(None), INPUT, "must be a list of"),
-    "heads a number": (lambda g: tt.KnockOut(3), INPUT, "must be a list of"),
-    "heads of truth": (lambda g: predict(g, tt.KnockOut([(True, False)])), INPUT, "is not a head"),
+    "heads none": (lambda g: tt.KnockOut(None, positions="all"), INPUT, "must be a list of"),
+    "heads a number": (lambda g: tt.KnockOut(3, positions="all"), INPUT, "must be a list of"),
+    "heads of truth": (
+        lambda g: predict(g, tt.KnockOut([(True, False)], positions="all")),
+        INPUT,
+        "is not a head",
+    ),
     "a reference's name": (
-        lambda g: tt.KnockOut([(0, 0)], ablation="mean", reference="x"),
+        lambda g: tt.KnockOut([(0, 0)], positions="all", to=tt.Mean("x")),
         INPUT,
         "reference must be what",
     ),
-    "an edit's seed": (lambda g: tt.KnockOut([(0, 0)], seed=-1), INPUT, "seed=-1 must be"),
-    "factor true": (lambda g: tt.Scale([(0, 0)], True), INPUT, "finite number"),
-    "factor complex": (lambda g: tt.Scale([(0, 0)], 1j), INPUT, "finite number"),
-    "factor bytes": (lambda g: tt.Scale([(0, 0)], b"1"), INPUT, "finite number"),
-    "factor too large": (lambda g: tt.Scale([(0, 0)], 10**400), INPUT, "finite number"),
+    "an edit's seed": (
+        lambda g: tt.KnockOut([(0, 0)], positions="all", seed=-1),
+        INPUT,
+        "seed=-1 must be",
+    ),
+    "factor true": (
+        lambda g: tt.KnockOut([(0, 0)], "all", to=tt.Times(True)),
+        INPUT,
+        "finite number",
+    ),
+    "factor complex": (
+        lambda g: tt.KnockOut([(0, 0)], "all", to=tt.Times(1j)),
+        INPUT,
+        "finite number",
+    ),
+    "factor bytes": (
+        lambda g: tt.KnockOut([(0, 0)], "all", to=tt.Times(b"1")),
+        INPUT,
+        "finite number",
+    ),
+    "factor too large": (
+        lambda g: tt.KnockOut([(0, 0)], "all", to=tt.Times(10**400)),
+        INPUT,
+        "finite number",
+    ),
     "edits none": (lambda g: predict(g, None), INPUT, "must be a list of edits"),
     "edits a number": (lambda g: predict(g, 3), INPUT, "must be a list of edits"),
     # measures
     "batch of text": (
-        lambda g: tt.predict(g.model, g.prompts, batch_size="2"),
+        lambda g: under(tt.predict, g.model, g.prompts, batch_size="2"),
         INPUT,
         "batch_size=",
     ),
     "batch of a half": (
-        lambda g: tt.predict(g.model, g.prompts, batch_size=1.5),
+        lambda g: under(tt.predict, g.model, g.prompts, batch_size=1.5),
         INPUT,
         "batch_size=",
     ),
     "batch of nan": (
-        lambda g: tt.predict(g.model, g.prompts, batch_size=np.nan),
+        lambda g: under(tt.predict, g.model, g.prompts, batch_size=np.nan),
         INPUT,
         "batch_size=",
     ),
-    "batch of none": (lambda g: tt.predict(g.model, g.prompts, batch_size=0), INPUT, "batch_size="),
+    "batch of none": (
+        lambda g: under(tt.predict, g.model, g.prompts, batch_size=0),
+        INPUT,
+        "batch_size=",
+    ),
     "prompts of text": (lambda g: tt.predict(g.model, ["a"]), INPUT, "prompts must be what"),
     "prompts first": (lambda g: tt.predict(g.prompts, g.model), INPUT, "model must be what"),
     "no prompts": (lambda g: tt.predict(g.model, g.prompts[:0]), INPUT, "there are no prompts"),
     "sweep of text": (lambda g: tt.head_effects(g.model, "x"), INPUT, "prompts must be what"),
     "sweep's seed": (
-        lambda g: tt.head_effects(
-            g.model, g.prompts, ablation="resample", reference=g.prompts, seed=-1
-        ),
+        lambda g: tt.head_effects(g.model, g.prompts, to=tt.Resample(g.prompts, -1)),
         INPUT,
         "seed=-1 must be",
     ),
@@ -235,7 +262,7 @@ def test_a_group_that_went_missing(given: SimpleNamespace, tmp_path: Path) -> No
 
     path = tt.save(tt.analyze(given.model, given.prompts), tmp_path / "run.zarr")
     shutil.rmtree(path / "effects")
-    with pytest.raises(tt.StoreError, match="groups effects are missing"):
+    with pytest.raises(tt.errors.StoreError, match="groups effects are missing"):
         tt.open(path)
 
 
@@ -250,7 +277,7 @@ def test_home_is_known(given: SimpleNamespace, tmp_path: Path, monkeypatch) -> N
 
 
 def test_an_edit_keeps_its_heads(given: SimpleNamespace) -> None:
-    found = predict(given, tt.KnockOut(iter([(1, 2)])))
+    found = predict(given, tt.KnockOut(iter([(1, 2)]), positions="all"))
     assert '"heads": [[1, 2]]' in found.attrs["settings"]
 
 
@@ -274,5 +301,5 @@ def test_an_edit_keeps_its_heads(given: SimpleNamespace) -> None:
 def test_settings_of_other_types(line: str, tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(line)
-    with pytest.raises(tt.InputError, match=f"{line.split(':')[0]}: .* must be"):
+    with pytest.raises(tt.errors.InputError, match=f"{line.split(':')[0]}: .* must be"):
         Configuration.from_yaml(path)

@@ -8,9 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 from bad_input import INPUT, refused
+from surface import under
 from tiny import TWO
 
 import twotower as tt
+from twotower.measures.agreement import agreement
+from twotower.measures.bias import bias_reduction, recent_label
+from twotower.measures.group_effects import strongest_group, subset_effects
 
 HEADS = [(0, 0)]
 
@@ -68,12 +72,20 @@ EDITS = {
     "ablation": (lambda g: tt.KnockOut(HEADS, ablation="x"), INPUT, "ablation='x' is not known"),
     "a mean of nothing": (lambda g: tt.KnockOut(HEADS, ablation="mean"), INPUT, "needs reference="),
     "a needless reference": (
-        lambda g: tt.KnockOut(HEADS, reference=g.prompts),
+        lambda g: tt.KnockOut(HEADS, positions="all", reference=g.prompts),
         INPUT,
         "takes no reference=",
     ),
-    "factor nan": (lambda g: tt.Scale(HEADS, np.nan), INPUT, "factor=nan must be a finite"),
-    "factor text": (lambda g: tt.Scale(HEADS, "2"), INPUT, "factor='2' must be a finite"),
+    "factor nan": (
+        lambda g: tt.KnockOut(HEADS, "all", to=tt.Times(np.nan)),
+        INPUT,
+        "factor=nan must be a finite",
+    ),
+    "factor text": (
+        lambda g: tt.KnockOut(HEADS, "all", to=tt.Times("2")),
+        INPUT,
+        "factor='2' must be a finite",
+    ),
     "weights below 0": (lambda g: tt.ScaleAttention(HEADS, -1, "all"), INPUT, "0 or more"),
     "renormalize": (
         lambda g: tt.ScaleAttention(HEADS, 2, "all", renormalize="no"),
@@ -86,9 +98,17 @@ EDITS = {
         "positions='here' is not known",
     ),
     "distance": (lambda g: tt.DropPosition(HEADS, distance="far"), INPUT, "distance='far'"),
-    "no donor": (lambda g: tt.Patch(HEADS, None), INPUT, "donor must be what build_prompts"),
+    "no donor": (
+        lambda g: tt.KnockOut(HEADS, "last", to=tt.From(None)),
+        INPUT,
+        "donor must be what build_prompts",
+    ),
     "what": (lambda g: tt.Patch(HEADS, g.prompts, what="q"), INPUT, "what='q' is not known"),
-    "donors": (lambda g: predict(g, tt.Patch(HEADS, g.prompts[:2])), INPUT, "2 donors for 4"),
+    "donors": (
+        lambda g: predict(g, tt.KnockOut(HEADS, "last", to=tt.From(g.prompts[:2]))),
+        INPUT,
+        "2 donors for 4",
+    ),
     "an edit's name": (lambda g: predict(g, ["KnockOut"]), INPUT, "'KnockOut' is not an edit"),
 }
 
@@ -99,7 +119,7 @@ MEASURES = {
     "a factor": (lambda g: effects(g, factor=2), INPUT, "with ablation='scale' alone"),
     "a sweep nowhere": (lambda g: effects(g, positions="x"), INPUT, "positions='x' is not known"),
     "a reference": (
-        lambda g: effects(g, ablation="patch", reference=3),
+        lambda g: effects(g, to=tt.From(3)),
         INPUT,
         "reference must be what build_prompts returns",
     ),
@@ -140,34 +160,62 @@ MEASURES = {
         "abalation= is not known; what heads change to is ablation, reference",
     ),
     "groups' logprobs": (lambda g: groups(g, [HEADS], logprobs=1), INPUT, "logprobs=1 must be"),
-    "pairs": (lambda g: tt.pair_effects(*g.of, memory_budget=0), INPUT, "memory_budget=0 must"),
+    "pairs": (
+        lambda g: under(tt.pair_effects, *g.of, memory_budget=0),
+        INPUT,
+        "memory_budget=0 must",
+    ),
     "pairs and a word": (lambda g: tt.pair_effects(*g.of, bad=1), INPUT, "bad= is not known"),
-    "an empty pool": (lambda g: tt.subset_effects(*g.of, []), INPUT, "give 1 to 12 heads"),
-    "no pool": (lambda g: tt.subset_effects(*g.of, None), INPUT, "heads=None must be a list"),
-    "the strongest head": (lambda g: tt.strongest_group(g.effects, 2), INPUT, "needs what group_"),
-    "the strongest of none": (lambda g: tt.strongest_group(None, 2), INPUT, "needs what group_"),
+    "an empty pool": (
+        lambda g: subset_effects(*g.of, []),
+        INPUT,
+        "give 1 to 12 heads",
+    ),
+    "no pool": (
+        lambda g: subset_effects(*g.of, None),
+        INPUT,
+        "heads=None must be a list",
+    ),
+    "the strongest head": (
+        lambda g: strongest_group(g.effects, 2),
+        INPUT,
+        "needs what group_",
+    ),
+    "the strongest of none": (
+        lambda g: strongest_group(None, 2),
+        INPUT,
+        "needs what group_",
+    ),
     "no strongest": (
-        lambda g: tt.strongest_group(groups(g, [HEADS]), 0),
+        lambda g: strongest_group(groups(g, [HEADS]), 0),
         INPUT,
         "k=0 must be a whole number",
     ),
     "a strongest too large": (
-        lambda g: tt.strongest_group(groups(g, [HEADS]), 5),
+        lambda g: strongest_group(groups(g, [HEADS]), 5),
         INPUT,
         "no group has 5 heads",
     ),
-    "agreement with none": (lambda g: tt.agreement(g.effects, None), INPUT, "agreement needs what"),
+    "agreement with none": (
+        lambda g: agreement(g.effects, None),
+        INPUT,
+        "agreement needs what",
+    ),
     "agreement with answers": (
-        lambda g: tt.agreement(g.effects, g.answers),
+        lambda g: agreement(g.effects, g.answers),
         INPUT,
         "agreement needs what head_effects",
     ),
     "agreement elsewhere": (
-        lambda g: tt.agreement(g.effects, g.effects.isel(prompt=[0])),
+        lambda g: agreement(g.effects, g.effects.isel(prompt=[0])),
         INPUT,
         "of other heads or of other prompts",
     ),
-    "agreement of 0": (lambda g: tt.agreement(g.effects, g.effects, 0), INPUT, "k=0 must be"),
+    "agreement of 0": (
+        lambda g: agreement(g.effects, g.effects, 0),
+        INPUT,
+        "k=0 must be",
+    ),
     "bias of none": (lambda g: tt.label_bias(None, ["foo"]), INPUT, "label_bias needs what"),
     "bias to a number": (
         lambda g: tt.label_bias(g.answers, [1, 2, 3, 4]),
@@ -176,23 +224,31 @@ MEASURES = {
     ),
     "bias of too few": (lambda g: tt.label_bias(g.answers, ["foo"]), INPUT, "there are 4 prompts"),
     "less of answers": (
-        lambda g: tt.bias_reduction(g.answers, g.answers),
+        lambda g: bias_reduction(g.answers, g.answers),
         INPUT,
         "bias_reduction needs what label_bias returns",
     ),
-    "less of none": (lambda g: tt.bias_reduction(g.bias, None), INPUT, "bias_reduction needs"),
+    "less of none": (
+        lambda g: bias_reduction(g.bias, None),
+        INPUT,
+        "bias_reduction needs",
+    ),
     "less of a kind": (
-        lambda g: tt.bias_reduction(g.bias, g.bias, kind=["x"]),
+        lambda g: bias_reduction(g.bias, g.bias, kind=["x"]),
         INPUT,
         r"kind=\['x'\] is not known",
     ),
     "a reduction's seed": (
-        lambda g: tt.bias_reduction(g.bias, g.bias, seed=-1),
+        lambda g: bias_reduction(g.bias, g.bias, seed=-1),
         INPUT,
         "seed=-1 must be",
     ),
     "majority": (lambda g: tt.majority_label(g.prompts.strings), INPUT, "prompts must be what"),
-    "recency": (lambda g: tt.recent_label(None), INPUT, "prompts must be what build_prompts"),
+    "recency": (
+        lambda g: recent_label(None),
+        INPUT,
+        "prompts must be what build_prompts",
+    ),
     "too many heads": (lambda g: tt.in_context_heads(g.effects, 99), INPUT, "k=99 must be"),
     "a label": (lambda g: tt.in_context_heads(g.effects, label="z"), INPUT, "label 'z' is not"),
 }

@@ -21,7 +21,7 @@ from transformers import BertConfig, T5Config, ViTConfig
 
 import twotower as tt
 from twotower.models import fetch
-from twotower.runs.plan import make_plan
+from twotower.sizing.plan import make_plan
 
 ARGUMENTS = {
     "nothing": (lambda: tt.load(None), INPUT, "cannot load a NoneType"),

@@ -14,8 +14,8 @@ from tiny import TWO, tiny
 from torch.utils.flop_counter import FlopCounterMode
 
 import twotower as tt
-from twotower.measures.batch import make_batch
-from twotower.measures.sweep_maker import sweep_maker
+from twotower.sweep.prepare import sweep_maker
+from twotower.walk.batch import make_batch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

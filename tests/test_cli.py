@@ -59,7 +59,7 @@ def test_memory_that_runs_out_on_the_way(
     checkpoint: Path, task_file: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A unit for which memory does not do is set aside; once it does, it is measured."""
-    from twotower.measures import judge
+    from twotower.walk import judge
 
     forward, calls = judge.run_batch, []
 

@@ -95,7 +95,7 @@ class _Questions:
         k, by, label
             As there.
         """
-        from .measures import in_context_heads
+        from .measures.choose import in_context_heads
 
         return in_context_heads(self._data, k, by=by, label=label)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
@@ -110,6 +111,19 @@ def _short(text: str) -> str:
     return repr(text if len(text) < 60 else f"{text[:57]}...")
 
 
+def one_of(name: str, value: Any, known: Iterable[str]) -> None:
+    """Reject a text that is not among the known ones.
+
+    Raises
+    ------
+    InputError
+        With the known ones.
+    """
+    known = tuple(known)
+    if not isinstance(value, str) or value not in known:
+        raise InputError(f"{name}={value!r} is not known; use one of {', '.join(known)}")
+
+
 def yes_or_no(name: str, value: Any) -> None:
     """Refuse what is not True or False.
 
@@ -122,3 +136,26 @@ def yes_or_no(name: str, value: Any) -> None:
 
     if not isinstance(value, (bool, np.bool_)):
         raise InputError(f"{name}={value!r} must be True or False")
+
+
+def positive_bytes(name: str, value: Any) -> int:
+    """Return a number of bytes, given as a whole number or as a text such as "2GiB".
+
+    Raises
+    ------
+    InputError
+        If it is not a positive number of bytes.
+    """
+    from accelerate.utils.modeling import convert_file_size_to_int
+
+    wrong = InputError(f"{name}={value!r} must be a number of bytes, or like '2GiB'")
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise wrong
+    try:
+        plain = str(value).isdigit()
+        found = int(value) if plain else int(convert_file_size_to_int(value))
+    except (ValueError, OverflowError):
+        raise wrong from None
+    if found <= 0:
+        raise wrong
+    return found

@@ -58,8 +58,8 @@ def demo(
     """
     import time
 
+    from .experiments.demo import check_finding, check_places, print_finding, run_demo, save_finding
     from .prompts import load_task
-    from .runs.demo import check_finding, check_places, print_finding, run_demo, save_finding
 
     console = console_of()
     check_places(output)
@@ -92,7 +92,7 @@ def analyze(*, config: Annotated[Configuration | None, Parameter(name="*")] = No
     Settings can also be read from a YAML file: twotower analyze --config run.yaml. What is
     given on the command line comes before what the file says.
     """
-    from .measures import in_context_heads
+    from .measures.choose import in_context_heads
     from .results import measured_prompts
     from .runs.run import carry_out
 
@@ -230,7 +230,7 @@ def list_experiments() -> None:
     """List the experiments and what they claim."""
     from rich.table import Table
 
-    from .runs.suite import find_experiments
+    from .experiments.suite import find_experiments
 
     table = Table()
     for column in ("", "experiment", "claim", "task"):
@@ -274,9 +274,9 @@ def run_experiments(
     batch_size
         Prompts in a batch.
     """
-    from .runs.experiment_units import Suite
-    from .runs.suite import choose
-    from .runs.suite_run import run_suite
+    from .experiments.suite import choose
+    from .experiments.suite_run import run_suite
+    from .experiments.units import Suite
 
     if batch_size is not None:
         whole("batch_size", batch_size, 1)

@@ -75,8 +75,8 @@ def plan(
     """
     from json import dumps
 
-    from .runs.plan import make_plan
-    from .runs.plan_table import print_plan
+    from .sizing.plan import make_plan
+    from .sizing.table import print_plan
 
     found = make_plan(
         model,
@@ -132,8 +132,8 @@ def bench(
     """
     from json import dumps
 
-    from .runs.bench import DEFAULT, prompts_near
-    from .runs.bench import bench as measure
+    from .sizing.bench import DEFAULT, prompts_near
+    from .sizing.bench import bench as measure
 
     settings = how or LoadSettings()
     console = console_of()

@@ -1,8 +1,17 @@
-"""The name of an attention head."""
+"""Attention heads by layer and number, and checks of what users give as heads."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import operator
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from .models import Model
 
 
 class Head(NamedTuple):
@@ -19,3 +28,39 @@ class Head(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.layer}.{self.head}"
+
+
+def as_list(heads: Any) -> list[Any]:
+    """Return heads as a list; a single head becomes a list of one."""
+    if isinstance(heads, str) or not isinstance(heads, Iterable):
+        raise InputError(f"heads={heads!r} must be a list of (layer, head)")
+    return [heads] if isinstance(heads, Head) else list(heads)
+
+
+def check_heads(heads: Iterable[Any], model: Model) -> list[Head]:
+    """Heads as `Head`, each in range and none twice.
+
+    Raises
+    ------
+    InputError
+        If a head is no pair of numbers, is out of range, or is given twice.
+    """
+    found = []
+    for item in as_list(heads):
+        try:
+            # Not int(): it would take 0.5 for 0, and a text's digits for a head.
+            if any(isinstance(x, (bool, np.bool_)) for x in item):
+                raise TypeError
+            layer, head = (operator.index(x) for x in item)
+        except (TypeError, ValueError):
+            raise InputError(f"{item!r} is not a head; give (layer, head)") from None
+        if not (0 <= layer < model.n_layers and 0 <= head < model.n_heads):
+            raise InputError(
+                f"head {layer}.{head} is out of range: the model has layers 0 to "
+                f"{model.n_layers - 1} and heads 0 to {model.n_heads - 1}"
+            )
+        found.append(Head(layer, head))
+    if len(set(found)) != len(found):
+        twice = next(h for h in found if found.count(h) > 1)
+        raise InputError(f"head {twice} is given twice")
+    return found

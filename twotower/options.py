@@ -1,48 +1,67 @@
-"""Options that hold for all measures, until they are set again or for a with-block."""
+"""Options that hold for every measure until they are changed, or inside a with-block."""
 
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
-from .checks import yes_or_no
+from .checks import positive_bytes, whole, yes_or_no
 from .errors import InputError
 
-_OPTIONS: dict[str, Any] = {"proof": True}
+
+class Options(TypedDict, total=False):
+    """Names and types of the options."""
+
+    batch_size: int | None
+    memory_budget: int | str | None
+    progress: bool | str
+    proof: bool
+
+
+_OPTIONS: Options = {"batch_size": None, "memory_budget": None, "progress": False, "proof": True}
 
 
 def option(name: str) -> Any:
-    """The value of an option."""
-    return _OPTIONS[name]
+    """Return the value of an option."""
+    return _OPTIONS[name]  # type: ignore[literal-required]
 
 
 class set_options:
-    """Set options, for good or for a with-block.
+    """Set options from now on, or for a with-block.
 
     Parameters
     ----------
+    batch_size
+        Prompts in a batch; fewer if memory runs out. None, the default, takes about a thousand
+        tokens on a processor and fills a GPU; the size found is remembered for each measure.
+    memory_budget
+        Bytes, or a text such as "2GiB", that a batch of a sweep may take beyond the weights.
+        None, the default, takes half of what is free. Counterfactual rows go through the
+        layers in chunks that fit.
+    progress
+        True shows a bar for every measure; a text is its title. False by default.
     proof
-        Whether every batch proves the identities that its numbers rest on, and every state of a
-        model is measured once more by a forward of its own. What was found, or that it was not
-        looked for, stands in every dataset's attribute `proof`. On by default.
+        Whether every batch proves the identities behind its numbers, and every state of a
+        model is checked once by an independent forward. The attribute `proof` of every dataset
+        records the outcome, or that no proof was made. True by default.
 
     Raises
     ------
     InputError
-        If there is no such option, or it cannot have this value.
+        If an option does not exist, or cannot have the value.
 
     Examples
     --------
-    >>> with set_options(proof=False):
+    >>> with set_options(batch_size=4, progress=True):
     ...     pass
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: Unpack[Options]) -> None:
         for name, value in options.items():
             if name not in _OPTIONS:
                 raise InputError(f"{name}= is not an option; options are {', '.join(_OPTIONS)}")
-            yes_or_no(name, value)
-        self._before = {name: _OPTIONS[name] for name in options}
+            _CHECKS[name](name, value)
+        self._before: Options = {name: option(name) for name in options}  # type: ignore[misc]
         _OPTIONS.update(options)
 
     def __enter__(self) -> None:
@@ -55,3 +74,26 @@ class set_options:
         trace: TracebackType | None,
     ) -> None:
         _OPTIONS.update(self._before)
+
+
+def _batch_size(name: str, value: Any) -> None:
+    if value is not None:
+        whole(name, value, 1)
+
+
+def _memory_budget(name: str, value: Any) -> None:
+    if value is not None:
+        positive_bytes(name, value)
+
+
+def _progress(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        yes_or_no(name, value)
+
+
+_CHECKS = {
+    "batch_size": _batch_size,
+    "memory_budget": _memory_budget,
+    "progress": _progress,
+    "proof": yes_or_no,
+}

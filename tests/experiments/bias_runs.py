@@ -13,7 +13,7 @@ import xarray as xr
 from tiny import tiny
 
 import twotower as tt
-from twotower.runs.experiment import Setting, Size
+from twotower.experiments.experiment import Setting, Size
 
 KINDS = ("heads that write", "in-context heads")
 SMALL = Size("small", (0,), n_fit=12, n_test=8, shots=4, k=2, n_random=2, n_task=4)
@@ -28,7 +28,7 @@ SHORT = tt.Task(
 
 def small_setting(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> Setting:
     """A setting with a random model, which need not be able to do the task."""
-    monkeypatch.setattr("twotower.runs.experiment.check_task", lambda run, name: None)
+    monkeypatch.setattr("twotower.experiments.experiment.check_task", lambda run, name: None)
     return Setting(tiny(name), SHORT, 0, SMALL, folder)
 
 

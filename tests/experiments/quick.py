@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import twotower as tt
+from twotower.experiments.experiment import QUICK
+from twotower.experiments.run import run_experiment
+from twotower.experiments.suite import find_experiments
 from twotower.prompts import load_task
-from twotower.runs.experiment import QUICK
-from twotower.runs.experiment_run import run_experiment
-from twotower.runs.suite import find_experiments
 
 SUITE = find_experiments()
 HALF = len(SUITE) // 2

@@ -6,7 +6,7 @@ import importlib
 import sys
 from types import ModuleType
 
-from twotower.runs.suite import experiments_folder
+from twotower.experiments.suite import experiments_folder
 
 
 def script(name: str) -> ModuleType:

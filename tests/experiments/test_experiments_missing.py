@@ -12,7 +12,7 @@ import xarray as xr
 from scripts import script
 
 import twotower as tt
-from twotower.runs.experiment import check_task
+from twotower.experiments.experiment import check_task
 
 parts, majority, ov, qk, recency = (
     script(name)
@@ -57,7 +57,7 @@ def test_a_task_is_judged_by_finite_prompts(runs: Any) -> None:
         wrong = one.copy()
         answers = one["predictions"].to_dataset(inherit=False)
         wrong["predictions"] = answers.assign(correct=answers["correct"] * 0.0)
-        with pytest.raises(tt.FindingError) as caught:
+        with pytest.raises(tt.errors.FindingError) as caught:
             check_task(wrong, "it")
         words.append(str(caught.value))
     assert words[0] == words[1]

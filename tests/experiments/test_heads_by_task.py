@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 from scripts import script
 
-from twotower.runs.experiment import FULL, QUICK
+from twotower.experiments.experiment import FULL, QUICK
 
 PART = script("heads_by_task")
 EXPERIMENT = PART.EXPERIMENT

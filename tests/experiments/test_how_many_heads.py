@@ -105,7 +105,7 @@ def test_edited(what: str, where: str) -> None:
             edit = tt.KnockOut(heads, where)
         else:
             others = [head for head in model.heads if head not in heads]
-            edit = tt.KnockOut(others, where, ablation="mean", reference=fit)
+            edit = tt.KnockOut(others, where, to=tt.Mean(fit))
         expected = tt.predict(model, prompts, [edit])["margin"].values
         assert np.allclose(clean - drops[name], expected, atol=1e-3)
     assert np.abs(drops["effect", 2]).max() > 1e-2

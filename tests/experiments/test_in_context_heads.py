@@ -136,7 +136,10 @@ def test_heads_in_turn() -> None:
     setting = SimpleNamespace(model=model, batch_size=None, bar=lambda title: False)
     draws = [[tt.Head(0, 1), tt.Head(2, 3)], [tt.Head(1, 0)]]
     found = PART.common.knock_out_in_turn(setting, prompts, draws, "")
-    each = [tt.predict(model, prompts, [tt.KnockOut(heads)])["margin"].values for heads in draws]
+    each = [
+        tt.predict(model, prompts, [tt.KnockOut(heads, positions="all")])["margin"].values
+        for heads in draws
+    ]
     expected = [each[i % 2][i] for i in range(5)]
     assert np.allclose(found["margin"], expected, atol=1e-4)
     clean = PART.common.knock_out_in_turn(setting, prompts, [[]], "")

@@ -13,8 +13,8 @@ from bias_runs import KINDS, mitigation, one_of_each_kind, small_setting
 from scripts import script
 
 import twotower as tt
+from twotower.experiments.experiment import Setting
 from twotower.results import make_tree, provenance, save
-from twotower.runs.experiment import Setting
 
 AT = ("5:3", "6:2", "7:1", "12:4", "14:2")
 HELPS = {"as it is": 2.0, KINDS[0]: 0.8, KINDS[1]: 1.6}

@@ -78,7 +78,9 @@ def test_training_is_decided_by_its_seed(
 
 
 def test_a_training_that_fails_says_so(small, tmp_path: Path) -> None:
-    with pytest.raises(tt.FindingError, match="llama, seed 0: after 3 steps in lesson 1 of 3"):
+    with pytest.raises(
+        tt.errors.FindingError, match="llama, seed 0: after 3 steps in lesson 1 of 3"
+    ):
         small.train("llama", 0, tmp_path, small.SETTINGS | {"steps": 3, "batch": 4})
     assert not list(tmp_path.iterdir())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from scripts import script
 
-from twotower.runs.suite import experiments_folder, find_experiments
+from twotower.experiments.suite import experiments_folder, find_experiments
 
 FOLDER = experiments_folder()
 

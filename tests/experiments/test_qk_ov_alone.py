@@ -11,7 +11,7 @@ from scripts import script
 from tiny import TWO
 
 import twotower as tt
-from twotower.runs.experiment import QUICK, Setting
+from twotower.experiments.experiment import QUICK, Setting
 
 PART = script("qk_ov_alone")
 EXPERIMENT = PART.EXPERIMENT

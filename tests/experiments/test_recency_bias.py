@@ -14,8 +14,8 @@ from scripts import script
 from tiny import THREE
 
 import twotower as tt
+from twotower.experiments.experiment import Setting
 from twotower.results import make_tree, provenance, save
-from twotower.runs.experiment import Setting
 
 ORDERS = ("shuffled", "alternating", "blocks of 2", "blocks of 4")
 HELPS = {"as it is": 2.0, KINDS[0]: 0.8, KINDS[1]: 1.6}
@@ -147,7 +147,7 @@ def test_correlations_by_hand(recency: ModuleType, setting: Setting) -> None:
 
 def test_other_than_two_labels_are_refused(recency: ModuleType, setting: Setting) -> None:
     prompts = tt.build_prompts(setting.model, THREE, shots=2, n=2)
-    with pytest.raises(tt.InputError, match="takes two labels, not foo, bar, map"):
+    with pytest.raises(tt.errors.InputError, match="takes two labels, not foo, bar, map"):
         recency.with_nearest(prompts, 2, seed=0)
 
 

@@ -11,7 +11,7 @@ from scripts import script
 from tiny import THREE, TWO
 
 import twotower as tt
-from twotower.runs.experiment import QUICK, Setting
+from twotower.experiments.experiment import QUICK, Setting
 
 PART = script("two_towers")
 EXPERIMENT = PART.EXPERIMENT

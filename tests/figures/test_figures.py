@@ -120,7 +120,9 @@ def test_label_logits(run: xr.DataTree, weighted: bool) -> None:
 
 def test_knocked_out(llama: tt.Model, prompts: tt.Prompts) -> None:
     found = {
-        k: tt.predict(llama, prompts, [tt.KnockOut([(2, h) for h in range(k)])] if k else [])
+        k: tt.predict(
+            llama, prompts, [tt.KnockOut([(2, h) for h in range(k)], positions="all")] if k else []
+        )
         for k in (4, 0, 2)
     }
     for measure in ("correct", "top1_correct"):
@@ -140,7 +142,7 @@ def test_bias_curves(llama: tt.Model) -> None:
     curves: dict[str, dict[float, xr.Dataset]] = {"before": {}, "after": {}}
     for ratio in (3, 2):
         prompts = tt.build_prompts(llama, TWO, shots={"foo": ratio, "bar": 1}, n=4, seed=1)
-        edits = [tt.KnockOut([(1, 1)])]
+        edits = [tt.KnockOut([(1, 1)], positions="all")]
         for name, edit in (("before", []), ("after", edits)):
             answers = tt.predict(llama, prompts, edit)
             curves[name][ratio] = tt.label_bias(answers, tt.majority_label(prompts))
@@ -212,7 +214,7 @@ def test_wrong_arguments(run: xr.DataTree) -> None:
         (lambda: figures.bias_curves({"a": {1: run.qk.to_dataset()}}), "not what label_bias"),
         (lambda: figures.bias_curves({"a": {1: run}}, kind="x"), "kind='x'"),
     ):
-        with pytest.raises(tt.InputError, match=found):
+        with pytest.raises(tt.errors.InputError, match=found):
             draw()
     assert plt.get_fignums() == []  # no empty figure is left
 

@@ -46,7 +46,7 @@ def test_tables(run: xr.DataTree, alone: xr.DataTree, bad: np.ndarray) -> None:
     out = StringIO()
     show_heads(rows_of(run, "ov_auc", 3), Console(file=out))
     assert "nan" not in out.getvalue()
-    with pytest.raises(tt.InputError, match=r"is missing: its logits are not finite"):
+    with pytest.raises(tt.errors.InputError, match=r"is missing: its logits are not finite"):
         prompt_view(run, int(np.flatnonzero(bad)[0]))
     assert prompt_view(run, int(np.flatnonzero(~bad)[0])).answer["correct"] in (True, False)
 

@@ -12,6 +12,7 @@ import pytest
 import xarray as xr
 from pages import READY, compare_with_view, number, opened, shown, texts, wait
 from playwright.sync_api import Browser
+from surface import under
 from tiny import TWO, byte_level, hf_model
 
 import twotower as tt
@@ -31,7 +32,7 @@ def test_long_prompts(browser: Browser, tmp_path: Path) -> None:
     long = {c: [f"{t} " * 100 for t in texts_] for c, texts_ in TWO.texts.items()}
     prompts = tt.build_prompts(model, tt.Task("long", long), shots=5, n=2, seed=0)
     assert prompts.n_positions > 4000
-    run = tt.analyze(model, prompts, measures=("predictions", "qk", "ov"), batch_size=1)
+    run = under(tt.analyze, model, prompts, measures=("predictions", "qk", "ov"), batch_size=1)
     file = write_report(run, tmp_path / "long.html")
     assert file.stat().st_size < 6e6
     with opened(browser, file) as page:
@@ -202,7 +203,7 @@ def test_what_cannot_be_written(run, llama: tt.Model, tmp_path: Path) -> None:
         (lambda: write_report(run, target, run.predictions), "has no numbers of heads"),
         (lambda: write_report(run.tt.head(1, 1), target), "no dim"),
     ):
-        with pytest.raises(tt.InputError, match=words):
+        with pytest.raises(tt.errors.InputError, match=words):
             ask()
     assert list(tmp_path.iterdir()) == []
 
@@ -216,7 +217,7 @@ def test_the_file_is_whole_or_not_there(run, tmp_path: Path, monkeypatch) -> Non
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(tt.InputError, match="No space left on device"):
+    with pytest.raises(tt.errors.InputError, match="No space left on device"):
         write_report(run, target)
     assert target.read_bytes() == before
     assert [x.name for x in tmp_path.iterdir()] == ["run.html"]

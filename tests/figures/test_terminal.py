@@ -224,5 +224,7 @@ def test_numbers_that_are_none_are_null(run: xr.DataTree) -> None:
     rows = {(row["layer"], row["head"]): row for row in rows_of(empty, "margin_drop", 12)}
     assert rows[0, 0]["qk_auc"] is None
     assert rows[1, 1]["qk_auc"] is not None
-    with pytest.raises(tt.InputError, match=r"by='size' is not in the run; it has margin_drop"):
+    with pytest.raises(
+        tt.errors.InputError, match=r"by='size' is not in the run; it has margin_drop"
+    ):
         rows_of(run, "size", 3)

@@ -10,7 +10,7 @@ from tiny import THREE, TWO
 import twotower as tt
 from twotower.figures import head_table, prompt_view
 from twotower.figures.views import marked_heads, one_run
-from twotower.measures.heads import above_others
+from twotower.measures.choose import above_others
 
 
 @pytest.fixture(scope="module")
@@ -50,23 +50,23 @@ def test_one_dataset_is_enough(run: xr.DataTree, group: str) -> None:
 
 def test_what_is_no_run(run: xr.DataTree) -> None:
     for wrong in (None, 3, xr.Dataset(), xr.DataTree(), "run.zarr"):
-        with pytest.raises(tt.InputError, match="is no run"):
+        with pytest.raises(tt.errors.InputError, match="is no run"):
             one_run(wrong)
-    with pytest.raises(tt.InputError, match="no numbers of heads; it has predictions"):
+    with pytest.raises(tt.errors.InputError, match="no numbers of heads; it has predictions"):
         head_table(run.predictions)
-    with pytest.raises(tt.InputError, match="neither qk nor ov"):
+    with pytest.raises(tt.errors.InputError, match="neither qk nor ov"):
         prompt_view(run.effects, 0)
 
 
 def test_parts() -> None:
     group = xr.DataTree.from_dict({"a/effects": xr.Dataset(), "b/effects": xr.Dataset()})
     group.attrs["twotower_parts"] = '["a", "b"]'
-    with pytest.raises(tt.InputError, match="several parts; choose one of a, b"):
+    with pytest.raises(tt.errors.InputError, match="several parts; choose one of a, b"):
         one_run(group)
-    with pytest.raises(tt.InputError, match="no part 'c'; parts are a, b"):
+    with pytest.raises(tt.errors.InputError, match="no part 'c'; parts are a, b"):
         one_run(group, "c")
     assert one_run(group, "b").name == "b"
-    with pytest.raises(tt.InputError, match="no part 'a'; it has none"):
+    with pytest.raises(tt.errors.InputError, match="no part 'a'; it has none"):
         one_run(group["a"], "a")
 
 
@@ -118,9 +118,9 @@ def test_top_tokens_and_a_run_without_tokens(llama: tt.Model, prompts: tt.Prompt
 
 def test_what_is_not_there(run: xr.DataTree) -> None:
     for number, words in ((6, "not in the run"), (-1, "prompt=-1"), ("0", "whole number")):
-        with pytest.raises(tt.InputError, match=words):
+        with pytest.raises(tt.errors.InputError, match=words):
             prompt_view(run, number)
-    with pytest.raises(tt.InputError, match=r"no head 3\.0"):
+    with pytest.raises(tt.errors.InputError, match=r"no head 3\.0"):
         prompt_view(run, 0).of((3, 0))
 
 
@@ -139,7 +139,7 @@ def test_partly_measured_runs(run: xr.DataTree) -> None:
             if "measured" in dataset[name].coords:
                 assert dataset[name].measured.values.sum() == 3
     xr.testing.assert_allclose(head_table(part), head_table(kept))
-    with pytest.raises(tt.InputError, match="prompt 1 is not measured yet"):
+    with pytest.raises(tt.errors.InputError, match="prompt 1 is not measured yet"):
         prompt_view(part, 1)
     assert prompt_view(part, 2).number == 2
 
@@ -178,7 +178,7 @@ def test_heads_in_another_order_are_the_same_heads(run: xr.DataTree) -> None:
     mixed["effects"] = run.effects.to_dataset().isel(layer=[2, 0, 1])
     xr.testing.assert_allclose(head_table(mixed), head_table(run))
     mixed["ov"] = run.ov.to_dataset().isel(layer=[0, 2])
-    with pytest.raises(tt.InputError, match="same heads"):
+    with pytest.raises(tt.errors.InputError, match="same heads"):
         prompt_view(mixed, 1)
 
 
@@ -194,10 +194,10 @@ def test_what_is_not_finite_is_not_marked(run: xr.DataTree) -> None:
 def test_heads_are_given_as_heads(run: xr.DataTree) -> None:
     assert marked_heads(run, []) == []
     for wrong in ((0, 0), 5, ["a"], [(1,)], [(1, 2, 3)], [(0.0, 1)], "0.1"):
-        with pytest.raises(tt.InputError):
+        with pytest.raises(tt.errors.InputError):
             marked_heads(run, wrong)
     for wrong in (None, 5, (1,), (1, 2, 3), "0.1", (0.0, 1), (-1, 0)):
-        with pytest.raises(tt.InputError):
+        with pytest.raises(tt.errors.InputError):
             prompt_view(run, 0).of(wrong)
 
 
@@ -211,11 +211,11 @@ def test_scores_that_are_missing_are_made(run: xr.DataTree) -> None:
 
 def test_dims_that_are_gone(run: xr.DataTree) -> None:
     for change in (lambda r: r.tt.head(1, 1), lambda r: r.isel(prompt=0), lambda r: r.tt.mean_ci()):
-        with pytest.raises(tt.InputError):
+        with pytest.raises(tt.errors.InputError):
             head_table(change(run))
-        with pytest.raises(tt.InputError):
+        with pytest.raises(tt.errors.InputError):
             prompt_view(change(run), 0)
-        with pytest.raises(tt.InputError):
+        with pytest.raises(tt.errors.InputError):
             change(run).tt.heads(1)
 
 
@@ -223,11 +223,11 @@ def test_groups_of_other_prompts(run: xr.DataTree, llama: tt.Model) -> None:
     mixed = run.copy()
     mixed["ov"] = run.ov.to_dataset().isel(prompt=[0, 2])
     assert prompt_view(mixed, 2).number == 2
-    with pytest.raises(tt.InputError, match="prompt 1"):
+    with pytest.raises(tt.errors.InputError, match="prompt 1"):
         prompt_view(mixed, 1)
     longer = tt.build_prompts(llama, TWO, shots=5, n=6, seed=3)
     mixed["ov"] = tt.ov_labels(llama, longer)
-    with pytest.raises(tt.InputError, match="different prompts"):
+    with pytest.raises(tt.errors.InputError, match="different prompts"):
         prompt_view(mixed, 1)
 
 

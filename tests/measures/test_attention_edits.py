@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from reference import Reference, answer, error, hooked, ids_of, plain_logits, real
+from surface import under
 from tiny import THREE, tiny
 
 import twotower as tt
@@ -150,7 +151,7 @@ EDITS = {
         lambda r, p, i, at: patched(r, p, i, at, "values"),
     ),
     "z patched": (
-        lambda p, at: tt.Patch(HEADS, p.reversed_labels(), positions=at),
+        lambda p, at: tt.KnockOut(HEADS, at, to=tt.From(p.reversed_labels())),
         lambda r, p, i, at: patched(r, p, i, at, "z"),
     ),
 }
@@ -172,11 +173,11 @@ def check(found, model: tt.Model, prompts: tt.Prompts, by_hand) -> None:
 def test_against_float64(any_model: tt.Model, name: str, positions: str) -> None:
     model, prompts = any_model, make(any_model)
     if name == "mean distance" and model.architecture.learned_positions_path:
-        with pytest.raises(tt.InputError, match="rotary models alone"):
+        with pytest.raises(tt.errors.InputError, match="rotary models alone"):
             tt.predict(model, prompts, EDITS[name][0](prompts, positions))
         return
     edit, by_hand = EDITS[name]
-    found = tt.predict(model, prompts, edit(prompts, positions), batch_size=2)
+    found = under(tt.predict, model, prompts, edit(prompts, positions), batch_size=2)
     reference = Reference(model.module)
     check(found, model, prompts, lambda i: by_hand(reference, prompts, i, positions))
     clean = tt.predict(model, prompts)["logit"]
@@ -237,7 +238,7 @@ def test_composed(any_model: tt.Model) -> None:
     twin, (layer, head) = prompts.reversed_labels(), (1, 2)
     heads, reference = [(layer, head)], Reference(model.module)
     edits = [
-        tt.Scale(heads, -0.5, "labels"),
+        tt.KnockOut(heads, "labels", to=tt.Times(-0.5)),
         tt.Patch(heads, twin, "values", "all"),
         tt.ScaleAttention(heads, 3.0, FOO, positions="all"),
         tt.DropPosition(heads, tt.at(role="text"), "all"),
@@ -338,17 +339,19 @@ def test_attention_and_values_patched_are_z_patched(any_model: tt.Model) -> None
     twin, heads = prompts.reversed_labels(), [(0, 1), (0, 3)]
     both = [tt.Patch(heads, twin, "attention"), tt.Patch(heads, twin, "values")]
     found = tt.predict(model, prompts, both)
-    whole = tt.predict(model, prompts, tt.Patch(heads, twin))
+    whole = tt.predict(model, prompts, tt.KnockOut(heads, "last", to=tt.From(twin)))
     assert error(found["logit"], whole["logit"]) <= 1e-5
 
 
 def test_z_patched_is_the_sweeps_patch(any_model: tt.Model) -> None:
     model, prompts = any_model, make(any_model)
     twin = prompts.reversed_labels()
-    effects = tt.head_effects(model, prompts, ablation="patch", reference=twin, logprobs=False)
+    effects = tt.head_effects(model, prompts, logprobs=False, to=tt.From(twin))
     clean = tt.predict(model, prompts)["margin"]
     for layer, head in HEADS:
-        after = tt.predict(model, prompts, tt.Patch([(layer, head)], twin))["margin"]
+        after = tt.predict(model, prompts, tt.KnockOut([(layer, head)], "last", to=tt.From(twin)))[
+            "margin"
+        ]
         expected = effects["margin_drop"].sel(layer=layer, head=head).values
         largest = np.abs(effects["margin_drop"].values).max()
         assert np.abs((clean - after).values - expected).max() <= 1e-4 * largest
@@ -362,17 +365,20 @@ def test_sdpa_and_batches_give_the_same() -> None:
         tt.ScaleAttention([(1, 3)], 2.0, "labels", True),
         tt.Patch([(2, 2)], prompts.reversed_labels(), "attention"),
     ]
-    expected = tt.predict(eager, prompts, edits, batch_size=5)["logit"].values
+    expected = under(tt.predict, eager, prompts, edits, batch_size=5)["logit"].values
     for model in (eager, sdpa):
         for size in (1, 2, 3):
-            found = tt.predict(model, prompts, edits, batch_size=size)["logit"]
+            found = under(tt.predict, model, prompts, edits, batch_size=size)["logit"]
             assert error(found, expected) <= 1e-5
 
 
 def test_hooked_z_edit_still_composes_with_attention(any_model: tt.Model) -> None:
     """An edit of attention in one layer, and of z in another, against plain hooks."""
     model, prompts = any_model, make(any_model)
-    edits = [tt.ScaleAttention([(0, 1)], 0, "all", positions="all"), tt.Scale([(2, 3)], 2.0)]
+    edits = [
+        tt.ScaleAttention([(0, 1)], 0, "all", positions="all"),
+        tt.KnockOut([(2, 3)], "all", to=tt.Times(2.0)),
+    ]
     found = tt.predict(model, prompts, edits)
 
     def change(layer, z):
@@ -414,7 +420,7 @@ H = [(0, 1)]
             "the values of head 0.1 is edited twice",
         ),
         (
-            lambda p: [tt.Patch(H, p), tt.KnockOut(H)],
+            lambda p: [tt.KnockOut(H, "last", to=tt.From(p)), tt.KnockOut(H, positions="all")],
             "the output of head 0.1 is edited twice",
         ),
         (lambda p: tt.ScaleAttention(H, -1, "labels"), "must be 0 or more"),
@@ -430,8 +436,11 @@ H = [(0, 1)]
         (lambda p: tt.DropPosition(H, distance="far"), "distance='far' is not known"),
         (lambda p: tt.DropPosition([(9, 0)]), "9.0 is out of range"),
         (lambda p: tt.Patch(H, p, "query"), "what='query' is not known"),
-        (lambda p: tt.Patch(H, "twin"), "donor must be what build_prompts returns"),
-        (lambda p: tt.Patch(H, p[:2]), "2 donors for 3 prompts"),
+        (
+            lambda p: tt.KnockOut(H, "last", to=tt.From("twin")),
+            "donor must be what build_prompts returns",
+        ),
+        (lambda p: tt.KnockOut(H, "last", to=tt.From(p[:2])), "2 donors for 3 prompts"),
         (lambda p: tt.Patch(H, p[[1, 0, 2]], "attention"), "cannot be aligned"),
         (lambda p: tt.Patch(H, p[[1, 0, 2]], "values"), "cannot be aligned"),
     ],
@@ -439,7 +448,7 @@ H = [(0, 1)]
 def test_refusals(edits, message: str) -> None:
     model = tiny("llama")
     prompts = make(model)
-    with pytest.raises(tt.InputError, match=message):
+    with pytest.raises(tt.errors.InputError, match=message):
         tt.predict(model, prompts, edits(prompts))
 
 

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 from reference import error
+from surface import under
 from tiny import THREE, byte_level, hf_model, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from twotower.measures.recorders import Predictions
 
 import twotower as tt
-from twotower.measures import judge
-from twotower.measures.batch_size import Batches, Found
-from twotower.measures.recorders import Predictions
-from twotower.measures.walk import LayerView
+from twotower.walk import judge
+from twotower.walk.batch_size import Batches, Found
+from twotower.walk.walk import LayerView
 
 MESSAGES = {
     "CUDA": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
@@ -86,9 +87,9 @@ def test_halved_and_the_same(
     model: tt.Model, what: str, kind: str, given: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts, measure = make(model), MEASURES[what]
-    whole = measure(model, prompts, batch_size=1)
+    whole = under(measure, model, prompts, batch_size=1)
     device = Small(monkeypatch, 3, MESSAGES[kind])
-    halved = measure(model, prompts, batch_size=given)
+    halved = under(measure, model, prompts, batch_size=given)
     tried = [n for n in device.sizes if n > 3]
     assert tried == sorted(tried, reverse=True)
     assert len(tried) >= 2
@@ -108,7 +109,9 @@ def test_halved_and_the_same(
 
 def test_a_single_prompt_too_large(model: tt.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     Small(monkeypatch, 0, MESSAGES["CUDA"])
-    with pytest.raises(tt.InputError, match=r"single prompt of \d+ tokens: take shorter prompts"):
+    with pytest.raises(
+        tt.errors.InputError, match=r"single prompt of \d+ tokens: take shorter prompts"
+    ):
         tt.predict(model, make(model))
 
 
@@ -238,11 +241,11 @@ def within_budget(model: tt.Model, positions: str, logprobs: bool) -> int:
     prompts = make(model, 4)
     options = {"logprobs": logprobs, "batch_size": 4}
     tt.head_effects(model, prompts, positions, **options)  # label directions are there
-    with pytest.raises(tt.InputError, match="its smallest is") as caught:
-        tt.head_effects(model, prompts, positions, memory_budget=1, **options)
+    with pytest.raises(tt.errors.InputError, match="its smallest is") as caught:
+        under(tt.head_effects, model, prompts, positions, memory_budget=1, **options)
     smallest = int(str(caught.value).split("(")[1].split(" bytes")[0])
     for budget in (smallest, 2 * smallest):
         with Peak() as peak:
-            tt.head_effects(model, prompts, positions, memory_budget=budget, **options)
+            under(tt.head_effects, model, prompts, positions, memory_budget=budget, **options)
         assert peak.most <= budget
     return smallest

@@ -10,6 +10,7 @@ import xarray as xr
 from tiny import THREE, TWO
 
 import twotower as tt
+from twotower.measures.bias import bias_reduction, recent_label
 from twotower.statistics import reduction
 
 FAVOURED = ["foo", "foo", "bar"] * 3
@@ -73,7 +74,7 @@ def test_majority_is_read_from_the_prompts(llama: tt.Model, more: str) -> None:
 
 def test_recent_label_follows_the_rotation_of_labels(llama: tt.Model) -> None:
     prompts = tt.build_prompts(llama, TWO, shots=3, n=8, seed=0, order="blocked")
-    found = tt.recent_label(prompts)
+    found = recent_label(prompts)
     for prompt, label in zip(prompts.strings, found, strict=True):
         assert prompt.splitlines()[-2].endswith(f": {label}")
     assert set(found) == {"foo", "bar"}
@@ -82,18 +83,18 @@ def test_recent_label_follows_the_rotation_of_labels(llama: tt.Model) -> None:
 def test_reductions(answers: xr.Dataset) -> None:
     before = tt.label_bias(made(answers, [[4.0, 0, 0], [3.0, 0, 0], [0, 2.0, 0]] * 3), FAVOURED)
     after = tt.label_bias(made(answers, [[2.0, 0, 0], [1.0, 0, 0], [0, 1.0, 0]] * 3), FAVOURED)
-    found = tt.bias_reduction(before, after)
+    found = bias_reduction(before, after)
     # Each favoured label has the same part: (3.5 + 2) / 2 before, (1.5 + 1) / 2 after.
     assert found.value == pytest.approx(1 - 1.25 / 2.75)
     assert found.low < found.value < found.high
     assert found.n == 9
-    assert tt.bias_reduction(before, before).value == 0
-    assert tt.bias_reduction(before, after, "count_bias").value == 0
+    assert bias_reduction(before, before).value == 0
+    assert bias_reduction(before, after, "count_bias").value == 0
 
 
 def test_a_reduction_of_no_bias_is_not_reported(answers: xr.Dataset) -> None:
     before = tt.label_bias(made(answers, [[1.0, 0, 0], [-1.0, 0, 0], [0, 0.1, 0]] * 3), FAVOURED)
-    assert tt.bias_reduction(before, before) is None
+    assert bias_reduction(before, before) is None
 
 
 def test_resamples_without_any_bias_do_not_count() -> None:
@@ -104,26 +105,26 @@ def test_resamples_without_any_bias_do_not_count() -> None:
 
 
 def test_what_is_refused(answers: xr.Dataset, three: tt.Prompts, llama: tt.Model) -> None:
-    with pytest.raises(tt.InputError, match="what predict returns"):
+    with pytest.raises(tt.errors.InputError, match="what predict returns"):
         tt.label_bias(answers.drop_vars("logit"), FAVOURED)
-    with pytest.raises(tt.InputError, match="there are 9 prompts"):
+    with pytest.raises(tt.errors.InputError, match="there are 9 prompts"):
         tt.label_bias(answers, "foo")
-    with pytest.raises(tt.InputError, match="'cat' is not among foo, bar, map"):
+    with pytest.raises(tt.errors.InputError, match="'cat' is not among foo, bar, map"):
         tt.label_bias(answers, ["cat", *FAVOURED[1:]])
     even = tt.build_prompts(llama, TWO, shots=2, n=2, seed=0)
-    with pytest.raises(tt.InputError, match="prompt 0 has no most frequent label"):
+    with pytest.raises(tt.errors.InputError, match="prompt 0 has no most frequent label"):
         tt.majority_label(even)
     bias = tt.label_bias(answers, FAVOURED)
-    with pytest.raises(tt.InputError, match="kind='margin' is not known"):
-        tt.bias_reduction(bias, bias, "margin")
-    with pytest.raises(tt.InputError, match="towards other labels"):
-        tt.bias_reduction(bias, tt.label_bias(answers, ["map"] * 9))
+    with pytest.raises(tt.errors.InputError, match="kind='margin' is not known"):
+        bias_reduction(bias, bias, "margin")
+    with pytest.raises(tt.errors.InputError, match="towards other labels"):
+        bias_reduction(bias, tt.label_bias(answers, ["map"] * 9))
 
 
 def test_none_without_demonstrations(llama: tt.Model) -> None:
     bare = tt.prompts_from_strings(llama, ["cat:"], [[]], ["foo"], ["foo", "bar"])
-    with pytest.raises(tt.InputError, match="has no demonstrations"):
-        tt.recent_label(bare)
+    with pytest.raises(tt.errors.InputError, match="has no demonstrations"):
+        recent_label(bare)
 
 
 def test_bias_is_saved_and_opened(answers: xr.Dataset, tmp_path: Path) -> None:

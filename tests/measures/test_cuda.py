@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from surface import MEASURES, same
+from surface import MEASURES, same, under
 from tiny import ARCHITECTURES, THREE, byte_level, hf_model, tiny
 
 import twotower as tt
-from twotower.measures import walk as walking
-from twotower.measures.batch_size import Found
-from twotower.measures.walk import LayerView, Recorder
+from twotower.walk import walk as walking
+from twotower.walk.batch_size import Found
+from twotower.walk.walk import LayerView, Recorder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -68,7 +68,7 @@ def test_waiting_is_seen(strict: None) -> None:
         def layer(self, view: LayerView) -> None:
             view.residual.sum().item()
 
-    from twotower.measures.batch import make_batch
+    from twotower.walk.batch import make_batch
 
     batch = make_batch(model, make(model), np.arange(2))
     with pytest.raises(Exception, match="synchroniz"):
@@ -99,11 +99,11 @@ def test_memory_runs_out(batch_size: int | None) -> None:
     """Of a share of the memory, so small that the batch does not fit: half of it, and on."""
     model = on_gpu("llama-grouped")
     prompts = make(model, 200)
-    expected = tt.qk_similarity(model, prompts, batch_size=20)
+    expected = under(tt.qk_similarity, model, prompts, batch_size=20)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    tt.qk_similarity(model, prompts, batch_size=200)
+    under(tt.qk_similarity, model, prompts, batch_size=200)
     taken = torch.cuda.max_memory_allocated() - before
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
@@ -115,7 +115,7 @@ def test_memory_runs_out(batch_size: int | None) -> None:
         model.cache[key] = Found(10**6)
     torch.cuda.set_per_process_memory_fraction((before + taken / 3 + 2**21) / total)
     try:
-        found = tt.qk_similarity(model, prompts, batch_size=batch_size)
+        found = under(tt.qk_similarity, model, prompts, batch_size=batch_size)
         if batch_size is None:
             assert model.cache[key].halvings > 0
     finally:

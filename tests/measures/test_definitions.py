@@ -13,6 +13,7 @@ import pytest
 import torch
 import xarray as xr
 from reference import Reference, Run, answer, error, ids_of, plain_logits, real
+from surface import under
 from tiny import THREE, TWO, tiny
 
 import twotower as tt
@@ -260,7 +261,7 @@ BIASES = ("attn.c_proj.bias", "attention.dense.bias", "self_attn.o_proj.bias")
 def test_top_tokens(case) -> None:
     model, prompts, reference, runs = case
     heads = [(2, 3), (0, 1), (1, 2)]
-    found = tt.ov_labels(model, prompts, top_tokens=heads, batch_size=3)["top_token"]
+    found = under(tt.ov_labels, model, prompts, top_tokens=heads, batch_size=3)["top_token"]
     assert found["chosen"].values.tolist() == ["2.3", "0.1", "1.2"]
     checked = 0
     for i, (number, (layer, head)) in product(range(len(runs)), enumerate(heads)):
@@ -354,9 +355,9 @@ def test_right_and_wrong_answers_are_told_apart() -> None:
 def test_batches_and_order_do_not_matter(case) -> None:
     model, prompts, _, _ = case
     order = np.array([2, 0, 3, 1])
-    whole = tt.analyze(model, prompts, batch_size=4)
-    single = tt.analyze(model, prompts, batch_size=1)
-    shuffled = tt.analyze(model, prompts[order], batch_size=3)
+    whole = under(tt.analyze, model, prompts, batch_size=4)
+    single = under(tt.analyze, model, prompts, batch_size=1)
+    shuffled = under(tt.analyze, model, prompts[order], batch_size=3)
     for group in ("predictions", "effects", "attribution", "qk", "ov"):
         for name, array in whole[group].data_vars.items():
             for other, rows in ((single[group][name], slice(None)), (shuffled[group][name], order)):

@@ -15,6 +15,7 @@ from reference import (
     plain_logits,
     real,
 )
+from surface import under
 from tiny import THREE, tiny
 
 import twotower as tt
@@ -46,7 +47,9 @@ def check(found, model: tt.Model, prompts: tt.Prompts, edit) -> None:
 def test_zero_at_all_positions_is_zeroed_columns(any_model: tt.Model) -> None:
     prompts = make(any_model)
     heads = [tt.Head(0, 1), tt.Head(1, 3), tt.Head(1, 0), tt.Head(2, 2)]
-    found = tt.predict(any_model, prompts, [tt.KnockOut(heads)], batch_size=2)["logit"].values
+    found = under(
+        tt.predict, any_model, prompts, [tt.KnockOut(heads, positions="all")], batch_size=2
+    )["logit"].values
     clean = tt.predict(any_model, prompts)["logit"].values
     projections = output_projections(any_model.module)
     assert len(projections) == any_model.n_layers
@@ -72,7 +75,9 @@ def test_cutting_the_attention_output_is_wrong(any_model: tt.Model) -> None:
     """After the output projection there are no heads: public recipes that cut there differ."""
     prompts = make(any_model)
     layer, head, width = 1, 2, any_model.d_head
-    found = tt.predict(any_model, prompts, tt.KnockOut([(layer, head)]))["logit"].values
+    found = tt.predict(any_model, prompts, tt.KnockOut([(layer, head)], positions="all"))[
+        "logit"
+    ].values
 
     def cut(module, arguments, output):
         output = output.clone()
@@ -107,7 +112,10 @@ def test_knock_out_and_scale(any_model: tt.Model, positions: str) -> None:
         at = np.random.default_rng(1).random(prompts.token_id.shape) < 0.3
     where = at if positions == "given" else positions
     heads = [(0, 2), (2, 1)]
-    for edit, factor in ((tt.KnockOut(heads, where), 0.0), (tt.Scale(heads, -1.5, where), -1.5)):
+    for edit, factor in (
+        (tt.KnockOut(heads, where), 0.0),
+        (tt.KnockOut(heads, where, to=tt.Times(-1.5)), -1.5),
+    ):
 
         def by_hand(i, factor=factor):
             mask = torch.as_tensor(at[i][real(prompts, i)])
@@ -120,7 +128,9 @@ def test_knock_out_and_scale(any_model: tt.Model, positions: str) -> None:
 
             return change
 
-        check(tt.predict(any_model, prompts, edit, batch_size=2), any_model, prompts, by_hand)
+        check(
+            under(tt.predict, any_model, prompts, edit, batch_size=2), any_model, prompts, by_hand
+        )
 
 
 def test_mean_and_resample(any_model: tt.Model) -> None:
@@ -149,15 +159,15 @@ def test_mean_and_resample(any_model: tt.Model) -> None:
         return by_hand
 
     heads = [(1, 0), (1, 3)]
-    edit = tt.KnockOut(heads, "labels", ablation="mean", reference=others)
-    found = tt.predict(any_model, prompts, [edit], batch_size=2)
+    edit = tt.KnockOut(heads, "labels", to=tt.Mean(others))
+    found = under(tt.predict, any_model, prompts, [edit], batch_size=2)
     by_hand = at_labels(lambda k: torch.stack(mean[k]).mean(dim=0))
     check(found, any_model, prompts, by_hand)
 
     donor = others[2:3]
     z = reference.run(ids_of(donor, 0)).z[1][donor.role[0] == "label"]
-    edit = tt.KnockOut(heads, "labels", ablation="resample", reference=donor)
-    found = tt.predict(any_model, prompts, [edit], batch_size=2)
+    edit = tt.KnockOut(heads, "labels", to=tt.Resample(donor))
+    found = under(tt.predict, any_model, prompts, [edit], batch_size=2)
     check(found, any_model, prompts, at_labels(lambda k: z[k]))
 
 
@@ -166,11 +176,11 @@ def test_composed(any_model: tt.Model) -> None:
     prompts = make(any_model)
     query = prompts.role == "query"
     edits = [
-        tt.Scale([(0, 1), (2, 3)], 0.5, positions=query),
+        tt.KnockOut([(0, 1), (2, 3)], query, to=tt.Times(0.5)),
         tt.KnockOut([(0, 1), (1, 1)], positions="labels"),
-        tt.Scale([(0, 1)], 2.5, positions="last"),
-        tt.KnockOut([(2, 0)]),
-        tt.Scale([(2, 3)], -1.0, positions="labels"),
+        tt.KnockOut([(0, 1)], "last", to=tt.Times(2.5)),
+        tt.KnockOut([(2, 0)], positions="all"),
+        tt.KnockOut([(2, 3)], "labels", to=tt.Times(-1.0)),
     ]
 
     def by_hand(i):
@@ -194,7 +204,7 @@ def test_composed(any_model: tt.Model) -> None:
 
     found = tt.predict(any_model, prompts, edits)
     check(found, any_model, prompts, by_hand)
-    again = tt.predict(any_model, prompts, edits[::-1], batch_size=1)
+    again = under(tt.predict, any_model, prompts, edits[::-1], batch_size=1)
     assert error(again["logit"], found["logit"]) <= 1e-5
 
 
@@ -203,9 +213,9 @@ def test_scale_by_nothing_and_by_one(any_model: tt.Model) -> None:
     heads = [(0, 0), (1, 2)]
     for positions in ("last", "labels", "all"):
         out = tt.predict(any_model, prompts, tt.KnockOut(heads, positions))
-        scaled = tt.predict(any_model, prompts, tt.Scale(heads, 0, positions))
+        scaled = tt.predict(any_model, prompts, tt.KnockOut(heads, positions, to=tt.Times(0)))
         clean = tt.predict(any_model, prompts)
-        same = tt.predict(any_model, prompts, tt.Scale(heads, 1, positions))
+        same = tt.predict(any_model, prompts, tt.KnockOut(heads, positions, to=tt.Times(1)))
         for name in ("logit", "logprob", "margin", "top_token"):
             np.testing.assert_array_equal(scaled[name], out[name])
             np.testing.assert_array_equal(same[name], clean[name])
@@ -236,23 +246,35 @@ def mask_of(prompts: tt.Prompts) -> np.ndarray:
 @pytest.mark.parametrize(
     ("edits", "message"),
     [
-        (lambda p: [tt.KnockOut([(0, 1)]), tt.Scale([(0, 1)], 2.0)], "0.1 is edited twice"),
         (
-            lambda p: [tt.KnockOut([(0, 1)], "labels"), tt.Scale([(0, 1)], 2.0, mask_of(p))],
+            lambda p: [
+                tt.KnockOut([(0, 1)], positions="all"),
+                tt.KnockOut([(0, 1)], "all", to=tt.Times(2.0)),
+            ],
             "0.1 is edited twice",
         ),
-        (lambda p: [tt.KnockOut([(1, 1)], "last"), tt.KnockOut([(1, 1)])], "1.1 is edited twice"),
-        (lambda p: tt.KnockOut([(0, 1), (0, 1)]), "given twice"),
-        (lambda p: tt.KnockOut([(0, 1), (0, np.int64(1))]), "given twice"),
-        (lambda p: tt.KnockOut([(3, 0)]), "3.0 is out of range"),
-        (lambda p: tt.KnockOut([(0, 4)]), "0.4 is out of range"),
-        (lambda p: tt.Scale([(-1, 0)], 2.0), "-1.0 is out of range"),
-        (lambda p: tt.KnockOut([3]), "is not a head"),
-        (lambda p: tt.KnockOut((0, 1)), "is not a head"),
-        (lambda p: tt.KnockOut([(0, 1, 2)]), "is not a head"),
-        (lambda p: tt.KnockOut([(0.5, 1)]), "is not a head"),
-        (lambda p: tt.KnockOut(["01"]), "is not a head"),
-        (lambda p: tt.KnockOut([None]), "is not a head"),
+        (
+            lambda p: [
+                tt.KnockOut([(0, 1)], "labels"),
+                tt.KnockOut([(0, 1)], mask_of(p), to=tt.Times(2.0)),
+            ],
+            "0.1 is edited twice",
+        ),
+        (
+            lambda p: [tt.KnockOut([(1, 1)], "last"), tt.KnockOut([(1, 1)], positions="all")],
+            "1.1 is edited twice",
+        ),
+        (lambda p: tt.KnockOut([(0, 1), (0, 1)], positions="all"), "given twice"),
+        (lambda p: tt.KnockOut([(0, 1), (0, np.int64(1))], positions="all"), "given twice"),
+        (lambda p: tt.KnockOut([(3, 0)], positions="all"), "3.0 is out of range"),
+        (lambda p: tt.KnockOut([(0, 4)], positions="all"), "0.4 is out of range"),
+        (lambda p: tt.KnockOut([(-1, 0)], "all", to=tt.Times(2.0)), "-1.0 is out of range"),
+        (lambda p: tt.KnockOut([3], positions="all"), "is not a head"),
+        (lambda p: tt.KnockOut((0, 1), positions="all"), "is not a head"),
+        (lambda p: tt.KnockOut([(0, 1, 2)], positions="all"), "is not a head"),
+        (lambda p: tt.KnockOut([(0.5, 1)], positions="all"), "is not a head"),
+        (lambda p: tt.KnockOut(["01"], positions="all"), "is not a head"),
+        (lambda p: tt.KnockOut([None], positions="all"), "is not a head"),
         (lambda p: ["KnockOut"], "is not an edit"),
         (lambda p: [tt.Head(0, 1)], "is not an edit"),
         (lambda p: tt.KnockOut([(0, 1)], "first"), "positions='first'"),
@@ -261,22 +283,25 @@ def mask_of(prompts: tt.Prompts) -> np.ndarray:
         (lambda p: tt.KnockOut([(0, 1)], mask_of(p)[0]), "boolean array of shape"),
         (lambda p: tt.KnockOut([(0, 1)], ablation="noise"), "ablation='noise'"),
         (lambda p: tt.KnockOut([(0, 1)], ablation="mean"), "needs reference="),
-        (lambda p: tt.KnockOut([(0, 1)], reference=p), "takes no reference="),
+        (lambda p: tt.KnockOut([(0, 1)], positions="all", reference=p), "takes no reference="),
         (
-            lambda p: tt.KnockOut([(0, 1)], ablation="resample", reference=p[:1]),
+            lambda p: tt.KnockOut([(0, 1)], positions="all", to=tt.Resample(p[:1])),
             "differs from the prompt",
         ),
         (
-            lambda p: tt.KnockOut([(0, 1)], ablation="resample", reference=p),
+            lambda p: tt.KnockOut([(0, 1)], positions="all", to=tt.Resample(p)),
             "cannot be aligned",
         ),
-        (lambda p: tt.Scale([(0, 1)], float("inf")), "must be a finite number"),
-        (lambda p: tt.Scale([(0, 1)], "much"), "must be a finite number"),
+        (
+            lambda p: tt.KnockOut([(0, 1)], "all", to=tt.Times(float("inf"))),
+            "must be a finite number",
+        ),
+        (lambda p: tt.KnockOut([(0, 1)], "all", to=tt.Times("much")), "must be a finite number"),
     ],
 )
 def test_refusals(llama: tt.Model, edits, message: str) -> None:
     prompts = make(llama)
-    with pytest.raises(tt.InputError, match=message):
+    with pytest.raises(tt.errors.InputError, match=message):
         tt.predict(llama, prompts, edits(prompts))
 
 
@@ -285,7 +310,7 @@ def test_reference_prompts_need_the_same_parts(llama: tt.Model) -> None:
     fewer = tt.build_prompts(llama, THREE, shots={"foo": 1, "bar": 1, "map": 0}, n=3, seed=1)
     for ablation, message in (("mean", "no reference prompt"), ("resample", "cannot be aligned")):
         edit = tt.KnockOut([(0, 1)], "labels", ablation=ablation, reference=fewer)
-        with pytest.raises(tt.InputError, match=message):
+        with pytest.raises(tt.errors.InputError, match=message):
             tt.predict(llama, prompts, edit)
         # What the last position needs is there.
         edit = tt.KnockOut([(0, 1)], "last", ablation=ablation, reference=fewer)
@@ -294,11 +319,11 @@ def test_reference_prompts_need_the_same_parts(llama: tt.Model) -> None:
 
 def test_one_head_and_generators_are_taken(llama: tt.Model) -> None:
     prompts = make(llama)
-    expected = tt.predict(llama, prompts, [tt.KnockOut([(1, 2)])])
+    expected = tt.predict(llama, prompts, [tt.KnockOut([(1, 2)], positions="all")])
     for edits in (
-        tt.KnockOut(tt.Head(1, 2)),
-        (tt.KnockOut(heads) for heads in [[(1, 2)]]),
-        [tt.KnockOut([np.array([1, 2])])],
+        tt.KnockOut(tt.Head(1, 2), positions="all"),
+        (tt.KnockOut(heads, positions="all") for heads in [[(1, 2)]]),
+        [tt.KnockOut([np.array([1, 2])], positions="all")],
     ):
         found = tt.predict(llama, prompts, edits)
         np.testing.assert_array_equal(found["logit"], expected["logit"])

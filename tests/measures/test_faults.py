@@ -16,8 +16,8 @@ import torch
 from tiny import ARCHITECTURES, TWO, byte_level, hf_model
 
 import twotower as tt
-from twotower.measures import rows
 from twotower.models.architecture import call
+from twotower.sweep import rows
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -45,7 +45,7 @@ def with_method(monkeypatch: pytest.MonkeyPatch, model: tt.Model, name: str, val
 
 
 def refused(measure: Callable[[], Any], *words: str) -> None:
-    with pytest.raises(tt.CheckError) as raised:
+    with pytest.raises(tt.errors.CheckError) as raised:
         measure()
     for word in words:
         assert word in str(raised.value)
@@ -146,7 +146,7 @@ def off_by(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
 def test_every_chunk_is_proved(sound, monkeypatch) -> None:
     """Also the last of many small chunks carries a row in which nothing is changed."""
     model, prompts = sound
-    monkeypatch.setattr("twotower.measures.memory.TOKENS_PER_CHUNK", 16)
+    monkeypatch.setattr("twotower.walk.memory.TOKENS_PER_CHUNK", 16)
     calls: list[int] = []
     advance = rows.advance
 
@@ -155,7 +155,7 @@ def test_every_chunk_is_proved(sound, monkeypatch) -> None:
         calls.append(1)
         return found if len(calls) < last or found is None else found * 1.2
 
-    monkeypatch.setattr("twotower.measures.sweep.advance", late)
+    monkeypatch.setattr("twotower.sweep.sweep.advance", late)
     last = 10**9
     tt.head_effects(model, prompts, "all")
     last, calls[:] = len(calls), []

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from reference import Reference, changed, error, ids_of
+from surface import under
 from tiny import ARCHITECTURES, THREE, TWO, tiny
 
 import twotower as tt
+from twotower.measures.group_effects import strongest_group, subset_effects
 
 POSITIONS = ("last", "labels", "all")
 GROUPS = [
@@ -53,7 +55,7 @@ def test_scaled(any_model: tt.Model, positions: str) -> None:
         Reference(any_model.module), prompts, prompts.where(positions), GROUPS, factor=-1.5
     )
     found = tt.group_effects(
-        any_model, prompts, GROUPS, positions, logprobs=True, ablation="scale", factor=-1.5
+        any_model, prompts, GROUPS, positions, logprobs=True, to=tt.Times(-1.5)
     )
     assert error(found["margin_drop"], expected[0]) <= 1e-4
     assert error(found["logprob_drop"], expected[1]) <= 1e-4
@@ -71,7 +73,7 @@ def test_patched_from_the_twin(any_model: tt.Model, positions: str) -> None:
 
     expected = changed(reference, prompts, prompts.where(positions), GROUPS, value)
     settings = {"ablation": "patch", "reference": twin}
-    found = tt.group_effects(any_model, prompts, GROUPS, positions, batch_size=2, **settings)
+    found = under(tt.group_effects, any_model, prompts, GROUPS, positions, batch_size=2, **settings)
     assert error(found["margin_drop"], expected[0]) <= 1e-4
     single = tt.head_effects(any_model, prompts, positions, **settings)
     for group, column in ((GROUPS[0], 0), (GROUPS[6], 6)):
@@ -85,7 +87,7 @@ def test_chunks(positions: str, tokens: int, monkeypatch: pytest.MonkeyPatch) ->
     model = tiny("llama-grouped")
     prompts = make(model)
     expected = changed(Reference(model.module), prompts, prompts.where(positions), GROUPS)[0]
-    monkeypatch.setattr("twotower.measures.memory.TOKENS_PER_CHUNK", tokens)
+    monkeypatch.setattr("twotower.walk.memory.TOKENS_PER_CHUNK", tokens)
     found = tt.group_effects(model, prompts, GROUPS, positions)
     assert error(found["margin_drop"], expected) <= 1e-4
 
@@ -108,7 +110,7 @@ def test_pairs(llama: tt.Model) -> None:
 def test_subsets(llama: tt.Model) -> None:
     prompts = make(llama)
     pool = [(0, 1), (1, 2), (1, 3), (2, 0)]
-    found = tt.subset_effects(llama, prompts, pool)
+    found = subset_effects(llama, prompts, pool)
     assert found.sizes["group"] == 15
     subsets = [x for k in range(1, 5) for x in combinations(pool, k)]
     expected = changed(Reference(llama.module), prompts, prompts.where("last"), subsets)[0]
@@ -116,7 +118,7 @@ def test_subsets(llama: tt.Model) -> None:
     for k in (1, 2, 3, 4):
         of_size = [i for i, subset in enumerate(subsets) if len(subset) == k]
         best = subsets[of_size[int(expected[:, of_size].mean(axis=0).argmax())]]
-        assert tt.strongest_group(found, k) == list(best)
+        assert strongest_group(found, k) == list(best)
 
 
 @pytest.mark.parametrize("positions", ["last", "labels"])
@@ -148,7 +150,7 @@ def test_a_greedy_pool(llama: tt.Model) -> None:
 @pytest.mark.parametrize("positions", ["labels", "all"])
 def test_common_beginnings_are_run_once(any_model: tt.Model, positions: str, monkeypatch) -> None:
     """Shared demonstrations: fewer positions go through the blocks, the numbers stay."""
-    from twotower.measures import sweep_maker
+    from twotower.sweep import prepare as sweep_maker
 
     prompts = tt.build_prompts(
         any_model, TWO, shots=2, n=6, seed=1, shared_demonstrations=True, permute_labels=False
@@ -166,7 +168,7 @@ def test_common_beginnings_are_run_once(any_model: tt.Model, positions: str, mon
     together = tt.group_effects(any_model, prompts, GROUPS, positions)
     packed = sum(x.source.own.numel() for x in layouts)
     layouts.clear()
-    alone = tt.group_effects(any_model, prompts, GROUPS, positions, batch_size=1)
+    alone = under(tt.group_effects, any_model, prompts, GROUPS, positions, batch_size=1)
     separate = sum(x.source.own.numel() for x in layouts)
     assert packed < 0.5 * separate
     assert error(together["margin_drop"], expected) <= 1e-4
@@ -177,19 +179,19 @@ def test_common_beginnings_are_run_once(any_model: tt.Model, positions: str, mon
 def test_budgets(llama: tt.Model, positions: str) -> None:
     prompts = make(llama)
     whole = tt.head_effects(llama, prompts, positions)
-    with pytest.raises(tt.InputError, match="its smallest is") as caught:
-        tt.head_effects(llama, prompts, positions, memory_budget=1)
+    with pytest.raises(tt.errors.InputError, match="its smallest is") as caught:
+        under(tt.head_effects, llama, prompts, positions, memory_budget=1)
     smallest = int(str(caught.value).split("(")[1].split(" bytes")[0])
-    found = tt.head_effects(llama, prompts, positions, memory_budget=smallest)
+    found = under(tt.head_effects, llama, prompts, positions, memory_budget=smallest)
     assert error(found["margin_drop"], whole["margin_drop"]) <= 1e-5
-    with pytest.raises(tt.InputError, match="its smallest is"):
-        tt.head_effects(llama, prompts, positions, memory_budget=smallest - 1)
+    with pytest.raises(tt.errors.InputError, match="its smallest is"):
+        under(tt.head_effects, llama, prompts, positions, memory_budget=smallest - 1)
 
 
 @pytest.mark.parametrize("budget", [0, -5, True, 2.5, "much", "0GiB"])
 def test_bad_budgets(llama: tt.Model, budget) -> None:
-    with pytest.raises(tt.InputError, match="memory_budget="):
-        tt.head_effects(llama, make(llama), memory_budget=budget)
+    with pytest.raises(tt.errors.InputError, match="memory_budget="):
+        under(tt.head_effects, llama, make(llama), memory_budget=budget)
 
 
 @pytest.mark.parametrize(
@@ -203,30 +205,33 @@ def test_bad_budgets(llama: tt.Model, budget) -> None:
             lambda m, p: tt.group_effects(m, p, [[(0, 1), (1, 1)], [(1, 1), (0, 1)]]),
             r"group 0\.1\+1\.1 is given twice",
         ),
-        (lambda m, p: tt.subset_effects(m, p, []), "pool of 0"),
-        (lambda m, p: tt.strongest_group(tt.subset_effects(m, p, [(0, 0)]), 2), "no group has 2"),
+        (lambda m, p: subset_effects(m, p, []), "pool of 0"),
+        (
+            lambda m, p: strongest_group(subset_effects(m, p, [(0, 0)]), 2),
+            "no group has 2",
+        ),
         (lambda m, p: tt.greedy_heads(m, p, 0), "k=0 must be"),
         (lambda m, p: tt.greedy_heads(m, p, 13), "k=13 must be"),
         (lambda m, p: tt.head_effects(m, p, factor=2.0), "ablation='scale' alone"),
-        (lambda m, p: tt.head_effects(m, p, ablation="scale", factor=np.nan), "finite"),
+        (lambda m, p: tt.head_effects(m, p, to=tt.Times(np.nan)), "finite"),
         (lambda m, p: tt.head_effects(m, p, ablation="patch"), "needs reference="),
         (lambda m, p: tt.head_effects(m, p, ablation="scale", reference=p), "takes no"),
-        (lambda m, p: tt.head_effects(m, p, ablation="patch", reference=p[:2]), "2 donors for 3"),
-        (lambda m, p: tt.KnockOut([(0, 1)], ablation="patch", reference=p), "not known"),
+        (lambda m, p: tt.head_effects(m, p, to=tt.From(p[:2])), "2 donors for 3"),
+        (lambda m, p: tt.KnockOut([(0, 1)], positions="all", to=tt.From(p)), "not known"),
     ],
 )
 def test_bad_input(llama: tt.Model, call, message: str) -> None:
-    with pytest.raises(tt.InputError, match=message):
+    with pytest.raises(tt.errors.InputError, match=message):
         call(llama, make(llama))
 
 
 def test_a_pool_that_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("gpt2")
     prompts, pool = make(model), model.heads[:4]
-    with pytest.raises(tt.InputError, match="given twice"):
-        tt.subset_effects(model, prompts, pool * 2)
-    monkeypatch.setattr("twotower.measures.groups.LARGEST_POOL", 4)
-    assert tt.subset_effects(model, prompts, pool).sizes["group"] == 15
-    monkeypatch.setattr("twotower.measures.groups.LARGEST_POOL", 3)
-    with pytest.raises(tt.InputError, match="pool of 4 heads has 15 subsets; give 1 to 3"):
-        tt.subset_effects(model, prompts, pool)
+    with pytest.raises(tt.errors.InputError, match="given twice"):
+        subset_effects(model, prompts, pool * 2)
+    monkeypatch.setattr("twotower.measures.group_effects.LARGEST_POOL", 4)
+    assert subset_effects(model, prompts, pool).sizes["group"] == 15
+    monkeypatch.setattr("twotower.measures.group_effects.LARGEST_POOL", 3)
+    with pytest.raises(tt.errors.InputError, match="pool of 4 heads has 15 subsets; give 1 to 3"):
+        subset_effects(model, prompts, pool)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from twotower.measures.counterfactuals import plan
-from twotower.measures.layout import Layout, make_layout
+from twotower.sweep.counterfactuals import plan
+from twotower.sweep.layout import Layout, make_layout
 
 
 def layout(

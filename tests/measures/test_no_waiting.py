@@ -20,14 +20,6 @@ from tiny import ARCHITECTURES, THREE, byte_level, hf_model, tiny
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-import twotower as tt
-from twotower.measures import walk as walking
-from twotower.measures.batch import Batch, columns_of, make_batch
-from twotower.measures.edits import PreparedEdits
-from twotower.measures.gradients import gradient_maker
-from twotower.measures.proof import Proof
-from twotower.measures.readout import get_readout
 from twotower.measures.recorders import (
     Attribution,
     LabelValues,
@@ -35,11 +27,19 @@ from twotower.measures.recorders import (
     Similarity,
     TopTokens,
 )
-from twotower.measures.residuals import Residuals
+
+import twotower as tt
+from twotower.edits.prepared_edits import PreparedEdits
+from twotower.measures.attribution_patching import gradient_maker
+from twotower.measures.residual import Residuals
 from twotower.measures.shares import shares_maker
-from twotower.measures.sweep_maker import sweep_maker
-from twotower.measures.walk import End, LayerView, Recorder, run_batch
 from twotower.models.rounding import Rounding
+from twotower.sweep.prepare import sweep_maker
+from twotower.walk import walk as walking
+from twotower.walk.batch import Batch, columns_of, make_batch
+from twotower.walk.proof import Proof
+from twotower.walk.readout import get_readout
+from twotower.walk.walk import End, LayerView, Recorder, run_batch
 
 aten = torch.ops.aten
 WAITING = {
@@ -172,12 +172,12 @@ def test_edits(name: str, positions: str) -> None:
     twin, foo = prompts.reversed_labels(), tt.at(role="label", label="foo")
     edits = [
         tt.KnockOut([(0, 0)], positions),
-        tt.Scale([(0, 1)], 2.0, positions),
+        tt.KnockOut([(0, 1)], positions, to=tt.Times(2.0)),
         tt.ScaleAttention([(0, 2), (1, 1)], 2.0, foo, renormalize=True, positions=positions),
         tt.DropPosition([(1, 0)], positions=positions),
         tt.Patch([(1, 2)], twin, "attention", positions),
         tt.Patch([(1, 2), (2, 2)], twin, "values", positions),
-        tt.Patch([(2, 0)], twin, positions=positions),
+        tt.KnockOut([(2, 0)], positions, to=tt.From(twin)),
     ]
     if name != "gpt2":
         edits.append(tt.DropPosition([(2, 1)], foo, positions, distance="mean"))
@@ -193,14 +193,14 @@ def test_sweeps(name: str, positions: str) -> None:
 @pytest.mark.parametrize("positions", ["last", "labels", "all"])
 @pytest.mark.parametrize("name", ["gpt2", "llama-grouped", "neox-parallel"])
 def test_several_chunks(name: str, positions: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("twotower.measures.memory.TOKENS_PER_CHUNK", 16)
+    monkeypatch.setattr("twotower.walk.memory.TOKENS_PER_CHUNK", 16)
     run_sweeps(name, positions)
 
 
 def run_sweeps(name: str, positions: str) -> None:
     model, prompts = without_values(name)
     heads = sweep_maker(model, prompts, positions)
-    scaled = sweep_maker(model, prompts, positions, ablation="scale", factor=2.0, logprobs=False)
+    scaled = sweep_maker(model, prompts, positions, logprobs=False, to=tt.Times(2.0))
     groups = [((0, 1), (1, 2)), ((0, 1), (2, 0)), ((0, 1), (2, 0), (2, 1)), ((1, 0),)]
     together = sweep_maker(model, prompts, positions, groups=groups)
     run(model, prompts, lambda batch: [heads(batch), scaled(batch), together(batch)])

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from surface import GROUPS, MEASURES
+from surface import GROUPS, MEASURES, under
 from tiny import TWO, byte_level, hf_model
 
 import twotower as tt
+from twotower.measures.agreement import Agreement, agreement
+from twotower.measures.bias import bias_reduction
+from twotower.measures.group_effects import strongest_group, subset_effects
 from twotower.results import measured_prompts
 from twotower.statistics import above_chance, bootstrap_mean, mean_known, reduction
 
@@ -51,7 +54,7 @@ def test_as_the_finite_prompts_alone(
     name: str, prompts: tt.Prompts, bad: np.ndarray, good: np.ndarray
 ) -> None:
     call, model = PLAIN[name], given.model()
-    with pytest.warns(tt.NotFiniteWarning) as told:
+    with pytest.warns(tt.errors.NotFiniteWarning) as told:
         found = call(model, prompts)
     assert len(told) == 1
     assert told[0].filename == __file__ or told[0].filename.endswith("surface.py")
@@ -79,7 +82,7 @@ def test_no_number_of_another_prompt_changes(
     model = given.model()
     with given.unwarned():
         found = tt.head_effects(model, prompts, positions)
-    alone = tt.head_effects(model, prompts[good], positions, batch_size=1)
+    alone = under(tt.head_effects, model, prompts[good], positions, batch_size=1)
     for name in ("margin_drop", "logprob_drop"):
         assert np.isfinite(alone[name]).all()
         np.testing.assert_allclose(found[name].values[good], alone[name], rtol=0.02, atol=0.02)
@@ -88,7 +91,7 @@ def test_no_number_of_another_prompt_changes(
 def test_all_are_missing(prompts: tt.Prompts, bad: np.ndarray) -> None:
     some, model = prompts[np.flatnonzero(bad)], given.model()
     for name in ("predict", "last", "labels", "groups", "gradient", "qk", "ov", "tracing"):
-        with pytest.warns(tt.NotFiniteWarning):
+        with pytest.warns(tt.errors.NotFiniteWarning):
             found = MEASURES[name](model, some)
         given.is_missing(found, np.ones(len(some), dtype=bool))
     with given.unwarned():
@@ -99,12 +102,12 @@ def test_all_are_missing(prompts: tt.Prompts, bad: np.ndarray) -> None:
         for choose in (
             lambda: tt.in_context_heads(effects, 2),
             lambda: run.tt.heads(2),
-            lambda: tt.strongest_group(groups, 2),
+            lambda: strongest_group(groups, 2),
             lambda: tt.greedy_heads(model, some, 1),
-            lambda: tt.agreement(effects, effects),
-            lambda: tt.bias_reduction(bias, bias),
+            lambda: agreement(effects, effects),
+            lambda: bias_reduction(bias, bias),
         ):
-            with pytest.raises(tt.InputError, match=r"finite.*float32"):
+            with pytest.raises(tt.errors.InputError, match=r"finite.*float32"):
                 choose()
 
 
@@ -134,17 +137,17 @@ def test_agreement_leaves_them_out(prompts: tt.Prompts, good: np.ndarray) -> Non
     with given.unwarned():
         exact = tt.head_effects(model, prompts)
         other = tt.attribution_patching(model, prompts)
-    found = tt.agreement(exact, other, 3)
-    alone = tt.agreement(exact.isel(prompt=good), other.isel(prompt=good), 3)
+    found = agreement(exact, other, 3)
+    alone = agreement(exact.isel(prompt=good), other.isel(prompt=good), 3)
     same_agreement(found, alone)
     # One more prompt is missing in one of the two: it counts in neither.
     less = other.copy(deep=True)
     less["margin_drop"][int(good[0])] = np.nan
-    expected = tt.agreement(exact.isel(prompt=good[1:]), other.isel(prompt=good[1:]), 3)
-    same_agreement(tt.agreement(exact, less, 3), expected)
+    expected = agreement(exact.isel(prompt=good[1:]), other.isel(prompt=good[1:]), 3)
+    same_agreement(agreement(exact, less, 3), expected)
 
 
-def same_agreement(found: tt.Agreement, expected: tt.Agreement) -> None:
+def same_agreement(found: Agreement, expected: Agreement) -> None:
     assert found.missed == expected.missed
     for name in ("rank_correlation", "rank_correlation_by_prompt", "found"):
         assert getattr(found, name) == pytest.approx(getattr(expected, name), abs=1e-9)
@@ -154,15 +157,22 @@ def test_biases_leave_them_out(prompts: tt.Prompts, good: np.ndarray, bad: np.nd
     model, favoured = given.model(), prompts.gold
     with given.unwarned():
         before = tt.label_bias(tt.predict(model, prompts), favoured)
-        after = tt.label_bias(tt.predict(model, prompts, tt.KnockOut([(1, 1)])), favoured)
+        after = tt.label_bias(
+            tt.predict(model, prompts, tt.KnockOut([(1, 1)], positions="all")), favoured
+        )
     given.is_missing(before, bad)
     assert (before["favoured"].values == favoured).all()
     few = prompts[good]
     b = tt.label_bias(tt.predict(model, few), favoured[good])
-    a = tt.label_bias(tt.predict(model, few, tt.KnockOut([(1, 1)])), favoured[good])
+    a = tt.label_bias(
+        tt.predict(model, few, tt.KnockOut([(1, 1)], positions="all")), favoured[good]
+    )
     for kind in ("logit_bias", "count_bias"):
         np.testing.assert_allclose(before[kind].values[good], b[kind], atol=2e-2)
-        one, other = tt.bias_reduction(before, after, kind), tt.bias_reduction(b, a, kind)
+        one, other = (
+            bias_reduction(before, after, kind),
+            bias_reduction(b, a, kind),
+        )
         assert (one is None) == (other is None)
         if one is not None and other is not None:
             np.testing.assert_allclose(one, other, atol=0.05)
@@ -171,11 +181,11 @@ def test_biases_leave_them_out(prompts: tt.Prompts, good: np.ndarray, bad: np.nd
 def test_groups_are_chosen_of_finite_prompts(prompts: tt.Prompts, good: np.ndarray) -> None:
     pool, model = [(0, 1), (1, 2), (2, 3)], given.model()
     with given.unwarned():
-        found = tt.subset_effects(model, prompts, pool)
+        found = subset_effects(model, prompts, pool)
         greedy = tt.greedy_heads(model, prompts, 2)
-    alone = tt.subset_effects(model, prompts[good], pool)
+    alone = subset_effects(model, prompts[good], pool)
     for k in (1, 2, 3):
-        assert tt.strongest_group(found, k) == tt.strongest_group(alone, k)
+        assert strongest_group(found, k) == strongest_group(alone, k)
     expected = tt.greedy_heads(model, prompts[good], 2)
     for name in ("chosen_layer", "chosen_head"):
         np.testing.assert_array_equal(greedy[name], expected[name])
@@ -185,15 +195,17 @@ def test_a_mean_leaves_reference_prompts_out(
     prompts: tt.Prompts, good: np.ndarray, bad: np.ndarray
 ) -> None:
     model, few = given.model(), prompts[good]
-    with pytest.warns(tt.NotFiniteWarning, match=f"{bad.sum()} of 16 reference prompts") as told:
-        found = tt.head_effects(model, few, ablation="mean", reference=prompts)
+    with pytest.warns(
+        tt.errors.NotFiniteWarning, match=f"{bad.sum()} of 16 reference prompts"
+    ) as told:
+        found = tt.head_effects(model, few, to=tt.Mean(prompts))
     assert len(told) == 1
-    expected = tt.head_effects(model, few, ablation="mean", reference=few)
+    expected = tt.head_effects(model, few, to=tt.Mean(few))
     given.same_on_finite(found, expected)
     none = prompts[np.flatnonzero(bad)]
-    refused = pytest.raises(tt.InputError, match=r"reference prompts with finite.*float32")
+    refused = pytest.raises(tt.errors.InputError, match=r"reference prompts with finite.*float32")
     with refused, given.unwarned():
-        tt.head_effects(model, few, ablation="mean", reference=none)
+        tt.head_effects(model, few, to=tt.Mean(none))
 
 
 def test_a_donor_that_is_not_finite_makes_its_prompt_missing(
@@ -202,18 +214,16 @@ def test_a_donor_that_is_not_finite_makes_its_prompt_missing(
     model = given.model()
     few, donors = prompts[good[:4]], prompts[np.array([*np.flatnonzero(bad)[:2], *good[4:6]])]
     lost = np.array([True, True, False, False])
-    with pytest.warns(tt.NotFiniteWarning, match="2 of 4 prompts"):
-        found = tt.head_effects(model, few, ablation="patch", reference=donors)
+    with pytest.warns(tt.errors.NotFiniteWarning, match="2 of 4 prompts"):
+        found = tt.head_effects(model, few, to=tt.From(donors))
     given.is_missing(found, lost)
-    expected = tt.head_effects(model, few[2:], ablation="patch", reference=donors[2:])
+    expected = tt.head_effects(model, few[2:], to=tt.From(donors[2:]))
     given.same_on_finite(found, expected)
     for what in ("z", "attention", "values"):
         aligned = few.reversed_labels()
         assert tt.predict(model, few, tt.Patch([(1, 2)], aligned, what)).attrs["not_finite"] == 0
     with given.unwarned():
-        found = tt.head_effects(
-            model, few, ablation="resample", reference=prompts[np.flatnonzero(bad)]
-        )
+        found = tt.head_effects(model, few, to=tt.Resample(prompts[np.flatnonzero(bad)]))
     given.is_missing(found, np.ones(4, dtype=bool))
 
 
@@ -222,7 +232,7 @@ def test_tracing_needs_both_prompts(prompts: tt.Prompts, good: np.ndarray, bad: 
     few, other = prompts[good[:4]], prompts[np.array([*np.flatnonzero(bad)[:2], *good[4:6]])]
     lost = np.array([True, True, False, False])
     for clean, corrupted in ((few, other), (other, few)):
-        with pytest.warns(tt.NotFiniteWarning, match="2 of 4 prompts"):
+        with pytest.warns(tt.errors.NotFiniteWarning, match="2 of 4 prompts"):
             given.is_missing(tt.causal_tracing(model, clean, corrupted), lost)
 
 
@@ -235,7 +245,7 @@ def edgy() -> tt.Model:
 
 def test_single_counterfactuals(edgy: tt.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that overflows is NaN in all that is said of it, and left out of its head's mean."""
-    from twotower.measures.sweep import Sweep
+    from twotower.sweep.sweep import Sweep
 
     prompts = tt.build_prompts(edgy, TWO, shots=2, n=4, seed=2)
     expected = tt.head_effects(edgy, prompts)
@@ -249,8 +259,8 @@ def test_single_counterfactuals(edgy: tt.Model, monkeypatch: pytest.MonkeyPatch)
         return found
 
     monkeypatch.setattr(Sweep, "_margins", broken)
-    with pytest.warns(tt.NotFiniteWarning, match="3 single values") as told:
-        found = tt.head_effects(edgy, prompts, batch_size=4)
+    with pytest.warns(tt.errors.NotFiniteWarning, match="3 single values") as told:
+        found = under(tt.head_effects, edgy, prompts, batch_size=4)
     assert len(told) == 1
     assert (found.attrs["not_finite"], found.attrs["not_finite_values"]) == (0, 3)
     lost = np.zeros((4, 12), dtype=bool)
@@ -270,10 +280,10 @@ def test_what_overflows_reaches_no_prompt_beside_it(
     edgy: tt.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where prompts share rows, those that a NaN may have reached are measured by themselves."""
-    from twotower.measures.sweep import Sweep
+    from twotower.sweep.sweep import Sweep
 
     prompts = tt.build_prompts(edgy, TWO, shots=2, n=4, seed=2)
-    expected = tt.head_effects(edgy, prompts, "all", batch_size=1)
+    expected = under(tt.head_effects, edgy, prompts, "all", batch_size=1)
     plain, sizes = Sweep.finish, []
 
     def leaking(self: Any, end: Any) -> dict[str, torch.Tensor]:
@@ -284,16 +294,16 @@ def test_what_overflows_reaches_no_prompt_beside_it(
         return found
 
     monkeypatch.setattr(Sweep, "finish", leaking)
-    found = tt.head_effects(edgy, prompts, "all", batch_size=4)
+    found = under(tt.head_effects, edgy, prompts, "all", batch_size=4)
     assert sizes == [4, 1, 1]
     assert found.attrs["not_finite_values"] == 0
     given.same_on_finite(found, expected)
 
 
 def test_a_vocabulary_entry_of_minus_infinity_is_fine() -> None:
-    from twotower.measures.everywhere import Everywhere
-    from twotower.measures.missing import Finite
-    from twotower.measures.walk import End
+    from twotower.walk.everywhere import Everywhere
+    from twotower.walk.not_finite import Finite
+    from twotower.walk.walk import End
 
     logits = torch.zeros(6, 5)
     logits[1, 4] = -torch.inf  # not a label

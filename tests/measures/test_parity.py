@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from surface import under
 from tiny import ARCHITECTURES, TWO, tiny
 
 import twotower as tt
@@ -161,7 +162,7 @@ def test_sweep_does_not_depend_on_chunks(
 ) -> None:
     prompts = make(llama, n=3)
     expected = tt.head_effects(llama, prompts, "all")
-    monkeypatch.setattr("twotower.measures.memory.TOKENS_PER_CHUNK", tokens)
+    monkeypatch.setattr("twotower.walk.memory.TOKENS_PER_CHUNK", tokens)
     found = tt.head_effects(llama, prompts, "all")
     close(found["margin_drop"].values, expected["margin_drop"].values, 1e-5)
 
@@ -194,7 +195,7 @@ def test_mean_ablation(name: str, positions: str) -> None:
         keys = zip(prompts.role[i][real], prompts.demonstration[i][real], strict=True)
         return np.stack([means[key][layer] for key in keys])
 
-    effects = tt.head_effects(model, prompts, positions, ablation="mean", reference=reference)
+    effects = tt.head_effects(model, prompts, positions, to=tt.Mean(reference))
     margins, _ = swept(model, prompts, prompts.where(positions), value)
     close(effects["margin_drop"].values, margins, 1e-4)
 
@@ -216,21 +217,21 @@ def test_resample_ablation(name: str, positions: str) -> None:
         new[mine] = z[layer][theirs]
         return new
 
-    effects = tt.head_effects(model, prompts, positions, ablation="resample", reference=reference)
+    effects = tt.head_effects(model, prompts, positions, to=tt.Resample(reference))
     margins, _ = swept(model, prompts, prompts.where(positions), value)
     close(effects["margin_drop"].values, margins, 1e-4)
 
 
 def test_resample_refuses_what_cannot_be_aligned(llama: tt.Model) -> None:
     prompts = make(llama)
-    with pytest.raises(tt.InputError, match="cannot be aligned"):
-        tt.head_effects(llama, prompts, "all", ablation="resample", reference=prompts)
+    with pytest.raises(tt.errors.InputError, match="cannot be aligned"):
+        tt.head_effects(llama, prompts, "all", to=tt.Resample(prompts))
 
 
 def test_knock_out_equals_zeroed_columns(any_model: tt.Model) -> None:
     prompts = make(any_model)
     heads = [(0, 1), (1, 3), (2, 0)]
-    found = tt.predict(any_model, prompts, [tt.KnockOut(heads)])
+    found = tt.predict(any_model, prompts, [tt.KnockOut(heads, positions="all")])
     saved = [projection(block).weight.clone() for block in blocks(any_model)]
     width = any_model.d_head
     try:
@@ -249,7 +250,9 @@ def test_heads_are_not_in_the_attention_output(any_model: tt.Model) -> None:
     """Cutting d_head elements out of the attention module's output is not a knock-out."""
     prompts = make(any_model, n=1)
     layer, head, width = 1, 2, any_model.d_head
-    found = tt.predict(any_model, prompts, [tt.KnockOut([(layer, head)])])["logit"].values[0]
+    found = tt.predict(any_model, prompts, [tt.KnockOut([(layer, head)], positions="all")])[
+        "logit"
+    ].values[0]
 
     def wrong(module, arguments, output):
         output = output.clone()
@@ -274,8 +277,8 @@ def test_scale_and_composition(any_model: tt.Model) -> None:
     prompts = make(any_model, n=2)
     edits = [
         tt.KnockOut([(0, 1)], positions="labels"),
-        tt.Scale([(0, 2), (2, 1)], 1.7),
-        tt.Scale([(0, 1)], 0.3, positions="last"),
+        tt.KnockOut([(0, 2), (2, 1)], "all", to=tt.Times(1.7)),
+        tt.KnockOut([(0, 1)], "last", to=tt.Times(0.3)),
     ]
     found = tt.predict(any_model, prompts, edits)["logit"].values
     for i in range(len(prompts)):
@@ -433,10 +436,10 @@ def test_predictions(any_model: tt.Model) -> None:
 
 def test_batches_and_order_do_not_matter(any_model: tt.Model) -> None:
     prompts = make(any_model)
-    whole = tt.analyze(any_model, prompts, batch_size=4)
-    single = tt.analyze(any_model, prompts, batch_size=1)
+    whole = under(tt.analyze, any_model, prompts, batch_size=4)
+    single = under(tt.analyze, any_model, prompts, batch_size=1)
     order = np.array([2, 0, 3, 1])
-    shuffled = tt.analyze(any_model, prompts[order], batch_size=3)
+    shuffled = under(tt.analyze, any_model, prompts[order], batch_size=3)
     for group in ("predictions", "effects", "attribution", "qk", "ov"):
         for name, array in whole[group].data_vars.items():
             if array.dtype.kind != "f":

@@ -13,17 +13,18 @@ import pytest
 import torch
 import xarray as xr
 from nnsight.intervention.backends.remote import RemoteError
+from surface import under
 from tiny import TWO, byte_level, hf_model, tiny
+from twotower.measures.recorders import Attribution, LabelValues, Similarity, TopTokens
 
 import twotower as tt
-from twotower.measures.analysis import Settings
-from twotower.measures.batch import ordered
-from twotower.measures.batch_size import out_of_memory
-from twotower.measures.content import _mean_before
-from twotower.measures.recorders import Attribution, LabelValues, Similarity, TopTokens
-from twotower.measures.residuals import Residuals
+from twotower.measures.analyze import Settings
+from twotower.measures.residual import Residuals
 from twotower.measures.shares import Shares
-from twotower.measures.sweep import Sweep
+from twotower.sweep.sweep import Sweep
+from twotower.walk.batch import ordered
+from twotower.walk.batch_size import out_of_memory
+from twotower.walk.scores import _mean_before
 
 SENTENCES = [
     "red cat red dog red cat\n: foo\nblue sky\n: bar\n",
@@ -137,13 +138,13 @@ def test_messages_say_what_there_is() -> None:
     model = tiny("gpt2")
     prompts = tt.build_prompts(model, TWO, shots=2, n=2, seed=1)
     last = f"layers 0 to {model.n_layers - 1} and heads 0 to {model.n_heads - 1}"
-    with pytest.raises(tt.InputError, match=last):
-        tt.predict(model, prompts, [tt.KnockOut([(99, 0)])])
-    with pytest.raises(tt.InputError, match="seed=-1"):
-        tt.KnockOut([(0, 0)], ablation="resample", reference=prompts, seed=-1)
-    with pytest.raises(tt.InputError, match="twice"):
+    with pytest.raises(tt.errors.InputError, match=last):
+        tt.predict(model, prompts, [tt.KnockOut([(99, 0)], positions="all")])
+    with pytest.raises(tt.errors.InputError, match="seed=-1"):
+        tt.KnockOut([(0, 0)], positions="all", to=tt.Resample(prompts, -1))
+    with pytest.raises(tt.errors.InputError, match="twice"):
         tt.group_effects(model, prompts, [[(0, 1)], [(1, 1)], [(1, 1)]])
-    with pytest.raises(tt.InputError, match=r"most frequent label: \{'foo': 2, 'bar': 2\}"):
+    with pytest.raises(tt.errors.InputError, match=r"most frequent label: \{'foo': 2, 'bar': 2\}"):
         tt.majority_label(prompts)
     described = tt.DropPosition([(0, 0)], keys="labels").describe()
     assert described["keys"] == "labels"
@@ -181,21 +182,23 @@ def test_edits_of_one_head_that_meet_in_no_prompt() -> None:
     ]
     assert np.isfinite(tt.predict(model, prompts, edits)["logit"].values).all()
     twice = [edits[0], tt.ScaleAttention(head, 0.5, apart, positions=of_second)]
-    with pytest.raises(tt.InputError, match=r"the attention of head .* is edited twice"):
+    with pytest.raises(tt.errors.InputError, match=r"the attention of head .* is edited twice"):
         tt.predict(model, prompts, twice)
 
 
 def test_messages_name_what_is_wrong() -> None:
     model = tiny("gpt2")
     prompts = tt.build_prompts(model, TWO, shots=2, n=2, seed=1)
-    with pytest.raises(tt.InputError, match=r"^the group 1\.1 is given twice"):
+    with pytest.raises(tt.errors.InputError, match=r"^the group 1\.1 is given twice"):
         tt.group_effects(model, prompts, [[(0, 1)], [(1, 1)], [(1, 1)]])
-    with pytest.raises(tt.InputError, match=r"^factor=nan"):
+    with pytest.raises(tt.errors.InputError, match=r"^factor=nan"):
         tt.ScaleAttention([(0, 0)], float("nan"), "labels")
     everything = prompts.where("all")
     everything[0] = prompts.where("labels")[0]
     cut = tt.ScaleAttention([(0, 0)], 0.0, everything, positions="all", renormalize=True)
-    with pytest.raises(tt.InputError, match=r"^prompt 1: a position sees nothing but the keys"):
+    with pytest.raises(
+        tt.errors.InputError, match=r"^prompt 1: a position sees nothing but the keys"
+    ):
         tt.predict(model, prompts, [cut])
 
 
@@ -239,7 +242,7 @@ def test_what_is_kept_of_a_layer_holds_on_to_no_more(keep: str, monkeypatch) -> 
     for kind in kinds:
         watch(kind)
     tt.analyze(model, prompts, keep=keep)
-    tt.head_effects(model, prompts, memory_budget="700KiB")
+    under(tt.head_effects, model, prompts, memory_budget="700KiB")
     tt.ov_labels(model, prompts, keep=keep, top_tokens=[(1, 1)])
     tt.residual_streams(model, prompts, keep=keep)
     tt.attention_shares(model, prompts)
@@ -252,5 +255,7 @@ def test_twelve_heads_by_default() -> None:
     more = few.assign_coords(head=few["head"] + model.n_heads)
     wide = xr.concat([few, more], "head", combine_attrs="override")
     assert len(tt.in_context_heads(wide)) == 12
-    with pytest.raises(tt.InputError, match="KnockOut, Scale, ScaleAttention, DropPosition, Patch"):
+    with pytest.raises(
+        tt.errors.InputError, match="KnockOut, Scale, ScaleAttention, DropPosition, Patch"
+    ):
         tt.predict(model, tt.build_prompts(model, TWO, n=2), [3])

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import xarray as xr
+from surface import under
 from tiny import THREE, tiny
 
 import twotower as tt
-from twotower.measures.memory import readable
+from twotower.measures.group_effects import subset_effects
+from twotower.walk.memory import readable
 
 POOL = [(0, 1), (1, 2)]
 LABELS = tt.at(role="label")
@@ -44,7 +46,7 @@ MEASURES: dict[str, Callable[..., xr.Dataset]] = {
     "pair_effects": tt.pair_effects,
     "attribution_patching": tt.attribution_patching,
     "group_effects": lambda m, p, **how: tt.group_effects(m, p, [POOL], **how),
-    "subset_effects": lambda m, p, **how: tt.subset_effects(m, p, POOL, **how),
+    "subset_effects": lambda m, p, **how: subset_effects(m, p, POOL, **how),
     "greedy_heads": lambda m, p, **how: tt.greedy_heads(m, p, 2, pool=POOL, **how),
     "causal_tracing": lambda m, p, **how: tt.causal_tracing(m, p, p.reversed_labels(), **how),
 }
@@ -116,15 +118,15 @@ def test_positions_given_as_an_array(array: str, model, prompts) -> None:
 def test_bars_are_shown_when_asked_for(name: str, model, prompts, capfd) -> None:
     MEASURES[name](model, prompts)
     assert capfd.readouterr().err == ""
-    MEASURES[name](model, prompts, progress=True)
+    under(MEASURES[name], model, prompts, progress=True)
     assert "prompt" in capfd.readouterr().err
     if name != "greedy_heads":  # it names its steps
-        MEASURES[name](model, prompts, progress="a title")
+        under(MEASURES[name], model, prompts, progress="a title")
         assert "a title" in capfd.readouterr().err
 
 
 def test_greedy_names_its_steps(model, prompts, capfd) -> None:
-    MEASURES["greedy_heads"](model, prompts, progress=True)
+    under(MEASURES["greedy_heads"], model, prompts, progress=True)
     shown = capfd.readouterr().err
     assert "head 1 of 2" in shown
     assert "head 2 of 2" in shown
@@ -140,9 +142,9 @@ def test_batches_are_as_large_as_asked_for(name: str, model, prompts) -> None:
         MEASURES[name](model, prompts)  # what is made once per state of the model
         seen.clear()
         with tt.set_options(proof=False):
-            MEASURES[name](model, prompts, batch_size=1)
+            under(MEASURES[name], model, prompts, batch_size=1)
             ones, seen[:] = seen[:], []
-            MEASURES[name](model, prompts, batch_size=3)
+            under(MEASURES[name], model, prompts, batch_size=3)
     finally:
         hook.remove()
     assert set(ones) == {1}
@@ -154,8 +156,8 @@ def test_batches_are_as_large_as_asked_for(name: str, model, prompts) -> None:
     "name", ["head_effects", "pair_effects", "group_effects", "greedy_heads", "causal_tracing"]
 )
 def test_budgets_are_kept_to(name: str, model, prompts) -> None:
-    with pytest.raises(tt.InputError, match="memory_budget"):
-        MEASURES[name](model, prompts, memory_budget="1KiB")
+    with pytest.raises(tt.errors.InputError, match="memory_budget"):
+        under(MEASURES[name], model, prompts, memory_budget="1KiB")
 
 
 def test_scores_keep_what_the_model_was(model, prompts) -> None:
@@ -181,11 +183,11 @@ def test_sizes_are_readable(n_bytes: int, text: str) -> None:
 def test_edits_are_recorded(model, prompts, other) -> None:
     at = tt.at(role="label", demonstration=1)
     edits = [
-        tt.KnockOut([(0, 0)], "labels", ablation="mean", reference=other, seed=2),
-        tt.Scale([(0, 1), (0, 2)], 0.5, at),
+        tt.KnockOut([(0, 0)], "labels", to=tt.Mean(other)),
+        tt.KnockOut([(0, 1), (0, 2)], at, to=tt.Times(0.5)),
         tt.ScaleAttention([(1, 0)], 2.0, "labels", positions="all"),
         tt.DropPosition([(1, 1)], prompts.where("labels")),
-        tt.Patch([(2, 0)], other, "z", "labels"),
+        tt.KnockOut([(2, 0)], "labels", to=tt.From(other)),
     ]
     found = tt.predict(model, prompts, edits)
     recorded = json.loads(found.attrs["settings"])["edits"]

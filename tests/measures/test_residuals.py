@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from surface import under
 from tiny import TWO
 
 import twotower as tt
@@ -31,7 +32,7 @@ def test_residual_streams(any_model: tt.Model) -> None:
     prompts = tt.build_prompts(any_model, TWO, shots=2, n=4, seed=1)
     assert len(set(prompts.lengths)) > 1  # so that there is padding
     whole = tt.residual_streams(any_model, prompts, keep="all")
-    labels = tt.residual_streams(any_model, prompts, batch_size=3)
+    labels = under(tt.residual_streams, any_model, prompts, batch_size=3)
     assert whole["residual"].dims == ("prompt", "layer", "position", "feature")
     assert labels.sizes["position"] == 4
     for i in range(len(prompts)):
@@ -65,9 +66,9 @@ def test_positions_that_are_kept(llama: tt.Model, prompts: tt.Prompts) -> None:
 
 
 def test_positions_that_cannot_be_kept(llama: tt.Model, prompts: tt.Prompts) -> None:
-    with pytest.raises(tt.InputError, match="keep='first'"):
+    with pytest.raises(tt.errors.InputError, match="keep='first'"):
         tt.residual_streams(llama, prompts, keep="first")
-    with pytest.raises(tt.InputError, match="keep means no position"):
+    with pytest.raises(tt.errors.InputError, match="keep means no position"):
         tt.residual_streams(llama, prompts, keep=np.zeros(prompts.token_id.shape, dtype=bool))
-    with pytest.raises(tt.InputError, match="boolean array of shape"):
+    with pytest.raises(tt.errors.InputError, match="boolean array of shape"):
         tt.residual_streams(llama, prompts, keep=np.zeros((2, 2), dtype=bool))

@@ -169,12 +169,12 @@ def test_a_part_of_the_heads_keeps_its_names(run: xr.DataTree) -> None:
 
 @pytest.mark.parametrize("k", [0, -1, 13, True, 2.0, "3", None])
 def test_bad_numbers_of_heads(run: xr.DataTree, k) -> None:
-    with pytest.raises(tt.InputError, match="must be a whole number, from 1 to 12"):
+    with pytest.raises(tt.errors.InputError, match="must be a whole number, from 1 to 12"):
         tt.in_context_heads(run, k)
 
 
 def test_a_label_that_is_never_right(run: xr.DataTree) -> None:
     effects = run["effects"].to_dataset(inherit=False)
     wrong = effects.isel(prompt=np.flatnonzero(effects["gold"].values != "foo"))
-    with pytest.raises(tt.InputError, match="right answer of no prompt"):
+    with pytest.raises(tt.errors.InputError, match="right answer of no prompt"):
         tt.in_context_heads(wrong, 3, label="foo")

@@ -48,9 +48,9 @@ def test_shapes_hold() -> None:
 WRONG = """
 import shapes  # before torch, after which beartype cannot be imported
 import jaxtyping
-jaxtyping.install_import_hook("twotower.measures.content", "shapes.checked")
+jaxtyping.install_import_hook("twotower.walk.scores", "shapes.checked")
 import torch
-from twotower.measures.content import _mean_before
+from twotower.walk.scores import _mean_before
 at = torch.ones(2, 5, dtype=torch.bool)
 assert _mean_before(torch.zeros(1, 5, 1, 4), at).shape == (2, 5, 1, 4)
 try:

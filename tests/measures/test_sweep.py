@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from reference import Reference, error, ids_of, knocked_out, random_model, real
+from surface import under
 from tiny import ARCHITECTURES, THREE, TWO, byte_level, tiny
 from transformers import (
     GPT2Config,
@@ -90,9 +91,9 @@ def test_mean(name: str, positions: str) -> None:
         return torch.stack([mean[key][layer] for key in keys])
 
     expected = knocked_out(reference, prompts, places(prompts, positions), value)
-    found = measured(model, prompts, positions, ablation="mean", reference=others)
+    found = measured(model, prompts, positions, to=tt.Mean(others))
     check(found, expected)
-    again = measured(model, prompts, positions, ablation="mean", reference=others, batch_size=1)
+    again = under(measured, model, prompts, positions, batch_size=1, to=tt.Mean(others))
     check(again, expected)
 
 
@@ -137,14 +138,8 @@ def test_resample(name: str, positions: str) -> None:
         by_donor.append(knocked_out(reference, prompts, at, value))
     drawn = []
     for seed in range(3):
-        effects = tt.head_effects(
-            model,
-            prompts,
-            at,
-            ablation="resample",
-            reference=others,
-            seed=seed,
-            batch_size=seed + 1,
+        effects = under(
+            tt.head_effects, model, prompts, at, batch_size=seed + 1, to=tt.Resample(others, seed)
         )
         found = effects["margin_drop"].values, effects["logprob_drop"].values
         donors = []
@@ -173,7 +168,7 @@ def test_resample_at_all_positions(any_model: tt.Model) -> None:
     at = prompts.role != "pad"
     value = donated(reference, prompts, donor, 0, at)
     expected = knocked_out(reference, prompts, at, value)
-    found = tt.head_effects(any_model, prompts, "all", ablation="resample", reference=donor)
+    found = tt.head_effects(any_model, prompts, "all", to=tt.Resample(donor))
     check((found["margin_drop"].values, found["logprob_drop"].values), expected)
 
 
@@ -183,9 +178,9 @@ def test_chunks(positions: str, tokens: int, monkeypatch: pytest.MonkeyPatch) ->
     model = tiny("mistral")
     prompts = make(model)
     expected = knocked_out(Reference(model.module), prompts, places(prompts, positions))
-    monkeypatch.setattr("twotower.measures.memory.TOKENS_PER_CHUNK", tokens)
+    monkeypatch.setattr("twotower.walk.memory.TOKENS_PER_CHUNK", tokens)
     for batch_size in (1, 2, None):
-        check(measured(model, prompts, positions, batch_size=batch_size), expected)
+        check(under(measured, model, prompts, positions, batch_size=batch_size), expected)
 
 
 def test_margins_alone(any_model: tt.Model) -> None:
@@ -202,7 +197,7 @@ def test_where_nothing_is_replaced_nothing_drops(llama: tt.Model) -> None:
     at = np.zeros(prompts.token_id.shape, dtype=bool)
     at[2, -5] = True
     for batch_size in (1, 3):
-        found = tt.head_effects(llama, prompts, at, batch_size=batch_size)
+        found = under(tt.head_effects, llama, prompts, at, batch_size=batch_size)
         scale = np.abs(found["margin_drop"].values[2]).max()
         assert scale > 1e-3
         assert np.abs(found["margin_drop"].values[:2]).max() < 1e-3 * scale

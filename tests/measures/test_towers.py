@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from surface import under
 from tiny import ARCHITECTURES, THREE, TWO, tiny
 
 import twotower as tt
@@ -312,13 +313,13 @@ def test_heads_that_write(run: xr.DataTree) -> None:
     ],
 )
 def test_bad_choices(run: xr.DataTree, arguments: dict, message: str) -> None:
-    with pytest.raises(tt.InputError, match=message):
+    with pytest.raises(tt.errors.InputError, match=message):
         tt.in_context_heads(run, **arguments)
 
 
 def test_a_labels_heads_need_log_probabilities(run: xr.DataTree) -> None:
     effects = run["effects"].to_dataset().drop_vars("logprob_drop")
-    with pytest.raises(tt.InputError, match="logprobs=True"):
+    with pytest.raises(tt.errors.InputError, match="logprobs=True"):
         tt.in_context_heads(effects, 2, label="foo")
 
 
@@ -357,21 +358,40 @@ def test_analyze_equals_the_separate_measures(llama: tt.Model) -> None:
         (lambda m, p: tt.head_effects(m, p, ablation="noise"), "ablation='noise'"),
         (lambda m, p: tt.head_effects(m, p, ablation="mean"), "needs reference="),
         (lambda m, p: tt.head_effects(m, p, reference=p), "takes no reference="),
-        (lambda m, p: tt.predict(m, p, batch_size=0), "batch_size=0"),
-        (lambda m, p: tt.predict(m, p, [tt.KnockOut([(9, 0)])]), "head 9.0 is out of range"),
-        (lambda m, p: tt.predict(m, p, [tt.KnockOut([(0, 4)])]), "head 0.4 is out of range"),
-        (lambda m, p: tt.predict(m, p, [tt.KnockOut([(0, 1), (0, 1)])]), "given twice"),
-        (lambda m, p: tt.predict(m, p, [tt.KnockOut([3])]), "is not a head"),
+        (lambda m, p: under(tt.predict, m, p, batch_size=0), "batch_size=0"),
+        (
+            lambda m, p: tt.predict(m, p, [tt.KnockOut([(9, 0)], positions="all")]),
+            "head 9.0 is out of range",
+        ),
+        (
+            lambda m, p: tt.predict(m, p, [tt.KnockOut([(0, 4)], positions="all")]),
+            "head 0.4 is out of range",
+        ),
+        (
+            lambda m, p: tt.predict(m, p, [tt.KnockOut([(0, 1), (0, 1)], positions="all")]),
+            "given twice",
+        ),
+        (lambda m, p: tt.predict(m, p, [tt.KnockOut([3], positions="all")]), "is not a head"),
         (lambda m, p: tt.predict(m, p, ["KnockOut"]), "is not an edit"),
         (
-            lambda m, p: tt.predict(m, p, [tt.KnockOut([(0, 1)]), tt.Scale([(0, 1)], 2.0)]),
+            lambda m, p: tt.predict(
+                m,
+                p,
+                [
+                    tt.KnockOut([(0, 1)], positions="all"),
+                    tt.KnockOut([(0, 1)], "all", to=tt.Times(2.0)),
+                ],
+            ),
             "edited twice",
         ),
-        (lambda m, p: tt.Scale([(0, 1)], float("nan")), "must be a finite number"),
+        (
+            lambda m, p: tt.KnockOut([(0, 1)], "all", to=tt.Times(float("nan"))),
+            "must be a finite number",
+        ),
         (lambda m, p: tt.ov_labels(m, p, top_tokens=[(0, 99)]), "out of range"),
         (lambda m, p: tt.two_tower_scores(tt.analyze(m, p, measures=("qk",))), "group 'ov'"),
     ],
 )
 def test_bad_input(llama: tt.Model, prompts: tt.Prompts, call, message: str) -> None:
-    with pytest.raises(tt.InputError, match=message):
+    with pytest.raises(tt.errors.InputError, match=message):
         call(llama, prompts)

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from reference import Reference, answer, error, hooked, ids_of, plain_logits, real
+from surface import under
 from tiny import THREE, tiny
 
 import twotower as tt
+from twotower.measures.agreement import Agreement, agreement
 
 
 def make(model: tt.Model, n: int = 4) -> tt.Prompts:
@@ -19,7 +21,7 @@ def make(model: tt.Model, n: int = 4) -> tt.Prompts:
 def test_tracing_is_a_forward_per_head(any_model: tt.Model, positions: str) -> None:
     prompts = make(any_model)
     corrupted = prompts.reversed_labels()
-    found = tt.causal_tracing(any_model, prompts, corrupted, positions, batch_size=3)
+    found = under(tt.causal_tracing, any_model, prompts, corrupted, positions, batch_size=3)
     reference = Reference(any_model.module)
     for i in range(len(prompts)):
         clean = reference.run(ids_of(prompts, i))
@@ -65,14 +67,14 @@ def test_other_queries(llama: tt.Model) -> None:
 def test_prompts_that_do_not_fit(llama: tt.Model) -> None:
     prompts = make(llama)
     other = tt.build_prompts(llama, THREE, labels=("bar", "foo", "map"), shots=1, n=4, seed=2)
-    with pytest.raises(tt.InputError, match="corrupted prompts have labels"):
+    with pytest.raises(tt.errors.InputError, match="corrupted prompts have labels"):
         tt.causal_tracing(llama, prompts, other)
-    with pytest.raises(tt.InputError, match="2 donors for 4"):
+    with pytest.raises(tt.errors.InputError, match="2 donors for 4"):
         tt.causal_tracing(llama, prompts[:2], prompts)
-    with pytest.raises(tt.InputError, match="cannot be aligned"):
+    with pytest.raises(tt.errors.InputError, match="cannot be aligned"):
         tt.causal_tracing(llama, prompts, make(llama, 8)[4:], "all")
     alone = prompts[0]
-    with pytest.raises(tt.InputError, match="no other prompt asks"):
+    with pytest.raises(tt.errors.InputError, match="no other prompt asks"):
         alone.other_queries()
 
 
@@ -81,9 +83,7 @@ def test_attribution_patching_is_the_slope(any_model: tt.Model, positions: str) 
     """For a small change the estimate is the exact effect, by two plain forwards."""
     prompts = make(any_model, n=2)
     step = 1e-3
-    found = tt.attribution_patching(
-        any_model, prompts, positions, ablation="scale", factor=1 - step
-    )
+    found = tt.attribution_patching(any_model, prompts, positions, to=tt.Times(1 - step))
     reference = Reference(any_model.module)
     expected = np.zeros(found["margin_drop"].shape)
     for i in range(len(prompts)):
@@ -109,12 +109,12 @@ def test_gradients_for_each_change(llama: tt.Model) -> None:
     prompts = make(llama)
     twin = prompts.reversed_labels()
     zero = tt.attribution_patching(llama, prompts)["margin_drop"].values
-    double = tt.attribution_patching(llama, prompts, ablation="scale", factor=2.0)["margin_drop"]
+    double = tt.attribution_patching(llama, prompts, to=tt.Times(2.0))["margin_drop"]
     np.testing.assert_allclose(double, -zero, atol=1e-5)
-    own = tt.attribution_patching(llama, prompts, ablation="patch", reference=prompts)
+    own = tt.attribution_patching(llama, prompts, to=tt.From(prompts))
     assert np.abs(own["margin_drop"]).max() < 1e-5
-    patched = tt.attribution_patching(llama, prompts, ablation="patch", reference=twin)
-    back = tt.attribution_patching(llama, prompts, ablation="patch", reference=twin, batch_size=1)
+    patched = tt.attribution_patching(llama, prompts, to=tt.From(twin))
+    back = under(tt.attribution_patching, llama, prompts, batch_size=1, to=tt.From(twin))
     np.testing.assert_allclose(patched["margin_drop"], back["margin_drop"], atol=1e-5)
     # The model goes on as before: nothing keeps a gradient.
     assert all(p.grad is None for p in llama.module.parameters())
@@ -135,25 +135,25 @@ def test_gradients_of_frozen_and_quantized_models(llama: tt.Model) -> None:
     finally:
         for parameter, state in zip(llama.module.parameters(), states, strict=True):
             parameter.requires_grad_(state)
-    with pytest.raises(tt.InputError, match="positions are empty"):
+    with pytest.raises(tt.errors.InputError, match="positions are empty"):
         tt.attribution_patching(llama, prompts, prompts.role == "nothing")
 
 
 def test_agreement(llama: tt.Model) -> None:
     prompts = make(llama)
     exact = tt.head_effects(llama, prompts)
-    same = tt.agreement(exact, exact, k=5)
-    assert same == tt.Agreement(1.0, 1.0, [], 1.0)
+    same = agreement(exact, exact, k=5)
+    assert same == Agreement(1.0, 1.0, [], 1.0)
     turned = exact.copy(deep=True)
     turned["margin_drop"] = -turned["margin_drop"]
-    against = tt.agreement(exact, turned, k=5)
+    against = agreement(exact, turned, k=5)
     assert against.rank_correlation == pytest.approx(-1)
     assert against.missed == tt.in_context_heads(exact, 5)
     assert against.found == 0
     half = exact.copy(deep=True)
     best, _ = tt.in_context_heads(exact, 2)
     half["margin_drop"][:, best.layer, best.head] = -100
-    assert tt.agreement(exact, half, k=2).missed == [best]
-    assert tt.agreement(exact, half, k=2).found == 0.5
-    with pytest.raises(tt.InputError, match="other heads or of other prompts"):
-        tt.agreement(exact, tt.head_effects(tiny("gpt2"), make(tiny("gpt2"), 3)), k=2)
+    assert agreement(exact, half, k=2).missed == [best]
+    assert agreement(exact, half, k=2).found == 0.5
+    with pytest.raises(tt.errors.InputError, match="other heads or of other prompts"):
+        agreement(exact, tt.head_effects(tiny("gpt2"), make(tiny("gpt2"), 3)), k=2)

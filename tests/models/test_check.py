@@ -53,7 +53,7 @@ WRONG = {
 def test_wrong_adapters_are_refused(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name, adapter, message = WRONG[case]
     monkeypatch.setattr(registry, "ADAPTERS", [adapter])
-    with pytest.raises(tt.CheckError, match=message) as raised:
+    with pytest.raises(tt.errors.CheckError, match=message) as raised:
         tt.load(hf_model(name), tokenizer=byte_level())
     assert "layer" in str(raised.value)
     assert "at most" in str(raised.value)
@@ -64,35 +64,35 @@ def test_a_block_that_adds_up_otherwise_is_refused() -> None:
     module = hf_model("llama")
     layer = module.model.layers[1]
     layer.register_forward_hook(lambda m, a, output: output * 1.01)
-    with pytest.raises(tt.CheckError, match="layer 1: .*do not sum to the block's output"):
+    with pytest.raises(tt.errors.CheckError, match="layer 1: .*do not sum to the block's output"):
         tt.load(module, tokenizer=byte_level())
 
 
 def test_logits_that_are_scaled_are_refused() -> None:
     module = hf_model("llama")
     handle = module.model.norm.register_forward_hook(lambda m, a, output: output + 1)
-    with pytest.raises(tt.CheckError, match="norm and unembedding.*forward hook"):
+    with pytest.raises(tt.errors.CheckError, match="norm and unembedding.*forward hook"):
         tt.load(module, tokenizer=byte_level())
     handle.remove()
     assert tt.load(module, tokenizer=byte_level()).n_layers == 3
     module.lm_head.register_forward_hook(
         lambda m, a, output: output if output.dim() < 3 else output * 2
     )
-    with pytest.raises(tt.CheckError, match="norm and unembedding"):
+    with pytest.raises(tt.errors.CheckError, match="norm and unembedding"):
         tt.load(module, tokenizer=byte_level())
 
 
 def test_not_a_number_is_refused() -> None:
     module = hf_model("llama")
     module.model.layers[0].mlp.down_proj.weight.fill_(float("nan"))
-    with pytest.raises(tt.CheckError, match="layer"):
+    with pytest.raises(tt.errors.CheckError, match="layer"):
         tt.load(module, tokenizer=byte_level())
 
 
 def test_unknown_parts_of_a_block_are_refused() -> None:
     module = hf_model("llama")
     module.model.layers[1].extra_norm = torch.nn.LayerNorm(48)
-    with pytest.raises(tt.ModelError, match="layer 1's block holds .*extra_norm"):
+    with pytest.raises(tt.errors.ModelError, match="layer 1's block holds .*extra_norm"):
         tt.load(module, tokenizer=byte_level())
 
 

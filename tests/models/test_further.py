@@ -102,7 +102,7 @@ def test_edits_and_kernels(name: str) -> None:
         same = tt.Patch(heads, prompts, what="attention")
         clean, patched = (tt.predict(model, prompts, edits).logit for edits in ([], [same]))
         np.testing.assert_allclose(patched.values, clean.values, rtol=1e-3, atol=1e-4)
-        out = tt.predict(model, prompts, [tt.KnockOut(heads[:1])]).margin.values
+        out = tt.predict(model, prompts, [tt.KnockOut(heads[:1], positions="all")]).margin.values
         swept = tt.head_effects(model, prompts, positions="all", logprobs=False)
         drop = swept.margin_drop.sel(layer=1, head=1).values
         margin = tt.predict(model, prompts).margin.values

@@ -42,7 +42,7 @@ def test_the_lengths_that_a_configuration_names() -> None:
 
 def test_queries_scaled_beyond_a_context_are_refused() -> None:
     """Seven tokens show nothing of it; the configuration names the context."""
-    with pytest.raises(tt.CheckError, match="original_max_position_embeddings.*layer 0"):
+    with pytest.raises(tt.errors.CheckError, match="original_max_position_embeddings.*layer 0"):
         tt.load(made(Ministral3Config(**SMALL)), tokenizer=byte_level())
 
 
@@ -53,7 +53,7 @@ def test_a_window_is_proved_however_long(window: int, monkeypatch: pytest.Monkey
     assert "attention" in check_lengths(model)
     wrong = type("NoWindow", (Llama,), {"window": lambda self, layer: None})
     monkeypatch.setattr(registry, "ADAPTERS", [wrong])
-    with pytest.raises(tt.CheckError, match="sliding_window"):
+    with pytest.raises(tt.errors.CheckError, match="sliding_window"):
         tt.load(made(MistralConfig(**SMALL, sliding_window=window)), tokenizer=byte_level())
 
 

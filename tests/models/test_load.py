@@ -120,60 +120,62 @@ def test_bfloat16_is_close(folder: Path) -> None:
     ],
 )
 def test_bad_arguments(folder: Path, arguments: dict, message: str) -> None:
-    with pytest.raises(tt.InputError, match=message):
+    with pytest.raises(tt.errors.InputError, match=message):
         tt.load(folder, **arguments)
 
 
 def test_objects_that_are_no_models() -> None:
-    with pytest.raises(tt.InputError, match="cannot load a dict"):
+    with pytest.raises(tt.errors.InputError, match="cannot load a dict"):
         tt.load({})
-    with pytest.raises(tt.InputError, match="needs its tokenizer"):
+    with pytest.raises(tt.errors.InputError, match="needs its tokenizer"):
         tt.load(hf_model("llama"))
-    with pytest.raises(tt.InputError, match="is loaded already"):
+    with pytest.raises(tt.errors.InputError, match="is loaded already"):
         tt.load(hf_model("llama"), tokenizer=byte_level(), dtype="float32")
 
 
 def test_no_such_folder() -> None:
-    with pytest.raises(tt.ModelError, match=r"there is no folder ./nowhere"):
+    with pytest.raises(tt.errors.ModelError, match=r"there is no folder ./nowhere"):
         tt.load("./nowhere")
 
 
 def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(tt.ModelError, match="could not be had from the hub"):
+    with pytest.raises(tt.errors.ModelError, match="could not be had from the hub"):
         tt.load("nobody/nothing-at-all")
 
 
 def test_truncated_weights(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(tt.ModelError, match="is damaged"):
+    with pytest.raises(tt.errors.ModelError, match="is damaged"):
         tt.load(folder)
 
 
 def test_missing_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    with pytest.raises(tt.ModelError, match="holds no complete model"):
+    with pytest.raises(tt.errors.ModelError, match="holds no complete model"):
         tt.load(folder)
 
 
 def test_broken_configuration(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "llama", ')
-    with pytest.raises(tt.ModelError, match=str(folder)):
+    with pytest.raises(tt.errors.ModelError, match=str(folder)):
         tt.load(folder)
 
 
 def test_a_folder_without_a_tokenizer(folder: Path) -> None:
     for path in folder.glob("tokenizer*"):
         path.unlink()
-    with pytest.raises(tt.ModelError, match=str(folder)):
+    with pytest.raises(tt.errors.ModelError, match=str(folder)):
         tt.load(folder)
 
 
 def test_unknown_architecture() -> None:
     torch.manual_seed(0)
     module = BloomForCausalLM(BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=400))
-    with pytest.raises(tt.ModelError, match=r"'bloom' .*Known architectures: gpt2, gpt_neox"):
+    with pytest.raises(
+        tt.errors.ModelError, match=r"'bloom' .*Known architectures: gpt2, gpt_neox"
+    ):
         tt.load(module, tokenizer=byte_level())
 
 
@@ -190,16 +192,18 @@ def test_an_unnamed_relative_is_served_by_structure(folder: Path) -> None:
 
 
 def test_what_is_no_tokenizer() -> None:
-    with pytest.raises(tt.InputError, match="a dict is no tokenizer"):
+    with pytest.raises(tt.errors.InputError, match="a dict is no tokenizer"):
         tt.load(hf_model("llama"), tokenizer={"cat": 1})
 
 
 def test_a_slow_tokenizer(folder: Path) -> None:
     from transformers import ByT5Tokenizer
 
-    with pytest.raises(tt.ModelError, match=r"slow tokenizer.*pass a fast one as tokenizer="):
+    with pytest.raises(
+        tt.errors.ModelError, match=r"slow tokenizer.*pass a fast one as tokenizer="
+    ):
         tt.load(folder, tokenizer=ByT5Tokenizer())
-    with pytest.raises(tt.ModelError, match="LlamaForCausalLM has a slow tokenizer"):
+    with pytest.raises(tt.errors.ModelError, match="LlamaForCausalLM has a slow tokenizer"):
         tt.load(hf_model("llama"), tokenizer=ByT5Tokenizer())
 
 
@@ -219,7 +223,9 @@ def test_a_tokenizer_that_is_not_there(
     """The tokenizer is named, not the model, which is fine."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     model = hf_model("llama") if loaded else folder
-    with pytest.raises(tt.ModelError, match="'nobody/tokenizer' is not a folder here") as caught:
+    with pytest.raises(
+        tt.errors.ModelError, match="'nobody/tokenizer' is not a folder here"
+    ) as caught:
         tt.load(model, tokenizer="nobody/tokenizer")
     assert str(folder) not in str(caught.value)
 
@@ -251,7 +257,7 @@ def test_options_for_a_model_that_is_loaded(options: dict) -> None:
     module = hf_model("llama")
     traced = nnsight.TransformersModel(module, task="text-generation", tokenizer=byte_level())
     for model in (module, traced):
-        with pytest.raises(tt.InputError, match="this model is loaded already"):
+        with pytest.raises(tt.errors.InputError, match="this model is loaded already"):
             tt.load(model, tokenizer=byte_level(), **options)
 
 
@@ -264,7 +270,7 @@ def test_weights_that_the_file_lacks(folder: Path) -> None:
             del weights[name]
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(
-        tt.ModelError, match=r"no weights for model\.layers\.2\.mlp.*\(3 are absent\)"
+        tt.errors.ModelError, match=r"no weights for model\.layers\.2\.mlp.*\(3 are absent\)"
     ):
         tt.load(folder)
 
@@ -286,17 +292,17 @@ def test_a_shard_that_is_missing_or_cut(tmp_path: Path) -> None:
     shard = sorted(tmp_path.glob("*.safetensors"))[1]
     content = shard.read_bytes()
     shard.write_bytes(content[:-100])
-    with pytest.raises(tt.ModelError, match=r"is damaged.*copy or download it again"):
+    with pytest.raises(tt.errors.ModelError, match=r"is damaged.*copy or download it again"):
         tt.load(tmp_path)
     shard.unlink()
-    with pytest.raises(tt.ModelError, match=f"holds no complete model.*{shard.name}"):
+    with pytest.raises(tt.errors.ModelError, match=f"holds no complete model.*{shard.name}"):
         tt.load(tmp_path)
 
 
 def test_weights_of_another_shape(folder: Path) -> None:
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**settings, "intermediate_size": 32}))
-    with pytest.raises(tt.ModelError, match=f"{folder} could not be loaded"):
+    with pytest.raises(tt.errors.ModelError, match=f"{folder} could not be loaded"):
         tt.load(folder)
 
 
@@ -312,7 +318,9 @@ def test_an_unknown_architecture_in_a_folder(tmp_path: Path) -> None:
     )
     OPTForCausalLM(config).save_pretrained(tmp_path)
     byte_level().save_pretrained(tmp_path)
-    with pytest.raises(tt.ModelError, match=r"'opt' .*llama, mistral.*subclassing") as caught:
+    with pytest.raises(
+        tt.errors.ModelError, match=r"'opt' .*llama, mistral.*subclassing"
+    ) as caught:
         tt.load(tmp_path)
     assert "it has no model.layers" in str(caught.value)
 
@@ -329,9 +337,9 @@ def test_a_relative_with_a_factor_of_its_own_is_refused() -> None:
     }
     torch.manual_seed(0)
     module = GraniteForCausalLM(GraniteConfig(**shape, residual_multiplier=0.3)).eval()
-    with pytest.raises(tt.ModelError) as caught:
+    with pytest.raises(tt.errors.ModelError) as caught:
         tt.load(module, tokenizer=byte_level())
-    assert isinstance(caught.value, tt.CheckError)
+    assert isinstance(caught.value, tt.errors.CheckError)
     assert "layer 0: residual stream, attention and MLP do not sum" in str(caught.value)
     assert "at most" in str(caught.value)
     assert "adapter Llama" in str(caught.value)
@@ -340,7 +348,7 @@ def test_a_relative_with_a_factor_of_its_own_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["../nowhere", "~/nowhere", "a/b/nowhere", "/nowhere/at/all"])
 def test_paths_are_not_taken_for_hub_ids(name: str) -> None:
-    with pytest.raises(tt.ModelError, match=f"^there is no folder {re.escape(name)}$"):
+    with pytest.raises(tt.errors.ModelError, match=f"^there is no folder {re.escape(name)}$"):
         tt.load(name)
 
 
@@ -378,10 +386,10 @@ def test_quantized_with_the_checkpoints_own_dtype(
 
 
 def test_folders_without_a_model_or_a_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(tt.ModelError, match=r"holds no model: it has no config\.json"):
+    with pytest.raises(tt.errors.ModelError, match=r"holds no model: it has no config\.json"):
         tt.load(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(tt.ModelError, match="holds no tokenizer"):
+    with pytest.raises(tt.errors.ModelError, match="holds no tokenizer"):
         tt.load(tmp_path)
 
 
@@ -443,5 +451,5 @@ def test_classes_without_heads_to_read_are_refused_with_a_reason(name: str) -> N
     sizes |= {"d_model": 48, "d_kv": 12, "d_ff": 64, "num_layers": 1, "num_heads": 4}
     with torch.device("meta"):
         module = kind(kind.config_class(**sizes, **few))
-    with pytest.raises(tt.ModelError, match=CLASSES[name]):
+    with pytest.raises(tt.errors.ModelError, match=CLASSES[name]):
         tt.load(module, tokenizer=byte_level())

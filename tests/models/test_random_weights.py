@@ -122,7 +122,7 @@ from twotower.models.random_weights import on_meta
 config = load_config(sys.argv[1])
 import nnsight, transformers, bitsandbytes
 on_meta(config)
-from twotower.runs.bench import most_resident
+from twotower.sizing.bench import most_resident
 before = most_resident()
 model = tt.load(sys.argv[1], weights="random", quantization=sys.argv[2] or None, check=False)
 size = model.module.get_memory_footprint()

@@ -18,7 +18,7 @@ from typing import Any
 import nnsight
 import pytest
 import torch
-from surface import MEASURES, edits, same
+from surface import MEASURES, edits, same, under
 from tiny import ARCHITECTURES, THREE, byte_level, hf_model, tiny
 
 import twotower as tt
@@ -94,12 +94,10 @@ def test_a_batch_is_one_job(server: Server) -> None:
     twin = given.reversed_labels()
     patches = [tt.Patch([(0, 1)], twin, what) for what in ("z", "values")]
     calls = {
-        "predict": lambda: tt.predict(model, given, batch_size=2),
-        "analyze": lambda: tt.analyze(model, given, batch_size=2),
-        "patch": lambda: tt.head_effects(
-            model, given, ablation="patch", reference=twin, batch_size=2
-        ),
-        "edits": lambda: tt.predict(model, given, patches, batch_size=2),
+        "predict": lambda: under(tt.predict, model, given, batch_size=2),
+        "analyze": lambda: under(tt.analyze, model, given, batch_size=2),
+        "patch": lambda: under(tt.head_effects, model, given, batch_size=2, to=tt.From(twin)),
+        "edits": lambda: under(tt.predict, model, given, patches, batch_size=2),
     }
     for name, call in calls.items():
         before = len(server.jobs())
@@ -122,7 +120,7 @@ def test_a_model_that_does_not_fit_is_refused(server: Server, monkeypatch: Any) 
     # A class of its own: the server would keep what is patched into Llama.
     wrong = type("WrongLlama", (Llama,), {"scaling": lambda self, layer: 1.0})
     monkeypatch.setattr(registry, "ADAPTERS", [wrong])
-    with pytest.raises(tt.CheckError, match="recomputed attention does not give"):
+    with pytest.raises(tt.errors.CheckError, match="recomputed attention does not give"):
         tt.load(server.folder / "llama", remote=server.address)
 
 
@@ -144,11 +142,11 @@ def test_a_server_that_runs_out_of_memory(
     expected = tt.predict(model, given)
     monkeypatch.setattr(Predictions, "finish", limited)
     model.cache.clear()
-    same(tt.predict(model, given, batch_size=batch_size), expected, 1e-5)
+    same(under(tt.predict, model, given, batch_size=batch_size), expected, 1e-5)
 
 
 def test_nobody_answers(server: Server) -> None:
-    with pytest.raises(tt.ModelError, match=r"could not be run on http://127\.0\.0\.1:1: "):
+    with pytest.raises(tt.errors.ModelError, match=r"could not be run on http://127\.0\.0\.1:1: "):
         tt.load(server.folder / "llama", remote="http://127.0.0.1:1")
 
 
@@ -162,12 +160,12 @@ def test_nobody_answers(server: Server) -> None:
     ],
 )
 def test_what_is_up_to_the_server(server: Server, options: Any, message: str) -> None:
-    with pytest.raises(tt.InputError, match=message):
+    with pytest.raises(tt.errors.InputError, match=message):
         tt.load(server.folder / "llama", **({"remote": server.address} | options))
 
 
 def test_the_demo_model_is_not_on_a_server() -> None:
-    with pytest.raises(tt.InputError, match="is not on a server"):
+    with pytest.raises(tt.errors.InputError, match="is not on a server"):
         tt.load("smollm2-135m", remote=True)
 
 

@@ -230,7 +230,7 @@ def test_adapters_added_after_loading(model, prompts) -> None:
 
 def test_modules_of_another_layout_put_in_later(model, prompts) -> None:
     block(model).mlp = torch.nn.Identity()
-    with pytest.raises(tt.ModelError, match="replaced since it was loaded, and layer 1"):
+    with pytest.raises(tt.errors.ModelError, match="replaced since it was loaded, and layer 1"):
         tt.predict(model, prompts)
 
 
@@ -279,7 +279,7 @@ def test_prompt_learning_is_refused_by_name(kind: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wrapper = peft.get_peft_model(hf_model("llama-grouped"), config, adapter_name="mine")
-    with pytest.raises(tt.ModelError, match="'mine' is one of prompt learning"):
+    with pytest.raises(tt.errors.ModelError, match="'mine' is one of prompt learning"):
         tt.load(wrapper, tokenizer=byte_level())
 
 
@@ -328,7 +328,7 @@ def test_modes_around_a_measure(
 def test_autocast_is_left_out_with_one_warning(model, prompts) -> None:
     expected = tt.analyze(model, prompts)
     with torch.autocast("cpu", torch.bfloat16):
-        with pytest.warns(tt.TwoTowerWarning) as given:
+        with pytest.warns(tt.errors.TwoTowerWarning) as given:
             found = tt.analyze(model, prompts)
         assert torch.is_autocast_enabled("cpu")
     assert len(given) == 1
@@ -399,7 +399,9 @@ def test_hooks_that_act_are_refused_by_name(place: str, hook: Any, model, prompt
     expected = tt.head_effects(model, prompts).margin_drop.values
     handle = module.register_forward_hook(hook)
     for measure in measures:
-        with pytest.raises(tt.CheckError, match=rf"forward hook \S+{hook.__name__} on {path}"):
+        with pytest.raises(
+            tt.errors.CheckError, match=rf"forward hook \S+{hook.__name__} on {path}"
+        ):
             measure(model, prompts)
     assert list(module._forward_hooks.values()) == [hook]
     handle.remove()
@@ -408,27 +410,27 @@ def test_hooks_that_act_are_refused_by_name(place: str, hook: Any, model, prompt
 
 def test_a_hook_on_tokens_that_are_no_labels(model, prompts) -> None:
     model.module.lm_head.register_forward_hook(of_other_tokens)
-    with pytest.raises(tt.CheckError, match="of_other_tokens on lm_head"):
+    with pytest.raises(tt.errors.CheckError, match="of_other_tokens on lm_head"):
         tt.head_effects(model, prompts)
 
 
 def test_a_hook_hidden_by_wraps(model, prompts) -> None:
     module = block(model).mlp
     module.register_forward_hook(functools.wraps(torch.relu)(lambda m, a, o: o * 2))
-    with pytest.raises(tt.CheckError, match="forward hook"):
+    with pytest.raises(tt.errors.CheckError, match="forward hook"):
         tt.head_effects(model, prompts)
 
 
 def test_hooks_under_no_grad_are_a_users_too(model, prompts) -> None:
     block(model).mlp.register_forward_hook(torch.no_grad()(changed))
-    with pytest.raises(tt.CheckError, match=r"test_state\.changed"):
+    with pytest.raises(tt.errors.CheckError, match=r"test_state\.changed"):
         tt.head_effects(model, prompts)
 
 
 def test_a_pre_hook_that_acts(model, prompts) -> None:
     projection = model.architecture.projection(block(model))
     projection.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 2,))
-    with pytest.raises(tt.CheckError, match="forward pre-hook"):
+    with pytest.raises(tt.errors.CheckError, match="forward pre-hook"):
         tt.predict(model, prompts)
 
 
@@ -445,7 +447,7 @@ def on_every_module() -> Iterator[None]:
 
 
 def test_a_global_hook_names_where_it_acts(model, prompts, on_every_module: None) -> None:
-    with pytest.raises(tt.CheckError, match=r"twice on every module, acting on \S+\.mlp"):
+    with pytest.raises(tt.errors.CheckError, match=r"twice on every module, acting on \S+\.mlp"):
         tt.predict(model, prompts)
 
 
@@ -508,7 +510,7 @@ def test_a_replaced_forward(undo: str, model, prompts) -> None:
         found = tt.predict(model, prompts)
         np.testing.assert_allclose(found.margin, plain_margins(model, prompts), atol=1e-4)
         path = next(path for path, part in model.module.named_modules() if part is mlp)
-        with pytest.raises(tt.CheckError, match=rf"forward \S+ on {path}"):
+        with pytest.raises(tt.errors.CheckError, match=rf"forward \S+ on {path}"):
             tt.head_effects(model, prompts)
         again = tt.load(model.module, tokenizer=byte_level())
         np.testing.assert_array_equal(tt.predict(again, prompts).margin, found.margin)
@@ -528,7 +530,7 @@ def test_an_nnsight_edit_is_refused_until_it_is_cleared(model, prompts) -> None:
         mlp.output = mlp.output.clamp(-1e5, 1e5)  # nothing in the clean run
     line = test_an_nnsight_edit_is_refused_until_it_is_cleared.__code__.co_firstlineno + 4
     for measure in (tt.head_effects, tt.analyze):
-        with pytest.raises(tt.CheckError, match=rf"nnsight edit at test_state\.py:{line}"):
+        with pytest.raises(tt.errors.CheckError, match=rf"nnsight edit at test_state\.py:{line}"):
             measure(model, prompts)
     told = tt.predict(model, prompts).attrs["interventions"]
     assert json.loads(told) == [f"nnsight edit at test_state.py:{line}"]
@@ -541,5 +543,5 @@ def test_an_edit_of_tokens_that_are_no_labels(model, prompts) -> None:
     """Log-probabilities depend on them; what heads write would be unembedded without the edit."""
     with model.traced.edit(inplace=True):
         model.traced.lm_head.output[..., :9] += 5
-    with pytest.raises(tt.CheckError, match="nnsight edit"):
+    with pytest.raises(tt.errors.CheckError, match="nnsight edit"):
         tt.attribution(model, prompts)

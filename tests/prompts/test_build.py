@@ -220,7 +220,7 @@ def test_templates(llama: tt.Model) -> None:
     ],
 )
 def test_refusals(llama: tt.Model, arguments: dict, message: str) -> None:
-    with pytest.raises(tt.InputError, match=message):
+    with pytest.raises(tt.errors.InputError, match=message):
         tt.build_prompts(llama, TWO, **{"shots": 2, "n": 2, **arguments})
 
 
@@ -228,7 +228,7 @@ def test_a_prompt_longer_than_the_context_is_refused() -> None:
     module = hf_model("gpt2")
     model = tt.load(module, tokenizer=byte_level())
     model.architecture.max_positions = 30
-    with pytest.raises(tt.InputError, match="tokens and the model takes 30"):
+    with pytest.raises(tt.errors.InputError, match="tokens and the model takes 30"):
         tt.build_prompts(model, TWO, shots=8, n=2)
 
 
@@ -254,7 +254,7 @@ def test_splitting_parts_the_texts(llama: tt.Model) -> None:
 )
 def test_splits_that_cannot_be(llama: tt.Model, arguments: tuple, message: str) -> None:
     prompts = tt.build_prompts(llama, TWO, shots=3, n=10)
-    with pytest.raises(tt.InputError, match=message):
+    with pytest.raises(tt.errors.InputError, match=message):
         prompts.split(*arguments)
 
 
@@ -311,7 +311,7 @@ def test_strings_in_columns_of_a_table_go_by_place(llama: tt.Model) -> None:
 def test_strings_that_share_a_text_stay_together(llama: tt.Model) -> None:
     strings = ["cat: foo\ndog:", "cat: foo\nhen:"]
     prompts = tt.prompts_from_strings(llama, strings, [[(5, 8)]] * 2, ["foo"] * 2)
-    with pytest.raises(tt.InputError, match="linked by common texts"):
+    with pytest.raises(tt.errors.InputError, match="linked by common texts"):
         prompts.split(0.5)
 
 
@@ -327,7 +327,7 @@ def test_strings_that_share_a_text_stay_together(llama: tt.Model) -> None:
     ],
 )
 def test_bad_strings(llama: tt.Model, strings, spans, gold, message: str) -> None:
-    with pytest.raises(tt.InputError, match=message):
+    with pytest.raises(tt.errors.InputError, match=message):
         tt.prompts_from_strings(llama, strings, spans, gold)
 
 
@@ -376,10 +376,10 @@ def test_positions_by_name(llama: tt.Model) -> None:
 
 
 def test_a_class_without_texts() -> None:
-    with pytest.raises(tt.InputError, match="class 'city' has no texts"):
+    with pytest.raises(tt.errors.InputError, match="class 'city' has no texts"):
         tt.Task("t", {"animal": ANIMALS, "city": []})
 
 
 def test_a_text_in_two_classes() -> None:
-    with pytest.raises(tt.InputError, match="'cat' stands in the classes"):
+    with pytest.raises(tt.errors.InputError, match="'cat' stands in the classes"):
         tt.Task("t", {"animal": ANIMALS, "city": [*CITIES, "cat"]})

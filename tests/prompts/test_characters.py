@@ -51,7 +51,7 @@ def string(text: str, bos: bool = True, **options: Any) -> tt.Prompts:
 def test_control_tokens_in_texts(text: str) -> None:
     control = next(token for token in ("</s>", "<pad>", "<s>") if token in text)
     with pytest.raises(
-        tt.InputError,
+        tt.errors.InputError,
         match=f"prompt . holds|prompt .: the (text|query) '{text}' holds '{control}', .* "
         "control_tokens=True",
     ):
@@ -64,7 +64,9 @@ def test_control_tokens_in_texts(text: str) -> None:
 
 
 def test_control_tokens_as_labels() -> None:
-    with pytest.raises(tt.InputError, match="'</s>' holds '</s>'|label '</s>' is one of the"):
+    with pytest.raises(
+        tt.errors.InputError, match="'</s>' holds '</s>'|label '</s>' is one of the"
+    ):
         build(byte_level(), labels=("</s>", "foo"), template="{text}:{label}\n")
     found = build(
         byte_level(), labels=("</s>", "foo"), template="{text}:{label}\n", control_tokens=True
@@ -73,7 +75,9 @@ def test_control_tokens_as_labels() -> None:
 
 
 def test_a_label_that_no_demonstration_has_is_looked_at_too() -> None:
-    with pytest.raises(tt.InputError, match="the label '</s>' is one of the tokenizer's control"):
+    with pytest.raises(
+        tt.errors.InputError, match="the label '</s>' is one of the tokenizer's control"
+    ):
         tt.build_prompts(
             taking(byte_level()),
             TWO,
@@ -91,9 +95,9 @@ def test_control_tokens_in_template_and_instruction() -> None:
 
 def test_control_tokens_in_strings() -> None:
     text = "<s>cat: foo\n</s>dog:"
-    with pytest.raises(tt.InputError, match="prompt 0: the text '<s>cat: ' holds '<s>'"):
+    with pytest.raises(tt.errors.InputError, match="prompt 0: the text '<s>cat: ' holds '<s>'"):
         string(text, bos=False)
-    with pytest.raises(tt.InputError, match="prompt 0: the query '.*' holds '</s>'"):
+    with pytest.raises(tt.errors.InputError, match="prompt 0: the query '.*' holds '</s>'"):
         string(text, bos=False, add_special_tokens=False)
     found = string(text, bos=False, control_tokens=True)
     assert found.token[0, 0] == "<s>"
@@ -108,7 +112,9 @@ def test_which_added_tokens_are_control_tokens() -> None:
     tokenizer.add_tokens(["<tool>", "[INST]", "    ", "zebra"])
     tokenizer.add_tokens([AddedToken("\n\n", special=True)])
     for text in ("a <tool>", "[INST]"):
-        with pytest.raises(tt.InputError, match=r"which the tokenizer reads as one of its control"):
+        with pytest.raises(
+            tt.errors.InputError, match=r"which the tokenizer reads as one of its control"
+        ):
             build(tokenizer, text)
     for text in ("a    b", "zebra", "a\n\nb", "[INST", "<>"):
         build(tokenizer, text)
@@ -117,7 +123,7 @@ def test_which_added_tokens_are_control_tokens() -> None:
 def test_bytes_of_unknown_characters_are_no_control_tokens() -> None:
     """SentencePiece's byte tokens are added tokens here; written out they are refused."""
     build(sentencepiece(), "猫 é")
-    with pytest.raises(tt.InputError, match="holds '<0x41>'"):
+    with pytest.raises(tt.errors.InputError, match="holds '<0x41>'"):
         build(sentencepiece(), "a <0x41>")
 
 
@@ -133,7 +139,8 @@ DOUBLED = {
 def test_a_doubled_bos_is_refused(where: str) -> None:
     options = DOUBLED[where]
     with pytest.raises(
-        tt.InputError, match=r"prompt 0 begins with '<s>'.*leave it out.*add_special_tokens=False"
+        tt.errors.InputError,
+        match=r"prompt 0 begins with '<s>'.*leave it out.*add_special_tokens=False",
     ):
         build(byte_level(bos=True), **options)
     found = build(byte_level(bos=True), **options, add_special_tokens=False)
@@ -149,9 +156,9 @@ def test_a_doubled_bos_is_refused(where: str) -> None:
 
 
 def test_a_doubled_bos_in_a_string() -> None:
-    with pytest.raises(tt.InputError, match="prompt 0 begins with '<s>'"):
+    with pytest.raises(tt.errors.InputError, match="prompt 0 begins with '<s>'"):
         string("<s>cat: foo\ndog:")
-    with pytest.raises(tt.InputError, match="prompt 0 begins with '<s>'"):
+    with pytest.raises(tt.errors.InputError, match="prompt 0 begins with '<s>'"):
         string("<s>cat: foo\ndog:", control_tokens=True)
     found = string("<s>cat: foo\ndog:", add_special_tokens=False)
     assert found.token[0].tolist()[:2] == ["<s>", "c"] or found.token[0, 0] == "<s>"
@@ -163,7 +170,7 @@ def test_a_doubled_bos_in_a_string() -> None:
 
 
 def test_a_bos_of_a_text_is_not_the_prompts() -> None:
-    with pytest.raises(tt.InputError, match="'<s>cat' holds '<s>'"):
+    with pytest.raises(tt.errors.InputError, match="'<s>cat' holds '<s>'"):
         build(byte_level(bos=True), "<s>cat", add_special_tokens=False)
 
 
@@ -192,16 +199,16 @@ def test_special_tokens_at_the_end_can_be_left_out() -> None:
     content["post_processor"]["single"] = single[::-1]
     inner = Tokenizer.from_str(json.dumps(content))
     ending = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>")
-    with pytest.raises(tt.InputError, match="ends prompt 0 .* or add_special_tokens=False"):
+    with pytest.raises(tt.errors.InputError, match="ends prompt 0 .* or add_special_tokens=False"):
         build(ending)
     assert set(build(ending, add_special_tokens=False).token[:, -1].tolist()) == {":"}
 
 
 @pytest.mark.parametrize("name", ["add_special_tokens", "control_tokens"])
 def test_flags_are_true_or_false(name: str) -> None:
-    with pytest.raises(tt.InputError, match=f"{name}='no' must be True or False"):
+    with pytest.raises(tt.errors.InputError, match=f"{name}='no' must be True or False"):
         build(byte_level(), **{name: "no"})
-    with pytest.raises(tt.InputError, match=f"{name}='no' must be True or False"):
+    with pytest.raises(tt.errors.InputError, match=f"{name}='no' must be True or False"):
         string("cat: foo\ndog:", **{name: "no"})
 
 
@@ -227,21 +234,24 @@ def few_characters(unknown: str | None = None, normalizer: Any = None) -> Any:
 def test_dropped_characters_are_named(text: str) -> None:
     lost = next(c for c in text if c not in "cat")
     with pytest.raises(
-        tt.InputError, match=rf"the tokenizer drops .* \(U\+{ord(lost):04X}\), so the model would"
+        tt.errors.InputError,
+        match=rf"the tokenizer drops .* \(U\+{ord(lost):04X}\), so the model would",
     ):
         build(few_characters(), text)
     build(few_characters(), "cat cat")
 
 
 def test_dropped_characters_of_a_template() -> None:
-    with pytest.raises(tt.InputError, match=r"prompt 0: the tokenizer drops '→' \(U\+2192\)"):
+    with pytest.raises(
+        tt.errors.InputError, match=r"prompt 0: the tokenizer drops '→' \(U\+2192\)"
+    ):
         build(few_characters(), template="{text} →: {label}\n")
 
 
 def test_unknown_characters_are_named() -> None:
     """Also where the unknown token is named by the vocabulary only."""
     with pytest.raises(
-        tt.InputError,
+        tt.errors.InputError,
         match=r"does not know '猫' \(U\+732B\) in the (text|query) 'c猫t' .* token '<unk>' instead",
     ):
         build(few_characters("<unk>"), "c猫t")
@@ -253,7 +263,9 @@ def test_unknown_characters_of_a_unigram_are_named() -> None:
     words = [*"catdoghenRmOslLi: fbr\n", " foo", " bar"]
     inner = Tokenizer(models.Unigram([("?", 0.0), *((word, -2.0) for word in words)], 0, False))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
-    with pytest.raises(tt.InputError, match=r"does not know '猫' \(U\+732B\) .* token '\?' inst"):
+    with pytest.raises(
+        tt.errors.InputError, match=r"does not know '猫' \(U\+732B\) .* token '\?' inst"
+    ):
         build(tokenizer, "c猫t")
     build(tokenizer)
 
@@ -268,7 +280,7 @@ def test_characters_that_are_dropped_by_half_are_named() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
     build(tokenizer, "cét")
     for lost in "è猫":
-        with pytest.raises(tt.InputError, match=f"drops '{lost}'"):
+        with pytest.raises(tt.errors.InputError, match=f"drops '{lost}'"):
             build(tokenizer, f"c{lost}t")
 
 
@@ -278,9 +290,9 @@ def test_unknown_words_are_named() -> None:
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]")
     build(tokenizer)
-    with pytest.raises(tt.InputError, match=r"does not know 'o' \(U\+006F\), 'w' .* 'owl'"):
+    with pytest.raises(tt.errors.InputError, match=r"does not know 'o' \(U\+006F\), 'w' .* 'owl'"):
         build(tokenizer, "owl")
-    with pytest.raises(tt.InputError, match="'x' "):
+    with pytest.raises(tt.errors.InputError, match="'x' "):
         build(tokenizer, labels=("foo", "x"))
 
 
@@ -288,13 +300,13 @@ def test_unknown_words_are_named() -> None:
 def test_joined_accents_are_not_lost(normalizer: Any) -> None:
     """Offsets of a letter joined with its accent leave the accent uncovered."""
     build(few_characters(normalizer=normalizer), "cafe\N{COMBINING ACUTE ACCENT}")
-    with pytest.raises(tt.InputError, match=r"drops '猫'"):
+    with pytest.raises(tt.errors.InputError, match=r"drops '猫'"):
         build(few_characters(normalizer=normalizer), "cafe\N{COMBINING ACUTE ACCENT} 猫")
 
 
 def test_what_a_normalizer_takes_out_is_lost() -> None:
     strip = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()])
-    with pytest.raises(tt.InputError, match=r"drops .*U\+0301"):
+    with pytest.raises(tt.errors.InputError, match=r"drops .*U\+0301"):
         build(few_characters(normalizer=strip), "cafe\N{COMBINING ACUTE ACCENT}")
-    with pytest.raises(tt.InputError, match=r"drops 'x'"):
+    with pytest.raises(tt.errors.InputError, match=r"drops 'x'"):
         build(few_characters(normalizer=normalizers.Replace("x", "")), "cxat")

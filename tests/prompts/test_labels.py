@@ -94,7 +94,7 @@ def test_default_labels_mean_nothing() -> None:
     ],
 )
 def test_labels_that_are_refused(task: tt.Task, labels: Any, message: str) -> None:
-    with pytest.raises(tt.InputError, match=message):
+    with pytest.raises(tt.errors.InputError, match=message):
         build(task, labels)
 
 
@@ -134,14 +134,18 @@ START = "a: foo\nb: bar\n"
 
 def test_a_later_query_that_merges_with_its_label() -> None:
     assert len(strings([f"{START}c:", f"{START}d:"], joining())) == 2
-    with pytest.raises(tt.InputError, match=r"prompt 1: with the label 'foo' behind it the query"):
+    with pytest.raises(
+        tt.errors.InputError, match=r"prompt 1: with the label 'foo' behind it the query"
+    ):
         strings([f"{START}c:", f"{START}z:"], joining())
 
 
 def test_a_text_of_a_task_that_merges_with_its_label() -> None:
     task = tt.Task("t", {"x": ["a", "b", "quiz"], "y": ["d", "e", "f"]})
     model = tt.load(tiny("llama-grouped").module, tokenizer=joining(), check=False)
-    with pytest.raises(tt.InputError, match=r"prompt \d: with the label 'foo' behind it|is tokeni"):
+    with pytest.raises(
+        tt.errors.InputError, match=r"prompt \d: with the label 'foo' behind it|is tokeni"
+    ):
         tt.build_prompts(model, task, shots=2, n=12)
 
 
@@ -150,7 +154,7 @@ def test_blanks_before_a_label_that_differ_between_prompts() -> None:
     bare = START.replace(": ", ":")
     assert set(strings([f"{bare}c:"], joining()).token[0]) >= {"foo", "bar"}
     with pytest.raises(
-        tt.InputError,
+        tt.errors.InputError,
         match=r"prompt 1: the label 'foo' would be the token 'foo' here and is ' foo'",
     ):
         strings([f"{START}c:", f"{bare}c:"], joining())
@@ -158,7 +162,9 @@ def test_blanks_before_a_label_that_differ_between_prompts() -> None:
 
 def test_a_label_of_several_tokens_in_a_later_prompt() -> None:
     """Two blanks before it are two tokens, also after the query."""
-    with pytest.raises(tt.InputError, match=r"prompt 1: the label 'foo' is not one token .* but 2"):
+    with pytest.raises(
+        tt.errors.InputError, match=r"prompt 1: the label 'foo' is not one token .* but 2"
+    ):
         strings([f"{START}c:", f"{START}c:".replace(": ", ":  ")], joining())
 
 

@@ -74,7 +74,7 @@ def test_at(prompts: tt.Prompts, asked, wanted) -> None:
     ],
 )
 def test_refusals(asked, message: str) -> None:
-    with pytest.raises(tt.InputError, match=message):
+    with pytest.raises(tt.errors.InputError, match=message):
         tt.at(**asked)
 
 
@@ -87,5 +87,5 @@ def test_refusals(asked, message: str) -> None:
     ],
 )
 def test_what_stands_nowhere(prompts: tt.Prompts, asked, message: str) -> None:
-    with pytest.raises(tt.InputError, match=message):
+    with pytest.raises(tt.errors.InputError, match=message):
         tt.at(**asked).mask(prompts)

@@ -101,7 +101,7 @@ def test_iteration_and_texts(six: tt.Prompts) -> None:
 
 @pytest.mark.parametrize("name", ["label", "first", "", None])
 def test_positions_nobody_knows(six: tt.Prompts, name: Any) -> None:
-    with pytest.raises(tt.InputError, match="is not known; use 'last', 'labels' or 'all'"):
+    with pytest.raises(tt.errors.InputError, match="is not known; use 'last', 'labels' or 'all'"):
         six.where(name)
 
 
@@ -168,7 +168,7 @@ def test_the_same_seed_gives_the_same_halves(six: tt.Prompts) -> None:
 
 
 def test_slices_with_common_texts_cannot_be_split(six: tt.Prompts) -> None:
-    with pytest.raises(tt.InputError, match=r"linked by common texts.*task.split"):
+    with pytest.raises(tt.errors.InputError, match=r"linked by common texts.*task.split"):
         six[:].split(0.5)
 
 
@@ -204,7 +204,7 @@ def test_a_text_is_the_same_first_later_and_as_a_query(llama: tt.Model) -> None:
         write(("owl", "foo"), ("cat", "foo"), query="hen"),
         write(("hen", "foo"), query="cow"),
     )
-    with pytest.raises(tt.InputError, match="linked by common texts"):
+    with pytest.raises(tt.errors.InputError, match="linked by common texts"):
         prompts.split(0.5)
 
 
@@ -218,7 +218,7 @@ def test_one_large_group_and_one_small(llama: tt.Model) -> None:
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.5, 1.5, 0.05, 0.95, float("nan")])
 def test_an_empty_part_is_refused(six: tt.Prompts, fraction: float) -> None:
-    with pytest.raises(tt.InputError, match="strictly between|a part is empty|finite"):
+    with pytest.raises(tt.errors.InputError, match="strictly between|a part is empty|finite"):
         six.split(fraction)
 
 
@@ -397,14 +397,14 @@ ONE = write(("cat", "foo"), query="dog")
 def test_strings_that_make_no_prompts(
     llama: tt.Model, written: Any, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(tt.InputError, match=message):
+    with pytest.raises(tt.errors.InputError, match=message):
         own(llama, written, **options)
 
 
 def test_labels_of_a_demonstration_off_the_querys_form(llama: tt.Model) -> None:
     """One label stands without the blank that the query expects before it."""
     string = "cat: foo\nRome:foo\ndog:"
-    with pytest.raises(tt.InputError, match="prompt 0, demonstration 1: the label 'foo'"):
+    with pytest.raises(tt.errors.InputError, match="prompt 0, demonstration 1: the label 'foo'"):
         own(llama, (string, [(5, 8), (14, 17)]))
 
 
@@ -446,11 +446,11 @@ def test_reordering_keeps_an_instruction_in_front(llama: tt.Model) -> None:
 
 @pytest.mark.parametrize("order", [[0, 1, 2], [0, 1, 2, 2], [0, 1, 2, 4]])
 def test_orders_that_lose_a_demonstration_are_refused(six: tt.Prompts, order: list[int]) -> None:
-    with pytest.raises(tt.InputError, match="does not name each demonstration once"):
+    with pytest.raises(tt.errors.InputError, match="does not name each demonstration once"):
         six.reordered([order] * len(six))
 
 
 def test_prompts_from_strings_are_not_reordered(llama: tt.Model) -> None:
     strings = own(llama, write(("cat", "foo"), ("Rome", "bar"), query="dog"))
-    with pytest.raises(tt.InputError, match="from a string"):
+    with pytest.raises(tt.errors.InputError, match="from a string"):
         strings.reordered([[1, 0]])

@@ -72,9 +72,9 @@ def test_a_dataset_and_its_splits(datasets: Any) -> None:
     splits = datasets.DatasetDict(train=table.select([0, 1]), test=table.select([2, 3]))
     assert tt.load_task(splits).texts == {"pet": ("owl",), "town": ("Ulm",)}
     assert tt.load_task(splits, split="test").texts["town"] == ("La Paz, Bolivia",)
-    with pytest.raises(tt.InputError, match="no split 'dev'; it has train, test"):
+    with pytest.raises(tt.errors.InputError, match="no split 'dev'; it has train, test"):
         tt.load_task(splits, split="dev")
-    with pytest.raises(tt.InputError, match="streams has no end"):
+    with pytest.raises(tt.errors.InputError, match="streams has no end"):
         tt.load_task(table.to_iterable_dataset())
 
 
@@ -86,7 +86,7 @@ def test_classes_by_number_have_their_names(datasets: Any, tmp_path: Path) -> No
     for source in (table, tmp_path / "t.parquet"):
         assert tt.load_task(source).texts == {"pet": ("owl",), "town": ("Ulm",)}
     unlabelled = datasets.Dataset.from_dict({"text": ["owl", "Ulm"], "label": [1, -1]}, features)
-    with pytest.raises(tt.InputError, match="row 2 of dataset has no class"):
+    with pytest.raises(tt.errors.InputError, match="row 2 of dataset has no class"):
         tt.load_task(unlabelled)
 
 
@@ -135,14 +135,16 @@ def test_classes_of_any_type(values: Any, names: str) -> None:
     ],
 )
 def test_rows_without_a_class(values: Any, message: str) -> None:
-    with pytest.raises(tt.InputError, match=message):
+    with pytest.raises(tt.errors.InputError, match=message):
         tt.load_task(pd.DataFrame({"text": ["owl", "Ulm"], "label": values}))
 
 
 @pytest.mark.parametrize("missing", [None, np.nan, pd.NA, "", "  "])
 def test_rows_without_a_text(missing: Any) -> None:
     frame = pd.DataFrame({"text": ["owl", missing], "label": ["x", "y"]}, dtype=object)
-    with pytest.raises(tt.InputError, match="row 2 of table: class 'y' holds '', which is no text"):
+    with pytest.raises(
+        tt.errors.InputError, match="row 2 of table: class 'y' holds '', which is no text"
+    ):
         tt.load_task(frame)
 
 
@@ -154,11 +156,15 @@ def test_numbers_of_a_csv_are_whole_where_pandas_made_them_decimals(tmp_path: Pa
 
 
 def test_columns_that_are_not_there_or_twice() -> None:
-    with pytest.raises(tt.InputError, match="the table has no column 'label'; it has id, text, k"):
+    with pytest.raises(
+        tt.errors.InputError, match="the table has no column 'label'; it has id, text, k"
+    ):
         tt.load_task(FRAME.rename(columns={"label": "k"}))
-    with pytest.raises(tt.InputError, match="the table has several columns 'text'; leave one"):
+    with pytest.raises(
+        tt.errors.InputError, match="the table has several columns 'text'; leave one"
+    ):
         tt.load_task(FRAME.rename(columns={"id": "text"}))
-    with pytest.raises(tt.InputError, match="the table holds no rows"):
+    with pytest.raises(tt.errors.InputError, match="the table holds no rows"):
         tt.load_task(FRAME[:0])
 
 
@@ -202,17 +208,21 @@ def test_files_that_are_not_what_they_seem(case: str, tmp_path: Path) -> None:
     name, content, message = BAD[case]
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(tt.InputError, match=message) as caught:
+    with pytest.raises(tt.errors.InputError, match=message) as caught:
         tt.load_task(path)
     assert "\n" not in str(caught.value)
 
 
 def test_parquet_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     FRAME.drop(columns="label").to_parquet(tmp_path / "t.parquet")
-    with pytest.raises(tt.InputError, match="t.parquet has no column 'label'; it has id, text"):
+    with pytest.raises(
+        tt.errors.InputError, match="t.parquet has no column 'label'; it has id, text"
+    ):
         tt.load_task(tmp_path / "t.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(tt.InputError, match=r"needs the package pyarrow.*'twotower\[tables\]'"):
+    with pytest.raises(
+        tt.errors.InputError, match=r"needs the package pyarrow.*'twotower\[tables\]'"
+    ):
         tt.load_task(tmp_path / "t.parquet")
 
 
@@ -221,7 +231,7 @@ def test_tables_are_told_without_importing_their_libraries(
 ) -> None:
     for name in ("pandas", "datasets"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    with pytest.raises(tt.InputError, match="dict is no task's name and no table"):
+    with pytest.raises(tt.errors.InputError, match="dict is no task's name and no table"):
         tt.load_task({"text": ["a long list of texts"] * 9, "label": ["x"] * 9})
     assert not {"pandas", "datasets"} & set(sys.modules)
 
@@ -269,5 +279,5 @@ def test_classes_that_are_numbers_become_texts() -> None:
     ],
 )
 def test_forms_that_are_no_task(texts: Any, message: str) -> None:
-    with pytest.raises(tt.InputError, match=message):
+    with pytest.raises(tt.errors.InputError, match=message):
         tt.Task("t", texts)

@@ -34,7 +34,7 @@ from twotower.prompts.task import HUB_TASKS
     ],
 )
 def test_what_is_no_task(texts: Any, message: str) -> None:
-    with pytest.raises(tt.InputError, match=f"^task 't'.*{message}"):
+    with pytest.raises(tt.errors.InputError, match=f"^task 't'.*{message}"):
         tt.Task("t", texts)
 
 
@@ -62,7 +62,9 @@ def test_parts_of_a_task() -> None:
     # A part always keeps a text of each class.
     assert [len(p.texts["b"]) for p in task.split(0.01, seed=0)] == [1, 4]
     assert [len(p.texts["b"]) for p in task.split(0.99, seed=0)] == [4, 1]
-    with pytest.raises(tt.InputError, match="class 'b' of 'u' has one text: nothing to split"):
+    with pytest.raises(
+        tt.errors.InputError, match="class 'b' of 'u' has one text: nothing to split"
+    ):
         tt.Task("u", {"a": ["x", "y"], "b": ["z"]}).split(0.5, seed=0)
 
 
@@ -152,14 +154,16 @@ def test_a_jsonl_file_with_other_columns(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_files_that_hold_no_task(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(tt.InputError, match=message):
+    with pytest.raises(tt.errors.InputError, match=message):
         tt.load_task(str(tmp_path / name))
 
 
 def test_names_that_are_no_task(tmp_path: Path) -> None:
-    with pytest.raises(tt.InputError, match=r"there is no file .*none\.csv"):
+    with pytest.raises(tt.errors.InputError, match=r"there is no file .*none\.csv"):
         tt.load_task(str(tmp_path / "none.csv"))
-    with pytest.raises(tt.InputError, match=r"no task 'nonsense'.*animals-cities.*sst2.*hub:owner"):
+    with pytest.raises(
+        tt.errors.InputError, match=r"no task 'nonsense'.*animals-cities.*sst2.*hub:owner"
+    ):
         tt.load_task("nonsense")
 
 
@@ -240,7 +244,7 @@ def test_a_task_of_the_hub_makes_prompts(folder: str, llama: tt.Model) -> None:
 def test_columns_and_splits_that_are_not_there(
     folder: str, options: dict[str, str], message: str
 ) -> None:
-    with pytest.raises(tt.InputError, match=message):
+    with pytest.raises(tt.errors.InputError, match=message):
         tt.load_task(f"hub:{folder}", **{"text": "words", "label": "kind", **options})
 
 
@@ -268,12 +272,15 @@ def test_ready_entries_ask_for_their_dataset(monkeypatch: pytest.MonkeyPatch, li
 @pytest.mark.parametrize("source", ["sst2", "hub:nobody/nothing"])
 def test_no_network(library: Any, source: str) -> None:
     with pytest.raises(
-        tt.InputError, match=r"could not be had from the hub \(.*check the name and the network"
+        tt.errors.InputError,
+        match=r"could not be had from the hub \(.*check the name and the network",
     ):
         tt.load_task(source)
 
 
 def test_the_hub_needs_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(tt.InputError, match=r"'trec' is on the hub.*pip install 'twotower\[hub\]'"):
+    with pytest.raises(
+        tt.errors.InputError, match=r"'trec' is on the hub.*pip install 'twotower\[hub\]'"
+    ):
         tt.load_task("trec")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from surface import under
 from tiny import TWO, byte_level, hf_model, sentencepiece, tiny
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
@@ -59,16 +60,14 @@ USES: dict[str, Callable[[tt.Model, tt.Prompts, tt.Prompts], Any]] = {
     "head effects": lambda m, own, p: tt.head_effects(m, p),
     "residual streams": lambda m, own, p: tt.residual_streams(m, p),
     "gradients": lambda m, own, p: tt.attribution_patching(m, p),
-    "a mean": lambda m, own, p: tt.head_effects(m, own, ablation="mean", reference=p),
-    "donors": lambda m, own, p: tt.head_effects(m, own, ablation="patch", reference=p),
-    "groups": lambda m, own, p: tt.group_effects(
-        m, own, [[(0, 0)]], ablation="resample", reference=p
-    ),
+    "a mean": lambda m, own, p: tt.head_effects(m, own, to=tt.Mean(p)),
+    "donors": lambda m, own, p: tt.head_effects(m, own, to=tt.From(p)),
+    "groups": lambda m, own, p: tt.group_effects(m, own, [[(0, 0)]], to=tt.Resample(p)),
     "corrupted": lambda m, own, p: tt.causal_tracing(m, own, p),
     "a knock-out": lambda m, own, p: tt.predict(
-        m, own, tt.KnockOut([(0, 0)], ablation="mean", reference=p)
+        m, own, tt.KnockOut([(0, 0)], positions="all", to=tt.Mean(p))
     ),
-    "patched z": lambda m, own, p: tt.predict(m, own, tt.Patch([(0, 0)], p)),
+    "patched z": lambda m, own, p: tt.predict(m, own, tt.KnockOut([(0, 0)], "last", to=tt.From(p))),
     "patched values": lambda m, own, p: tt.predict(m, own, tt.Patch([(0, 0)], p, "values")),
     "patched attention": lambda m, own, p: tt.predict(m, own, tt.Patch([(0, 0)], p, "attention")),
 }
@@ -82,7 +81,7 @@ def test_prompts_of_another_tokenizer_are_refused(
     place = prompts.token[0].tolist().index(":") - int((prompts.role[0] == "pad").sum())
     known, wrong = byte_level().convert_tokens_to_ids(["x", ":"])
     with pytest.raises(
-        tt.InputError,
+        tt.errors.InputError,
         match=rf"another tokenizer: token {place} of prompt 0 is ':' \(id {wrong}\) there and "
         rf"'x' \(id {wrong}\) with this model|is ':' \(id {wrong}\) there and ':' \(id {known}\)",
     ):
@@ -123,7 +122,8 @@ def test_an_added_token_that_stands_in_the_prompts() -> None:
     holds = ["elephant" in text for text in prompts.strings]
     assert 0 < sum(holds) < 8
     with pytest.raises(
-        tt.InputError, match=f"token .* of prompt {holds.index(True)} is .*'elephan' .* with this"
+        tt.errors.InputError,
+        match=f"token .* of prompt {holds.index(True)} is .*'elephan' .* with this",
     ):
         tt.predict(model, prompts)
     tt.predict(model, prompts[[not held for held in holds]])
@@ -138,7 +138,9 @@ def test_a_label_that_has_another_id_after_the_prompts() -> None:
     ids = prompts.label_ids
     object.__setattr__(prompts, "labels", ("foo", "key"))
     object.__setattr__(prompts, "label_ids", (*ids, *byte_level()(" key")["input_ids"]))
-    with pytest.raises(tt.InputError, match="the label 'key' has the id .* there and .* with this"):
+    with pytest.raises(
+        tt.errors.InputError, match="the label 'key' has the id .* there and .* with this"
+    ):
         tt.predict(loaded(swapped("Ġkey", "Ġmap")), prompts)
 
 
@@ -146,7 +148,7 @@ def test_special_tokens_of_the_prompts_are_compared_as_they_were_made() -> None:
     """Prompts without BOS are right for a tokenizer that adds one, if made so."""
     bare = tt.build_prompts(tiny("llama-grouped"), TWO, shots=1, n=2)
     adding = loaded(byte_level(bos=True))
-    with pytest.raises(tt.InputError, match=r"token 0 of prompt 0 is .* there and '<s>'"):
+    with pytest.raises(tt.errors.InputError, match=r"token 0 of prompt 0 is .* there and '<s>'"):
         tt.predict(adding, bare)
     made_so = tt.build_prompts(tiny("llama-grouped"), TWO, shots=1, n=2, add_special_tokens=False)
     assert made_so.strings == bare.strings
@@ -154,7 +156,7 @@ def test_special_tokens_of_the_prompts_are_compared_as_they_were_made() -> None:
 
 
 def test_an_unlike_tokenizer_is_refused(prompts: tt.Prompts) -> None:
-    with pytest.raises(tt.InputError, match="another tokenizer: token 0 of prompt 0"):
+    with pytest.raises(tt.errors.InputError, match="another tokenizer: token 0 of prompt 0"):
         tt.predict(loaded(sentencepiece()), prompts)
 
 
@@ -179,7 +181,7 @@ def test_tokens_beyond_the_embedding() -> None:
         "the token 'zzz' has the id 704 and the model's embedding has 704 rows; resize it "
         r"\(model.resize_token_embeddings"
     )
-    with pytest.raises(tt.InputError, match=message):
+    with pytest.raises(tt.errors.InputError, match=message):
         tt.predict(model, prompts)
     tt.predict(loaded(larger(), rows=706), prompts)
 
@@ -187,11 +189,15 @@ def test_tokens_beyond_the_embedding() -> None:
 def test_a_label_beyond_the_unembedding() -> None:
     model = loaded(larger())
     label = tt.build_prompts(model, TWO, ["zzz", "foo"], 1, 2, template="{text}:{label}\n")
-    with pytest.raises(tt.InputError, match="'zzz' has the id 704 and the model's embedding has"):
+    with pytest.raises(
+        tt.errors.InputError, match="'zzz' has the id 704 and the model's embedding has"
+    ):
         tt.predict(model, label)
     wide = loaded(larger(), rows=706)
     wide.module.lm_head = model.module.lm_head
-    with pytest.raises(tt.InputError, match="label's token 'zzz' .* unembedding has 704 rows"):
+    with pytest.raises(
+        tt.errors.InputError, match="label's token 'zzz' .* unembedding has 704 rows"
+    ):
         tt.predict(wide, label)
 
 
@@ -200,6 +206,6 @@ def test_padding_beyond_the_embedding_does_no_harm() -> None:
     assert model.tokenizer.pad_token_id == 705
     prompts = tt.build_prompts(model, TWO, shots=1, n=4)
     assert len(set(prompts.lengths)) > 1
-    one_by_one = tt.predict(model, prompts, batch_size=1)
-    together = tt.predict(model, prompts, batch_size=4)
+    one_by_one = under(tt.predict, model, prompts, batch_size=1)
+    together = under(tt.predict, model, prompts, batch_size=4)
     assert abs(together.logit - one_by_one.logit).max() < 1e-4

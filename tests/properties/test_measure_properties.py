@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from settings import examples
+from surface import under
 from tiny import ARCHITECTURES, THREE, TWO, byte_level, hf_model, tiny
 
 import twotower as tt
@@ -72,7 +73,7 @@ def test_results_do_not_depend_on_company_order_or_padding(both, data: Any) -> N
     whole = tt.analyze(model, prompts)
     order = data.draw(st.permutations(range(len(prompts))))
     size = data.draw(st.integers(1, len(prompts)))
-    turned = tt.analyze(model, prompts[list(order)], batch_size=size)
+    turned = under(tt.analyze, model, prompts[list(order)], batch_size=size)
     back = turned.isel(prompt=np.argsort(order))
     alike(whole.drop_nodes("scores"), back.drop_nodes("scores"))
     # Alone, a prompt has no padding at all; positions are counted from the end.
@@ -176,10 +177,12 @@ def test_edits_compose(both, heads: list[tt.Head], where: str) -> None:
     turned = [tt.KnockOut([head], positions=where) for head in reversed(heads)]
     np.testing.assert_array_equal(together, apart)
     np.testing.assert_array_equal(together, answers(model, prompts, *turned))
-    scaled = answers(model, prompts, tt.Scale(heads, 0.0, positions=where))
+    scaled = answers(model, prompts, tt.KnockOut(heads, where, to=tt.Times(0.0)))
     np.testing.assert_allclose(scaled, together, **FLOATS)
     clean = answers(model, prompts)
-    np.testing.assert_allclose(answers(model, prompts, tt.Scale(heads, 1.0)), clean, **FLOATS)
+    np.testing.assert_allclose(
+        answers(model, prompts, tt.KnockOut(heads, "all", to=tt.Times(1.0))), clean, **FLOATS
+    )
 
 
 @examples(12)
@@ -191,7 +194,7 @@ def test_edits_that_change_nothing(both, heads: list[tt.Head]) -> None:
     for edit in (
         tt.ScaleAttention(heads, 1.0, keys=keys),
         tt.ScaleAttention(heads, 1.0, keys=keys, renormalize=True),
-        tt.Patch(heads, prompts, what="z"),
+        tt.KnockOut(heads, "last", to=tt.From(prompts)),
         tt.Patch(heads, prompts, what="attention"),
         tt.Patch(heads, prompts, what="values"),
     ):
@@ -218,9 +221,9 @@ def test_the_sweep_is_one_knock_out_after_the_other(both, head: tt.Head, where: 
 def test_what_is_knocked_out_no_longer_matters(both, heads: list[tt.Head]) -> None:
     """Once a head is out, editing its attention or taking it out again changes nothing."""
     model, prompts = both
-    out = tt.KnockOut(heads)
+    out = tt.KnockOut(heads, positions="all")
     edit = tt.ScaleAttention(heads, 3.0, keys=tt.at(role="label"))
     first = answers(model, prompts, out)
     np.testing.assert_allclose(answers(model, prompts, out, edit), first, **FLOATS)
-    with pytest.raises(tt.InputError):
-        answers(model, prompts, out, tt.KnockOut(heads[:1]))
+    with pytest.raises(tt.errors.InputError):
+        answers(model, prompts, out, tt.KnockOut(heads[:1], positions="all"))

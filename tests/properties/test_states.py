@@ -333,12 +333,12 @@ class User(RuleBasedStateMachine):
             with self.surrounded(), warnings.catch_warnings(record=True) as given:
                 warnings.simplefilter("always")
                 return measure()
-        except tt.CheckError as error:
+        except tt.errors.CheckError as error:
             refusal = str(error)
         finally:
             after = conditions(self.module)
             assert [key for key in before if before[key] != after[key]] == []
-            autocast = [tt.TwoTowerWarning] if self.surroundings == "autocast" else []
+            autocast = [tt.errors.TwoTowerWarning] if self.surroundings == "autocast" else []
             assert [one.category for one in given] == autocast
         assert any(name in refusal for name in self.in_force()), refusal
         return None

@@ -106,21 +106,21 @@ def test_the_schema_holds_for_any_shape(group: str) -> None:
         name = data.draw(st.sampled_from(sorted(map(str, dataset.data_vars))))
         variable = GROUPS[group][name]
         if variable.required:
-            with pytest.raises(tt.SchemaError, match="lacks the variable"):
+            with pytest.raises(tt.errors.SchemaError, match="lacks the variable"):
                 check_dataset(dataset.drop_vars(name), group)
         if len(variable.dims) > 1:
             turned = dataset.assign({name: dataset[name].transpose(*reversed(variable.dims))})
-            with pytest.raises(tt.SchemaError, match="has dims"):
+            with pytest.raises(tt.errors.SchemaError, match="has dims"):
                 check_dataset(turned, group)
-        with pytest.raises(tt.SchemaError, match="has no variable"):
+        with pytest.raises(tt.errors.SchemaError, match="has no variable"):
             check_dataset(dataset.assign(other=dataset[name]), group)
         bare = dataset.copy()
         bare[name] = dataset[name].drop_attrs()
-        with pytest.raises(tt.SchemaError, match="lacks the attribute"):
+        with pytest.raises(tt.errors.SchemaError, match="lacks the attribute"):
             check_dataset(bare, group)
         if variable.dims:
             dim = data.draw(st.sampled_from(variable.dims))
-            with pytest.raises(tt.SchemaError, match="no coordinate"):
+            with pytest.raises(tt.errors.SchemaError, match="no coordinate"):
                 check_dataset(dataset.drop_vars(dim), group)
 
     check()

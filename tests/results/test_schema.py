@@ -86,5 +86,5 @@ def test_provenance(run: xr.DataTree, prompts: tt.Prompts) -> None:
 def test_refuses_other_forms(run: xr.DataTree, change, message: str) -> None:
     dataset = run["effects"].to_dataset(inherit=False)
     check_dataset(dataset)
-    with pytest.raises(tt.SchemaError, match=message):
+    with pytest.raises(tt.errors.SchemaError, match=message):
         check_dataset(change(dataset))

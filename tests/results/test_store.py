@@ -64,7 +64,7 @@ def test_texts_of_every_script_survive(llama: tt.Model, tmp_path: Path) -> None:
 
 
 def test_does_not_overwrite_unless_told(run: xr.DataTree, stored: Path) -> None:
-    with pytest.raises(tt.StoreError, match="exists already"):
+    with pytest.raises(tt.errors.StoreError, match="exists already"):
         tt.save(run, stored)
     tt.save(run, stored, overwrite=True)
     tt.open(stored)
@@ -75,43 +75,43 @@ def test_never_removes_what_is_no_run(run: xr.DataTree, tmp_path: Path) -> None:
     folder = tmp_path / "thesis"
     folder.mkdir()
     (folder / "chapter.tex").write_text("years of work")
-    with pytest.raises(tt.StoreError, match="cannot be read as a Zarr store"):
+    with pytest.raises(tt.errors.StoreError, match="cannot be read as a Zarr store"):
         tt.save(run, folder, overwrite=True)
     assert (folder / "chapter.tex").read_text() == "years of work"
 
 
 def test_foreign_store(tmp_path: Path) -> None:
     xr.Dataset({"t": ("x", np.arange(3))}).to_zarr(tmp_path / "f.zarr", consolidated=False)
-    with pytest.raises(tt.StoreError, match="not a twotower run"):
+    with pytest.raises(tt.errors.StoreError, match="not a twotower run"):
         tt.open(tmp_path / "f.zarr")
 
 
 def test_missing_store(tmp_path: Path) -> None:
-    with pytest.raises(tt.StoreError, match="there is no store"):
+    with pytest.raises(tt.errors.StoreError, match="there is no store"):
         tt.open(tmp_path / "none.zarr")
 
 
 def test_damaged_store(stored: Path) -> None:
     (stored / "qk" / "zarr.json").write_text("{not json")
-    with pytest.raises(tt.StoreError, match="cannot be read"):
+    with pytest.raises(tt.errors.StoreError, match="cannot be read"):
         tt.open(stored)
 
 
 def test_incomplete_store(stored: Path) -> None:
     shutil.rmtree(stored / "qk" / "score")
-    with pytest.raises(tt.StoreError, match="lacks the variable 'score'"):
+    with pytest.raises(tt.errors.StoreError, match="lacks the variable 'score'"):
         tt.open(stored)
 
 
 def test_unwritable_place(run: xr.DataTree, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(tt.StoreError, match="cannot be written"):
+    with pytest.raises(tt.errors.StoreError, match="cannot be written"):
         tt.save(run, tmp_path / "file" / "run.zarr")
 
 
 def test_an_ill_formed_run_is_not_written(run: xr.DataTree, tmp_path: Path) -> None:
     wrong = run.copy()
     wrong["qk"] = xr.DataTree(run["qk"].to_dataset(inherit=False).drop_vars("attention"))
-    with pytest.raises(tt.SchemaError, match="lacks the variable 'attention'"):
+    with pytest.raises(tt.errors.SchemaError, match="lacks the variable 'attention'"):
         tt.save(wrong, tmp_path / "run.zarr")
     assert not list(tmp_path.iterdir())

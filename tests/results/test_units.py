@@ -17,7 +17,7 @@ import zarr
 
 import twotower as tt
 from twotower.errors import StoreError
-from twotower.measures.analysis import Settings, datasets, measured
+from twotower.measures.analyze import Settings, datasets, measured
 from twotower.results import measured_prompts
 from twotower.results.units import DONE, FAILED, Unit, UnitStore, plan_units, report_missing
 

@@ -12,7 +12,7 @@ from tiny import hf_model
 
 import twotower as tt
 from twotower.errors import InputError
-from twotower.runs.bench import MEASURES, Peak, bench, prompts_near
+from twotower.sizing.bench import MEASURES, Peak, bench, prompts_near
 
 
 @pytest.fixture(scope="module")

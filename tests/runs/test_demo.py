@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 import twotower as tt
-from twotower.runs.demo import Finding, check_finding, random_heads, run_demo, save_finding
+from twotower.experiments.demo import Finding, check_finding, random_heads, run_demo, save_finding
 
 pytestmark = pytest.mark.demo_model
 
@@ -61,7 +61,7 @@ def test_it_fails_loudly(finding: Finding) -> None:
         finding.run,
         finding.selection,
     )
-    with pytest.raises(tt.FindingError, match="costs no more correct"):
+    with pytest.raises(tt.errors.FindingError, match="costs no more correct"):
         check_finding(swapped)
 
 
@@ -93,7 +93,7 @@ def test_sweep_equals_hooked_forwards(demo_model: tt.Model) -> None:
     """On the real model: every tenth head, knocked out by a plain hook at the last position."""
     import torch
 
-    from twotower.measures.batch_size import Batches
+    from twotower.walk.batch_size import Batches
 
     prompts = tt.build_prompts(demo_model, tt.load_task("animals-cities"), shots=4, n=2)
     effects = tt.head_effects(demo_model, prompts, logprobs=False)

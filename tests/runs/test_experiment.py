@@ -12,8 +12,7 @@ import pytest
 from tiny import TWO, tiny
 
 import twotower as tt
-from twotower.results import Variable
-from twotower.runs.experiment import (
+from twotower.experiments.experiment import (
     FULL,
     QUICK,
     Experiment,
@@ -21,8 +20,9 @@ from twotower.runs.experiment import (
     Setting,
     check_task,
 )
-from twotower.runs.experiment_run import run_experiment
-from twotower.runs.suite import find_experiments, load_experiment
+from twotower.experiments.run import run_experiment
+from twotower.experiments.suite import find_experiments, load_experiment
+from twotower.results import Variable
 from twotower.statistics import Estimate, bootstrap_mean
 
 SMALL = replace(FULL, n_fit=4, n_test=4, shots=1, k=2)
@@ -147,7 +147,7 @@ def test_halves_share_no_text_and_seeds_differ() -> None:
 
 
 def test_selections_are_kept_and_shared(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("twotower.runs.experiment.check_task", lambda run, name: None)
+    monkeypatch.setattr("twotower.experiments.experiment.check_task", lambda run, name: None)
     setting = Setting(tiny("llama"), TWO, 0, SMALL, tmp_path)
     heads = setting.heads
     assert len(list(tmp_path.iterdir())) == 1
@@ -160,7 +160,7 @@ def test_selections_are_kept_and_shared(tmp_path: Path, monkeypatch: Any) -> Non
 
 
 def test_random_heads(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("twotower.runs.experiment.check_task", lambda run, name: None)
+    monkeypatch.setattr("twotower.experiments.experiment.check_task", lambda run, name: None)
     setting = Setting(tiny("llama"), TWO, 0, SMALL, tmp_path)
     draws = setting.random_heads(k=5)
     assert [len(draw) for draw in draws] == [5] * SMALL.n_random
@@ -177,7 +177,7 @@ def test_random_heads(tmp_path: Path, monkeypatch: Any) -> None:
 
 def test_a_model_that_cannot_do_the_task_is_told(tmp_path: Path) -> None:
     setting = Setting(tiny("llama"), TWO, 0, replace(SMALL, n_fit=12), tmp_path)
-    with pytest.raises(tt.FindingError, match=r"cannot do animals-cities-tiny: \d+ of 12"):
+    with pytest.raises(tt.errors.FindingError, match=r"cannot do animals-cities-tiny: \d+ of 12"):
         _ = setting.heads
 
 
@@ -191,7 +191,7 @@ def test_exact_binomial(llama: tt.Model) -> None:
         correct = run["predictions"]["correct"].copy(data=np.arange(10) < right)
         changed["predictions"] = run["predictions"].to_dataset().assign(correct=correct)
         if fails:
-            with pytest.raises(tt.FindingError, match=r"8 of 10 .* p = 0\.05"):
+            with pytest.raises(tt.errors.FindingError, match=r"8 of 10 .* p = 0\.05"):
                 check_task(changed, "m")
         else:
             check_task(changed, "m")
@@ -235,9 +235,9 @@ def test_the_suite_is_in_order() -> None:
 def test_files_that_make_no_experiment(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "mine.py"
     path.write_text(text)
-    with pytest.raises(tt.InputError, match=message):
+    with pytest.raises(tt.errors.InputError, match=message):
         load_experiment(path)
-    with pytest.raises(tt.InputError, match="is no Python file"):
+    with pytest.raises(tt.errors.InputError, match="is no Python file"):
         load_experiment(tmp_path / "absent.py")
 
 

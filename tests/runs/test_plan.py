@@ -15,9 +15,9 @@ from tiny import wide_config
 
 import twotower as tt
 from twotower.errors import InputError, ModelError
-from twotower.runs.plan import _Counter, _device, make_plan
-from twotower.runs.plan_shape import Shape
-from twotower.runs.plan_table import ranges
+from twotower.sizing.plan import _Counter, _device, make_plan
+from twotower.sizing.shape import Shape
+from twotower.sizing.table import ranges
 
 GIB = 1 << 30
 
@@ -110,7 +110,7 @@ shots, batch, n = map(int, sys.argv[1:])
 model = tt.load("smollm2-135m", dtype="float32")
 prompts = tt.build_prompts(model, tt.load_task("animals-cities"), shots=shots, n=n)
 tt.analyze(model, prompts, batch_size=batch)
-from twotower.runs.bench import most_resident
+from twotower.sizing.bench import most_resident
 print(prompts.n_positions, most_resident())
 """
 

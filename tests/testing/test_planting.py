@@ -156,5 +156,5 @@ def test_directions_survive_the_norms() -> None:
     ],
 )
 def test_what_cannot_be_planted(settings: dict[str, object], words: str) -> None:
-    with pytest.raises(tt.InputError, match=words):
+    with pytest.raises(tt.errors.InputError, match=words):
         Planting(**settings)  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import twotower as tt
+from twotower.measures.bias import bias_reduction, recent_label
 from twotower.testing import ARCHITECTURES, Planting
 
 SEEDS = range(int(os.environ.get("TWOTOWER_PLANTINGS", "5")))
@@ -55,7 +56,7 @@ def test_other_sweeps_find_them_as_well(planted) -> None:
     # At label positions the gathering head alone writes what matters.
     assert tt.in_context_heads(at_labels, 1) == [planting.gather]
     twin = prompts.reversed_labels()
-    patched = tt.head_effects(model, prompts, ablation="patch", reference=twin, logprobs=False)
+    patched = tt.head_effects(model, prompts, logprobs=False, to=tt.From(twin))
     # With labels reversed matching heads write another answer; the query's feature is the same.
     found = tt.in_context_heads(patched, len(planting.match))
     assert set(found) == set(planting.match)
@@ -69,9 +70,9 @@ def test_other_sweeps_find_them_as_well(planted) -> None:
 def test_knocking_them_out_leaves_chance(planted) -> None:
     planting, model, prompts = planted
     before = tt.predict(model, prompts)
-    after = tt.predict(model, prompts, [tt.KnockOut(planting.match)])
+    after = tt.predict(model, prompts, [tt.KnockOut(planting.match, positions="all")])
     rest = [head for head in model.heads if head not in planting.heads]
-    other = tt.predict(model, prompts, [tt.KnockOut(rest)])
+    other = tt.predict(model, prompts, [tt.KnockOut(rest, positions="all")])
     assert before.correct.values.all()
     assert float(after.margin.mean()) < 0.15 * float(before.margin.mean())
     assert other.correct.values.all()
@@ -100,7 +101,7 @@ def test_recency_bias(name: str, recency: float) -> None:
     planting = Planting(name, match=MATCH, similarity=2.0, recency=recency)
     model = planting.load()
     prompts = planting.prompts(model, n=64, shots=4, order="blocked")
-    recent = tt.recent_label(prompts)
+    recent = recent_label(prompts)
     drop = [tt.DropPosition(planting.match)]
     before, after = (
         tt.label_bias(tt.predict(model, prompts, edits), recent) for edits in ([], drop)
@@ -114,7 +115,7 @@ def test_recency_bias(name: str, recency: float) -> None:
         bias[kind] = float(np.mean(by_label))
     if recency:
         assert bias["before"] > 0.8
-        reduced = tt.bias_reduction(before, after)
+        reduced = bias_reduction(before, after)
         assert reduced is not None
         assert reduced.value == pytest.approx(1, abs=0.1)
         # Another head's position part has nothing to do with it.

@@ -113,8 +113,8 @@ def head_table(run: xr.DataTree | xr.Dataset) -> xr.Dataset:
     """
     import xarray as xr
 
-    from ..measures import two_tower_scores
-    from ..measures.heads import above_others
+    from ..measures.choose import above_others
+    from ..measures.scores import two_tower_scores
 
     run = one_run(run)
     found: dict[str, xr.DataArray] = {}

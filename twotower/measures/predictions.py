@@ -1,14 +1,20 @@
-"""The model's answers, as it is or with heads edited."""
+"""What the model answers, as it is or with heads edited."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..intervention import Edit, as_edits
-from .collect import collect, dataset
-from .measure import measure
-from .recorders import Predictions
+import numpy as np
+import torch
+
+from ..edits.edits import Edit
+from ..walk.batch import Batch
+from ..walk.tensors import margin
+from ..walk.walk import End, Recorder
+from .collect import run
+from .measure import MakeRecorder, Measure
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -17,51 +23,61 @@ if TYPE_CHECKING:
     from ..prompts import Prompts
 
 
-@measure
-def predict(
-    model: Model,
-    prompts: Prompts,
-    edits: Edit | Sequence[Edit] = (),
-    *,
-    batch_size: int | None = None,
-    progress: bool | str = False,
-) -> xr.Dataset:
-    """What the model answers at the last position.
+def predict(model: Model, prompts: Prompts, edits: Edit | Sequence[Edit] = ()) -> xr.Dataset:
+    """Return what the model answers at the last position.
 
     Parameters
     ----------
     model, prompts
         What is measured.
     edits
-        Edits in force: `KnockOut`, `Scale`, `ScaleAttention`, `DropPosition`, `Patch`. They
-        can be combined: on one head attention is edited first, then values, then z.
-    batch_size
-        Prompts in a batch; fewer where memory runs out. By default about a thousand
-        tokens' worth on a processor, and as many as fill a GPU, which is found out and
-        remembered.
-    progress
-        Show a bar; a text is its title.
+        Edits in force: `KnockOut`, `ScaleAttention`, `DropPosition`, `Patch`. They can be
+        combined: on one head attention is edited first, then values, then the output.
 
     Returns
     -------
     xarray.Dataset
         logit, logprob (prompt, label); margin, correct, top_token, top1_correct (prompt).
-        `correct` compares the labels alone; `top1_correct` the whole vocabulary, which is
-        the accuracy of Yu & Ananiadou (2024).
+        `correct` compares only the labels; `top1_correct` the whole vocabulary, which is the
+        accuracy of Yu & Ananiadou (2024).
 
     Raises
     ------
     InputError
-        If an edit does not fit the model or the prompts, or two edit the same thing.
+        If an edit does not fit the model or the prompts, or two edits change the same thing.
     """
-    edits = as_edits(edits)
-    (arrays,) = collect(
-        model,
-        prompts,
-        [lambda batch: Predictions(batch, prompts.label_ids)],
-        batch_size=batch_size,
-        edits=edits,
-        kind="predictions",
-        progress=progress,
-    )
-    return dataset("predictions", arrays, model, prompts, edits=[e.describe() for e in edits])
+    return run(model, prompts, Predictions(), edits=edits)
+
+
+@dataclass(frozen=True)
+class Predictions(Measure):
+    """The measure behind `predict`."""
+
+    group = "predictions"
+
+    def prepare(self, model: Model, prompts: Prompts) -> MakeRecorder:
+        return lambda batch: PredictionsRecorder(batch, prompts.label_ids)
+
+
+class PredictionsRecorder(Recorder):
+    """Records the model's answers at the last position."""
+
+    group = "predictions"
+
+    def __init__(self, batch: Batch, label_ids: tuple[int, ...]) -> None:
+        self.gold = batch.gold
+        self.label_ids = batch.everywhere(np.array(label_ids))
+
+    def finish(self, end: End) -> dict[str, torch.Tensor]:
+        logits = end.logits
+        gold, ids = (x.on(logits.device) for x in (self.gold, self.label_ids))
+        labels = logits[:, ids]
+        top = logits.argmax(dim=-1)
+        return {
+            "logit": labels,
+            "logprob": labels - logits.logsumexp(dim=-1, keepdim=True),
+            "margin": margin(labels, gold),
+            "correct": labels.argmax(dim=-1) == gold,
+            "top_token": top,
+            "top1_correct": top == ids[gold],
+        }

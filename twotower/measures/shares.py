@@ -1,94 +1,80 @@
-"""Where positions take their information from: attention, summed by what is looked at."""
+"""Attention shares: how much attention goes to which kind of position."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from ..errors import InputError
-from ..intervention import named
-from .batch import Batch
-from .collect import collect, dataset
-from .content import scores
-from .edits import position_mask
-from .measure import measure
-from .recorders import stack
-from .walk import End, LayerView, Recorder
+from ..prompts.positions import position_mask
+from ..walk.batch import Batch
+from ..walk.scores import scores
+from ..walk.tensors import stack
+from ..walk.walk import End, LayerView, Recorder
+from .collect import run
+from .measure import MakeRecorder, Measure
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from ..intervention import Positions
     from ..models import Model
     from ..prompts import Prompts
+    from ..prompts.positions import Positions
 
 SOURCES = ("itself", "own text", "own rest", "other texts", "other labels", "other rest", "bos")
-"""What a position can look at; every position it sees is one of these."""
+"""Kinds of positions to attend to; every visible position is of one kind."""
 
 
-@measure
-def attention_shares(
-    model: Model,
-    prompts: Prompts,
-    positions: Positions = "labels",
-    *,
-    batch_size: int | None = None,
-    progress: bool | str = False,
-) -> xr.Dataset:
-    """How much of their attention some positions pay to what, in every head.
+def attention_shares(model: Model, prompts: Prompts, positions: Positions = "labels") -> xr.Dataset:
+    """Return how much attention each head pays to which kind of position.
 
     Parameters
     ----------
     model, prompts
         What is measured.
     positions
-        Positions that look: "labels", "last", "all", `twotower.at`, or a boolean (prompt,
+        Positions that attend: "labels", "last", "all", `twotower.at`, or a boolean (prompt,
         position) array.
-    batch_size, progress
-        As in `predict`.
 
     Returns
     -------
     xarray.Dataset
-        share (prompt, layer, head, source): mean over the prompt's positions that look of
-        the attention paid to each source; the sources sum to 1. "own" is the same
-        demonstration, or the query for positions of the query; "rest" is what is neither
-        text nor label there. NaN in prompts in which nothing looks.
+        share (prompt, layer, head, source): attention paid to each source, averaged over the
+        prompt's attending positions; the sources sum to 1. "own" is the same demonstration,
+        or the query for positions of the query; "rest" is neither text nor label. NaN in
+        prompts without an attending position.
 
     Raises
     ------
     InputError
-        If the positions are not usable, or there are none.
+        If the positions are unusable, or there are none.
     """
-    queries = position_mask(prompts, positions)
-    if not queries.any():
-        raise InputError("positions are empty: nothing looks")
-    make = shares_maker(prompts, queries)
-    (arrays,) = collect(model, prompts, [make], batch_size=batch_size, progress=progress)
-    return dataset(
-        "shares",
-        arrays,
-        model,
-        prompts,
-        coordinates={"source": list(SOURCES)},
-        positions=named(positions),
-    )
+    return run(model, prompts, AttentionShares(positions))
 
 
-def shares_maker(prompts: Prompts, queries: np.ndarray) -> Callable[[Batch], Shares]:
-    """What makes the recorder of shares for each batch."""
+@dataclass(frozen=True, eq=False)
+class AttentionShares(Measure):
+    """The measure behind `attention_shares`, with its settings."""
 
-    def make(batch: Batch) -> Shares:
-        sources = _sources(prompts, batch)
-        return Shares(batch, queries, sources)
+    group = "shares"
 
-    return make
+    positions: Positions = "labels"
+
+    def prepare(self, model: Model, prompts: Prompts) -> MakeRecorder:
+        queries = position_mask(prompts, self.positions)
+        if not queries.any():
+            raise InputError("positions are empty: no position attends")
+        return lambda batch: SharesRecorder(batch, queries, _sources(prompts, batch))
+
+    def coordinates(self) -> Mapping[str, Any]:
+        return {"source": list(SOURCES)}
 
 
-class Shares(Recorder):
+class SharesRecorder(Recorder):
     """Attention of some positions, summed by source.
 
     Parameters

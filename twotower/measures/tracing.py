@@ -7,36 +7,35 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..checks import check_is
+from ..edits.changes import From
 from ..errors import InputError
-from ..intervention import named
+from ..prompts.positions import named
 from ..results.missing import blank
-from .batch import Batch
-from .collect import collect, dataset
-from .effects import sweep
-from .measure import measure
-from .missing import FINITE
-from .recorders import Predictions
+from ..sweep.prepare import prepare_sweep
+from ..walk.not_finite import FINITE
+from .collect import collect
+from .datasets import dataset
+from .effects import Effects
+from .measure import MakeRecorder
+from .measurement import measurement
+from .predictions import Predictions
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from ..intervention import Positions
     from ..models import Model
     from ..prompts import Prompts
+    from ..prompts.positions import Positions
 
 
-@measure
+@measurement
 def causal_tracing(
     model: Model,
     prompts: Prompts,
     corrupted: Prompts,
     positions: Positions = "last",
-    *,
-    memory_budget: int | str | None = None,
-    batch_size: int | None = None,
-    progress: bool | str = False,
 ) -> xr.Dataset:
-    """How much of the clean answer each head's clean output restores in a corrupted run.
+    """Return how much of the clean answer each head's clean output restores when corrupted.
 
     The heads' outputs of a clean prompt are put into its corrupted twin, one head at a
     time, and the margin of the *clean* prompt's answer is read. All heads are swept in
@@ -54,8 +53,6 @@ def causal_tracing(
     positions
         Where outputs are put in, as in `head_effects`; other positions than "last" need
         twins that align token by token there.
-    memory_budget, batch_size, progress
-        As in `head_effects`.
 
     Returns
     -------
@@ -77,23 +74,8 @@ def causal_tracing(
             f"the corrupted prompts have labels {corrupted.labels}, the clean ones {prompts.labels}"
         )
 
-    def answers(batch: Batch) -> Predictions:
-        return Predictions(batch, prompts.label_ids)
-
-    (traced, own) = sweep(
-        model,
-        corrupted,
-        positions,
-        ablation="patch",
-        reference=prompts,
-        logprobs=False,
-        memory_budget=memory_budget,
-        gold=prompts.gold_index,
-        beside=[answers],
-        batch_size=batch_size,
-        progress=progress,
-    )
-    (clean,) = collect(model, prompts, [answers], batch_size=batch_size, kind="predictions")
+    traced, own = collect(model, corrupted, [_Restored(positions, prompts), Predictions()])
+    (clean,) = collect(model, prompts, [Predictions()])
     arrays = {
         "margin_gain": -traced["margin_drop"],
         "margin_clean": clean["margin"],
@@ -101,14 +83,20 @@ def causal_tracing(
         FINITE: traced[FINITE] & clean[FINITE],
     }
     arrays = {name: blank(values, arrays[FINITE]) for name, values in arrays.items()}
-    return dataset(
-        "tracing",
-        arrays,
-        model,
-        prompts,
-        positions=named(positions),
-        corrupted=corrupted.hash,
-    )
+    settings = {"positions": named(positions), "corrupted": corrupted.hash}
+    return dataset("tracing", arrays, model, prompts, settings)
+
+
+class _Restored(Effects):
+    """A sweep that puts clean outputs into corrupted prompts and reads the clean answer."""
+
+    def __init__(self, positions: Positions, clean: Prompts) -> None:
+        super().__init__(positions, From(clean), logprobs=False)
+
+    def prepare(self, model: Model, prompts: Prompts) -> MakeRecorder:
+        assert isinstance(self.to, From)
+        gold = self.to.donor.gold_index
+        return prepare_sweep(model, prompts, self.positions, self.to, gold=gold)
 
 
 def _margins(logits: np.ndarray, gold: np.ndarray) -> np.ndarray:

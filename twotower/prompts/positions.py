@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from ..checks import whole, yes_or_no
 from ..errors import InputError
@@ -70,6 +71,10 @@ class At:
         """The properties that are asked for, for the record."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in given.items() if value is not None}
+
+
+Positions = str | At | np.ndarray
+"""How users pick positions: by name, by `at`, or as a boolean (prompt, position) array."""
 
 
 def at(
@@ -142,3 +147,31 @@ def _texts(name: str, given: Any) -> tuple[str, ...] | None:
     if not texts or not all(isinstance(text, str) for text in texts):
         raise InputError(f"{name}={given!r} must be a text, or several")
     return texts
+
+
+def position_mask(prompts: Prompts, positions: Positions) -> Bool[np.ndarray, "prompt position"]:
+    """(prompt, position) boolean, from a name, from `twotower.at`, or from a user's array.
+
+    Raises
+    ------
+    InputError
+        If the name is not known, or the array is not boolean of that shape.
+    """
+    if isinstance(positions, str):
+        return prompts.where(positions)
+    if hasattr(positions, "mask") and hasattr(positions, "describe"):
+        return positions.mask(prompts)
+    mask = np.asarray(positions)
+    if mask.dtype != bool or mask.shape != prompts.token_id.shape:
+        raise InputError(
+            f"positions must be 'last', 'labels', 'all', at(...) or a boolean array of shape "
+            f"{prompts.token_id.shape}; this is {mask.dtype} of shape {mask.shape}"
+        )
+    return mask & (prompts.token_id >= 0)
+
+
+def named(positions: Positions) -> Any:
+    """Positions, for the record."""
+    if isinstance(positions, str):
+        return positions
+    return positions.describe() if hasattr(positions, "describe") else "given"

@@ -114,8 +114,8 @@ def carry_out(
 
 def not_finite(run: xr.DataTree, parts: Sequence[str]) -> list[str]:
     """A line for each part with prompts or single values that are not finite."""
-    from ..measures.missing import Notice
     from ..results.missing import finite_prompts
+    from ..walk.not_finite import Notice
 
     lines = []
     for part in parts:
@@ -209,7 +209,7 @@ def finish(store: UnitStore, parts: Sequence[str]) -> None:
 
     They are left as they are where they are of these prompts.
     """
-    from ..measures import two_tower_scores
+    from ..measures.scores import two_tower_scores
     from ..results import open as open_run
     from ..results.units import DONE
 

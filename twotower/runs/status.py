@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..experiments.units import LEDGER, SeedLedger
 from .claim import alive
-from .experiment_units import LEDGER, SeedLedger
 
 if TYPE_CHECKING:
     from rich.console import Console

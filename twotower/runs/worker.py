@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import StoreError
 
 if TYPE_CHECKING:
-    from ..measures.analysis import Settings
+    from ..measures.measure import Measure
     from ..models import Model
     from ..prompts import Prompts
     from ..results.units import Unit, UnitStore
@@ -68,12 +68,14 @@ class Worker:
         return UnitStore(self.config.store, self.config.patience)
 
     @property
-    def settings(self) -> Settings:
-        """What is measured."""
-        from ..measures.analysis import Settings
+    def measures(self) -> list[Measure]:
+        """The measures of the run."""
+        from ..measures.analyze import choose_measures
 
         config = self.config
-        return Settings(config.measures, config.norm, config.logprobs, config.keep)
+        return choose_measures(
+            config.measures, norm=config.norm, logprobs=config.logprobs, keep=config.keep
+        )
 
     def create(self, attributes: dict[str, Any]) -> list[str]:
         """Make the store: what it holds is learnt from the first prompt of each part.
@@ -93,7 +95,7 @@ class Worker:
         parts, lines = {}, []
         for part in self.config.parts:
             model, prompts = self.part(part)
-            parts[part] = _unmeasured(model, prompts, self.settings)
+            parts[part] = _unmeasured(model, prompts, self.measures)
             lines += [repr(model), repr(prompts)]
         size = self.config.unit_size
         units = plan_units({part: self.config.n for part in parts}, size)
@@ -120,9 +122,11 @@ class Worker:
             If the prompts are not those for which the store was made, or it cannot be
             written.
         """
-        from ..measures.analysis import datasets, measured
-        from ..measures.missing import untold
+        from ..measures.analyze import run_datasets
+        from ..measures.collect import collect
+        from ..options import set_options
         from ..results.units import DONE, report_missing
+        from ..walk.not_finite import untold
 
         start = time.perf_counter()
         known = self._prompts and self._prompts[0]
@@ -131,9 +135,11 @@ class Worker:
             self._check_same(model, prompts, unit.part)
             start = time.perf_counter()  # loading is no part of a unit
         some = prompts[unit.start : unit.stop]
-        with untold():  # the run says at its end which prompts are not finite
-            found = measured(model, some, self.settings, batch_size=self.config.batch_size)
-            groups, _ = datasets(model, some, self.settings, found)
+        measures = self.measures
+        # The run says at its end which prompts are not finite.
+        with untold(), set_options(batch_size=self.config.batch_size):
+            found = collect(model, some, measures)
+            groups, _ = run_datasets(model, some, measures, found)
         middle = time.perf_counter()
         self.store.write(unit, groups)
         end = time.perf_counter()
@@ -167,38 +173,39 @@ class Worker:
                 )
 
 
-def _unmeasured(model: Model, prompts: Prompts, settings: Settings) -> Any:
+def _unmeasured(model: Model, prompts: Prompts, measures: list[Measure]) -> Any:
     """Datasets of a part without their values, and the attributes of its root."""
     import numpy as np
 
-    from ..measures import two_tower_scores
-    from ..measures.analysis import datasets, measured
-    from ..measures.collect import kept_columns
-    from ..measures.missing import FINITE, untold
+    from ..measures.analyze import run_datasets
+    from ..measures.collect import collect, kept_positions
+    from ..measures.datasets import kept_columns
+    from ..measures.scores import two_tower_scores
     from ..results import GROUPS, make_tree
+    from ..walk.not_finite import FINITE, untold
 
     with untold():
-        first = measured(model, prompts[:1], settings, batch_size=1)
-    kept = kept_columns(prompts, settings.keep)
+        first = collect(model, prompts[:1], measures)
+    kept = kept_columns(prompts, kept_positions(measures))
     positions = prompts.n_positions if kept is None else kept.shape[1]
-    blank = {
-        group: {
+    blank = [
+        {
             name: np.broadcast_to(
                 np.zeros((), dtype=array.dtype),
                 [
                     {"prompt": len(prompts), "position": positions}.get(dim, size)
-                    for dim, size in zip(GROUPS[group][name].dims, array.shape, strict=True)
+                    for dim, size in zip(GROUPS[measure.group][name].dims, array.shape, strict=True)
                 ],
             )
             for name, array in arrays.items()
             if name != FINITE
         }
-        for group, arrays in first.items()
-    }
-    groups, about = datasets(model, prompts, settings, blank)
+        for measure, arrays in zip(measures, first, strict=True)
+    ]
+    groups, about = run_datasets(model, prompts, measures, blank)
     if {"qk", "ov"} <= set(groups):
         with untold():
-            one, about_one = datasets(model, prompts[:1], settings, first)
+            one, about_one = run_datasets(model, prompts[:1], measures, first)
         scores = two_tower_scores(make_tree(one, about_one))
         about_scores = {**groups["qk"].attrs, "twotower_group": "scores", "settings": "{}"}
         about_scores["not_finite_values"] = 0

@@ -1,0 +1,256 @@
+"""Changes of heads' outputs made ready for batches: the one place that carries them out.
+
+Everything is settled before any batching: the mean is taken over all reference prompts, and
+each prompt's donor is drawn once. So results do not depend on how prompts are batched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+
+from ..errors import InputError
+from ..walk.batch import Batch, make_batch
+from ..walk.batch_size import Batches
+from ..walk.everywhere import Everywhere
+from ..walk.not_finite import FINITE, tell, watch
+from ..walk.walk import Donors, End, LayerView, Recorder, run_batch
+from .alignment import Key, check_donors, donor_columns, position_keys
+from .changes import Change, From, Mean, Resample, Times, check_change
+
+if TYPE_CHECKING:
+    from ..models import Model
+    from ..prompts import Prompts
+
+
+@dataclass
+class BatchChange:
+    """What heads' outputs become in a batch.
+
+    Attributes
+    ----------
+    factor
+        Multiplies z where there are no replacements. A factor of 0 gives zeros, also where z is
+        not finite.
+    replacements
+        (..., H, d_head) by layer, on the layer's device, filled when the donors have run; None
+        to multiply.
+    donors
+        Prompts that run before the batch, if any.
+    """
+
+    factor: float = 0.0
+    replacements: dict[int, Float[torch.Tensor, "*at H D"]] | None = None
+    donors: list[Donors] = field(default_factory=list)
+
+    def output(self, layer: int, z: Float[torch.Tensor, "*at H D"]) -> Float[torch.Tensor, "*new"]:
+        """Return what z (..., H, d_head) of a layer becomes, in a shape that broadcasts to it."""
+        if self.replacements is not None:
+            return self.replacements[layer].to(z.device, z.dtype)
+        return z * self.factor if self.factor else z.new_zeros(())
+
+
+class PreparedChange:
+    """A change that fits a model and prompts, ready to be cut to batches."""
+
+    def __init__(self, factor: float = 0.0) -> None:
+        self.factor = factor
+
+    def for_batch(
+        self, batch: Batch, layers: Sequence[int], index: Int[torch.Tensor, "*at"] | None = None
+    ) -> BatchChange:
+        """Return the change of some layers' heads in a batch.
+
+        Parameters
+        ----------
+        batch, layers
+            Where heads are changed.
+        index
+            (...,) index into the batch's flattened (B T) positions, on the host; all positions
+            (B, T) by default. Positions that are not changed may hold anything.
+        """
+        return BatchChange(self.factor)
+
+    def kinds(self, batch: Batch) -> Int[np.ndarray, "B T"]:
+        """(B, T) numbers, equal where positions with the same past get the same new output."""
+        return np.zeros((len(batch.rows), batch.width), dtype=np.int64)
+
+
+def prepare_change(
+    to: Change, model: Model, prompts: Prompts, at: Bool[np.ndarray, "prompt position"]
+) -> PreparedChange:
+    """Return a change made ready for a model and prompts.
+
+    Parameters
+    ----------
+    to
+        The change.
+    model, prompts
+        What is measured.
+    at
+        (prompt, position) boolean: positions at which heads will be changed.
+
+    Raises
+    ------
+    InputError
+        If `to` is not a change, a position has no match in the reference prompts, or these
+        were made with another tokenizer.
+    """
+    check_change(to)
+    if isinstance(to, Mean):
+        to.reference.check_model(model)
+        return _Averaged(model, prompts, at, to.reference)
+    if isinstance(to, Resample):
+        to.reference.check_model(model)
+        return _Donated(model, prompts, at, to.reference, _draw(prompts, to.reference, to.seed))
+    if isinstance(to, From):
+        to.donor.check_model(model)
+        check_donors(prompts, to.donor)
+        return _Donated(model, prompts, at, to.donor, np.arange(len(prompts)))
+    return PreparedChange(to.factor if isinstance(to, Times) else 0.0)
+
+
+def _draw(prompts: Prompts, reference: Prompts, seed: int) -> Int[np.ndarray, " prompt"]:
+    """Each prompt's donor: one of the reference prompts that differs from it."""
+    rng = np.random.default_rng([seed, 5])
+    strings = np.array(reference.strings, dtype=object)
+    donors = np.zeros(len(prompts), dtype=np.int64)
+    for i, string in enumerate(prompts.strings):
+        others = np.flatnonzero(strings != string)
+        if not len(others):
+            raise InputError("resample needs a reference prompt that differs from the prompt")
+        donors[i] = int(rng.choice(others))
+    return donors
+
+
+class _Averaged(PreparedChange):
+    """Mean of z per layer, head, role and number of demonstration.
+
+    Reference prompts whose logits are not finite are left out.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        prompts: Prompts,
+        at: Bool[np.ndarray, "prompt position"],
+        reference: Prompts,
+    ) -> None:
+        reference_keys = position_keys(reference)
+        numbers: dict[Key, int] = {}
+        for row in reference_keys:
+            for key in row:
+                numbers.setdefault(key, len(numbers))
+        for row, wanted in zip(position_keys(prompts), at, strict=True):
+            for key, want in zip(row, wanted, strict=True):
+                if want and key not in numbers:
+                    raise InputError(
+                        f"no reference prompt has a position of role {key[0]!r} in demonstration "
+                        f"{key[1]}; take reference prompts with as many demonstrations"
+                    )
+        self.index = np.array([[numbers.get(k, 0) for k in row] for row in position_keys(prompts)])
+        own = np.array([[numbers[k] for k in row] for row in reference_keys])
+        total = torch.zeros(len(numbers), model.n_layers, model.n_heads * model.d_head)
+        finite = np.ones(len(reference), dtype=bool)
+        feed = Batches(model, reference, kind="sums")
+
+        def add(batch: Batch) -> None:
+            recorders = [_Sums(batch.cut(own), len(numbers)), watch(batch, reference.label_ids, ())]
+            sums, last = run_batch(model, batch, recorders)
+            good = last[FINITE].numpy()
+            finite[batch.rows] = good
+            if good.all():
+                total.add_(sums["sums"])
+            elif good.any():  # a sum with NaN in it is lost: once more without them
+                add(make_batch(model, reference, batch.rows[good]))
+
+        for batch in feed:
+            with feed.attempt():
+                add(batch)
+        tell("reference prompts", np.flatnonzero(~finite), len(reference))
+        there = finite[:, None] & (reference.token_id >= 0)
+        counts = np.bincount(own[there], minlength=len(numbers))
+        if (counts[self.index[at]] == 0).any():
+            raise InputError(
+                "the reference prompts with finite logits lack a position that the mean is taken "
+                "of: load the model with dtype='float32' or 'bfloat16', or take other prompts"
+            )
+        mean = total / torch.as_tensor(np.maximum(counts, 1))[:, None, None]
+        by_layer = mean.unflatten(-1, (model.n_heads, -1)).unbind(dim=1)
+        self.means = [x.to(device) for x, device in zip(by_layer, model.layer_devices, strict=True)]
+
+    def for_batch(
+        self, batch: Batch, layers: Sequence[int], index: Int[torch.Tensor, "*at"] | None = None
+    ) -> BatchChange:
+        keys = batch.cut(self.index)
+        if index is not None:
+            keys = keys.map(lambda x: x.flatten()[index])
+        means = {n: self.means[n][keys.on(self.means[n].device)] for n in layers}
+        return BatchChange(replacements=means)
+
+    def kinds(self, batch: Batch) -> Int[np.ndarray, "B T"]:
+        return batch.part(self.index)
+
+
+class _Sums(Recorder):
+    """Sum of z over positions with the same key; padding counts for nothing."""
+
+    def __init__(self, index: Everywhere, n_keys: int) -> None:
+        self.index, self.n_keys = index, n_keys
+        self.sums: list[torch.Tensor] = []
+
+    def layer(self, view: LayerView) -> None:
+        z = view.z.flatten(-2).float() * view.real.unsqueeze(-1)
+        empty = torch.zeros(self.n_keys, z.shape[-1], device=z.device)
+        summed = empty.index_add(0, self.index.on(z.device).flatten(), z.flatten(0, 1))
+        self.sums.append(summed)
+
+    def finish(self, end: End) -> dict[str, torch.Tensor]:
+        device = end.residual.device
+        return {"sums": torch.stack([x.to(device) for x in self.sums], dim=1)}
+
+
+class _Donated(PreparedChange):
+    """The z of a donor prompt, position matched to position."""
+
+    def __init__(
+        self,
+        model: Model,
+        prompts: Prompts,
+        at: Bool[np.ndarray, "prompt position"],
+        reference: Prompts,
+        donors: Int[np.ndarray, " prompt"],
+    ) -> None:
+        self.model, self.reference, self.donors = model, reference, donors
+        self.columns = donor_columns(prompts, at, reference, donors)
+
+    def for_batch(
+        self, batch: Batch, layers: Sequence[int], index: Int[torch.Tensor, "*at"] | None = None
+    ) -> BatchChange:
+        donors = make_batch(self.model, self.reference, self.donors[batch.rows])
+        columns = (torch.as_tensor(batch.part(self.columns)) + donors.width).clamp(min=0)
+        columns = columns + torch.arange(len(columns))[:, None] * donors.width
+        if index is not None:
+            columns = columns.flatten()[index]
+        recorder = _Heads(layers, Everywhere(columns, batch.devices))
+        return BatchChange(replacements=recorder.found, donors=[Donors(donors, recorder)])
+
+    def kinds(self, batch: Batch) -> Int[np.ndarray, "B T"]:
+        return np.broadcast_to(np.arange(len(batch.rows))[:, None], (len(batch.rows), batch.width))
+
+
+class _Heads(Recorder):
+    """z (..., H, d_head) of some layers at an index (...,) into the batch's positions."""
+
+    def __init__(self, layers: Sequence[int], index: Everywhere) -> None:
+        self.layers, self.index = set(layers), index
+        self.found: dict[int, torch.Tensor] = {}
+
+    def layer(self, view: LayerView) -> None:
+        if view.index in self.layers:
+            self.found[view.index] = view.z.flatten(0, 1)[self.index.on(view.z.device)]

@@ -1,0 +1,142 @@
+"""Edits made ready: checked against model and prompts, then cut to each batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+
+from ..errors import InputError
+from ..head import check_heads
+from ..prompts.positions import position_mask
+from ..walk.batch import Batch
+from ..walk.everywhere import Everywhere
+from ..walk.walk import BatchEdit, LayerView
+from .attention import AttentionEdits, Prepared
+from .edits import Edit, KnockOut, Patch, as_edits
+from .prepared import BatchChange, PreparedChange, prepare_change
+
+if TYPE_CHECKING:
+    from ..head import Head
+    from ..models import Model
+    from ..prompts import Prompts
+
+
+class PreparedEdits:
+    """Edits that fit a model and prompts.
+
+    On one head attention is edited first, then values, then the output z, whatever the
+    order in which the edits are given.
+
+    Raises
+    ------
+    InputError
+        If an edit names heads out of range or positions of another shape, or if the same
+        thing of one head is edited twice at the same position.
+    """
+
+    def __init__(self, model: Model, prompts: Prompts, edits: Sequence[Edit]) -> None:
+        self.model = model
+        self.outputs: list[_PreparedOutput] = []
+        self.attention: list[Prepared] = []
+        self.taken: dict[tuple[str, Head], list[tuple[np.ndarray, np.ndarray]]] = {}
+        for edit in as_edits(edits):
+            heads = check_heads(edit.heads, model)
+            at = position_mask(prompts, edit.positions)
+            keys = position_mask(prompts, getattr(edit, "keys", "all"))
+            target = _target(edit)
+            self._claim(target, heads, at, keys)
+            if isinstance(edit, KnockOut):
+                change = prepare_change(edit.to, model, prompts, at)
+                self.outputs.append(_PreparedOutput(_by_layer(heads), at, change))
+            else:
+                self.attention.append(Prepared.of(edit, heads, at, keys, model, prompts))
+
+    def _claim(
+        self,
+        target: str,
+        heads: Sequence[Head],
+        at: Bool[np.ndarray, "prompt position"],
+        keys: Bool[np.ndarray, "prompt position"],
+    ) -> None:
+        for head in heads:
+            claimed = self.taken.setdefault((target, head), [])
+            for other_at, other_keys in claimed:
+                twice = (at & other_at).any(axis=1)
+                if target == "attention":
+                    twice &= (keys & other_keys).any(axis=1)
+                if twice.any():
+                    raise InputError(
+                        f"the {target} of head {head} is edited twice at one position; "
+                        "leave it out of one edit"
+                    )
+            claimed.append((at, keys))
+
+    def for_batch(self, batch: Batch) -> list[BatchEdit]:
+        """The edits of a batch, as a walk applies them."""
+        parts = [prepared.for_batch(self.model, batch) for prepared in self.attention]
+        ready: list[BatchEdit] = [AttentionEdits(parts)] if parts else []
+        return ready + [output.for_batch(batch) for output in self.outputs]
+
+
+def _target(edit: Edit) -> str:
+    """What of a head an edit changes."""
+    if isinstance(edit, KnockOut):
+        return "output"
+    return edit.what if isinstance(edit, Patch) else "attention"
+
+
+@dataclass
+class _PreparedOutput:
+    """A change of heads' outputs that fits a model and prompts."""
+
+    heads: dict[int, list[int]]
+    at: Bool[np.ndarray, "prompt position"]
+    change: PreparedChange
+
+    def for_batch(self, batch: Batch) -> BatchEdit:
+        change = self.change.for_batch(batch, sorted(self.heads))
+        return _ChangeHeads(self.heads, batch.cut(self.at), change)
+
+
+def _by_layer(heads: Sequence[Head]) -> dict[int, list[int]]:
+    """Numbers of heads by layer."""
+    found: dict[int, list[int]] = {}
+    for layer, head in heads:
+        found.setdefault(layer, []).append(head)
+    return found
+
+
+class _ChangeHeads(BatchEdit):
+    """Changed outputs of heads, as a walk applies them."""
+
+    def __init__(
+        self, heads: dict[int, list[int]], positions: Everywhere, change: BatchChange
+    ) -> None:
+        self.heads, self.positions, self.change = heads, positions, change
+        self.donors = change.donors
+
+    def apply(
+        self, view: LayerView, z: Float[torch.Tensor, "B T H D"]
+    ) -> Float[torch.Tensor, "B T H D"]:
+        if view.index not in self.heads:
+            return z
+        chosen = _chosen(self.heads[view.index], self.positions, z)
+        return torch.where(chosen, self.change.output(view.index, z), z)
+
+
+def _chosen(
+    heads: list[int], positions: Everywhere, z: Float[torch.Tensor, "B T H D"]
+) -> Bool[torch.Tensor, "B T H 1"]:
+    """(B, T, H, 1) boolean: the positions, in the heads named.
+
+    Made of tensors that are on the device; an index from a list would have to come there.
+    """
+    mask = positions.on(z.device)
+    none = torch.zeros_like(mask)
+    by_head = [mask if head in heads else none for head in range(z.shape[2])]
+    return torch.stack(by_head, dim=-1).unsqueeze(-1)

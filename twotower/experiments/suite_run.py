@@ -1,0 +1,93 @@
+"""Carrying out the suite: its units by an engine, then the verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from ..errors import FindingError, InputError, TwoTowerError
+from ..runs.claim import Claim
+from ..runs.drive import drive
+from ..runs.engine import Engine, Outcome
+from ..runs.engine_settings import EngineSettings
+from ..runs.engines import start_engine
+from .run import conclude
+from .units import SeedLedger, SeedWorker, Suite
+
+
+def run_suite(
+    suite: Suite, settings: EngineSettings, *, say: Callable[[str], None] = print
+) -> None:
+    """Measure what is missing, judge, draw, and write all of it.
+
+    Parameters
+    ----------
+    suite
+        What is measured.
+    settings
+        The engine.
+    say
+        Takes lines about the progress.
+
+    Raises
+    ------
+    FindingError, InputError
+        If experiments came to no result; the others' are written.
+    StoreError
+        If the folder cannot be written, or another process measures into it.
+    """
+    settings.check()
+    missing = suite.missing()
+    for unit in suite.units:
+        if unit not in missing:
+            path = suite.trials[unit.experiment].path(unit.seed)
+            say(f"{unit}: measured before ({path})")
+    failed: dict[str, Exception] = {}
+    if missing:
+        failed = _measure(suite, settings, say)
+    for name, trial in suite.trials.items():
+        if name not in failed:
+            conclude(trial, say)
+        elif len(suite.trials) > 1:
+            say(f"{trial.experiment.name}: {failed[name]}")
+    if failed:
+        first = next(iter(failed.values()))
+        if len(suite.trials) == 1 or not isinstance(first, TwoTowerError):
+            raise first
+        kind = type(first) if isinstance(first, (FindingError, InputError)) else FindingError
+        raise kind(
+            f"{len(failed)} of {len(suite.trials)} experiments came to no result; the first: "
+            f"{first}"
+        ) from first
+
+
+def _measure(
+    suite: Suite, settings: EngineSettings, say: Callable[[str], None]
+) -> dict[str, Exception]:
+    """Measure what is missing; errors of the experiments for which that failed, by name."""
+    if settings.engine != "local":
+        suite = replace(suite, show=False)  # bars of many processes make no picture
+    ledger = SeedLedger(suite.out)
+    reports: dict[str, dict[str, object]] = {}
+
+    def seen(engine: Engine, outcome: Outcome | None) -> None:
+        if outcome is not None and outcome.error is None:
+            say(f"{outcome.unit}: {outcome.report.seconds:.0f} s")
+            reports[str(outcome.unit)] = vars(outcome.report)
+            ledger.write(reports=reports)
+
+    engine = start_engine(settings, partial(SeedWorker, suite), suite.how.threads)
+    try:
+        engine.call("describe")  # a model that cannot be loaded is told before anything is written
+        with Claim(ledger, engine):
+            ledger.plan(suite)
+            driven = drive(engine, suite.missing(), seen=seen, say=say)
+            ledger.write(errors={str(unit): str(error) for unit, error in driven.failed.items()})
+    finally:
+        engine.close()
+    if len(suite.missing()) == len(suite.units):
+        ledger.forget()
+    if driven.interrupted:
+        raise KeyboardInterrupt
+    return {unit.experiment: error for unit, error in driven.failed.items()}

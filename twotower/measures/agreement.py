@@ -1,0 +1,97 @@
+"""How well estimated effects of heads agree with exact ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import InputError
+from ..statistics import mean_known
+from .choose import in_context_heads
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from ..head import Head
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Agreement of two rankings of heads.
+
+    Attributes
+    ----------
+    rank_correlation
+        Spearman's, between the heads' mean effects.
+    rank_correlation_by_prompt
+        Mean over prompts of Spearman's between a prompt's effects.
+    missed
+        False negatives: heads among the k strongest by the exact effects and not by the
+        others.
+    found
+        Share of the k strongest that both have in common.
+    """
+
+    rank_correlation: float
+    rank_correlation_by_prompt: float
+    missed: list[Head]
+    found: float
+
+
+def agreement(exact: xr.Dataset, other: xr.Dataset, k: int = 12) -> Agreement:
+    """How well other effects agree with exact ones, on the same prompts.
+
+    Effects that are missing in one of the two (NaN) count in neither.
+
+    Parameters
+    ----------
+    exact, other
+        Effects of the same heads and prompts, such as `head_effects` and
+        `attribution_patching` return, in this order.
+    k
+        Number of strongest heads that are compared.
+
+    Returns
+    -------
+    Agreement
+        Rank correlations, and the strongest heads that both have or that one misses.
+
+    Raises
+    ------
+    InputError
+        If the two are of other heads or prompts, or are no effects.
+    """
+    for effects in (exact, other):
+        dims = getattr(getattr(effects, "margin_drop", None), "dims", ())
+        if not {"prompt", "layer", "head"} <= set(dims):
+            raise InputError("agreement needs what head_effects or attribution_patching returns")
+    a, b = exact["margin_drop"], other["margin_drop"]
+    if a.sizes != b.sizes or exact.attrs.get("prompts_hash") != other.attrs.get("prompts_hash"):
+        raise InputError("the effects are of other heads or of other prompts")
+    a, b = (x.transpose("prompt", "layer", "head") for x in (a, b))
+    both = np.isfinite(a.values) & np.isfinite(b.values)
+    a, b = a.where(both), b.where(both)
+    strongest, others = (
+        in_context_heads(effects.assign(margin_drop=x), k)
+        for effects, x in ((exact, a), (other, b))
+    )
+    by_prompt = [_rank_correlation(x.values, y.values) for x, y in zip(a, b, strict=True)]
+    means = (x.mean("prompt").values for x in (a, b))
+    return Agreement(
+        _rank_correlation(*means),
+        float(mean_known(np.array(by_prompt))),
+        [head for head in strongest if head not in others],
+        len(set(strongest) & set(others)) / k,
+    )
+
+
+def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's, of the pairs without NaN; NaN where there are fewer than two."""
+    from scipy.stats import spearmanr
+
+    known = ~(np.isnan(a) | np.isnan(b))
+    if known.sum() < 2:
+        return float("nan")
+    return float(spearmanr(a[known], b[known]).statistic)

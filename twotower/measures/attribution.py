@@ -1,0 +1,114 @@
+"""How much each head's output, by itself, raises the labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from ..checks import one_of
+from ..models.architecture import call
+from ..walk.batch import Batch
+from ..walk.readout import Readout, get_readout
+from ..walk.tensors import stack
+from ..walk.walk import End, LayerView, Recorder
+from .collect import run
+from .measure import MakeRecorder, Measure
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from ..models import Model
+    from ..prompts import Prompts
+
+Norm = Literal["frozen", "own"]
+
+
+def attribution(model: Model, prompts: Prompts, norm: Norm = "frozen") -> xr.Dataset:
+    """Return how much each head's output, by itself, raises the labels at the last position.
+
+    Parameters
+    ----------
+    model, prompts
+        What is measured.
+    norm
+        "own": the final norm takes its statistics from the vector at hand. "frozen": it
+        keeps those of the last position's final residual stream.
+
+    Returns
+    -------
+    xarray.Dataset
+        logprob_increase (prompt, layer, head, label), in nat: log p(label given x + u) -
+        log p(label given x), where x is the residual stream entering the layer and u the
+        head's output (Yu & Ananiadou 2024). label_logit (prompt, layer, head, label).
+
+    Raises
+    ------
+    InputError
+        If `norm` is unknown.
+    """
+    return run(model, prompts, Attribution(norm))
+
+
+@dataclass(frozen=True)
+class Attribution(Measure):
+    """The measure behind `attribution`, with its settings."""
+
+    group = "attribution"
+
+    norm: Norm = "frozen"
+
+    def __post_init__(self) -> None:
+        one_of("norm", self.norm, ("own", "frozen"))
+
+    def prepare(self, model: Model, prompts: Prompts) -> MakeRecorder:
+        readout = get_readout(model, prompts.label_ids)
+        return lambda batch: AttributionRecorder(batch, readout, self.norm)
+
+
+class AttributionRecorder(Recorder):
+    """Records the log-probability increase and the label logit of every head's output.
+
+    Parameters
+    ----------
+    batch
+        The batch.
+    readout
+        Readout of the labels.
+    norm
+        "own" or "frozen", as in `attribution`.
+    """
+
+    group = "attribution"
+
+    def __init__(self, batch: Batch, readout: Readout, norm: str) -> None:
+        self.batch, self.readout, self.norm = batch, readout, norm
+        self.base: list[torch.Tensor] = []
+        self.outputs: list[torch.Tensor] = []
+
+    def layer(self, view: LayerView) -> None:
+        n_heads = view.z.shape[2]
+        alone = torch.eye(n_heads, dtype=view.z.dtype, device=view.z.device)[..., None]
+        z = view.z[:, -1:] * alone
+        projection = view.architecture.projection(view.block)
+        nothing = call(projection, torch.zeros_like(z[:1, :1]).flatten(-2))
+        # A copy: a view would keep the whole stream of every layer.
+        self.base.append(view.residual[:, -1].clone())
+        self.outputs.append(call(projection, z.flatten(-2)) - nothing)
+
+    def finish(self, end: End) -> dict[str, torch.Tensor]:
+        spread = self.readout.spread(end.residual)
+        heads, base = stack(self.outputs, end), stack(self.base, end).unsqueeze(2)
+        vectors = torch.cat((base, base + heads), dim=2)
+        if self.norm == "own":
+            normed = end.final_norm(vectors.to(end.residual.dtype))
+        else:
+            normed = self.readout.frozen_norm(vectors, spread[:, None, None])
+        logprobs = self.readout.logprobs(normed, end)
+        self.final_logprobs = self.readout.logprobs(end.final_norm(end.residual), end)
+        directions = self.readout.on(heads.device).label_directions
+        return {
+            "logprob_increase": logprobs[:, :, 1:] - logprobs[:, :, :1],
+            "label_logit": heads.float() @ directions.T / spread.view(-1, 1, 1, 1),
+        }

@@ -1,0 +1,137 @@
+"""Datasets of measures: coordinates, provenance, and what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..checks import one_of
+from ..errors import InputError
+from ..prompts.positions import position_mask
+from ..results import GROUPS, make_dataset, provenance
+from ..results.missing import count_values, mark_missing
+from ..walk.batch import columns_of
+from ..walk.not_finite import FINITE, tell_values
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from ..models import Model
+    from ..prompts import Prompts
+    from ..prompts.positions import Positions
+    from .measure import Measure
+
+Arrays = dict[str, np.ndarray]
+
+
+def measured_dataset(
+    measure: Measure, arrays: Arrays, model: Model, prompts: Prompts, **more: Any
+) -> xr.Dataset:
+    """Return a measure's dataset from its arrays; `more` adds to the recorded settings."""
+    return dataset(
+        measure.group,
+        arrays,
+        model,
+        prompts,
+        {**measure.settings(), **more},
+        keep=measure.keep,
+        coordinates=measure.coordinates(),
+    )
+
+
+def dataset(
+    group: str,
+    arrays: Arrays,
+    model: Model,
+    prompts: Prompts,
+    settings: Mapping[str, Any],
+    *,
+    keep: Positions = "all",
+    coordinates: Mapping[str, Any] | None = None,
+) -> xr.Dataset:
+    """Return a group's dataset from its arrays, with coordinates and provenance.
+
+    Parameters
+    ----------
+    group
+        Name of the group.
+    arrays
+        Arrays by variable; token ids of "top_token" are turned into text here. "finite"
+        (prompt,), as `collect` gives it, says which prompts are missing; by default none.
+    model, prompts
+        What was measured.
+    settings
+        Settings of the measure, to be recorded.
+    keep
+        Positions that the arrays hold.
+    coordinates
+        Further index coordinates.
+    """
+    variables = GROUPS[group]
+    arrays = dict(arrays)
+    finite = arrays.pop(FINITE, np.ones(len(prompts), dtype=bool))
+    dims = {dim for name in arrays for dim in variables[name].dims}
+    coords: dict[str, Any] = {
+        "prompt": np.arange(len(prompts)),
+        "gold": prompts.gold,
+        "query_class": prompts.query_class,
+    }
+    if "layer" in dims:
+        coords["layer"] = np.arange(model.n_layers)
+    if "head" in dims:
+        coords["head"] = np.arange(model.n_heads)
+    if "feature" in dims:
+        coords["feature"] = np.arange(model.d_model)
+    if "label" in dims:
+        coords["label"] = np.array(prompts.labels, dtype=object)
+    by_position = {
+        name: getattr(prompts, name)
+        for name in ("role", "demonstration", "demonstration_class", "label_text")
+    }
+    columns = np.arange(prompts.n_positions)
+    kept = kept_columns(prompts, keep)
+    if kept is not None:
+        columns = np.arange(kept.shape[1])
+        fills: dict[str, str | int] = {"role": "pad", "demonstration": -1}
+        for name, array in by_position.items():
+            fill = fills.get(name, "")
+            taken = np.take_along_axis(array, np.maximum(kept, 0), axis=1)
+            by_position[name] = np.where(kept < 0, fill, taken)
+        by_position["token_position"] = kept - prompts.n_positions + 1
+    coords |= {"position": columns - len(columns) + 1, **by_position, **(coordinates or {})}
+    texts = {
+        name: _texts(array, model) if name == "top_token" else array
+        for name, array in arrays.items()
+    }
+    about = provenance(model, prompts, **settings)
+    described = {name: (variables[name].dims, array) for name, array in arrays.items()}
+    values = count_values(described, finite, by_position["role"] == "pad")
+    tell_values(group, values)
+    about |= {"not_finite": int((~finite).sum()), "not_finite_values": values}
+    return mark_missing(make_dataset(group, texts, coords, about), finite=finite)
+
+
+def _texts(ids: np.ndarray, model: Model) -> np.ndarray:
+    """Tokens' texts; "" where there is no token."""
+    known = {int(i): "" if i < 0 else model.tokenizer.decode([int(i)]) for i in np.unique(ids)}
+    return np.array([known[int(i)] for i in ids.ravel()], dtype=object).reshape(ids.shape)
+
+
+def kept_columns(prompts: Prompts, keep: Positions) -> np.ndarray | None:
+    """(prompt, K) columns of the positions that are kept, as `columns_of`; None for all.
+
+    Raises
+    ------
+    InputError
+        If the name is not known, or no position is meant.
+    """
+    if isinstance(keep, str):
+        one_of("keep", keep, ("all", "labels", "last"))
+    if isinstance(keep, str) and keep == "all":
+        return None
+    columns = columns_of(position_mask(prompts, keep))
+    if not columns.size:
+        raise InputError("keep means no position: nothing would be kept")
+    return columns

@@ -1,0 +1,87 @@
+"""QK: how similar the last position is to every position before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..walk.batch import Batch
+from ..walk.everywhere import Everywhere
+from ..walk.scores import content_scores
+from ..walk.tensors import keep, stack
+from ..walk.walk import End, LayerView, Recorder
+from .collect import run
+from .measure import MakeRecorder, Measure
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from ..models import Model
+    from ..prompts import Prompts
+    from ..prompts.positions import Positions
+
+
+def qk_similarity(model: Model, prompts: Prompts, *, keep: Positions = "all") -> xr.Dataset:
+    """Return the similarity of the last position's query to every position's key.
+
+    Parameters
+    ----------
+    model, prompts
+        What is measured.
+    keep
+        Positions to keep: "all", "labels", "last", `twotower.at`, or a boolean (prompt,
+        position) array. Kept positions are counted from the last of them; `token_position`
+        says where each stands.
+
+    Returns
+    -------
+    xarray.Dataset
+        score, score_content, attention (prompt, layer, head, position), and for rotary
+        models score_content_mean: the content part at the label positions' distances.
+        NaN at padding.
+
+    Raises
+    ------
+    InputError
+        If `keep` names no position.
+    """
+    return run(model, prompts, Similarity(keep))
+
+
+@dataclass(frozen=True, eq=False)
+class Similarity(Measure):
+    """The measure behind `qk_similarity`, with its settings."""
+
+    group = "qk"
+
+    keep: Positions = "all"
+
+    def prepare(self, model: Model, prompts: Prompts) -> MakeRecorder:
+        labels_at = prompts.where("labels")
+        return lambda batch: SimilarityRecorder(batch, batch.cut(labels_at))
+
+
+class SimilarityRecorder(Recorder):
+    """Records QK scores of the last position, their content part, and attention."""
+
+    group = "qk"
+
+    def __init__(self, batch: Batch, labels_at: Everywhere) -> None:
+        self.batch, self.labels_at = batch, labels_at
+        self.found: dict[str, list[torch.Tensor]] = {}
+
+    def layer(self, view: LayerView) -> None:
+        hidden, labels_at = ~view.real[:, None], self.labels_at.on(view.z.device)
+        parts = {"score": view.scores, "attention": view.attention}
+        if view.learned is not None or view.cos is not None:
+            parts["score_content"] = content_scores(view, 1)[:, :, 0]
+        if view.cos is not None:
+            parts["score_content_mean"] = content_scores(view, 1, labels_at=labels_at)[:, :, 0]
+        for name, values in parts.items():
+            kept = keep(values.masked_fill(hidden, torch.nan), self.batch)
+            self.found.setdefault(name, []).append(kept)
+
+    def finish(self, end: End) -> dict[str, torch.Tensor]:
+        return {name: stack(values, end) for name, values in self.found.items()}

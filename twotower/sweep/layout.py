@@ -1,0 +1,229 @@
+"""Where counterfactual rows lie in a batch, and what each position of them sees.
+
+A change at some positions leaves all positions before them as they were, so a row holds
+only what comes after: the *changed* positions. Prompts that begin alike have the same
+counterfactual there; their rows are laid into one *pack*, in which common positions stand
+once. A position sees the clean, unchanged positions before it in its prompt, and the
+changed ones of its own row.
+
+Shapes: G packs, S changed positions of a pack, E unchanged ones, B prompts of T positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+
+from ..walk.everywhere import Everywhere
+
+
+@dataclass
+class Layout:
+    """Packs of a batch.
+
+    Attributes
+    ----------
+    source, earlier
+        (G, S), (G, E) index into the batch's flattened (B T) positions; 0 where a pack
+        has fewer.
+    visible
+        (G, S, E + S) boolean: what each changed position may attend to. A position that
+        fills up a pack sees itself alone.
+    distance
+        (G, S, E + S) number of positions from the one that looks to the one looked at.
+    last
+        (G, Q) changed positions that are prompts' last ones; 0 where a pack has fewer.
+    prompt
+        (B,) index of each prompt's last position in the flattened (G Q) ones.
+    causal
+        Whether every position sees exactly those that stand before it in its pack.
+    owner
+        (G, S) number of a prompt that a changed position belongs to; -1 where a pack has fewer.
+    """
+
+    source: Everywhere
+    earlier: Everywhere
+    visible: Everywhere
+    distance: Everywhere
+    last: Everywhere
+    prompt: Everywhere
+    causal: bool
+    owner: Everywhere
+    _seen: dict[object, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def n_changed(self) -> int:
+        """Changed positions S of a pack."""
+        return int(self.source.own.shape[1])
+
+    def seen(
+        self, window: int | None, last: bool, device: torch.device
+    ) -> Bool[torch.Tensor, "G end all"]:
+        """(G, S or Q, E + S) boolean: what may be attended to in a layer with a window."""
+        key = (window, last, device)
+        if key not in self._seen:
+            seen = self.visible.on(device)
+            if window is not None:
+                seen = seen & (self.distance.on(device) < window)
+            self._seen[key] = self.ends(seen) if last else seen
+        return self._seen[key]
+
+    def ends(self, x: Shaped[torch.Tensor, "G S *rest"]) -> Shaped[torch.Tensor, "G Q *rest"]:
+        """(G, Q, ...) prompts' last positions of x (G, S, ...)."""
+        packs = torch.arange(len(x), device=x.device)
+        return x[packs[:, None], self.last.on(x.device)]
+
+    def row_ends(
+        self, x: Shaped[torch.Tensor, "G n S *rest"]
+    ) -> Shaped[torch.Tensor, "G n Q *rest"]:
+        """(G, n, Q, ...) prompts' last positions of rows (G, n, S, ...)."""
+        return self.ends(x.transpose(1, 2)).transpose(1, 2)
+
+    def worst(self, x: Float[torch.Tensor, "G S"]) -> Float[torch.Tensor, " B"]:
+        """(B,) each prompt's largest of what (G, S) changed positions have, 0 or more."""
+        owner = self.owner.on(x.device).flatten()
+        prompts = torch.arange(len(self.prompt.own), device=x.device)
+        return torch.where(owner == prompts[:, None], x.flatten(), 0).amax(dim=1)
+
+    def by_prompt(
+        self, x: Shaped[torch.Tensor, "G n Q *rest"]
+    ) -> Shaped[torch.Tensor, "B n *rest"]:
+        """(B, n, ...) of what (G, n, Q, ...) prompts' last positions have."""
+        return x.transpose(1, 2).flatten(0, 1)[self.prompt.on(x.device)]
+
+
+@dataclass
+class _Pack:
+    """Positions of one or more prompts, common ones once; a tree with a root each."""
+
+    source: list[int] = field(default_factory=list)
+    parent: list[int] = field(default_factory=list)
+    depth: list[int] = field(default_factory=list)
+    changed: list[bool] = field(default_factory=list)
+    children: dict[tuple[int, tuple[int, ...]], int] = field(default_factory=dict)
+    last: dict[int, int] = field(default_factory=dict)
+
+    def add(self, prompt: int, keys: list[tuple[int, ...]], at: np.ndarray, start: int) -> None:
+        node = -1
+        for depth, (key, changed) in enumerate(zip(keys, at, strict=True)):
+            place = (node, key)
+            if place not in self.children:
+                self.children[place] = len(self.source)
+                self.source.append(start + depth)
+                self.parent.append(node)
+                self.depth.append(depth)
+                self.changed.append(bool(changed) or (node >= 0 and self.changed[node]))
+            node = self.children[place]
+        self.last[prompt] = node
+        self.changed[node] = True  # it is read, even where nothing was changed
+
+    @property
+    def cost(self) -> int:
+        return sum(self.changed)
+
+
+def make_layout(
+    token_id: Int[np.ndarray, "B T"],
+    at: Bool[np.ndarray, "B T"],
+    kinds: Int[np.ndarray, "B T"],
+    width: float,
+    devices: Sequence[torch.device],
+) -> Layout:
+    """Packs of a batch, prompts that begin alike together.
+
+    Parameters
+    ----------
+    token_id
+        (B, T), -1 where padded.
+    at
+        (B, T) boolean: positions at which heads are changed.
+    kinds
+        (B, T) number of what they are changed to; positions with other numbers are not
+        common.
+    width
+        Number of positions at which attention costs as much as all the rest of a block;
+        decides whether a common beginning is worth a larger pack.
+    devices
+        Where the tensors are wanted.
+    """
+    n, n_positions = token_id.shape
+    rows: list[tuple[list[tuple[int, ...]], np.ndarray, int]] = []
+    for b in range(n):
+        start = int((token_id[b] < 0).sum())
+        what = np.where(at[b], kinds[b], -1)[start:]
+        keys: list[tuple[int, ...]] = [
+            (int(t), int(k)) for t, k in zip(token_id[b, start:], what, strict=True)
+        ]
+        rows.append((keys, at[b, start:], b * n_positions + start))
+    packs: list[_Pack] = []
+    for b in sorted(range(n), key=lambda b: rows[b][0]):
+        alone = _Pack()
+        alone.add(b, *rows[b])
+        if packs:
+            joint = _copy(packs[-1])
+            joint.add(b, *rows[b])
+            if _price(joint, width) < _price(packs[-1], width) + _price(alone, width):
+                packs[-1] = joint
+                continue
+        packs.append(alone)
+    return _tensors(packs, n, n_positions, devices)
+
+
+def _price(pack: _Pack, width: float) -> float:
+    """What the pack's rows cost, in positions' worth of a block without attention."""
+    return pack.cost * (1 + len(pack.source) / width)
+
+
+def _copy(pack: _Pack) -> _Pack:
+    return _Pack(
+        list(pack.source),
+        list(pack.parent),
+        list(pack.depth),
+        list(pack.changed),
+        dict(pack.children),
+        dict(pack.last),
+    )
+
+
+def _tensors(
+    packs: list[_Pack], n: int, n_positions: int, devices: Sequence[torch.device]
+) -> Layout:
+    changed = [np.flatnonzero(pack.changed) for pack in packs]
+    earlier = [np.flatnonzero(~np.array(pack.changed)) for pack in packs]
+    n_changed, n_earlier = max(map(len, changed)), max(map(len, earlier))
+    n_last = max(len(pack.last) for pack in packs)
+    size = (len(packs), n_changed, n_earlier + n_changed)
+    source = np.zeros(size[:2], dtype=np.int64)
+    owner = np.full(size[:2], -1, dtype=np.int64)
+    before = np.zeros((len(packs), n_earlier), dtype=np.int64)
+    visible, distance = np.zeros(size, dtype=bool), np.zeros(size, dtype=np.int64)
+    visible[:, np.arange(n_changed), n_earlier + np.arange(n_changed)] = True
+    last, prompt = np.zeros((len(packs), n_last), dtype=np.int64), np.zeros(n, dtype=np.int64)
+    for g, (pack, own, old) in enumerate(zip(packs, changed, earlier, strict=True)):
+        source[g, : len(own)] = np.array(pack.source)[own]
+        owner[g, : len(own)] = source[g, : len(own)] // n_positions
+        before[g, : len(old)] = np.array(pack.source)[old]
+        ancestors = np.eye(len(pack.source), dtype=bool)
+        for node, parent in enumerate(pack.parent):
+            if parent >= 0:
+                ancestors[node] |= ancestors[parent]
+        depth = np.array(pack.depth)
+        for part, columns in ((old, 0), (own, n_earlier)):
+            to = slice(columns, columns + len(part))
+            visible[g, : len(own), to] = ancestors[np.ix_(own, part)]
+            distance[g, : len(own), to] = depth[own][:, None] - depth[part]
+        place = {int(node): i for i, node in enumerate(own)}
+        for q, (b, node) in enumerate(pack.last.items()):
+            last[g, q] = place[node]
+            prompt[b] = g * n_last + q
+    causal = n_earlier == 0 and bool((visible == np.tri(n_changed, dtype=bool)).all())
+
+    def on(array: np.ndarray) -> Everywhere:
+        return Everywhere(array, devices)
+
+    places = (on(source), on(before), on(visible), on(distance), on(last), on(prompt))
+    return Layout(*places, causal, on(owner))

@@ -1,0 +1,98 @@
+"""How many counterfactual rows of a sweep fit into memory at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..checks import positive_bytes
+from ..options import option
+from ..walk.memory import (
+    UNEMBED_BYTES,
+    BudgetError,
+    forward_bytes,
+    free_bytes,
+    logit_bytes,
+    readable,
+    row_bytes,
+)
+
+if TYPE_CHECKING:
+    from ..models import Model
+    from .layout import Layout
+
+SHARE = 0.5
+"""Share of the free memory that a sweep takes where no budget is given."""
+
+REMOTE_BUDGET = "2GiB"
+"""What a sweep takes where no budget is given and the server's memory is not known."""
+
+TOKENS_PER_CHUNK = 4096
+"""Tokens of rows that are carried through the layers at a time; more gains nothing."""
+
+
+@dataclass
+class Fit:
+    """What fits a budget at a time.
+
+    Attributes
+    ----------
+    rows
+        Rows that are carried through the layers.
+    vectors
+        Vectors that are unembedded to the whole vocabulary.
+    """
+
+    rows: int
+    vectors: int
+
+
+def what_fits(model: Model, layout: Layout, width: int, logprobs: bool) -> Fit:
+    """Return how much of a batch's sweep fits the option `memory_budget` at a time.
+
+    Counted are the forward, what is kept of it, the rows on their way, and at the end
+    either the rows' margins or the logits of some of them.
+
+    Raises
+    ------
+    BudgetError
+        If not one row fits, or not one vector's logits.
+    """
+    source, earlier = layout.source.own, layout.earlier.own
+    n_prompts, (n_packs, n_changed) = len(layout.prompt.own), source.shape
+    sizes = (n_packs, n_changed, earlier.shape[1])
+    fixed = forward_bytes(model, n_prompts, width) + clean_bytes(model, *sizes)
+    each, at_end = row_bytes(model, *sizes), end_bytes(model, n_prompts)
+    vector = logit_bytes(model)
+    smallest = fixed + max(each, at_end + vector * logprobs)
+    budget = option("memory_budget")
+    if budget is not None or model.remote:
+        given = positive_bytes("memory_budget", budget or REMOTE_BUDGET)
+    else:
+        given = int(SHARE * min(map(free_bytes, model.devices)))
+    if smallest > given:
+        raise BudgetError(
+            f"memory_budget={budget!r} is too small for a batch of {n_prompts} prompts: "
+            f"its smallest is {readable(smallest)} ({smallest} bytes); give that, or a "
+            "smaller batch_size"
+        )
+    rows = min(
+        (given - fixed) // each,
+        (given - fixed - vector * logprobs) // at_end,
+        max(1, TOKENS_PER_CHUNK // (n_packs * n_changed)),
+    )
+    left = given - fixed - rows * at_end
+    return Fit(rows, max(1, min(UNEMBED_BYTES, left) // vector))
+
+
+def clean_bytes(model: Model, n_packs: int, n_changed: int, n_earlier: int) -> int:
+    """What is kept of all layers of the clean run while rows go through them in chunks."""
+    a = model.architecture
+    of_changed = n_changed * (a.d_model * (2 if a.parallel else 1) + a.n_heads * a.d_head)
+    of_earlier = n_earlier * 2 * a.n_kv_heads * a.d_head
+    return model.n_layers * n_packs * (of_changed + of_earlier) * model.dtype.itemsize
+
+
+def end_bytes(model: Model, n_prompts: int) -> int:
+    """What a row takes when it has left the last layer, and while it is normed in float32."""
+    return n_prompts * model.d_model * (4 * model.dtype.itemsize + 3 * 4)

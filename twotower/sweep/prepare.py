@@ -1,0 +1,101 @@
+"""Preparing a sweep: what is changed, in which groups, in chunks that fit the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Int
+
+from ..edits.changes import Change, Zero
+from ..edits.prepared import prepare_change
+from ..errors import InputError
+from ..models.rounding import Rounding
+from ..options import option
+from ..prompts.positions import position_mask
+from ..walk.batch import Batch
+from ..walk.judge import refuse
+from ..walk.readout import get_readout
+from .counterfactuals import Group
+from .layout import make_layout
+from .memory import what_fits
+from .rows import RowChange
+from .sweep import Sweep
+
+if TYPE_CHECKING:
+    from ..models import Model
+    from ..prompts import Prompts
+    from ..prompts.positions import Positions
+
+
+def prepare_sweep(
+    model: Model,
+    prompts: Prompts,
+    positions: Positions = "last",
+    to: Change = Zero(),
+    *,
+    groups: Sequence[Group] | None = None,
+    logprobs: bool = False,
+    gold: Int[np.ndarray, " prompt"] | None = None,
+) -> Callable[[Batch], Sweep]:
+    """Return a function that makes the sweep of a batch.
+
+    Parameters
+    ----------
+    model, prompts
+        What is measured.
+    positions
+        Positions at which heads' outputs are changed.
+    to
+        What they become.
+    groups
+        Groups of heads to change together. They cost least in sorted order, in which groups
+        that share lower heads are neighbours. By default every head is a group, and results
+        are by layer and head.
+    logprobs
+        Whether to give drops of log-probabilities too.
+    gold
+        (prompt,) number of the label whose margin is read; by default the right one.
+
+    Raises
+    ------
+    CheckError
+        If something is in force that rows cannot follow.
+    InputError
+        If no position would be changed, or the change does not fit the prompts.
+    """
+    if option("proof") and model.state is not None:
+        refuse(model, model.state.unfollowed())
+    at = position_mask(prompts, positions)
+    if not at.any():
+        raise InputError("positions are empty: nothing would be changed")
+    change = prepare_change(to, model, prompts, at)
+    readout = get_readout(model, prompts.label_ids)
+    name = "group_effects"
+    shape: tuple[int, ...] = (-1,)
+    if groups is None:
+        name, shape = "effects", (model.n_layers, model.n_heads)
+        groups = [(head,) for head in model.heads]
+
+    def make(batch: Batch) -> Sweep:
+        layout = make_layout(
+            batch.part(prompts.token_id),
+            batch.part(at),
+            change.kinds(batch),
+            6 * model.d_model,
+            batch.devices,
+        )
+        source = layout.source.own
+        changed = batch.cut(at).map(lambda x: x.flatten()[source])
+        rows = RowChange(changed, change.for_batch(batch, range(model.n_layers), source))
+        fit = what_fits(model, layout, batch.width, logprobs)
+        chunks = [groups[i : i + fit.rows] for i in range(0, len(groups), fit.rows)]
+        if gold is not None:
+            batch = replace(batch, gold=batch.everywhere(gold[batch.rows]))
+        unembedded = fit.vectors if logprobs else 0
+        how = (model.layer_devices, name, Rounding.of(model) if option("proof") else None)
+        return Sweep(batch, readout, layout, rows, chunks, unembedded, shape, *how)
+
+    return make

@@ -1,0 +1,148 @@
+"""One number made twice: by the sweep, and by a forward of the transformers model with a hook.
+
+Once for every state of a model, before it is measured in it, a head of one prompt is knocked out
+by a hook of PyTorch's in a plain forward of the model itself, which shares no code with the sweep:
+no trace, no adapter but for the output projection's place, no padding, no row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..errors import CheckError
+from ..head import Head
+from ..models.rounding import Rounding
+from ..results.findings import Findings
+from ..walk.batch import make_batch
+from ..walk.judge import likely_cause, proved_batch
+from ..walk.not_finite import FINITE, watch
+from .prepare import prepare_sweep
+
+if TYPE_CHECKING:
+    from ..models import Model
+    from ..prompts import Prompts
+
+CANDIDATES = 8
+"""Heads that are swept, of which the one with the largest effect is knocked out again."""
+
+TRIED = 3
+"""Prompts that are tried, where numbers are not finite."""
+
+KEY = ("second forward",)
+"""Of the result in the model's cache, which is emptied when the state changes."""
+
+
+def prove_state(model: Model, prompts: Prompts) -> None:
+    """Prove a model in its present state, if that was not done yet.
+
+    Parameters
+    ----------
+    model
+        Nothing is done for one on a server, where no hook can be put, nor where something is in
+        force that sweeps refuse.
+    prompts
+        The shortest of them is used.
+
+    Raises
+    ------
+    CheckError
+        If the two numbers differ by more than rounding allows.
+    """
+    if model.remote or (model.state is not None and model.state.unfollowed()):
+        return
+    if KEY not in model.cache:
+        under_way, model.proof = model.proof, Findings()
+        try:
+            model.cache[KEY] = _on_one_of(model, prompts)
+        finally:
+            model.proof = under_way
+    model.proof.second_forward = model.cache[KEY]
+
+
+def _on_one_of(model: Model, prompts: Prompts) -> dict[str, Any]:
+    """The comparison on the shortest prompt whose numbers are finite."""
+    for number in np.argsort(prompts.lengths, kind="stable")[:TRIED]:
+        found = _compare(model, prompts[[int(number)]])
+        if found:
+            return found
+    return {}
+
+
+def _compare(model: Model, prompt: Prompts) -> dict[str, Any]:
+    heads = _candidates(model)
+    make = prepare_sweep(model, prompt, groups=[(head,) for head in heads])
+    batch = make_batch(model, prompt, np.arange(1))
+    recorders = [make(batch), watch(batch, prompt.label_ids, [])]
+    swept, seen = proved_batch(model, batch, recorders)
+    drops = swept["margin_drop"][0].numpy()
+    if not seen[FINITE].all() or not np.isfinite(drops).all():
+        return {}
+    strongest = int(np.abs(drops).argmax())
+    head = heads[strongest]
+    clean, without = (_logits(model, prompt, out) for out in (None, head))
+    gold = int(prompt.gold_index[0])
+    error = abs(_margin(clean, gold) - _margin(without, gold) - float(drops[strongest]))
+    size = float(np.abs([clean, without]).max())
+    allowed = Rounding.of(model).forward(model.dtype, model.n_layers)
+    error /= max(size, 1e-30)
+    if not error <= allowed:
+        raise CheckError(
+            f"{model.name}: knocking out head {head} in a forward of the transformers model lowers "
+            f"the margin by {_margin(clean, gold) - _margin(without, gold):.4g}, in the sweep by "
+            f"{drops[strongest]:.4g} (error {error:.2g} of the largest label logit, at "
+            f"most {allowed:.2g} is accepted). {likely_cause(model, 'unchanged row')}"
+        )
+    return {
+        "head": str(head),
+        "margin_drop": float(f"{drops[strongest]:.4g}"),
+        "error": float(f"{error:.3g}"),
+        "allowed": float(f"{allowed:.3g}"),
+    }
+
+
+def _candidates(model: Model) -> list[Head]:
+    """A few heads all over the model, the same ones for the same shape."""
+    n = model.n_layers * model.n_heads
+    rng = np.random.default_rng([model.n_layers, model.n_heads])
+    numbers = rng.choice(n, size=min(CANDIDATES, n), replace=False)
+    return sorted(Head(*divmod(int(number), model.n_heads)) for number in numbers)
+
+
+def _margin(logits: Sequence[float] | np.ndarray, gold: int) -> float:
+    others = np.delete(np.asarray(logits), gold)
+    return float(logits[gold] - others.max())
+
+
+def _logits(model: Model, prompt: Prompts, out: Head | None) -> np.ndarray:
+    """The labels' logits, with a head's output set to zero at the last position."""
+    ids = torch.as_tensor(prompt.token_id, device=model.device)
+    inputs = {"input_ids": ids, "use_cache": False, "return_dict": True}
+    with torch.no_grad(), _without(model, out):
+        logits = model.module(**inputs).logits[0, -1]
+    labels: np.ndarray = logits[list(prompt.label_ids)].double().cpu().numpy()
+    return labels
+
+
+@contextmanager
+def _without(model: Model, head: Head | None) -> Iterator[None]:
+    if head is None:
+        yield
+        return
+    block = model.architecture.layers(model.module)[head.layer]
+
+    def zero(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[Any, ...]:
+        z = inputs[0].clone()
+        size = z.shape[-1] // model.n_heads
+        z[:, -1, head.head * size : (head.head + 1) * size] = 0
+        return (z, *inputs[1:])
+
+    handle = model.architecture.projection(block).register_forward_pre_hook(zero)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,206 @@
+"""Sweeps: the effects of changing heads, each group of them by itself, from one walk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from ..models.rounding import Rounding, coarsest
+from ..walk.batch import Batch
+from ..walk.proof import Claim
+from ..walk.readout import Readout
+from ..walk.tensors import margin
+from ..walk.walk import End, LayerView, Recorder
+from .counterfactuals import Group, plan
+from .layout import Layout
+from .rows import Clean, Moves, RowChange, advance
+
+
+class Sweep(Recorder):
+    """Effects of changing groups of heads of a batch, one group at a time.
+
+    Parameters
+    ----------
+    batch
+        Its `gold` is the label whose margin is read.
+    readout
+        Of the labels.
+    layout
+        Where rows lie.
+    change
+        What heads are changed to.
+    chunks
+        Groups of heads; those of a chunk are carried through the layers together. A
+        single chunk goes along with the walk; for more, what they need of the clean run
+        is kept until the walk is over.
+    unembedded
+        How many vectors to unembed at a time to the whole vocabulary, for
+        log-probabilities; 0 to leave those out.
+    shape
+        Results are (B, *shape) and (B, *shape, label).
+    layer_devices
+        Where each layer runs.
+    group
+        Group of the schema that names the results.
+    rounding
+        What the model's arithmetic allows of the row in which nothing is changed; None to leave
+        that row out.
+    """
+
+    def __init__(
+        self,
+        batch: Batch,
+        readout: Readout,
+        layout: Layout,
+        change: RowChange,
+        chunks: Sequence[Sequence[Group]],
+        unembedded: int,
+        shape: tuple[int, ...],
+        layer_devices: Sequence[torch.device],
+        group: str,
+        rounding: Rounding | None,
+    ) -> None:
+        self.group, self.shape = group, shape
+        self.shares_rows = layout.n_changed > 1
+        self.gold, self.readout, self.layout, self.change = batch.gold, readout, layout, change
+        self.donors = change.change.donors
+        self.unembedded = unembedded
+        n_layers, n_heads = readout.directions.shape[:2]
+        self.top = n_layers - 1
+        self.rounding = rounding
+        self.claims: list[Claim] = []
+        plans = [
+            plan(chunk, n_layers, None if rounding is None else self._start(chunk, number))
+            for number, chunk in enumerate(chunks)
+        ]
+        self.unchanged = [p.unchanged for p in plans]
+        self.orders = [batch.everywhere(np.array(p.order)) for p in plans]
+        self.moves = [
+            [Moves.of(*x, n_heads) for x in zip(p.steps, layer_devices, strict=True)] for p in plans
+        ]
+        self.rows: torch.Tensor | None = None
+        self.layers: list[Clean] = []
+
+    def _start(self, chunk: Sequence[Group], number: int) -> int:
+        """The layer from which a chunk's unchanged row goes along.
+
+        From the first where rows are one position long, and in the first chunk. A longer row in
+        each of many small chunks would cost too much; there it goes through the last layers, as
+        many as make a hundredth of the chunk's work.
+        """
+        if self.layout.n_changed == 1 or number == 0:
+            return 0
+        n_layers = self.top + 1
+        return n_layers - max(1, plan(chunk, n_layers).row_layers // 100)
+
+    def layer(self, view: LayerView) -> None:
+        clean = Clean.of(view, self.layout)
+        if len(self.moves) == 1:
+            self.rows = self._advance(clean, self.rows, 0)
+        else:
+            self.layers.append(clean)
+
+    def _advance(
+        self,
+        clean: Clean,
+        rows: Float[torch.Tensor, "G n_before S d_model"] | None,
+        chunk: int,
+    ) -> Float[torch.Tensor, "G n end d_model"] | None:
+        if rows is not None:
+            self._check_unchanged(clean, rows, chunk)
+            rows = rows.to(clean.z.device)
+        only_last = clean.index == self.top
+        moves = self.moves[chunk][clean.index]
+        found = advance(clean, rows, moves, self.change, self.layout, only_last)
+        self.before = clean.size, clean.score
+        self.dtype = coarsest(clean.residual, clean.z)
+        return found
+
+    def _check_unchanged(
+        self, clean: Clean, rows: Float[torch.Tensor, "G n_before S d_model"], chunk: int
+    ) -> None:
+        """Claim that the unchanged row enters a layer as the clean run does, and set it so.
+
+        So each layer is proved by itself, and rounding of those before it does not add up.
+        """
+        index = self.unchanged[chunk][clean.index - 1]
+        if index is None:
+            return
+        own = clean.residual.to(rows.device)  # that of the layer before
+        self._claim(clean.index - 1, rows[:, index], own, self.layout.worst)
+        rows[:, index] = own
+
+    def _claim(
+        self,
+        layer: int,
+        row: Float[torch.Tensor, "*places d_model"],
+        clean: Float[torch.Tensor, "*places d_model"],
+        by_prompt: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:
+        assert self.rounding is not None
+        size, score = (x.to(row.device) for x in self.before)
+        left = (row.float() - clean.float()).norm(dim=-1)
+        if size.shape != left.shape:
+            size = self.layout.by_prompt(self.layout.ends(size)[:, None])[:, 0]
+        error = left / size.clamp(min=torch.finfo(size.dtype).tiny)
+        error = by_prompt(error.nan_to_num(nan=torch.inf))
+        self.claims.append(
+            Claim("unchanged row", layer, error, self.rounding.block(self.dtype, score))
+        )
+
+    def _chunk(self, chunk: int) -> Float[torch.Tensor, "G n Q d_model"]:
+        """(G, n, Q, d_model) what leaves the last layer in each of a chunk's runs."""
+        rows: torch.Tensor | None = None
+        for clean in self.layers:
+            rows = self._advance(clean, rows, chunk)
+        assert rows is not None
+        return rows
+
+    def _margins(
+        self, residual: Float[torch.Tensor, "B *rest d_model"], gold: Int[torch.Tensor, " B"]
+    ) -> Float[torch.Tensor, " B *rest"]:
+        """(B, ...) of residuals (B, ..., d_model), from the final norm on in float32."""
+        normed = self.readout.frozen_norm(residual, self.readout.spread(residual))
+        return margin(self.readout.label_logits(normed), gold)
+
+    def _logprobs(
+        self, residual: Float[torch.Tensor, "B *rest d_model"], end: End
+    ) -> Float[torch.Tensor, "B *rest label"]:
+        """(B, ..., label) of residuals (B, ..., d_model)."""
+        normed = end.final_norm(residual)
+        logprobs: torch.Tensor = self.readout.logprobs(normed, end, self.unembedded)
+        return logprobs
+
+    def finish(self, end: End) -> dict[str, torch.Tensor]:
+        clean = end.residual
+        gold = self.gold.on(clean.device)
+        margins = self._margins(clean, gold)[:, None]
+        before = None
+        if self.unembedded:
+            self.final_logprobs = self._logprobs(clean, end)
+            before = self.final_logprobs[:, None]
+        drops, logprob_drops = [], []
+        for chunk, order in enumerate(self.orders):
+            rows = self._chunk(chunk) if self.rows is None else self.rows
+            rows = self.layout.by_prompt(rows)
+            unchanged = self.unchanged[chunk][-1]
+            if unchanged is not None:
+                self._claim(self.top, rows[:, unchanged], clean.to(rows.device), lambda x: x)
+            rows = rows.to(clean.device)[:, order.on(clean.device)]
+            drops.append(margins - self._margins(rows, gold))
+            if before is not None:
+                logprob_drops.append(before - self._logprobs(rows, end))
+        drop, logprob_drop = torch.cat(drops, dim=1), None
+        missing = ~drop.isfinite()
+        if logprob_drops:
+            logprob_drop = torch.cat(logprob_drops, dim=1)
+            missing |= ~logprob_drop.isfinite().all(dim=-1)
+        # A counterfactual that overflows is missing in all that is said of it.
+        found = {"margin_drop": drop.masked_fill(missing, torch.nan).unflatten(1, self.shape)}
+        if logprob_drop is not None:
+            logprob_drop = logprob_drop.masked_fill(missing.unsqueeze(-1), torch.nan)
+            found["logprob_drop"] = logprob_drop.unflatten(1, self.shape)
+        return found

@@ -1,0 +1,135 @@
+"""Judging what a batch's proof found: note it, or refuse the batch with the likely cause."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..errors import CheckError
+from ..models.rounding import Rounding
+from ..options import option
+from ..results.findings import Finding
+from .not_finite import FINITE
+from .proof import IDENTITIES, Proof, Proved
+from .walk import BatchEdit, Recorder, donors_of, run_batch
+
+if TYPE_CHECKING:
+    from ..models import Model
+    from .batch import Batch
+
+
+def proved_batch(
+    model: Model,
+    batch: Batch,
+    recorders: Sequence[Recorder],
+    edits: Sequence[BatchEdit] = (),
+    *,
+    gradients: bool = False,
+) -> list[dict[Any, torch.Tensor]]:
+    """What recorders take from a batch, once its identities were found to hold.
+
+    Raises
+    ------
+    CheckError
+        If one does not hold; the message names prompt, layer, head, identity, size and what
+        probably causes it.
+    """
+    if not option("proof"):
+        model.proof.made = False
+        return run_batch(model, batch, recorders, edits, gradients=gradients)
+    rounding = Rounding.of(model)
+    of_donors = []
+    for donors in donors_of(edits, recorders):
+        of_donors.append(Proof(rounding))
+        donors.recorder = Proved(donors.recorder, of_donors[-1])
+    proof = Proof(rounding, [*recorders, *of_donors])
+    *found, claims = run_batch(model, batch, [*recorders, proof], edits, gradients=gradients)
+    refuse(model, model.acting)
+    finite = [bool(new[FINITE].all()) for new in found if FINITE in new]
+    if all(finite):  # else prompts that are finite are measured once more, without the others
+        judge(model, batch, claims)
+        model.proof.prompts += len(batch.rows)
+    return found
+
+
+def judge(model: Model, batch: Batch, claims: Mapping[Any, torch.Tensor]) -> None:
+    """Note each identity's worst case, and refuse the batch if one does not hold.
+
+    Raises
+    ------
+    CheckError
+        See `proved_batch`.
+    """
+    for (identity, layers), values in claims.items():
+        error, allowed = values.double().numpy()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            strain = np.where(error == 0, 0, error / allowed)
+        strain = np.where(np.isnan(strain), np.inf, strain)
+        worst = np.unravel_index(int(strain.argmax()), strain.shape)
+        model.proof.add(identity, Finding(float(error[worst]), float(allowed[worst])))
+        failing = np.flatnonzero((strain > 1).reshape(len(strain), -1).any(axis=1))
+        if failing.size:
+            # The first layer is nearest to the cause.
+            first = int(failing[0])
+            inside = np.unravel_index(int(strain[first].argmax()), strain[first].shape)
+            at = (first, *map(int, inside))
+            finding = Finding(float(error[at]), float(allowed[at]))
+            where = f"prompt {batch.rows[at[1]]}"
+            if layers[at[0]] is not None:
+                where = f"layer {layers[at[0]]}, {where}"
+            if len(at) > 2:
+                where = f"{where}, head {at[2]}"
+            raise CheckError(
+                f"{model.name}, {where}: {IDENTITIES[identity]} (error {finding.error:.2g}, at "
+                f"most {finding.allowed:.2g} is accepted). {likely_cause(model, identity)}"
+            )
+
+
+def likely_cause(model: Model, identity: str) -> str:
+    """What probably makes an identity fail, in a sentence."""
+    assert model.state is not None
+    others = model.state.interventions()
+    if others:
+        return f"Probably because of the {_cannot_follow(others)}"
+    if identity in ("label directions", "logits"):
+        return (
+            "Probably weights were changed while a measure ran, or the final norm or the "
+            "unembedding does more than a norm and a product"
+        )
+    adapter = type(model.architecture).__name__
+    if identity in ("attention", "scale"):
+        return (
+            f"Probably the adapter {adapter} does not describe this model's attention at this "
+            "prompt's length (window, rotary, scale)"
+        )
+    return (
+        f"Probably the adapter {adapter} does not describe this model's blocks, or a module does "
+        "not treat every position by itself"
+    )
+
+
+def refuse(model: Model, others: Sequence[str]) -> None:
+    """Refuse a measure that cannot follow interventions of others, if there are any.
+
+    Their effect on other vectors than the clean run's is not known: one that clips large values,
+    say, may do nothing there and much to a row of a sweep.
+
+    Raises
+    ------
+    CheckError
+        With their names.
+    """
+    if others:
+        raise CheckError(f"{model.name} has in force the {_cannot_follow(others)}")
+
+
+def _cannot_follow(others: Sequence[str]) -> str:
+    """Interventions of others, and what to do about them."""
+    every = others[0] + (f" ({len(others)} in all)" if len(others) > 1 else "")
+    return (
+        f"{every}, which this measure cannot follow: remove it, or write it as an edit "
+        "(KnockOut, Scale, Patch, ...)"
+    )

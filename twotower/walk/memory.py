@@ -1,0 +1,68 @@
+"""Memory: what is free, and what a forward takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..models import Model
+
+UNEMBED_BYTES = 1 << 29
+"""Most bytes of logits held at a time when many vectors are unembedded."""
+
+
+class BudgetError(InputError):
+    """A batch does not fit a memory budget."""
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on a device."""
+    if device.type == "cuda":
+        # What torch holds without using it is free for tensors, too.
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + unused)
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def readable(n_bytes: float) -> str:
+    """Bytes in MiB or GiB."""
+    mib = n_bytes / 2**20
+    return f"{mib / 1024:.2f}GiB" if mib >= 1024 else f"{mib:.1f}MiB"
+
+
+def row_bytes(model: Model, n_packs: int, n_changed: int, n_earlier: int) -> int:
+    """What one row takes at its largest, on its way through a block.
+
+    Counts what is held at a time in the attention and in the MLP, whichever is more.
+    """
+    a, size = model.architecture, model.dtype.itemsize
+    of_heads, of_keys = a.n_heads * a.d_head, a.n_kv_heads * a.d_head
+    seen = n_earlier + n_changed
+    in_attention = size * (2 * a.d_model + 5 * of_heads + 5 * of_keys)
+    if n_changed == 1:
+        in_attention += 3 * 4 * a.n_heads * seen
+    else:
+        copies = 2 if n_earlier else 0
+        in_attention += size * copies * of_keys * seen // n_changed + 5 * seen
+    in_mlp = size * (4 * a.d_model + of_heads + 4 * a.d_mlp)
+    return n_packs * n_changed * max(in_attention, in_mlp)
+
+
+def forward_bytes(model: Model, n_prompts: int, width: int) -> int:
+    """What the forward takes: its largest block, scores perhaps whole, and its logits."""
+    scores = 0
+    if model.attention_kernel in (None, "eager"):
+        scores = 3 * n_prompts * model.n_heads * width**2 * max(4, model.dtype.itemsize)
+    return row_bytes(model, n_prompts, width, 0) + scores + n_prompts * logit_bytes(model)
+
+
+def logit_bytes(model: Model) -> int:
+    """What a vector's logits take; a second time where they are not float32 at once."""
+    size = model.dtype.itemsize
+    return model.architecture.vocabulary_size * (4 if size == 4 else 4 + size)
