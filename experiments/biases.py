@@ -73,17 +73,11 @@ def answers(
     """Biases and right answers, each (prompt, favoured, edit)."""
     found = []
     for number, make in enumerate(edits.values()):
-        words = setting.bar(f"{title}, {number + 1} of {len(edits)}")
-        predicted = {
-            label: tt.predict(
-                setting.model,
-                prompts,
-                make(prompts, label),
-                batch_size=setting.batch_size,
-                progress=words,
-            )
-            for label, prompts in mirrored.items()
-        }
+        with setting.stage(f"{title}, {number + 1} of {len(edits)}"):
+            predicted = {
+                label: tt.predict(setting.model, prompts, make(prompts, label))
+                for label, prompts in mirrored.items()
+            }
         found.append(leanings(predicted))
     return {name: np.stack([one[name] for one in found], axis=-1) for name in found[0]}
 

@@ -133,13 +133,12 @@ def knock_out_in_turn(
     found = {name: np.full(len(prompts), np.nan) for name in MEASURES}
     for number, heads in enumerate(draws):
         rows = np.flatnonzero(turn == number)
-        answers = tt.predict(
-            setting.model,
-            prompts[rows],
-            [tt.KnockOut(heads, positions="all")] if len(heads) else [],
-            batch_size=setting.batch_size,
-            progress=setting.bar(title),
-        )
+        with setting.stage(title):
+            answers = tt.predict(
+                setting.model,
+                prompts[rows],
+                [tt.KnockOut(heads, positions="all")] if len(heads) else [],
+            )
         for name in MEASURES:
             found[name][rows] = answers[name].values
     return found

@@ -62,9 +62,8 @@ def measure(setting: Setting) -> Mapping[str, xr.Dataset]:
     label, last = tt.at(role="label"), tt.at(role="last")
 
     def margins(edits: Any, title: str, prompts: Prompts = test) -> np.ndarray:
-        found = tt.predict(
-            model, prompts, edits, batch_size=setting.batch_size, progress=setting.bar(title)
-        )
+        with setting.stage(title):
+            found = tt.predict(model, prompts, edits)
         return common.margin_towards(found["logit"].values, gold)
 
     windows = np.array_split(np.arange(model.n_layers), WINDOWS)
@@ -99,7 +98,7 @@ def measure(setting: Setting) -> Mapping[str, xr.Dataset]:
         },
         test,
     )
-    attention = tt.qk_similarity(model, test, keep="labels", batch_size=setting.batch_size)
+    attention = tt.qk_similarity(model, test, keep="labels")
     return {
         "margins": table,
         "label_shares": tt.attention_shares(model, test, "labels"),

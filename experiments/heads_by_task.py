@@ -55,14 +55,10 @@ def measure(setting: Setting) -> Mapping[str, xr.Dataset]:
         classes.append(len(task.classes))
         fit, test = common.build_task(setting, task, n)
         hashes[name] = [fit.hash, test.hash]
-        found = tt.analyze(
-            setting.model,
-            fit,
-            measures=("predictions", "effects"),
-            logprobs=False,
-            batch_size=setting.batch_size,
-            progress=setting.bar(f"{name}: sweeping every head"),
-        )
+        with setting.stage(f"{name}: sweeping every head"):
+            found = tt.analyze(
+                setting.model, fit, measures=("predictions", "effects"), logprobs=False
+            )
         fitted[row] = found["predictions"]["correct"].values
         heads[name] = tt.in_context_heads(found, setting.size.k)
         random = setting.random_heads(without=heads[name])

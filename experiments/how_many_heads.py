@@ -71,12 +71,8 @@ def measure(setting: Setting) -> Mapping[str, xr.Dataset]:
     """Accuracy on test prompts with growing sets of heads knocked out, and kept alone."""
     orders, exact = choose(setting)
     found = {}
-    clean = tt.predict(
-        setting.model,
-        setting.test,
-        batch_size=setting.batch_size,
-        progress=setting.bar("all heads"),
-    )["margin"].values
+    with setting.stage("all heads"):
+        clean = tt.predict(setting.model, setting.test)["margin"].values
     for (what, where), sizes in SIZES.items():
         # An edit at all positions costs a forward for each set; half of the prompts do.
         n = setting.size.n_test if where == LAST else setting.size.n_test // 2
@@ -99,23 +95,11 @@ def choose(setting: Setting) -> tuple[dict[str, list[tt.Head]], dict[int, list[t
     by_effect = tt.in_context_heads(setting.selection, len(model.heads))
     # Every step sweeps the whole pool, so half of the prompts choose.
     few = setting.fit[: setting.size.n_fit // 2]
-    chosen = tt.greedy_heads(
-        model,
-        few,
-        STEPS,
-        pool=by_effect[:POOL],
-        batch_size=setting.batch_size,
-        progress=setting.show,
-    )
+    chosen = tt.greedy_heads(model, few, STEPS, pool=by_effect[:POOL])
     pairs = zip(chosen["chosen_layer"].values, chosen["chosen_head"].values, strict=True)
     first = [tt.Head(int(layer), int(head)) for layer, head in pairs]
-    subsets = subset_effects(
-        model,
-        few,
-        by_effect[:EXACT],
-        batch_size=setting.batch_size,
-        progress=setting.bar("all subsets"),
-    )
+    with setting.stage("all subsets"):
+        subsets = subset_effects(model, few, by_effect[:EXACT], logprobs=False)
     rng = np.random.default_rng([setting.seed, 29])
     orders = {
         EFFECT: by_effect,
@@ -133,21 +117,12 @@ def edited(
 ) -> dict[tuple[str, int], np.ndarray]:
     """Drop of the margin (prompt,) by set, with its heads knocked out or kept alone."""
     model = setting.model
-    change: dict[str, Any] = {}
-    if what == KEPT:
-        change = {"ablation": "mean", "reference": setting.fit}
+    to = tt.Mean(setting.fit) if what == KEPT else tt.Zero()
     groups = {name: changed_heads(model.heads, heads, what) for name, heads in sets.items()}
     # Two orders can give the same set; a sweep takes each once.
     distinct = sorted(set(groups.values()))
-    effects = tt.group_effects(
-        model,
-        prompts,
-        distinct,
-        where,
-        batch_size=setting.batch_size,
-        progress=setting.bar(f"{what}, {where} positions"),
-        **change,
-    )
+    with setting.stage(f"{what}, {where} positions"):
+        effects = tt.group_effects(model, prompts, distinct, where, to=to, logprobs=False)
     drops = effects["margin_drop"].values
     return {name: drops[:, distinct.index(group)] for name, group in groups.items()}
 

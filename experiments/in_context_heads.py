@@ -110,16 +110,10 @@ def measure(setting: Setting) -> Mapping[str, xr.Dataset]:
 def choose(setting: Setting, k: int) -> dict[str, list[tt.Head]]:
     """The k strongest heads by every choice, strongest first, on the fitting prompts."""
     model, fit, selection = setting.model, setting.fit, setting.selection
-    traced = tt.causal_tracing(
-        model,
-        fit,
-        fit.reversed_labels(),
-        batch_size=setting.batch_size,
-        progress=setting.bar("tracing every head"),
-    )
-    gradient = tt.attribution_patching(
-        model, fit, batch_size=setting.batch_size, progress=setting.bar("taking gradients")
-    )
+    with setting.stage("tracing every head"):
+        traced = tt.causal_tracing(model, fit, fit.reversed_labels())
+    with setting.stage("taking gradients"):
+        gradient = tt.attribution_patching(model, fit)
     increase = selection["attribution"]["logprob_increase"]
     of_right_label = increase.where(increase["label"] == increase["gold"], 0).sum(
         "label", skipna=False

@@ -123,17 +123,13 @@ def _imbalances(setting: Setting) -> xr.Dataset:
     found: dict[str, list[Any]] = {name: [] for name in (*BIASES, "attention")}
     for counts in IMBALANCES:
         _, test = prompts_at(setting, counts)
-        runs = {
-            label: tt.analyze(
-                setting.model,
-                prompts[:n],
-                measures=("predictions", "qk"),
-                keep="labels",
-                batch_size=setting.batch_size,
-                progress=setting.bar(f"{counts[0]}:{counts[1]}"),
-            )
-            for label, prompts in test.items()
-        }
+        with setting.stage(f"{counts[0]}:{counts[1]}"):
+            runs = {
+                label: tt.analyze(
+                    setting.model, prompts[:n], measures=("predictions", "qk"), keep="labels"
+                )
+                for label, prompts in test.items()
+            }
         leanings = biases.leanings({label: run["predictions"] for label, run in runs.items()})
         for name in BIASES:
             found[name].append(leanings[name])

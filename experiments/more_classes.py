@@ -78,25 +78,16 @@ def prompts_of(n_classes: int, n: int) -> int:
 def one_task(setting: Setting, selection: xr.DataTree, test: tt.Prompts) -> dict[str, xr.Dataset]:
     """What is measured on one task."""
     model, k = setting.model, setting.size.k
-    options = {"batch_size": setting.batch_size}
     heads = tt.in_context_heads(selection, k)
     writers = tt.in_context_heads(selection, k, by="label_logit")
-    run = tt.analyze(
-        model,
-        test,
-        measures=("predictions", "qk", "ov"),
-        progress=setting.bar(f"{test.task_name}: QK and OV"),
-        **options,
-    )
+    with setting.stage(f"{test.task_name}: QK and OV"):
+        run = tt.analyze(model, test, measures=("predictions", "qk", "ov"))
     answers = [run["predictions"]]
     answers += [
-        tt.predict(model, test, [tt.KnockOut(x, positions="all")], **options)
-        for x in (heads, writers)
+        tt.predict(model, test, [tt.KnockOut(x, positions="all")]) for x in (heads, writers)
     ]
     draws = setting.random_heads(without=heads)
-    random = [
-        tt.predict(model, test, [tt.KnockOut(draw, positions="all")], **options) for draw in draws
-    ]
+    random = [tt.predict(model, test, [tt.KnockOut(draw, positions="all")]) for draw in draws]
     right = np.stack([[a[m].values for m in MEASURES] for a in answers])
     mean_random = np.mean([[a[m].values for m in MEASURES] for a in random], axis=0)
     accuracy = np.concatenate([right, mean_random[None]]).transpose(2, 0, 1)

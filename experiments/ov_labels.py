@@ -40,15 +40,7 @@ that neither write nor are in-context heads (intervals of both differences above
 mean OV AUC exceeds that of 95% of random sets of as many heads. Not supported if the interval of
 (1), or of a difference in (2), lies wholly below 0; else undecided."""
 
-ROLES = (
-    "bos",
-    "text",
-    "separator before label",
-    "label",
-    "separator after label",
-    "query",
-    "last",
-)
+ROLES = ("bos", "text", "separator before label", "label", "separator after label", "query", "last")
 KINDS = {**common.KINDS, "others": "other heads"}
 
 
@@ -59,13 +51,8 @@ def measure(setting: Setting) -> Mapping[str, xr.Dataset]:
     """What the vectors of every role of position say, on the test prompts."""
     model, test = setting.model, setting.test
     writers, heads = setting.writers, setting.heads  # settles that the task can be done
-    run = tt.analyze(
-        model,
-        test,
-        measures=("qk", "ov"),
-        batch_size=setting.batch_size,
-        progress=setting.bar("measuring QK and OV"),
-    )
+    with setting.stage("measuring QK and OV"):
+        run = tt.analyze(model, test, measures=("qk", "ov"))
     raw, roles = own_label_logit(run["ov"]), roles_of(run["ov"])
     weighted = raw * run["qk"]["attention"].values
     dims = ("prompt", "role", "layer", "head")
@@ -146,14 +133,8 @@ def over_role(values: np.ndarray, roles: np.ndarray, total: bool = False) -> np.
 def _tokens(setting: Setting, heads: list[tt.Head]) -> xr.Dataset:
     """How often the vector of a label position is nearest to the label, of all tokens."""
     test = setting.test
-    top = tt.ov_labels(
-        setting.model,
-        test,
-        keep="labels",
-        top_tokens=heads,
-        batch_size=setting.batch_size,
-        progress=setting.bar("unembedding vectors of label positions"),
-    )
+    with setting.stage("unembedding vectors of label positions"):
+        top = tt.ov_labels(setting.model, test, keep="labels", top_tokens=heads)
     token, there = top["top_token"].values, (top["role"] == "label").values
     labels = dict(zip(test.labels, test.label_ids, strict=True))
     decode = setting.model.tokenizer.decode

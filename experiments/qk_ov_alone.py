@@ -47,11 +47,7 @@ heads (interval of the difference above 0). Not supported if the interval of one
 differences lies wholly on the other side; else undecided."""
 
 CONTRASTS = {"labels": "labels reversed", "query": "query replaced"}
-WHATS = {
-    "attention": "attention alone",
-    "values": "values alone",
-    "both": "both",
-}
+WHATS = {"attention": "attention alone", "values": "values alone", "both": "both"}
 SETS = {
     "writers": "heads that write",
     "writers_twice": "twice as many heads that write",
@@ -71,10 +67,7 @@ def measure(setting: Setting) -> Mapping[str, xr.Dataset]:
     test, n = setting.test, setting.size.n_task
     sets = head_sets(setting)
     first = test[: min(n, len(test))]
-    pairs = {
-        "labels": [(first, first.reversed_labels())],
-        "query": asked_otherwise(test, n),
-    }
+    pairs = {"labels": [(first, first.reversed_labels())], "query": asked_otherwise(test, n)}
     found = {name: _contrast(setting, name, parts, sets) for name, parts in pairs.items()}
     return {**found, "heads": common.heads_table(setting, sets)}
 
@@ -150,11 +143,7 @@ def _contrast(
     }
     return setting.table(
         {key: (variables[key], arrays[key]) for key in variables},
-        {
-            "prompt": np.arange(len(arrays["margin_clean"])),
-            "set": list(sets),
-            "what": list(WHATS),
-        },
+        {"prompt": np.arange(len(arrays["margin_clean"])), "set": list(sets), "what": list(WHATS)},
         contrast=name,
     )
 
@@ -166,43 +155,28 @@ def _patched(
     changed: tt.Prompts,
     sets: Mapping[str, list[tt.Head]],
 ) -> dict[str, np.ndarray]:
-    model, size = setting.model, setting.batch_size
+    model = setting.model
     words = CONTRASTS[name]
-    own, other = (
-        tt.analyze(
-            model,
-            each,
-            measures=("predictions", "qk"),
-            batch_size=size,
-            progress=setting.bar(f"{words}: both prompts"),
+    with setting.stage(f"{words}: both prompts"):
+        own, other = (
+            tt.analyze(model, each, measures=("predictions", "qk")) for each in (prompts, changed)
         )
-        for each in (prompts, changed)
-    )
     clean = own["predictions"]["margin"].values
     difference = own["qk"]["attention"].values - other["qk"]["attention"].values
     moved = common.known(np.nansum(np.abs(difference), axis=-1) / 2, own["qk"], other["qk"])
     # Attention and values together are all that a head's output is made of.
-    drop = tt.group_effects(
-        model,
-        prompts,
-        list(sets.values()),
-        batch_size=size,
-        progress=setting.bar(f"{words}: both patched"),
-        to=tt.From(changed),
-    )["margin_drop"].values
-    margins = [
-        [
-            tt.predict(
-                model,
-                prompts,
-                tt.Patch(heads, changed, what),
-                batch_size=size,
-                progress=setting.bar(f"{words}: {what} of {SETS[key]}"),
-            )["margin"].values
-            for key, heads in sets.items()
+    with setting.stage(f"{words}: both patched"):
+        drop = tt.group_effects(
+            model, prompts, list(sets.values()), to=tt.From(changed), logprobs=False
+        )["margin_drop"].values
+    with setting.stage(f"{words}: attention and values by themselves"):
+        margins = [
+            [
+                tt.predict(model, prompts, tt.Patch(heads, changed, what))["margin"].values
+                for key, heads in sets.items()
+            ]
+            for what in ("attention", "values")
         ]
-        for what in ("attention", "values")
-    ]
     alone = np.array(margins).transpose(2, 1, 0)  # (prompt, set, what)
     both = clean[:, None, None] - drop[..., None]
     of_set = [moved[:, *np.transpose(heads)].mean(axis=-1) for heads in sets.values()]

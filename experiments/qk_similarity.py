@@ -48,17 +48,11 @@ def measure(setting: Setting) -> Mapping[str, xr.Dataset]:
     model, test = setting.model, setting.test
     writers, heads = setting.writers, setting.heads  # settles that the task can be done
     twin = test.reversed_labels()
-    runs = [
-        tt.analyze(
-            model,
-            prompts,
-            measures=("qk", "ov"),
-            keep="labels",
-            batch_size=setting.batch_size,
-            progress=setting.bar(title),
-        )
-        for prompts, title in ((test, "measuring QK and OV"), (twin, "labels reversed"))
-    ]
+    with setting.stage("measuring QK and OV, labels as given and reversed"):
+        runs = [
+            tt.analyze(model, prompts, measures=("qk", "ov"), keep="labels")
+            for prompts in (test, twin)
+        ]
     contrast = setting.table(
         {
             "attention": (

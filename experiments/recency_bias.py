@@ -120,15 +120,10 @@ def _orders(setting: Setting, test: tt.Prompts) -> xr.Dataset:
     found = []
     for name, block in ORDERS.items():
         mirrored = with_nearest(some, block, setting.seed)
-        predicted = {
-            label: tt.predict(
-                setting.model,
-                prompts,
-                batch_size=setting.batch_size,
-                progress=setting.bar(name),
-            )
-            for label, prompts in mirrored.items()
-        }
+        with setting.stage(name):
+            predicted = {
+                label: tt.predict(setting.model, prompts) for label, prompts in mirrored.items()
+            }
         found.append(biases.leanings(predicted))
     arrays = {name: np.stack([one[name] for one in found], axis=-1) for name in found[0]}
     return biases.bias_table(setting, mirrored, arrays, "order", ORDERS)
@@ -139,13 +134,8 @@ def _positions(setting: Setting, mirrored: biases.Mirrored) -> xr.Dataset:
     found = []
     for prompts in mirrored.values():
         some = prompts[: biases.queries(setting.size.n_task)]
-        qk = tt.qk_similarity(
-            setting.model,
-            some,
-            keep="labels",
-            batch_size=setting.batch_size,
-            progress=setting.bar("positions in the scores"),
-        )
+        with setting.stage("positions in the scores"):
+            qk = tt.qk_similarity(setting.model, some, keep="labels")
         found.append(by_distance(qk))
     dims = ("prompt", "layer", "head")
     words = {

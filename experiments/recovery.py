@@ -54,10 +54,7 @@ def recover(planting: Planting) -> dict[str, Any]:
     sized = both & (size > SIZE * size.max())
     found = {
         "effects": (set(planting.heads), set(run.tt.heads(len(planting.heads)))),
-        "writers": (
-            set(planting.match),
-            set(run.tt.heads(len(planting.match), by="label_logit")),
-        ),
+        "writers": (set(planting.match), set(run.tt.heads(len(planting.match), by="label_logit"))),
         "towers": (set(planting.match), _heads(both)),
         "sized": (set(planting.match), _heads(sized)),
     }

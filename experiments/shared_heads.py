@@ -41,13 +41,7 @@ binomial test, p < 0.05), as means over seeds: supported if every two of them sh
 those with the heads permuted. Not supported if one of the two fails for at least half of the
 pairs; else undecided, as also where the model can do fewer than three of the tasks."""
 
-OTHERS = (
-    "word-fields",
-    "animals-cities-sentences",
-    "languages-two",
-    "topic",
-    "prices-ages-times",
-)
+OTHERS = ("word-fields", "animals-cities-sentences", "languages-two", "topic", "prices-ages-times")
 HALVES = ("first", "second")
 K = 12
 NOTHING, RANDOM = "nothing", "random heads"
@@ -68,14 +62,10 @@ def measure(setting: Setting) -> Mapping[str, xr.Dataset]:
     for row, task in enumerate(tasks):
         halves = common.build_task(setting, task, n)
         for half, prompts in enumerate(halves):
-            run = tt.analyze(
-                model,
-                prompts,
-                measures=("predictions", "effects"),
-                logprobs=False,
-                batch_size=setting.batch_size,
-                progress=setting.bar(f"{task.name}: sweeping every head"),
-            )
+            with setting.stage(f"{task.name}: sweeping every head"):
+                run = tt.analyze(
+                    model, prompts, measures=("predictions", "effects"), logprobs=False
+                )
             drops[row, half] = run["effects"]["margin_drop"].values
             correct[row, half] = run["predictions"]["correct"].values
             if half == 0:

@@ -62,24 +62,13 @@ def measure(setting: Setting) -> Mapping[str, xr.Dataset]:
     """Scores of label positions, what they sum to, and cosines, on the test prompts."""
     model, test = setting.model, setting.test
     writers, heads = setting.writers, setting.heads  # settles that the task can be done
-    run = tt.analyze(
-        model,
-        test,
-        measures=("predictions", "qk", "ov"),
-        keep="labels",
-        batch_size=setting.batch_size,
-        progress=setting.bar("measuring QK and OV"),
-    )
-    fit_streams, streams = (
-        tt.residual_streams(
-            model,
-            prompts,
-            keep=ends(prompts),
-            batch_size=setting.batch_size,
-            progress=setting.bar(f"residual streams of the {name} prompts"),
+    with setting.stage("measuring QK and OV"):
+        run = tt.analyze(model, test, measures=("predictions", "qk", "ov"), keep="labels")
+    with setting.stage("residual streams"):
+        fit_streams, streams = (
+            tt.residual_streams(model, prompts, keep=ends(prompts))
+            for prompts in (setting.fit, test)
         )
-        for prompts, name in ((setting.fit, "fitting"), (test, "test"))
-    )
     return {
         "towers": _towers(setting, run),
         "cosine": _cosines(setting, test, streams, fit_streams),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack, cast
 
 from .checks import positive_bytes, whole, yes_or_no
 from .errors import InputError
@@ -61,7 +61,8 @@ class set_options:
             if name not in _OPTIONS:
                 raise InputError(f"{name}= is not an option; options are {', '.join(_OPTIONS)}")
             _CHECKS[name](name, value)
-        self._before: Options = {name: option(name) for name in options}  # type: ignore[misc]
+        before = {name: option(name) for name in options}
+        self._before = cast(Options, before)
         _OPTIONS.update(options)
 
     def __enter__(self) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..edits.edits import KnockOut
 from ..errors import FindingError, StoreError
+from ..progress import stage as show_stage
 from ..results import GROUPS, measured_prompts
 from ..results.forms import describe
 from ..statistics import Estimate, bootstrap_mean
@@ -132,23 +133,24 @@ def run_demo(
     seconds: dict[str, float] = {}
 
     @contextmanager
-    def stage(name: str) -> Iterator[str | bool]:
+    def stage(name: str) -> Iterator[None]:
         start = time.perf_counter()
-        yield name if progress else False
+        with show_stage(name, progress):
+            yield
         seconds[name] = time.perf_counter() - start
 
     with stage("building prompts"):
         prompts = build_prompts(model, load_task(task), ("foo", "bar"), n=N_PROMPTS, seed=seed)
         fit, test = prompts.split(0.5, seed=seed)
-    with stage("sweeping every head") as bar:
+    with stage("sweeping every head"):
         measures = ("predictions", "effects", "attribution")
-        selection = analyze(model, fit, measures=measures, logprobs=False, progress=bar)
+        selection = analyze(model, fit, measures=measures, logprobs=False)
         heads = in_context_heads(selection, N_HEADS)
         writers = in_context_heads(selection, N_HEADS, by="label_logit")
-    with stage("measuring QK and OV") as bar:
-        run = analyze(model, test, measures=("predictions", "qk"), progress=bar)
+    with stage("measuring QK and OV"):
+        run = analyze(model, test, measures=("predictions", "qk"))
         top = list(dict.fromkeys(heads[:N_TOP] + writers[:N_TOP]))
-        run["ov"] = ov_labels(model, test, top_tokens=top, progress=bar)
+        run["ov"] = ov_labels(model, test, top_tokens=top)
         # The effects that heads were chosen by stand beside the scores of the test prompts.
         known = GROUPS["scores"]["margin_drop"]
         swept = measured_prompts(selection.children["effects"])
@@ -160,15 +162,12 @@ def run_demo(
         }
         described = (known.dims, effect, about)
         run["scores"] = two_tower_scores(run).assign(margin_drop=described)
-    with stage("knocking out in-context heads") as bar:
-        after = predict(model, test, [KnockOut(heads)], progress=bar)
-        silent = predict(model, test, [KnockOut(writers)], progress=bar)
+    with stage("knocking out in-context heads"):
+        after = predict(model, test, [KnockOut(heads, "all")])
+        silent = predict(model, test, [KnockOut(writers, "all")])
     draws = random_heads(model, heads, N_RANDOM, seed)
     with stage(f"knocking out random heads, {N_RANDOM} draws"):
-        random = [
-            predict(model, test, [KnockOut(draw)], progress=progress and f"random heads {i + 1}")
-            for i, draw in enumerate(draws)
-        ]
+        random = [predict(model, test, [KnockOut(draw, "all")]) for draw in draws]
     conditions = ("before", "after", "writers", "random heads")
     accuracy: dict[str, dict[str, Estimate]] = {name: {} for name in conditions}
     drop: dict[str, Estimate] = {}

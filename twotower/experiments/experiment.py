@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FindingError
+from ..progress import stage
 from ..statistics import Estimate, above_chance
 
 if TYPE_CHECKING:
@@ -76,8 +78,6 @@ class Setting:
         Where selections are kept, which experiments have in common.
     show
         Whether bars are shown.
-    batch_size
-        Prompts in a batch; by default as measures choose.
     """
 
     model: Model
@@ -86,11 +86,10 @@ class Setting:
     size: Size
     folder: Path
     show: bool = False
-    batch_size: int | None = None
 
-    def bar(self, title: str) -> str | bool:
-        """What a measure takes as `progress`."""
-        return f"seed {self.seed}: {title}" if self.show else False
+    def stage(self, title: str) -> AbstractContextManager[None]:
+        """Return a `with` block in which progress has a title."""
+        return stage(f"seed {self.seed}: {title}", self.show)
 
     def build(self, n_fit: int | None = None, n_test: int | None = None, **settings: Any) -> Any:
         """Prompts for choosing and for testing, without a text in common.
@@ -154,13 +153,9 @@ class Setting:
         try:
             with lock:  # another worker may be at the same
                 if not path.exists():
-                    run = analyze(
-                        self.model,
-                        prompts,
-                        measures=("predictions", "effects", "attribution"),
-                        batch_size=self.batch_size,
-                        progress=self.bar("sweeping every head"),
-                    )
+                    measures = ("predictions", "effects", "attribution")
+                    with self.stage("sweeping every head"):
+                        run = analyze(self.model, prompts, measures=measures)
                     check_task(run, self.model.name)
                     save(run, path)
         finally:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import StoreError
+from ..options import set_options
+from ..progress import stage
 from ..statistics import Estimate
 from .experiment import FULL, VERDICTS, Experiment, Judgement, Setting, Size, short_hash
 
@@ -67,8 +69,9 @@ class Trial:
         from ..results import make_tree, provenance, save
 
         folder = self.out / "selections"
-        setting = Setting(model, self.task, seed, self.size, folder, show, batch_size)
-        found = self.experiment.measure(setting)
+        setting = Setting(model, self.task, seed, self.size, folder, show)
+        with set_options(batch_size=batch_size), stage(f"seed {seed}", show):
+            found = self.experiment.measure(setting)
         about = provenance(
             model, setting.test, experiment=self.experiment.name, size=asdict(self.size)
         )

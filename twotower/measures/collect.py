@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from .. import progress
 from ..edits.edits import Edit, as_edits
 from ..edits.prepared_edits import PreparedEdits
 from ..models.measuring import measuring
@@ -91,7 +92,7 @@ def collect(
     results: list[Arrays] = [{} for _ in measures]
     gradients = any(measure.gradients for measure in measures)
     shared = any(measure.shares_beginnings for measure in measures)
-    with measuring(model), _bar(len(prompts), title) as bar:
+    with measuring(model), progress.bar(len(prompts), title) as bar:
         prepared = PreparedEdits(model, prompts, edits)
         makers = [measure.prepare(model, prompts) for measure in measures]
         edited = bool(prepared.outputs or prepared.attention)
@@ -155,14 +156,6 @@ def kept_positions(measures: Sequence[Measure]) -> Any:
     """Return the positions at which measures keep their results by position."""
     kept = [measure.keep for measure in measures if "position" in measure.dims]
     return kept[0] if kept else "all"
-
-
-def _bar(total: int, title: str | None) -> Any:
-    from tqdm.auto import tqdm
-
-    progress = option("progress")
-    title = progress if isinstance(progress, str) else title
-    return tqdm(total=total, desc=title, unit="prompt", disable=not progress, leave=False)
 
 
 def _place(

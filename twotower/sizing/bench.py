@@ -18,6 +18,7 @@ import psutil
 import torch
 
 from ..errors import InputError
+from ..options import set_options
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -85,7 +86,8 @@ def _effects(positions: str, logprobs: bool = False) -> Measure:
     def measure(model: Model, prompts: Prompts, batch: int) -> object:
         from ..measures.effects import head_effects
 
-        return head_effects(model, prompts, positions, logprobs=logprobs, batch_size=batch)
+        with set_options(batch_size=batch):
+            return head_effects(model, prompts, positions, logprobs=logprobs)
 
     return measure
 
@@ -95,7 +97,8 @@ def _run(*groups: str) -> Callable[[Model, Prompts, int], xr.DataTree]:
         from ..measures.analyze import analyze
 
         settings: dict[str, Any] = {"measures": groups} if groups else {}
-        return analyze(model, prompts, **settings, batch_size=batch)
+        with set_options(batch_size=batch):
+            return analyze(model, prompts, **settings)
 
     return measure
 

@@ -15,16 +15,8 @@ from typing import Any
 from ..checks import positive_bytes
 from ..errors import InputError
 from ..models.quantization import QUANTIZATIONS
-from ..walk.memory import (
-    TOKENS_PER_CHUNK,
-    UNEMBED_BYTES,
-    clean_bytes,
-    end_bytes,
-    forward_bytes,
-    logit_bytes,
-    readable,
-    row_bytes,
-)
+from ..sweep.memory import TOKENS_PER_CHUNK, clean_bytes, end_bytes
+from ..walk.memory import UNEMBED_BYTES, forward_bytes, logit_bytes, readable, row_bytes
 from .shape import Shape
 
 CONTEXT_BYTES = 600 << 20

@@ -1,0 +1,1 @@
+"""What experiments share: trials, rules and verdicts, suites, and the demo."""

@@ -1,0 +1,1 @@
+"""Exact sweeps: the effects of many changes of heads from one walk."""
