@@ -28,7 +28,7 @@ from twotower.measures.group_effects import subset_effects
 from twotower.models import Architecture, Model
 from twotower.prompts import Prompts
 from twotower.sweep.counterfactuals import Group, plan
-from twotower.sweep.prepare import sweep_maker
+from twotower.sweep.prepare import prepare_sweep
 from twotower.walk.batch import Batch
 from twotower.walk.batch_size import Batches
 from twotower.walk.walk import End, LayerView, Recorder, run_batch
@@ -367,7 +367,7 @@ def analysis(model: Model, floor: Floor, rounds: int) -> dict[str, Any]:
     mean = float(prompts.lengths.mean())
     plain = floor.plain(mean)
     parts = {name: x / plain for name, x in floor.parts(mean, len(prompts.labels)).items()}
-    maker = sweep_maker(model, prompts, logprobs=False)
+    maker = prepare_sweep(model, prompts)
 
     def traced() -> None:
         for batch in Batches(model, prompts):

@@ -15,11 +15,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import experiment_parts as common
 import xarray as xr
 
 import twotower as tt
 from twotower import figures
+from twotower.experiments import parts as common
 from twotower.figures import style
 from twotower.statistics import Estimate
 

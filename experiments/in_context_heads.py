@@ -24,11 +24,11 @@ from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
 
-import experiment_parts as common
 import numpy as np
 import xarray as xr
 
 import twotower as tt
+from twotower.experiments import parts as common
 from twotower.experiments.experiment import Experiment, Judgement, Setting
 from twotower.figures import style
 from twotower.results import Variable

@@ -26,13 +26,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import biases
-import experiment_parts as common
 import numpy as np
 import xarray as xr
-from biases import AS_IT_IS, BIASES, CHOSEN, KINDS, RANDOM
 
 import twotower as tt
+from twotower.experiments import biases
+from twotower.experiments import parts as common
+from twotower.experiments.biases import AS_IT_IS, BIASES, CHOSEN, KINDS, RANDOM
 from twotower.experiments.experiment import Experiment, Judgement, Setting
 from twotower.figures import style
 from twotower.results import Variable

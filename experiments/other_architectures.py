@@ -23,12 +23,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import experiment_parts as common
 import numpy as np
-import small_models
 import xarray as xr
 
 import twotower as tt
+from twotower.experiments import parts as common
+from twotower.experiments import small_models
 from twotower.experiments.experiment import QUICK, Experiment, Judgement, Setting
 from twotower.figures import style
 from twotower.results import Variable

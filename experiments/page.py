@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import recovery
+from experiments import recovery
 
 FOLDER = Path(__file__).parent
 HEAD = """# Experiments

@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import experiment_parts as common
 import numpy as np
 import torch
 
 import twotower as tt
+from twotower.experiments import parts as common
 from twotower.figures import style
 from twotower.results.provenance import versions
 from twotower.statistics import bootstrap_mean

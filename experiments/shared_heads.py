@@ -26,11 +26,11 @@ from collections.abc import Callable, Mapping
 from itertools import combinations
 from typing import Any
 
-import experiment_parts as common
 import numpy as np
 import xarray as xr
 
 import twotower as tt
+from twotower.experiments import parts as common
 from twotower.experiments.experiment import SIGNIFICANT, Experiment, Judgement, Setting
 from twotower.results import Variable
 from twotower.statistics import bootstrap_mean, mean_known

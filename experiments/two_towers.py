@@ -25,11 +25,11 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-import experiment_parts as common
 import numpy as np
 import xarray as xr
 
 import twotower as tt
+from twotower.experiments import parts as common
 from twotower.experiments.experiment import Experiment, Judgement, Setting
 from twotower.figures import style
 from twotower.results import Variable, measured_prompts

@@ -69,13 +69,8 @@ EDITS = {
         INPUT,
         "has the demonstration 9",
     ),
-    "ablation": (lambda g: tt.KnockOut(HEADS, ablation="x"), INPUT, "ablation='x' is not known"),
-    "a mean of nothing": (lambda g: tt.KnockOut(HEADS, ablation="mean"), INPUT, "needs reference="),
-    "a needless reference": (
-        lambda g: tt.KnockOut(HEADS, positions="all", reference=g.prompts),
-        INPUT,
-        "takes no reference=",
-    ),
+    "a change by name": (lambda g: tt.KnockOut(HEADS, to="x"), INPUT, "to='x' is not a change"),
+    "a mean of nothing": (lambda g: tt.Mean(None), INPUT, "reference must be what build_prompts"),
     "factor nan": (
         lambda g: tt.KnockOut(HEADS, "all", to=tt.Times(np.nan)),
         INPUT,
@@ -115,13 +110,12 @@ EDITS = {
 MEASURES = {
     "logprobs": (lambda g: effects(g, logprobs="no"), INPUT, "logprobs='no' must be True or"),
     "a budget": (lambda g: effects(g, memory_budget="lots"), INPUT, "memory_budget='lots' must"),
-    "a change": (lambda g: effects(g, ablation="x"), INPUT, "ablation='x' is not known"),
-    "a factor": (lambda g: effects(g, factor=2), INPUT, "with ablation='scale' alone"),
+    "a change": (lambda g: effects(g, to="x"), INPUT, "to='x' is not a change"),
     "a sweep nowhere": (lambda g: effects(g, positions="x"), INPUT, "positions='x' is not known"),
     "a reference": (
         lambda g: effects(g, to=tt.From(3)),
         INPUT,
-        "reference must be what build_prompts returns",
+        "donor must be what build_prompts returns",
     ),
     "an empty mask": (
         lambda g: effects(g, positions=np.zeros(g.prompts.token_id.shape, bool)),
@@ -134,9 +128,9 @@ MEASURES = {
     "a run kept": (lambda g: tt.analyze(*g.of, keep="some"), INPUT, "keep='some' is not known"),
     "gradients": (lambda g: tt.attribution_patching(*g.of, "x"), INPUT, "positions='x' is not"),
     "donors of gradients": (
-        lambda g: tt.attribution_patching(*g.of, ablation="patch"),
+        lambda g: tt.attribution_patching(*g.of, to=tt.From(g.prompts[:1])),
         INPUT,
-        "needs reference=",
+        "donors for",
     ),
     "shares": (lambda g: tt.attention_shares(*g.of, None), INPUT, "positions must be"),
     "norm": (lambda g: tt.attribution(*g.of, ["own"]), INPUT, r"norm=\['own'\] is not known"),

@@ -14,7 +14,7 @@ from tiny import TWO, tiny
 from torch.utils.flop_counter import FlopCounterMode
 
 import twotower as tt
-from twotower.sweep.prepare import sweep_maker
+from twotower.sweep.prepare import prepare_sweep
 from twotower.walk.batch import make_batch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -55,7 +55,7 @@ def test_the_floor_of_a_sweep_is_near_what_it_multiplies(floors: ModuleType, nam
     pairs = [(a, b) for i, a in enumerate(model.heads) for b in model.heads[i + 1 :]]
     clean = counted(lambda: model.module(**batch.inputs))
     for groups in (None, [(head,) for head in model.heads] + pairs):
-        maker = sweep_maker(model, prompts, logprobs=False, groups=groups)
+        maker = prepare_sweep(model, prompts, groups=groups)
         swept = counted(lambda maker=maker: floors.bare(model, batch, [maker(batch)]))
         rows = swept - clean
         least = floor.rows(n, 1, groups)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from types import ModuleType
 
@@ -9,7 +10,6 @@ import numpy as np
 import pytest
 import xarray as xr
 from bias_runs import KINDS, SHORT, mitigation, small_setting
-from scripts import script
 from tiny import tiny
 
 import twotower as tt
@@ -17,7 +17,7 @@ import twotower as tt
 
 @pytest.fixture(scope="module")
 def biases() -> ModuleType:
-    return script("biases")
+    return importlib.import_module("twotower.experiments.biases")
 
 
 def test_leanings_by_hand(biases: ModuleType) -> None:

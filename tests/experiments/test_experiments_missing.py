@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,14 +10,14 @@ import not_finite as given
 import numpy as np
 import pytest
 import xarray as xr
-from scripts import script
 
 import twotower as tt
+from twotower.experiments import parts
 from twotower.experiments.experiment import check_task
 
-parts, majority, ov, qk, recency = (
-    script(name)
-    for name in ("experiment_parts", "majority_bias", "ov_labels", "qk_similarity", "recency_bias")
+majority, ov, qk, recency = (
+    importlib.import_module(f"experiments.{name}")
+    for name in ("majority_bias", "ov_labels", "qk_similarity", "recency_bias")
 )
 
 HEADS = [[(0, 1), (1, 2)], [(2, 3)]]

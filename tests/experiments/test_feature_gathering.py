@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 import xarray as xr
-from scripts import script
 from tiny import THREE, TWO, tiny
 
 import twotower as tt
@@ -13,7 +14,7 @@ import twotower as tt
 
 @pytest.fixture(scope="module")
 def module():
-    return script("feature_gathering")
+    return importlib.import_module("experiments.feature_gathering")
 
 
 @pytest.mark.parametrize("task", [TWO, THREE])

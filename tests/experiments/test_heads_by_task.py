@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 import xarray as xr
-from scripts import script
 
 from twotower.experiments.experiment import FULL, QUICK
 
-PART = script("heads_by_task")
+PART = importlib.import_module("experiments.heads_by_task")
 EXPERIMENT = PART.EXPERIMENT
 N = 20
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import xarray as xr
-from scripts import script
 from tiny import TWO, tiny
 
 import twotower as tt
 
-PART = script("how_many_heads")
+PART = importlib.import_module("experiments.how_many_heads")
 EXPERIMENT = PART.EXPERIMENT
 N = 40
 BEFORE = 0.9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -10,7 +11,6 @@ import numpy as np
 import pytest
 import xarray as xr
 from bias_runs import KINDS, mitigation, one_of_each_kind, small_setting
-from scripts import script
 
 import twotower as tt
 from twotower.experiments.experiment import Setting
@@ -23,7 +23,7 @@ RANDOM = {"random heads 1": 2.0, "random heads 2": 2.1}
 
 @pytest.fixture(scope="module")
 def majority() -> ModuleType:
-    return script("majority_bias")
+    return importlib.import_module("experiments.majority_bias")
 
 
 def made(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 import xarray as xr
-from scripts import script
 
 
 @pytest.fixture(scope="module")
 def module():
-    return script("more_classes")
+    return importlib.import_module("experiments.more_classes")
 
 
 def run(module, task: str, left: float, random: float, auc: float, n: int = 60) -> dict:

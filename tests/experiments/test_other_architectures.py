@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
-from scripts import script
 
 import twotower as tt
 
 
 @pytest.fixture(scope="module")
 def module():
-    return script("other_architectures")
+    return importlib.import_module("experiments.other_architectures")
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 import xarray as xr
-from scripts import script
 
 import twotower as tt
 
-PART = script("ov_labels")
+PART = importlib.import_module("experiments.ov_labels")
 EXPERIMENT = PART.EXPERIMENT
 own_label_logit, roles_of, over_role, ROLES = (
     getattr(PART, name) for name in ("own_label_logit", "roles_of", "over_role", "ROLES")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
-from scripts import script
 
 from twotower.experiments.suite import experiments_folder, find_experiments
 
@@ -12,7 +13,7 @@ FOLDER = experiments_folder()
 
 @pytest.fixture(scope="module")
 def page():
-    return script("page")
+    return importlib.import_module("experiments.page")
 
 
 def test_up_to_date(page) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -10,7 +11,6 @@ import numpy as np
 import pytest
 import xarray as xr
 from bias_runs import KINDS, mitigation, one_of_each_kind, small_setting
-from scripts import script
 from tiny import THREE
 
 import twotower as tt
@@ -24,7 +24,7 @@ OTHERS = {"shallow heads": 1.9, "all heads": 0.2, "random heads 1": 2.0, "random
 
 @pytest.fixture(scope="module")
 def recency() -> ModuleType:
-    return script("recency_bias")
+    return importlib.import_module("experiments.recency_bias")
 
 
 def made(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 import xarray as xr
-from scripts import script
 
-PART = script("shared_heads")
+PART = importlib.import_module("experiments.shared_heads")
 EXPERIMENT = PART.EXPERIMENT
 N, LAYERS, HEADS = 20, 30, 9
 TASKS = ["one", "two", "three", "four"]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
-from scripts import script
 from tiny import THREE, TWO
 
 import twotower as tt
 from twotower.experiments.experiment import QUICK, Setting
 
-PART = script("two_towers")
+PART = importlib.import_module("experiments.two_towers")
 EXPERIMENT = PART.EXPERIMENT
 
 

@@ -13,9 +13,9 @@ from surface import under
 from tiny import THREE, byte_level, hf_model, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from twotower.measures.recorders import Predictions
 
 import twotower as tt
+from twotower.measures.predictions import PredictionsRecorder
 from twotower.walk import judge
 from twotower.walk.batch_size import Batches, Found
 from twotower.walk.walk import LayerView
@@ -53,7 +53,7 @@ class Small:
         monkeypatch.setattr(judge, "run_batch", run_batch)
 
 
-class _Full(Predictions):
+class _Full(PredictionsRecorder):
     """Runs out of memory in the middle of the walk."""
 
     def __init__(self, raised: Exception) -> None:
@@ -240,7 +240,7 @@ def within_budget(model: tt.Model, positions: str, logprobs: bool) -> int:
     """The smallest budget, which is held, as are larger ones."""
     prompts = make(model, 4)
     options = {"logprobs": logprobs, "batch_size": 4}
-    tt.head_effects(model, prompts, positions, **options)  # label directions are there
+    under(tt.head_effects, model, prompts, positions, **options)  # label directions are there
     with pytest.raises(tt.errors.InputError, match="its smallest is") as caught:
         under(tt.head_effects, model, prompts, positions, memory_budget=1, **options)
     smallest = int(str(caught.value).split("(")[1].split(" bytes")[0])

@@ -224,11 +224,11 @@ def test_scale_by_nothing_and_by_one(any_model: tt.Model) -> None:
 
 def test_the_sweep_is_predict_head_by_head(any_model: tt.Model) -> None:
     prompts, others = make(any_model), make(any_model, n=4, seed=8)
-    options = {"ablation": "resample", "reference": others, "seed": 5}
+    to = tt.Resample(others, seed=5)
     clean = tt.predict(any_model, prompts)
-    found = tt.head_effects(any_model, prompts, "labels", **options)
+    found = tt.head_effects(any_model, prompts, "labels", to=to)
     for layer, head in ((0, 3), (1, 0), (2, 2)):
-        after = tt.predict(any_model, prompts, tt.KnockOut([(layer, head)], "labels", **options))
+        after = tt.predict(any_model, prompts, tt.KnockOut([(layer, head)], "labels", to=to))
         for name, drop in (("margin", "margin_drop"), ("logprob", "logprob_drop")):
             expected = (clean[name] - after[name]).values
             got = found[drop].sel(layer=layer, head=head).values
@@ -281,9 +281,9 @@ def mask_of(prompts: tt.Prompts) -> np.ndarray:
         (lambda p: tt.KnockOut([(0, 1)], mask_of(p).astype(int)), "int64 of shape"),
         (lambda p: tt.KnockOut([(0, 1)], mask_of(p)[:, 1:]), "boolean array of shape"),
         (lambda p: tt.KnockOut([(0, 1)], mask_of(p)[0]), "boolean array of shape"),
-        (lambda p: tt.KnockOut([(0, 1)], ablation="noise"), "ablation='noise'"),
-        (lambda p: tt.KnockOut([(0, 1)], ablation="mean"), "needs reference="),
-        (lambda p: tt.KnockOut([(0, 1)], positions="all", reference=p), "takes no reference="),
+        (lambda p: tt.KnockOut([(0, 1)], to="noise"), "to='noise' is not a change of a head's"),
+        (lambda p: tt.KnockOut([(0, 1)], to=tt.Zero), "use one of tt.Zero, tt.Mean, tt.Resample"),
+        (lambda p: tt.KnockOut([(0, 1)], to=tt.Mean("x")), "reference must be what build_prompts"),
         (
             lambda p: tt.KnockOut([(0, 1)], positions="all", to=tt.Resample(p[:1])),
             "differs from the prompt",
@@ -308,12 +308,13 @@ def test_refusals(llama: tt.Model, edits, message: str) -> None:
 def test_reference_prompts_need_the_same_parts(llama: tt.Model) -> None:
     prompts = make(llama)
     fewer = tt.build_prompts(llama, THREE, shots={"foo": 1, "bar": 1, "map": 0}, n=3, seed=1)
-    for ablation, message in (("mean", "no reference prompt"), ("resample", "cannot be aligned")):
-        edit = tt.KnockOut([(0, 1)], "labels", ablation=ablation, reference=fewer)
+    changes = {"no reference prompt": tt.Mean(fewer), "cannot be aligned": tt.Resample(fewer)}
+    for message, to in changes.items():
+        edit = tt.KnockOut([(0, 1)], "labels", to=to)
         with pytest.raises(tt.errors.InputError, match=message):
             tt.predict(llama, prompts, edit)
         # What the last position needs is there.
-        edit = tt.KnockOut([(0, 1)], "last", ablation=ablation, reference=fewer)
+        edit = tt.KnockOut([(0, 1)], "last", to=to)
         assert np.isfinite(tt.predict(llama, prompts, edit)["margin"]).all()
 
 

@@ -146,7 +146,7 @@ def off_by(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
 def test_every_chunk_is_proved(sound, monkeypatch) -> None:
     """Also the last of many small chunks carries a row in which nothing is changed."""
     model, prompts = sound
-    monkeypatch.setattr("twotower.walk.memory.TOKENS_PER_CHUNK", 16)
+    monkeypatch.setattr("twotower.sweep.memory.TOKENS_PER_CHUNK", 16)
     calls: list[int] = []
     advance = rows.advance
 

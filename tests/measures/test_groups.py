@@ -72,10 +72,10 @@ def test_patched_from_the_twin(any_model: tt.Model, positions: str) -> None:
         return reference.run(ids_of(twin, i)).z[layer]
 
     expected = changed(reference, prompts, prompts.where(positions), GROUPS, value)
-    settings = {"ablation": "patch", "reference": twin}
-    found = under(tt.group_effects, any_model, prompts, GROUPS, positions, batch_size=2, **settings)
+    to = tt.From(twin)
+    found = under(tt.group_effects, any_model, prompts, GROUPS, positions, batch_size=2, to=to)
     assert error(found["margin_drop"], expected[0]) <= 1e-4
-    single = tt.head_effects(any_model, prompts, positions, **settings)
+    single = tt.head_effects(any_model, prompts, positions, to=to)
     for group, column in ((GROUPS[0], 0), (GROUPS[6], 6)):
         values = single["margin_drop"].values[:, group[0][0], group[0][1]]
         np.testing.assert_allclose(values, expected[0][:, column], atol=1e-4)
@@ -87,7 +87,7 @@ def test_chunks(positions: str, tokens: int, monkeypatch: pytest.MonkeyPatch) ->
     model = tiny("llama-grouped")
     prompts = make(model)
     expected = changed(Reference(model.module), prompts, prompts.where(positions), GROUPS)[0]
-    monkeypatch.setattr("twotower.walk.memory.TOKENS_PER_CHUNK", tokens)
+    monkeypatch.setattr("twotower.sweep.memory.TOKENS_PER_CHUNK", tokens)
     found = tt.group_effects(model, prompts, GROUPS, positions)
     assert error(found["margin_drop"], expected) <= 1e-4
 
@@ -150,7 +150,7 @@ def test_a_greedy_pool(llama: tt.Model) -> None:
 @pytest.mark.parametrize("positions", ["labels", "all"])
 def test_common_beginnings_are_run_once(any_model: tt.Model, positions: str, monkeypatch) -> None:
     """Shared demonstrations: fewer positions go through the blocks, the numbers stay."""
-    from twotower.sweep import prepare as sweep_maker
+    from twotower.sweep import prepare
 
     prompts = tt.build_prompts(
         any_model, TWO, shots=2, n=6, seed=1, shared_demonstrations=True, permute_labels=False
@@ -158,13 +158,13 @@ def test_common_beginnings_are_run_once(any_model: tt.Model, positions: str, mon
     reference = Reference(any_model.module)
     expected = changed(reference, prompts, prompts.where(positions), GROUPS)[0]
     layouts = []
-    make_layout = sweep_maker.make_layout
+    make_layout = prepare.make_layout
 
     def spy(*arguments):
         layouts.append(make_layout(*arguments))
         return layouts[-1]
 
-    monkeypatch.setattr(sweep_maker, "make_layout", spy)
+    monkeypatch.setattr(prepare, "make_layout", spy)
     together = tt.group_effects(any_model, prompts, GROUPS, positions)
     packed = sum(x.source.own.numel() for x in layouts)
     layouts.clear()
@@ -212,12 +212,9 @@ def test_bad_budgets(llama: tt.Model, budget) -> None:
         ),
         (lambda m, p: tt.greedy_heads(m, p, 0), "k=0 must be"),
         (lambda m, p: tt.greedy_heads(m, p, 13), "k=13 must be"),
-        (lambda m, p: tt.head_effects(m, p, factor=2.0), "ablation='scale' alone"),
+        (lambda m, p: tt.head_effects(m, p, to=2.0), "to=2.0 is not a change"),
         (lambda m, p: tt.head_effects(m, p, to=tt.Times(np.nan)), "finite"),
-        (lambda m, p: tt.head_effects(m, p, ablation="patch"), "needs reference="),
-        (lambda m, p: tt.head_effects(m, p, ablation="scale", reference=p), "takes no"),
         (lambda m, p: tt.head_effects(m, p, to=tt.From(p[:2])), "2 donors for 3"),
-        (lambda m, p: tt.KnockOut([(0, 1)], positions="all", to=tt.From(p)), "not known"),
     ],
 )
 def test_bad_input(llama: tt.Model, call, message: str) -> None:

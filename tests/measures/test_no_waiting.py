@@ -20,21 +20,19 @@ from tiny import ARCHITECTURES, THREE, byte_level, hf_model, tiny
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from twotower.measures.recorders import (
-    Attribution,
-    LabelValues,
-    Predictions,
-    Similarity,
-    TopTokens,
-)
 
 import twotower as tt
 from twotower.edits.prepared_edits import PreparedEdits
-from twotower.measures.attribution_patching import gradient_maker
-from twotower.measures.residual import Residuals
-from twotower.measures.shares import shares_maker
+from twotower.measures.attribution import Attribution
+from twotower.measures.attribution_patching import GradientEffects
+from twotower.measures.measure import Measure
+from twotower.measures.ov import LabelValues
+from twotower.measures.predictions import Predictions
+from twotower.measures.qk import Similarity
+from twotower.measures.residual import ResidualStreams
+from twotower.measures.shares import AttentionShares
 from twotower.models.rounding import Rounding
-from twotower.sweep.prepare import sweep_maker
+from twotower.sweep.prepare import prepare_sweep
 from twotower.walk import walk as walking
 from twotower.walk.batch import Batch, columns_of, make_batch
 from twotower.walk.proof import Proof
@@ -148,21 +146,17 @@ def run(
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_towers(name: str, keep: str | None) -> None:
     model, prompts = without_values(name)
-    readout = get_readout(model, prompts.label_ids)
-
-    def make(batch: Batch) -> list[Recorder]:
-        return [
-            Predictions(batch, prompts.label_ids),
-            Similarity(batch, batch.cut(prompts.where("labels"))),
-            LabelValues(batch, readout),
-            TopTokens(batch, readout, [(0, 1), (2, 3)]),
-            Attribution(batch, readout, "own"),
-            Attribution(batch, readout, "frozen"),
-            Residuals(batch),
-            shares_maker(prompts, prompts.where("labels"))(batch),
-        ]
-
-    run(model, prompts, make, keep=keep)
+    measures: list[Measure] = [
+        Predictions(),
+        Similarity(),
+        LabelValues(top_tokens=(tt.Head(0, 1), tt.Head(2, 3))),
+        Attribution("own"),
+        Attribution("frozen"),
+        ResidualStreams(),
+        AttentionShares(),
+    ]
+    makers = [measure.prepare(model, prompts) for measure in measures]
+    run(model, prompts, lambda batch: [make(batch) for make in makers], keep=keep)
 
 
 @pytest.mark.parametrize("positions", ["last", "all"])
@@ -181,7 +175,8 @@ def test_edits(name: str, positions: str) -> None:
     ]
     if name != "gpt2":
         edits.append(tt.DropPosition([(2, 1)], foo, positions, distance="mean"))
-    run(model, prompts, lambda batch: [Predictions(batch, prompts.label_ids)], edits=edits)
+    answers = Predictions().prepare(model, prompts)
+    run(model, prompts, lambda batch: [answers(batch)], edits=edits)
 
 
 @pytest.mark.parametrize("positions", ["last", "labels", "all"])
@@ -193,31 +188,31 @@ def test_sweeps(name: str, positions: str) -> None:
 @pytest.mark.parametrize("positions", ["last", "labels", "all"])
 @pytest.mark.parametrize("name", ["gpt2", "llama-grouped", "neox-parallel"])
 def test_several_chunks(name: str, positions: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("twotower.walk.memory.TOKENS_PER_CHUNK", 16)
+    monkeypatch.setattr("twotower.sweep.memory.TOKENS_PER_CHUNK", 16)
     run_sweeps(name, positions)
 
 
 def run_sweeps(name: str, positions: str) -> None:
     model, prompts = without_values(name)
-    heads = sweep_maker(model, prompts, positions)
-    scaled = sweep_maker(model, prompts, positions, logprobs=False, to=tt.Times(2.0))
+    heads = prepare_sweep(model, prompts, positions, logprobs=True)
+    scaled = prepare_sweep(model, prompts, positions, tt.Times(2.0))
     groups = [((0, 1), (1, 2)), ((0, 1), (2, 0)), ((0, 1), (2, 0), (2, 1)), ((1, 0),)]
-    together = sweep_maker(model, prompts, positions, groups=groups)
+    together = prepare_sweep(model, prompts, positions, groups=groups, logprobs=True)
     run(model, prompts, lambda batch: [heads(batch), scaled(batch), together(batch)])
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_half_precision(name: str) -> None:
     model, prompts = without_values(name, torch.bfloat16)
-    readout = get_readout(model, prompts.label_ids)
-    sweep = sweep_maker(model, prompts)
-    run(model, prompts, lambda batch: [sweep(batch), LabelValues(batch, readout)])
+    sweep = prepare_sweep(model, prompts, logprobs=True)
+    values = LabelValues().prepare(model, prompts)
+    run(model, prompts, lambda batch: [sweep(batch), values(batch)])
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_gradients(name: str) -> None:
     model, prompts = without_values(name)
-    make = gradient_maker(model, prompts)
+    make = GradientEffects().prepare(model, prompts)
     run(model, prompts, lambda batch: [make(batch)], gradients=True)
 
 
@@ -271,5 +266,5 @@ def test_nothing_waits_on_a_processor(name: str, monkeypatch: pytest.MonkeyPatch
     tt.head_effects(model, prompts)  # label directions may be probed with waiting
     monkeypatch.setattr(walking, "walk", watched)
     tt.analyze(model, prompts)
-    for ablation in ("mean", "resample", "patch"):
-        tt.head_effects(model, prompts, ablation=ablation, reference=donors)
+    for to in (tt.Mean(donors), tt.Resample(donors), tt.From(donors)):
+        tt.head_effects(model, prompts, to=to)

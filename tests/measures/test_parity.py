@@ -162,7 +162,7 @@ def test_sweep_does_not_depend_on_chunks(
 ) -> None:
     prompts = make(llama, n=3)
     expected = tt.head_effects(llama, prompts, "all")
-    monkeypatch.setattr("twotower.walk.memory.TOKENS_PER_CHUNK", tokens)
+    monkeypatch.setattr("twotower.sweep.memory.TOKENS_PER_CHUNK", tokens)
     found = tt.head_effects(llama, prompts, "all")
     close(found["margin_drop"].values, expected["margin_drop"].values, 1e-5)
 

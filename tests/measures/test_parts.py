@@ -15,12 +15,14 @@ import xarray as xr
 from nnsight.intervention.backends.remote import RemoteError
 from surface import under
 from tiny import TWO, byte_level, hf_model, tiny
-from twotower.measures.recorders import Attribution, LabelValues, Similarity, TopTokens
 
 import twotower as tt
-from twotower.measures.analyze import Settings
-from twotower.measures.residual import Residuals
-from twotower.measures.shares import Shares
+from twotower.measures.analyze import choose_measures
+from twotower.measures.attribution import AttributionRecorder
+from twotower.measures.ov import LabelValuesRecorder, TopTokens
+from twotower.measures.qk import SimilarityRecorder
+from twotower.measures.residual import ResidualRecorder
+from twotower.measures.shares import SharesRecorder
 from twotower.sweep.sweep import Sweep
 from twotower.walk.batch import ordered
 from twotower.walk.batch_size import out_of_memory
@@ -110,12 +112,16 @@ def test_a_prompt_as_its_own_donor_changes_nothing_even_at_token_0(what: str) ->
     prompts = tt.build_prompts(model, TWO, shots=2, n=4, seed=1)
     assert (prompts.token_id == 0).any()  # <s>, which is no padding
     plain = tt.predict(model, prompts)
-    patched = tt.predict(model, prompts, [tt.Patch(model.heads, prompts, what)])
+    edit = tt.KnockOut(model.heads, to=tt.From(prompts))
+    if what != "z":
+        edit = tt.Patch(model.heads, prompts, what)
+    patched = tt.predict(model, prompts, [edit])
     np.testing.assert_allclose(patched["logit"], plain["logit"], atol=2e-5)
 
 
 def test_measures_named_twice_are_made_once() -> None:
-    assert Settings(measures=["qk", "predictions", "qk"]).measures == ("qk", "predictions")
+    chosen = choose_measures(["qk", "predictions", "qk"])
+    assert [measure.group for measure in chosen] == ["qk", "predictions"]
 
 
 def test_what_analyze_records() -> None:
@@ -126,7 +132,7 @@ def test_what_analyze_records() -> None:
     assert recorded == {
         "prompts": {},
         "predictions": {},
-        "effects": {"ablation": "zero", "positions": "last"},
+        "effects": {"to": "zero", "positions": "last"},
         "attribution": {"norm": "own"},
         "qk": {"keep": "labels"},
         "ov": {"keep": "labels"},
@@ -238,7 +244,15 @@ def test_what_is_kept_of_a_layer_holds_on_to_no_more(keep: str, monkeypatch) -> 
 
         monkeypatch.setattr(kind, "finish", watched)
 
-    kinds = (Attribution, LabelValues, Residuals, Shares, Similarity, Sweep, TopTokens)
+    kinds = (
+        AttributionRecorder,
+        LabelValuesRecorder,
+        ResidualRecorder,
+        SharesRecorder,
+        SimilarityRecorder,
+        Sweep,
+        TopTokens,
+    )
     for kind in kinds:
         watch(kind)
     tt.analyze(model, prompts, keep=keep)

@@ -17,7 +17,7 @@ from twotower.walk.memory import readable
 
 POOL = [(0, 1), (1, 2)]
 LABELS = tt.at(role="label")
-PLAIN = {"ablation": "zero", "ablation_seed": 0, "factor": 0.0, "reference": None}
+PLAIN = {"to": "zero"}
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +82,13 @@ def test_arguments_are_recorded(
 
 
 CHANGES = {
-    "scale": {"ablation": "scale", "factor": 0.5},
-    "mean": {"ablation": "mean", "seed": 3},
-    "resample": {"ablation": "resample", "seed": 4},
+    "times": lambda other: (tt.Times(0.5), {"to": "times", "factor": 0.5}),
+    "mean": lambda other: (tt.Mean(other), {"to": "mean", "reference": other.hash}),
+    "resample": lambda other: (
+        tt.Resample(other, 4),
+        {"to": "resample", "reference": other.hash, "seed": 4},
+    ),
+    "from": lambda other: (tt.From(other), {"to": "from", "donor": other.hash}),
 }
 
 
@@ -93,14 +97,11 @@ CHANGES = {
     "name", ["head_effects", "group_effects", "subset_effects", "greedy_heads", "pair_effects"]
 )
 def test_changes_are_recorded(name: str, change: str, model, prompts, other) -> None:
-    given = dict(CHANGES[change])
-    expected = {**PLAIN, "positions": "last", **given}
-    expected["ablation_seed"] = expected.pop("seed", 0)
-    if change != "scale":
-        given["reference"], expected["reference"] = other, other.hash
-    found = MEASURES[name](model, prompts, **given)
+    to, expected = CHANGES[change](other)
+    expected = {"positions": "last", **expected}
+    found = MEASURES[name](model, prompts, to=to)
     assert json.loads(found.attrs["settings"]) == expected
-    by_gradient = tt.attribution_patching(model, prompts, **given)
+    by_gradient = tt.attribution_patching(model, prompts, to=to)
     expected["estimate"] = "gradient"
     assert json.loads(by_gradient.attrs["settings"]) == expected
 
@@ -193,16 +194,15 @@ def test_edits_are_recorded(model, prompts, other) -> None:
     recorded = json.loads(found.attrs["settings"])["edits"]
     assert [(x["edit"], x["heads"], x["positions"]) for x in recorded] == [
         ("KnockOut", [[0, 0]], "labels"),
-        ("Scale", [[0, 1], [0, 2]], {"role": ["label"], "demonstration": [1]}),
+        ("KnockOut", [[0, 1], [0, 2]], {"role": ["label"], "demonstration": [1]}),
         ("ScaleAttention", [[1, 0]], "all"),
         ("DropPosition", [[1, 1]], "last"),
-        ("Patch", [[2, 0]], "labels"),
+        ("KnockOut", [[2, 0]], "labels"),
     ]
     assert recorded[0]["reference"] == recorded[4]["donor"] == other.hash
-    assert (recorded[0]["ablation"], recorded[0]["seed"]) == ("mean", 2)
+    assert [recorded[i]["to"] for i in (0, 1, 4)] == ["mean", "times", "from"]
     assert recorded[1]["factor"] == 0.5
     assert (recorded[2]["factor"], recorded[2]["keys"]) == (2.0, "labels")
     assert recorded[3]["keys"] == "given"
-    assert recorded[4]["what"] == "z"
     bias = tt.label_bias(found, [prompts.labels[0]] * len(prompts))
     assert json.loads(bias.attrs["settings"]) == {"predictions": {"edits": recorded}}

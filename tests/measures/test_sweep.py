@@ -178,7 +178,7 @@ def test_chunks(positions: str, tokens: int, monkeypatch: pytest.MonkeyPatch) ->
     model = tiny("mistral")
     prompts = make(model)
     expected = knocked_out(Reference(model.module), prompts, places(prompts, positions))
-    monkeypatch.setattr("twotower.walk.memory.TOKENS_PER_CHUNK", tokens)
+    monkeypatch.setattr("twotower.sweep.memory.TOKENS_PER_CHUNK", tokens)
     for batch_size in (1, 2, None):
         check(under(measured, model, prompts, positions, batch_size=batch_size), expected)
 

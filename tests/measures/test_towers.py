@@ -355,9 +355,7 @@ def test_analyze_equals_the_separate_measures(llama: tt.Model) -> None:
             "boolean array of shape",
         ),
         (lambda m, p: tt.head_effects(m, p, np.zeros(p.token_id.shape, dtype=bool)), "are empty"),
-        (lambda m, p: tt.head_effects(m, p, ablation="noise"), "ablation='noise'"),
-        (lambda m, p: tt.head_effects(m, p, ablation="mean"), "needs reference="),
-        (lambda m, p: tt.head_effects(m, p, reference=p), "takes no reference="),
+        (lambda m, p: tt.head_effects(m, p, to="noise"), "to='noise' is not a change"),
         (lambda m, p: under(tt.predict, m, p, batch_size=0), "batch_size=0"),
         (
             lambda m, p: tt.predict(m, p, [tt.KnockOut([(9, 0)], positions="all")]),

@@ -129,9 +129,9 @@ def test_a_server_that_runs_out_of_memory(
     server: Server, batch_size: int | None, monkeypatch: Any
 ) -> None:
     """Half the prompts come again."""
-    from twotower.measures.recorders import Predictions
+    from twotower.measures.predictions import PredictionsRecorder
 
-    finish = Predictions.finish
+    finish = PredictionsRecorder.finish
 
     def limited(self: Any, end: Any) -> Any:
         if len(end.logits) > 2:
@@ -140,7 +140,7 @@ def test_a_server_that_runs_out_of_memory(
 
     model, given = server.model("llama"), prompts("llama", 4)
     expected = tt.predict(model, given)
-    monkeypatch.setattr(Predictions, "finish", limited)
+    monkeypatch.setattr(PredictionsRecorder, "finish", limited)
     model.cache.clear()
     same(under(tt.predict, model, given, batch_size=batch_size), expected, 1e-5)
 

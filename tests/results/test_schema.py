@@ -64,7 +64,7 @@ def test_provenance(run: xr.DataTree, prompts: tt.Prompts) -> None:
         assert json.loads(about["versions"])["nnsight"]
         assert json.loads(about["labels"]) == ["foo", "bar"]
         assert about["attention_kernel"] == "eager"
-    assert json.loads(run["effects"].attrs["settings"])["ablation"] == "zero"
+    assert json.loads(run["effects"].attrs["settings"])["to"] == "zero"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ import zarr
 
 import twotower as tt
 from twotower.errors import StoreError
-from twotower.measures.analyze import Settings, datasets, measured
+from twotower.measures.analyze import choose_measures, run_datasets
+from twotower.measures.collect import collect
 from twotower.results import measured_prompts
 from twotower.results.units import DONE, FAILED, Unit, UnitStore, plan_units, report_missing
 
@@ -27,7 +28,9 @@ N, SIZE = 6, 4
 @pytest.fixture(scope="module")
 def whole(llama: tt.Model, prompts: tt.Prompts) -> Any:
     """Datasets by group, and the root's attributes."""
-    return datasets(llama, prompts, Settings(), measured(llama, prompts, Settings()))
+    return run_datasets(
+        llama, prompts, choose_measures(), collect(llama, prompts, choose_measures())
+    )
 
 
 @pytest.fixture
@@ -148,7 +151,9 @@ def test_shorter_prompts_are_padded(store: UnitStore, llama: tt.Model, prompts: 
     short = prompts[:SIZE]
     cut = prompts.n_positions - 1
     unit = store.units()[0]
-    groups, _ = datasets(llama, short, Settings(), measured(llama, short, Settings()))
+    groups, _ = run_datasets(
+        llama, short, choose_measures(), collect(llama, short, choose_measures())
+    )
     narrow = {
         name: dataset.isel(position=slice(1, None)) if name == "qk" else dataset
         for name, dataset in groups.items()
@@ -285,8 +290,8 @@ def test_prompts_that_are_not_finite(tmp_path: Path) -> None:
     model, prompts = not_finite.model(), not_finite.prompts()
     bad, n = not_finite.holds(prompts), len(prompts)
     with not_finite.unwarned():
-        found = measured(model, prompts, Settings())
-        whole = datasets(model, prompts, Settings(), found)
+        found = collect(model, prompts, choose_measures())
+        whole = run_datasets(model, prompts, choose_measures(), found)
         once = tt.analyze(model, prompts)
     store = UnitStore(tmp_path / "run.zarr")
     store.create({"": whole}, plan_units({"": n}, SIZE), SIZE, {"configuration": "{}"})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from pathlib import Path
 
 from ..errors import InputError
@@ -18,8 +17,8 @@ def experiments_folder() -> Path:
     InputError
         If there are none.
     """
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "experiments", package.parent / "experiments"):
+    room = Path(__file__).resolve().parent
+    for folder in (room / "scripts", room.parents[1] / "experiments"):
         if folder.is_dir():
             return folder
     raise InputError("the experiments did not come with this installation; clone the repository")
@@ -52,13 +51,10 @@ def load_experiment(path: Path) -> Experiment:
     if spec is None or spec.loader is None or not path.is_file():
         raise InputError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent))  # what experiments share lies beside them
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # a script that is no experiment may well exit
         raise InputError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(str(path.parent))
     found = getattr(module, "EXPERIMENT", None)
     if not isinstance(found, Experiment):
         raise InputError(f"{path} makes no EXPERIMENT")

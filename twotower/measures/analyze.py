@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checks import one_of
 from ..errors import InputError
 from ..results import make_tree, provenance
 from .attribution import Attribution, Norm
@@ -93,7 +92,8 @@ def choose_measures(
         If a measure is unknown, or two have the same group.
     """
     listed = isinstance(measures, Iterable) and not isinstance(measures, str)
-    if not listed or not list(measures):
+    measures = list(measures) if listed else []
+    if not measures or not all(x in MEASURES or isinstance(x, Measure) for x in measures):
         raise InputError(f"measures={measures!r}: choose a list from {', '.join(MEASURES)}")
     known: dict[str, Measure] = {
         "predictions": Predictions(),
@@ -105,7 +105,6 @@ def choose_measures(
     found: list[Measure] = []
     for item in dict.fromkeys(measures):
         if not isinstance(item, Measure):
-            one_of("measures", item, MEASURES)
             item = known[item]
         if item.group in (other.group for other in found):
             raise InputError(f"two measures have the group {item.group!r}; measure them apart")

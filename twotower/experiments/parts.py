@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-import twotower as tt
-from twotower.experiments.experiment import FULL, Setting, Size
-from twotower.figures.style import LOOK
-from twotower.results import Variable
-from twotower.results.missing import finite_prompts
-from twotower.statistics import above_chance
+from ..edits.edits import KnockOut
+from ..figures.style import LOOK
+from ..head import Head
+from ..measures.predictions import predict
+from ..prompts import Prompts, Task
+from ..results import Variable
+from ..results.missing import finite_prompts
+from ..statistics import above_chance
+from .experiment import FULL, Setting, Size
 
 KINDS = {"writers": "heads that write", "in_context": "in-context heads"}
 """Two choices of heads: by label logit of their own output, and by effect on the margin."""
@@ -27,9 +30,9 @@ MEASURES = {
 """What is kept of the model's answers: name, words and definition."""
 
 
-def heads_table(setting: Setting, kinds: Mapping[str, Sequence[tt.Head]]) -> xr.Dataset:
+def heads_table(setting: Setting, kinds: Mapping[str, Sequence[Head]]) -> xr.Dataset:
     """Which heads were chosen, (kind, rank, part)."""
-    variable = Variable(
+    about = Variable(
         ("kind", "rank", "part"),
         "int",
         "chosen heads",
@@ -40,20 +43,25 @@ def heads_table(setting: Setting, kinds: Mapping[str, Sequence[tt.Head]]) -> xr.
     for row, heads in enumerate(kinds.values()):
         numbers[row, : len(heads)] = heads
     coordinates = {"kind": list(kinds), "rank": np.arange(size), "part": ["layer", "head"]}
-    return setting.table({"number": (variable, numbers)}, coordinates)
+    return setting.table({"number": (about, numbers)}, coordinates)
 
 
-def chosen(run: xr.DataTree, kind: str) -> list[tt.Head]:
+def variable(run: xr.DataTree, group: str, name: str) -> xr.DataArray:
+    """Return a variable or coordinate of a group."""
+    return run.children[group].dataset[name]
+
+
+def chosen(run: xr.DataTree, kind: str) -> list[Head]:
     """The heads of a kind, strongest first."""
-    numbers = run["heads"]["number"].sel(kind=kind).values
-    return [tt.Head(int(layer), int(head)) for layer, head in numbers if layer >= 0]
+    numbers = variable(run, "heads", "number").sel(kind=kind).values
+    return [Head(int(layer), int(head)) for layer, head in numbers if layer >= 0]
 
 
 def mean_score(runs: Sequence[xr.DataTree], score: str, kind: str | None) -> float:
     """Mean of a score over the chosen heads (all heads for None) and over seeds."""
     found = []
     for run in runs:
-        values = run["scores"][score].values
+        values = variable(run, "scores", score).values
         heads = [values[head] for head in chosen(run, kind)] if kind else values
         found.append(np.nanmean(heads))
     return float(np.mean(found))
@@ -63,7 +71,7 @@ def random_bound(runs: Sequence[xr.DataTree], score: str, kind: str, seed: int =
     """95th percentile of a score's mean over random sets of as many heads; mean over seeds."""
     bounds = []
     for run in runs:
-        values = run["scores"][score].values.ravel()
+        values = variable(run, "scores", score).values.ravel()
         rng = np.random.default_rng([seed, 13])
         k = len(chosen(run, kind))
         sets = np.array([rng.permutation(values.size)[:k] for _ in range(2000)])
@@ -85,12 +93,13 @@ def pyplot() -> Any:
 def margin_towards(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
     """(prompt,) logit of a label, given by number, less the largest other's."""
     wanted = np.arange(logits.shape[1]) == np.asarray(label)[:, None]
-    return logits[wanted] - np.where(wanted, -np.inf, logits).max(axis=1)
+    found: np.ndarray = logits[wanted] - np.where(wanted, -np.inf, logits).max(axis=1)
+    return found
 
 
 def pooled(runs: Sequence[xr.DataTree], group: str, name: str, **at: Any) -> np.ndarray:
     """(prompt, ...) a variable of all seeds together, at some coordinates."""
-    return np.concatenate([run[group][name].sel(at).values for run in runs])
+    return np.concatenate([variable(run, group, name).sel(at).values for run in runs])
 
 
 def chance(runs: Sequence[xr.DataTree]) -> float:
@@ -114,15 +123,15 @@ def right(margins: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(margins), np.nan, margins > 0)
 
 
-def strongest(strength: xr.DataArray, k: int) -> list[tt.Head]:
+def strongest(strength: xr.DataArray, k: int) -> list[Head]:
     """The k heads with the largest mean over prompts of (prompt, layer, head)."""
     mean = strength.mean("prompt").transpose("layer", "head").values
     order = np.argsort(-mean, axis=None, kind="stable")[:k]
-    return [tt.Head(int(i) // mean.shape[1], int(i) % mean.shape[1]) for i in order]
+    return [Head(int(i) // mean.shape[1], int(i) % mean.shape[1]) for i in order]
 
 
 def knock_out_in_turn(
-    setting: Setting, prompts: tt.Prompts, draws: Sequence[Sequence[tt.Head]], title: str
+    setting: Setting, prompts: Prompts, draws: Sequence[Sequence[Head]], title: str
 ) -> dict[str, np.ndarray]:
     """margin, correct and top1_correct (prompt,) with heads knocked out at all positions.
 
@@ -134,10 +143,10 @@ def knock_out_in_turn(
     for number, heads in enumerate(draws):
         rows = np.flatnonzero(turn == number)
         with setting.stage(title):
-            answers = tt.predict(
+            answers = predict(
                 setting.model,
                 prompts[rows],
-                [tt.KnockOut(heads, positions="all")] if len(heads) else [],
+                [KnockOut(heads, positions="all")] if len(heads) else [],
             )
         for name in MEASURES:
             found[name][rows] = answers[name].values
@@ -156,12 +165,13 @@ SENTENCE_SHOTS = 4
 """Demonstrations per label where texts are sentences and many tasks are compared."""
 
 
-def build_task(setting: Setting, task: tt.Task, n: int) -> tuple[tt.Prompts, tt.Prompts]:
+def build_task(setting: Setting, task: Task, n: int) -> tuple[Prompts, Prompts]:
     """n prompts for choosing and n for testing, with fewer shots where texts are sentences."""
     shots = setting.size.shots
     if task.kind == "sentences":
         shots = min(shots, SENTENCE_SHOTS)
-    return setting.build(n, n, task=task, shots=shots)
+    halves: tuple[Prompts, Prompts] = setting.build(n, n, task=task, shots=shots)
+    return halves
 
 
 def some(tasks: Sequence[str], size: Size) -> list[str]:
@@ -174,9 +184,11 @@ def guesses(runs: Sequence[xr.DataTree], group: str, name: str) -> dict[str, flo
 
     The answers (task, ..., prompt) are those of all seeds; beside them stands n_classes (task,).
     """
-    table = runs[0][group]
+    table = runs[0].children[group].dataset
     found = {}
     for task, n_classes in zip(table["task"].values, table["n_classes"].values, strict=True):
-        right = np.concatenate([run[group][name].sel(task=task).values.ravel() for run in runs])
+        right = np.concatenate(
+            [variable(run, group, name).sel(task=task).values.ravel() for run in runs]
+        )
         found[str(task)] = above_chance(right, 1 / int(n_classes))
     return found

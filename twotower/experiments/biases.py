@@ -10,15 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import experiment_parts as common
 import numpy as np
 import xarray as xr
 
-import twotower as tt
-from twotower.experiments.experiment import Setting
-from twotower.figures import style
-from twotower.results import Variable
-from twotower.statistics import Estimate, bootstrap_mean, reduction
+from ..figures import style
+from ..head import Head
+from ..measures.bias import label_bias
+from ..measures.choose import in_context_heads
+from ..measures.predictions import predict
+from ..prompts import Prompts
+from ..results import Variable
+from ..statistics import Estimate, bootstrap_mean, reduction
+from . import parts as common
+from .experiment import Setting
 
 BIASES = {"logit_bias": "logit bias", "count_bias": "count bias"}
 ACCURACIES = {
@@ -32,9 +36,9 @@ KINDS = tuple(common.KINDS.values())
 MIN_ACCURACY_KEPT = 0.05
 """An edit that costs more than this much of accuracy is not chosen."""
 
-Mirrored = Mapping[str, tt.Prompts]
+Mirrored = Mapping[str, Prompts]
 """Prompts by the label that they favour; the same queries in the same order."""
-Edits = Callable[[tt.Prompts, str], list[Any]]
+Edits = Callable[[Prompts, str], list[Any]]
 """Edits for prompts that favour a label."""
 
 
@@ -42,8 +46,8 @@ class Candidate(NamedTuple):
     """An edit that may be chosen, and the kind of heads that it is made in."""
 
     kind: str
-    heads: Sequence[tt.Head]
-    make: Callable[[Sequence[tt.Head]], Edits]
+    heads: Sequence[Head]
+    make: Callable[[Sequence[Head]], Edits]
 
 
 def queries(number: int) -> int:
@@ -51,7 +55,7 @@ def queries(number: int) -> int:
     return max(4, number - number % 4)
 
 
-def check_mirrored(mirrored: Mirrored, favoured: Callable[[tt.Prompts], np.ndarray]) -> Mirrored:
+def check_mirrored(mirrored: Mirrored, favoured: Callable[[Prompts], np.ndarray]) -> Mirrored:
     """Refuse prompts that do not ask the same, or do not favour what they are said to."""
     first, *others = mirrored.values()
     for label, prompts in mirrored.items():
@@ -75,7 +79,7 @@ def answers(
     for number, make in enumerate(edits.values()):
         with setting.stage(f"{title}, {number + 1} of {len(edits)}"):
             predicted = {
-                label: tt.predict(setting.model, prompts, make(prompts, label))
+                label: predict(setting.model, prompts, make(prompts, label))
                 for label, prompts in mirrored.items()
             }
         found.append(leanings(predicted))
@@ -86,7 +90,7 @@ def leanings(predicted: Mapping[str, xr.Dataset]) -> dict[str, np.ndarray]:
     """Biases and right answers, each (prompt, favoured), of predictions by favoured label."""
     columns: dict[str, list[np.ndarray]] = {name: [] for name in (*BIASES, *ACCURACIES)}
     for label, one in predicted.items():
-        bias = tt.label_bias(one, [label] * one.sizes["prompt"])
+        bias = label_bias(one, [label] * one.sizes["prompt"])
         for name in BIASES:
             columns[name].append(bias[name].values)
         for name in ACCURACIES:
@@ -117,7 +121,7 @@ def bias_table(
 # ---- choosing an edit ----------------------------------------------------------------------
 
 
-def _no_edit(prompts: tt.Prompts, label: str) -> list[Any]:
+def _no_edit(prompts: Prompts, label: str) -> list[Any]:
     """No edit."""
     return []
 
@@ -166,10 +170,10 @@ def mitigate(
     }
 
 
-def heads_of(setting: Setting, kind: str, part: float = 1) -> list[tt.Head]:
+def heads_of(setting: Setting, kind: str, part: float = 1) -> list[Head]:
     """Heads of a kind, chosen on the fitting prompts; `part` times as many as usual."""
     by = "label_logit" if kind == KINDS[0] else "margin_drop"
-    return tt.in_context_heads(setting.selection, round(part * setting.size.k), by=by)
+    return in_context_heads(setting.selection, round(part * setting.size.k), by=by)
 
 
 def choice_table(
@@ -223,7 +227,11 @@ def edited(runs: Sequence[xr.DataTree], name: str, edit: str = AS_IT_IS) -> np.n
         if edit == CHOSEN:
             edits = [chosen_kind(run)]
         elif edit == RANDOM:
-            edits = [one for one in run["mitigation"]["edit"].values if one.startswith(RANDOM)]
+            edits = [
+                one
+                for one in common.variable(run, "mitigation", "edit").values
+                if one.startswith(RANDOM)
+            ]
         draws = [by_query([run], "mitigation", name, edit=one) for one in edits]
         found.append(np.mean(draws, axis=0))
     return np.concatenate(found)

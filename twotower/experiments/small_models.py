@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from twotower.errors import FindingError
+from ..errors import FindingError
 
 LABELS = ("foo", "bar", "map", "key")
 N_CLASSES, N_WORDS = 12, 12
@@ -83,7 +83,7 @@ def configuration(architecture: str, vocabulary: int) -> Any:
     from transformers import GPT2Config, GPTJConfig, GPTNeoXConfig, LlamaConfig
 
     ends = {"vocab_size": vocabulary, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 2}
-    gpt = {"n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 128, **ends}
+    gpt: dict[str, float] = {"n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 128, **ends}
     gpt |= {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
     # The default, 0.02, is meant for widths of a thousand: here nothing would be learned for long.
     # The same holds for an unembedding that is the embedding, as GPT-2's is by default.
