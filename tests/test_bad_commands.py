@@ -15,7 +15,7 @@ from tiny import TWO
 from transformers.utils import logging
 
 import twotower as tt
-from twotower import cli
+from twotower.cli import commands as cli
 
 ANALYZE = "analyze --model MODEL --task TASK "
 SUITE = "experiments run qk-similarity --model MODEL "

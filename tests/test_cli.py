@@ -328,7 +328,7 @@ def test_what_is_unforeseen(
     def fails(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr("twotower.cli.app", SimpleNamespace(meta=fails))
+    monkeypatch.setattr("twotower.cli.commands.app", SimpleNamespace(meta=fails))
     with pytest.raises(SystemExit) as caught:
         main(["tasks", *(["--debug"] if debug else [])])
     said = capsys.readouterr().err

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from .errors import InputError
-
-if TYPE_CHECKING:
-    from .models import Model
 
 
 class Head(NamedTuple):
@@ -30,6 +27,18 @@ class Head(NamedTuple):
         return f"{self.layer}.{self.head}"
 
 
+class HasHeads(Protocol):
+    """What has heads, such as a model."""
+
+    @property
+    def n_layers(self) -> int:
+        """Number of layers."""
+
+    @property
+    def n_heads(self) -> int:
+        """Number of heads in a layer."""
+
+
 def as_list(heads: Any) -> list[Any]:
     """Return heads as a list; a single head becomes a list of one."""
     if isinstance(heads, str) or not isinstance(heads, Iterable):
@@ -37,7 +46,7 @@ def as_list(heads: Any) -> list[Any]:
     return [heads] if isinstance(heads, Head) else list(heads)
 
 
-def check_heads(heads: Iterable[Any], model: Model) -> list[Head]:
+def check_heads(heads: Iterable[Any], model: HasHeads) -> list[Head]:
     """Heads as `Head`, each in range and none twice.
 
     Raises

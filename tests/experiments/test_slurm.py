@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from twotower.runs.status import status_of
+from twotower.cli.status import status_of
 
 pytest.importorskip("ray")
 SCRIPT = Path(__file__).parents[2] / "experiments" / "slurm.sh"

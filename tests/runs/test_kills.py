@@ -20,9 +20,9 @@ import psutil
 import pytest
 from small_run import chunks, small
 
+from twotower.cli.status import status_of
 from twotower.results.units import DONE, UnitStore
 from twotower.runs.run import carry_out
-from twotower.runs.status import status_of
 
 pytest.importorskip("ray")
 KILLS = int(os.environ.get("TWOTOWER_KILLS", "10"))

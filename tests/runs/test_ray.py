@@ -18,13 +18,13 @@ import pytest
 from command import run as command
 from small_run import chunks, small
 
+from twotower.cli.status import status_of
 from twotower.errors import StoreError, WorkerError
 from twotower.runs.configuration import Configuration
 from twotower.runs.drive import drive
 from twotower.runs.engine_settings import EngineSettings
 from twotower.runs.ray_engine import RayEngine
 from twotower.runs.run import carry_out
-from twotower.runs.status import status_of
 
 ray = pytest.importorskip("ray")
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see the tests

@@ -25,6 +25,7 @@ from command import run as command
 from small_run import chunks, small
 
 import twotower as tt
+from twotower.cli.status import status_of
 from twotower.errors import InputError, StoreError
 from twotower.results.units import UnitStore
 from twotower.runs import worker as workers
@@ -32,7 +33,6 @@ from twotower.runs.claim import Claim
 from twotower.runs.configuration import Configuration
 from twotower.runs.engines import LocalEngine
 from twotower.runs.run import carry_out
-from twotower.runs.status import status_of
 
 
 def quiet(config: Configuration) -> Any:

@@ -17,11 +17,11 @@ from command import run as command
 from small_run import small
 
 import twotower as tt
+from twotower.cli.status import status_of
 from twotower.errors import StoreError
 from twotower.results.place import Place
 from twotower.results.units import UnitStore
 from twotower.runs.run import carry_out
-from twotower.runs.status import status_of
 
 pytest.importorskip("obstore")
 moto = pytest.importorskip("moto.server")

@@ -17,7 +17,7 @@ from .segments import TEMPLATE, Prompt, Segment, Template
 from .task import Task
 
 if TYPE_CHECKING:
-    from ..models import Model
+    from .model import LoadedModel
 
 ORDERS = ("shuffled", "alternating", "blocked")
 
@@ -167,7 +167,7 @@ class _Draw:
 
 
 def build_prompts(
-    model: Model,
+    model: LoadedModel,
     task: Task,
     labels: Sequence[str] | Mapping[str, str] | None = None,
     shots: int | Mapping[str, int] = 8,
@@ -287,7 +287,7 @@ def _spans(spans: Any, prompt: int) -> list[tuple[int, int]]:
 
 
 def prompts_from_strings(
-    model: Model,
+    model: LoadedModel,
     strings: Sequence[str],
     label_spans: Sequence[Sequence[tuple[int, int]]],
     gold: Sequence[str],

@@ -16,8 +16,8 @@ from .segments import Prompt
 from .tokens import check_label_positions, label_token_ids, tokenize
 
 if TYPE_CHECKING:
-    from ..models import Model
     from .build import Recipe
+    from .model import LoadedModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +157,7 @@ class Prompts:
         ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
-    def check_model(self, model: Model) -> None:
+    def check_model(self, model: LoadedModel) -> None:
         """Refuse a model that would read other tokens in these prompts.
 
         Every measure calls it, also for reference prompts and donors.

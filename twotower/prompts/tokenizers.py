@@ -9,14 +9,14 @@ from ..errors import InputError
 from .tokens import encode, label_token_ids
 
 if TYPE_CHECKING:
-    from ..models import Model
+    from .model import LoadedModel
     from .prompts import Prompts
 
 _accepted: WeakKeyDictionary[Prompts, set[str]] = WeakKeyDictionary()
 """Hashes of tokenizers that were found to make a prompts object's tokens."""
 
 
-def check_prompts(model: Model, prompts: Prompts) -> None:
+def check_prompts(model: LoadedModel, prompts: Prompts) -> None:
     """Refuse prompts whose tokens mean something else to a model.
 
     Costs a few microseconds where the model has the tokenizer that made the prompts.
@@ -39,7 +39,7 @@ def check_prompts(model: Model, prompts: Prompts) -> None:
     _check_sizes(model, prompts)
 
 
-def embedding_rows(model: Model) -> int:
+def embedding_rows(model: LoadedModel) -> int:
     """Number of tokens that a model has an embedding for."""
     return _rows(model.module.get_input_embeddings(), model.config)
 
@@ -95,7 +95,7 @@ def _difference(
     )
 
 
-def _check_sizes(model: Model, prompts: Prompts) -> None:
+def _check_sizes(model: LoadedModel, prompts: Prompts) -> None:
     """Refuse token ids beyond the embedding, and label ids beyond the unembedding."""
     rows = embedding_rows(model)
     top = int(prompts.token_id.max())

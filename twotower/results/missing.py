@@ -25,7 +25,7 @@ UNDEFINED = ("share",)
 """Variables that are NaN by definition in some prompts, so that NaN there is no overflow."""
 
 
-def finite_prompts(dataset: xr.Dataset) -> np.ndarray:
+def finite_prompts(dataset: xr.Dataset | xr.DataTree) -> np.ndarray:
     """(prompt,) boolean: which prompts of a dataset have finite logits."""
     if "finite" not in dataset.coords:
         return np.ones(dataset.sizes["prompt"], dtype=bool)

@@ -9,23 +9,21 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
-
-if TYPE_CHECKING:
-    from ..models import Model
-    from ..prompts import Prompts
 
 PACKAGES = ("twotower", "nnsight", "torch", "transformers", "accelerate", "bitsandbytes", "xarray")
 
 
-def provenance(model: Model, prompts: Prompts, **settings: Any) -> dict[str, Any]:
+def provenance(model: Any, prompts: Any, **settings: Any) -> dict[str, Any]:
     """Attributes that say by what a dataset was made.
 
     Parameters
     ----------
-    model, prompts
-        What was measured.
+    model
+        A `twotower.Model`.
+    prompts
+        `twotower.Prompts`.
     **settings
         The measure's own arguments; they are written as JSON.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..experiments.units import LEDGER, SeedLedger
-from .claim import alive
+from ..runs.claim import alive
 
 if TYPE_CHECKING:
     from rich.console import Console

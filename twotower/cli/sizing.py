@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from .errors import FindingError
-from .runs.configuration import Words
-from .runs.load_settings import How, LoadSettings, Whole
+from ..errors import FindingError
+from ..runs.configuration import Words
+from ..runs.load_settings import How, LoadSettings, Whole
 
 PIPED_WIDTH = 160
 
@@ -75,8 +75,8 @@ def plan(
     """
     from json import dumps
 
-    from .sizing.plan import make_plan
-    from .sizing.table import print_plan
+    from ..sizing.plan import make_plan
+    from ..sizing.table import print_plan
 
     found = make_plan(
         model,
@@ -132,8 +132,8 @@ def bench(
     """
     from json import dumps
 
-    from .sizing.bench import DEFAULT, prompts_near
-    from .sizing.bench import bench as measure
+    from ..sizing.bench import DEFAULT, prompts_near
+    from ..sizing.bench import bench as measure
 
     settings = how or LoadSettings()
     console = console_of()

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from .cli_sizing import console_of
-from .runs.load_settings import Whole, Wholes
+from ..runs.load_settings import Whole, Wholes
+from .sizing import console_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -36,8 +36,8 @@ def heads(
     """
     from json import dumps
 
-    from .checks import whole
-    from .figures.terminal import rows_of, show_heads
+    from ..checks import whole
+    from ..figures.terminal import rows_of, show_heads
 
     whole("k", k, 1)
     rows = rows_of(_opened(run, part), by, k)
@@ -72,8 +72,8 @@ def show(
     """
     from json import dumps
 
-    from .figures.terminal import parse_head, prompt_rows, show_prompt
-    from .figures.views import prompt_view
+    from ..figures.terminal import parse_head, prompt_rows, show_prompt
+    from ..figures.views import prompt_view
 
     place = parse_head(head)
     opened = _opened(run, part)
@@ -112,7 +112,7 @@ def report(
     most_bytes
         Size of the page; by default 6 MB.
     """
-    from .figures.report import MOST_BYTES, write_report
+    from ..figures.report import MOST_BYTES, write_report
 
     stores, chosen = [run], [part]
     if other is not None or other_part is not None:
@@ -135,7 +135,7 @@ def report(
 
 
 def _opened(place: str, part: str | None) -> xr.DataTree:
-    from .figures.views import one_run
-    from .results import open
+    from ..figures.views import one_run
+    from ..results import open
 
     return one_run(open(place), part)

@@ -16,14 +16,14 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
-from . import __version__
-from .checks import whole
-from .cli_sizing import bench, console_of, plan
-from .cli_views import heads, report, show
-from .errors import FindingError, InputError, TwoTowerError
-from .runs.configuration import Configuration, read_yaml
-from .runs.engine_settings import EngineSettings, HowRun
-from .runs.load_settings import How, LoadSettings, MaybeWhole, Whole
+from .. import __version__
+from ..checks import whole
+from ..errors import FindingError, InputError, TwoTowerError
+from ..runs.configuration import Configuration, read_yaml
+from ..runs.engine_settings import EngineSettings, HowRun
+from ..runs.load_settings import How, LoadSettings, MaybeWhole, Whole
+from .sizing import bench, console_of, plan
+from .views import heads, report, show
 
 app = App(
     name="twotower",
@@ -58,8 +58,14 @@ def demo(
     """
     import time
 
-    from .experiments.demo import check_finding, check_places, print_finding, run_demo, save_finding
-    from .prompts import load_task
+    from ..experiments.demo import (
+        check_finding,
+        check_places,
+        print_finding,
+        run_demo,
+        save_finding,
+    )
+    from ..prompts import load_task
 
     console = console_of()
     check_places(output)
@@ -92,9 +98,9 @@ def analyze(*, config: Annotated[Configuration | None, Parameter(name="*")] = No
     Settings can also be read from a YAML file: twotower analyze --config run.yaml. What is
     given on the command line comes before what the file says.
     """
-    from .measures.choose import in_context_heads
-    from .results import measured_prompts
-    from .runs.run import carry_out
+    from ..measures.choose import in_context_heads
+    from ..results import measured_prompts
+    from ..runs.run import carry_out
 
     config = config or Configuration()
     console = console_of()
@@ -140,7 +146,7 @@ def status(run: str, *, json: bool = False) -> None:
     """
     from json import dumps
 
-    from .runs.status import show, status_of
+    from .status import show, status_of
 
     found = status_of(run)
     if json:
@@ -162,9 +168,9 @@ def check(
     model
         Hub id, folder, or smollm2-135m.
     """
-    from .models.check import IDENTITIES, check_model
-    from .models.lengths import check_lengths
-    from .models.measuring import measuring
+    from ..models.check import IDENTITIES, check_model
+    from ..models.lengths import check_lengths
+    from ..models.measuring import measuring
 
     loaded = (how or LoadSettings()).load(model, check=False)
     console = console_of()
@@ -185,7 +191,7 @@ for command in (heads, show, report, plan, bench):
 @app.command
 def fetch() -> None:
     """Fetch the demo model, and say where it is."""
-    from .models.fetch import fetch_demo_model
+    from ..models.fetch import fetch_demo_model
 
     console_of().print(str(fetch_demo_model()), soft_wrap=True)
 
@@ -201,7 +207,7 @@ def tasks(name: str | None = None) -> None:
     """
     from rich.table import Table
 
-    from .prompts import bundled_tasks, load_task
+    from ..prompts import bundled_tasks, load_task
 
     console = console_of()
     if name is not None:
@@ -230,7 +236,7 @@ def list_experiments() -> None:
     """List the experiments and what they claim."""
     from rich.table import Table
 
-    from .experiments.suite import find_experiments
+    from ..experiments.suite import find_experiments
 
     table = Table()
     for column in ("", "experiment", "claim", "task"):
@@ -274,9 +280,9 @@ def run_experiments(
     batch_size
         Prompts in a batch.
     """
-    from .experiments.suite import choose
-    from .experiments.suite_run import run_suite
-    from .experiments.units import Suite
+    from ..experiments.suite import choose
+    from ..experiments.suite_run import run_suite
+    from ..experiments.units import Suite
 
     if batch_size is not None:
         whole("batch_size", batch_size, 1)
@@ -363,7 +369,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
             file=sys.stderr,
         )
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

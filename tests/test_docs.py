@@ -1,0 +1,64 @@
+"""The Python of README.md and docs/ runs as written, and the README shows what it prints."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+LINK = re.compile(r"\]\(([^)#:]+)(?:#([^)]*))?\)")
+
+
+def blocks(page: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def names() -> Iterator[dict[str, object]]:
+    """What the README's example defines; other pages continue it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TQDM_DISABLE", "1")
+        yield {}
+
+
+@pytest.mark.demo_model
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_runs(page: str, names, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = names if page == "README.md" else dict(names)
+    for number, block in enumerate(blocks(page)):
+        # From a file, since nnsight reads the source of what it traces.
+        path = tmp_path / f"block{number}.py"
+        path.write_text(block, encoding="utf-8")
+        exec(compile(block, str(path), "exec"), own)
+    printed = capsys.readouterr().out
+    if page == "README.md":
+        text = (ROOT / page).read_text(encoding="utf-8")
+        shown = re.search(r"```python\n.*?```\n\n```\n(.*?)```", text, re.DOTALL)
+        assert shown is not None
+        assert printed == shown.group(1)
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def anchors(path: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    kept = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {text.replace(" ", "-") for text in kept}
+
+
+@pytest.mark.parametrize("page", [*PAGES, "ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    for target, anchor in LINK.findall((ROOT / page).read_text(encoding="utf-8")):
+        path = (ROOT / page).parent / target
+        assert path.exists(), target
+        if anchor:
+            assert anchor in anchors(path), f"{target}#{anchor}"
