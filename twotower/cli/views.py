@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -13,11 +13,9 @@ from .sizing import console_of
 if TYPE_CHECKING:
     import xarray as xr
 
-By = Literal["margin_drop", "label_logit", "qk_auc", "qk_auc_content", "ov_auc"]
-
 
 def heads(
-    run: str, *, k: Whole = 12, by: By = "margin_drop", part: str | None = None, json: bool = False
+    run: str, *, k: Whole = 12, by: str = "margin_drop", part: str | None = None, json: bool = False
 ) -> None:
     """Show the strongest heads of a run, with all their numbers.
 

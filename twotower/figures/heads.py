@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError
+from ..results.schema import head_columns
 from ..statistics import bootstrap_mean
 from .style import BLUE, GREY, ORANGE, drawn, whole_numbers
 from .views import head_table, marked_heads, one_run, part_of
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from ..head import Head
-
-CENTRES = {"qk_auc": 0.5, "qk_auc_content": 0.5, "ov_auc": 0.5}
-"""Chance, where it is not 0."""
 
 N_NAMED = 5
 
@@ -66,7 +64,7 @@ def head_map(
     """
     run = one_run(run)
     values = column(head_table(run), by)
-    centre = CENTRES.get(by, 0.0)
+    centre = head_columns()[by][1].chance
     finite = values.values[np.isfinite(values.values)]
     bound = float(np.abs(finite - centre).max()) if finite.size else 1.0
     image = ax.pcolormesh(

@@ -11,9 +11,8 @@ import numpy as np
 from ..errors import InputError
 from ..results import measured_prompts
 from ..results.missing import named
-from .heads import CENTRES
+from ..results.schema import head_columns
 from .packing import pack
-from .terminal import COLUMNS
 from .views import (
     N_MARKED,
     PromptView,
@@ -29,6 +28,9 @@ if TYPE_CHECKING:
 
 FEW_PROMPTS = 4
 """Prompts that a report should hold; before there are fewer, heads are left out."""
+
+EXPECTED = ("effects", "attribution", "scores")
+"""Groups whose columns a report misses if the run lacks them."""
 
 ABOUT = (
     "model",
@@ -102,16 +104,20 @@ def run_data(run: xr.DataTree, name: str, table: xr.Dataset | None) -> dict[str,
         "layers": layers,
         "heads": heads,
         "columns": {} if table is None else {str(x): _flat(table[x].values) for x in table},
-        "missing": [x for x in COLUMNS if table is None or x not in table],
+        "missing": [
+            name
+            for name, (group, _) in head_columns().items()
+            if group in EXPECTED and (table is None or name not in table)
+        ],
         "marked": [list(head) for head in marked_heads(run)],
     }
 
 
 def columns_of(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The columns that any of the runs has: name, title, chance."""
+    """Return the columns that any of the runs has, and how they are shown."""
     return [
-        {"name": name, "title": title, "centre": CENTRES.get(name, 0.0)}
-        for name, (title, _) in COLUMNS.items()
+        {"name": name, "title": about.title, "centre": about.chance, "signed": about.signed}
+        for name, (_, about) in head_columns().items()
         if any(name in run["columns"] for run in runs)
     ]
 
@@ -156,7 +162,7 @@ def comparison(first: xr.Dataset, second: xr.Dataset) -> list[dict[str, Any]]:
             f"the runs cannot be compared head by head: {sizes[0]} and {sizes[1]} heads"
         )
     found = []
-    for name, (title, _) in COLUMNS.items():
+    for name, (_, about) in head_columns().items():
         if name not in first or name not in second:
             continue
         a, b = (table[name].values.ravel().astype(float) for table in (first, second))
@@ -167,7 +173,7 @@ def comparison(first: xr.Dataset, second: xr.Dataset) -> list[dict[str, Any]]:
         found.append(
             {
                 "name": name,
-                "title": title,
+                "title": about.title,
                 "correlation": float(spearmanr(a[both], b[both]).statistic) if varied else None,
                 "shared": len(top[0] & top[1]),
                 "of": k,
@@ -265,7 +271,7 @@ def _strongest(
         ranked = [[x, y] for x in view.layers for y in view.heads]
     else:
         values = next(iter(table.data_vars.values()))
-        distance = np.nan_to_num(np.abs(values.values - CENTRES.get(str(values.name), 0.0)))
+        distance = np.nan_to_num(np.abs(values.values - head_columns()[str(values.name)][1].chance))
         order = np.argsort(-distance, axis=None, kind="stable")
         width = len(view.heads)
         ranked = [[view.layers[i // width], view.heads[i % width]] for i in order]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError
+from ..results.schema import head_columns
 from .texts import control_free
 from .views import PromptView, head_table, marked_heads, prompt_view
 
@@ -19,15 +20,6 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from ..head import Head
-
-COLUMNS = {
-    "margin_drop": ("effect on margin", "{:+.3f}"),
-    "label_logit": ("label logit", "{:+.3f}"),
-    "qk_auc": ("QK AUC", "{:.3f}"),
-    "qk_auc_content": ("QK AUC, content", "{:.3f}"),
-    "ov_auc": ("OV AUC", "{:.3f}"),
-}
-"""Columns of the head table: words, and how a number is written."""
 
 MOST_WIDTH = 1000
 MOST_NAME = 24
@@ -69,7 +61,7 @@ def rows_of(run: xr.DataTree, by: str, k: int) -> list[dict[str, Any]]:
     rows = [{str(name): value for name, value in record.items()} for record in records]
     for row in rows:
         row["in_context"] = (row["layer"], row["head"]) in marked
-        for name in COLUMNS:
+        for name in head_columns():
             if name in row and not math.isfinite(row[name]):
                 row[name] = None  # JSON has no NaN
     return rows
@@ -77,14 +69,16 @@ def rows_of(run: xr.DataTree, by: str, k: int) -> list[dict[str, Any]]:
 
 def show_heads(rows: Sequence[dict[str, Any]], console: Console) -> None:
     """Print heads as a table; marked ones with a star."""
-    columns = [name for name in COLUMNS if rows and name in rows[0]]
+    known = head_columns()
+    columns = {name: about for name, (_, about) in known.items() if rows and name in rows[0]}
     table = _table(console)
-    for title in ("head", *(COLUMNS[name][0] for name in columns)):
+    for title in ("head", *(about.title for about in columns.values())):
         table.add_column(title, justify="right")
     for row in rows:
         star = "*" if row["in_context"] else " "
         values = [
-            "-" if row[name] is None else COLUMNS[name][1].format(row[name]) for name in columns
+            "-" if row[name] is None else format(row[name], about.format)
+            for name, about in columns.items()
         ]
         table.add_row(f"{row['layer']}.{row['head']}{star}", *values)
     _print(table, console)

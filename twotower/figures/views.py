@@ -14,6 +14,7 @@ from ..checks import whole
 from ..errors import InputError
 from ..results import measured_prompts
 from ..results.missing import finite_prompts
+from ..results.schema import BY_POSITION, head_columns
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -22,14 +23,6 @@ if TYPE_CHECKING:
 
 N_MARKED = 12
 """Heads that are marked where none are named."""
-
-BY_POSITION = {
-    "attention": ("qk", "attention"),
-    "score": ("qk", "score"),
-    "score_content": ("qk", "score_content"),
-    "label_logit": ("ov", "label_logit"),
-}
-"""What is shown of a head at each position, and the group and variable that hold it."""
 
 
 def one_run(run: Any, part: str | None = None) -> xr.DataTree:
@@ -102,9 +95,9 @@ def head_table(run: xr.DataTree | xr.Dataset) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        (layer, head): margin_drop (mean over prompts), label_logit (of the head's own output:
-        the right label's less the mean of the others', mean over prompts), qk_auc,
-        qk_auc_content and ov_auc.
+        (layer, head): the schema's columns of heads, averaged over prompts: margin_drop,
+        label_logit (of the head's own output, the right label's less the mean of the others'),
+        qk_auc, qk_auc_content, ov_auc, and those of other measures.
 
     Raises
     ------
@@ -118,13 +111,19 @@ def head_table(run: xr.DataTree | xr.Dataset) -> xr.Dataset:
 
     run = one_run(run)
     found: dict[str, xr.DataArray] = {}
-    if "effects" in run.children:
-        drop = part_of(run, "effects", "prompt", "layer", "head")["margin_drop"]
-        found["margin_drop"] = drop.mean("prompt").assign_attrs(drop.attrs)
-    if "attribution" in run.children:
-        logit = part_of(run, "attribution", "prompt", "layer", "head", "label")["label_logit"]
-        about = {"long_name": "label logit of the head's output, right less others", "units": "1"}
-        found["label_logit"] = above_others(logit).mean("prompt").assign_attrs(about)
+    columns = head_columns()
+    for name, (group, variable) in columns.items():
+        if group not in run.children or group == "scores":
+            continue
+        part = part_of(run, group, *variable.dims)
+        if name not in part:
+            continue
+        array, about = part[name], dict(part[name].attrs)
+        if "label" in array.dims:
+            array = above_others(array)
+            about["long_name"] = f"{variable.long_name}, right less others"
+        mean = array.mean("prompt") if "prompt" in array.dims else array
+        found[name] = mean.assign_attrs(about)
     scores = part_of(run, "scores", "layer", "head") if "scores" in run.children else None
     unscored = scores is None or bool(scores["qk_auc"].isnull().all())
     if unscored and {"qk", "ov"} <= set(run.children) and prompts_of(run):
@@ -137,9 +136,8 @@ def head_table(run: xr.DataTree | xr.Dataset) -> xr.Dataset:
     if not found:
         raise InputError(f"the run has no numbers of heads; it has {', '.join(run.children)}")
     kept = {name: x.drop_vars(set(x.coords) - {"layer", "head"}) for name, x in found.items()}
-    order = ("margin_drop", "label_logit", "qk_auc", "qk_auc_content", "ov_auc")
     table = xr.Dataset(
-        {name: kept[name].transpose("layer", "head") for name in order if name in kept}
+        {name: kept[name].transpose("layer", "head") for name in columns if name in kept}
     )
     return table.compute().sortby(["layer", "head"])
 

@@ -11,6 +11,7 @@ attention weights, v the values.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 SCHEMA_VERSION = 1
 PAPER = "Yu & Ananiadou 2024, arXiv:2402.02872"
@@ -51,6 +52,14 @@ class Variable:
         "1" where dimensionless, "nat" for natural logarithms of probabilities.
     required
         Whether a dataset of the group must have it.
+    title
+        Short name in tables and figures. A variable of heads, (layer, head) with or without
+        prompts and labels, that has one is shown as a column of heads: in the head table,
+        `twotower heads`, head maps and reports.
+    format
+        How a number is written, as `format` takes it; with a sign where 0 is the centre.
+    chance
+        Value of a head that does nothing: the centre of colours.
     """
 
     dims: tuple[str, ...]
@@ -59,6 +68,14 @@ class Variable:
     reference: str
     units: str = "1"
     required: bool = True
+    title: str = ""
+    format: str = "+.3f"
+    chance: float = 0.0
+
+    @property
+    def signed(self) -> bool:
+        """Whether numbers are written with their sign."""
+        return self.format.startswith("+")
 
 
 _U = ("unit",)
@@ -66,6 +83,12 @@ _P, _PL = ("prompt",), ("prompt", "label")
 _PP = ("prompt", "position")
 _HEADS = ("prompt", "layer", "head")
 _LOGIT = "x W_U through the final norm with the last position's statistic; biases left out"
+
+
+def _auc(title: str) -> dict[str, Any]:
+    """How an AUC is shown."""
+    return {"title": title, "format": ".3f", "chance": 0.5}
+
 
 COORDINATES = {
     "gold": Variable(_P, "str", "right label", "text of the label that answers the query"),
@@ -158,6 +181,7 @@ GROUPS: dict[str, dict[str, Variable]] = {
             "float",
             "drop of the margin",
             "margin of the clean run minus margin with the head knocked out",
+            title="effect on margin",
         ),
         "logprob_drop": Variable(
             (*_HEADS, "label"),
@@ -211,6 +235,7 @@ GROUPS: dict[str, dict[str, Variable]] = {
             "gain of the margin",
             "margin of the clean prompt's answer in the corrupted run with the head's clean "
             "output put in, minus that of the corrupted run",
+            title="restored margin",
         ),
         "margin_clean": Variable(
             _P, "float", "margin of the clean run", "towards the clean prompt's answer"
@@ -239,7 +264,11 @@ GROUPS: dict[str, dict[str, Variable]] = {
             "nat",
         ),
         "label_logit": Variable(
-            (*_HEADS, "label"), "float", "label logit of the head's output", f"W_O^h z_T: {_LOGIT}"
+            (*_HEADS, "label"),
+            "float",
+            "label logit of the head's output",
+            f"W_O^h z_T: {_LOGIT}",
+            title="label logit",
         ),
     },
     "qk": {
@@ -356,6 +385,7 @@ GROUPS: dict[str, dict[str, Variable]] = {
             "probability that a label "
             "position of the query's class has a larger QK score than one of "
             "another class, ties counting half; mean over prompts",
+            **_auc("QK AUC"),
         ),
         "qk_auc_content": Variable(
             ("layer", "head"),
@@ -363,6 +393,7 @@ GROUPS: dict[str, dict[str, Variable]] = {
             "QK AUC of the content part",
             "the same on score_content",
             required=False,
+            **_auc("QK AUC, content"),
         ),
         "ov_auc": Variable(
             ("layer", "head"),
@@ -372,6 +403,7 @@ GROUPS: dict[str, dict[str, Variable]] = {
             "position holding a label has a larger label logit, less the mean of "
             "the other labels', than one that does not; mean over labels and "
             "prompts",
+            **_auc("OV AUC"),
         ),
         "margin_drop": Variable(
             ("layer", "head"),
@@ -379,9 +411,29 @@ GROUPS: dict[str, dict[str, Variable]] = {
             "mean drop of the margin",
             "mean of effects.margin_drop over prompts",
             required=False,
+            title="effect on margin",
         ),
     },
 }
 
 TABLE = "table"
 """Group of datasets that experiments make up themselves: any variables and dims, described."""
+
+
+BY_POSITION = {
+    "attention": ("qk", "attention"),
+    "score": ("qk", "score"),
+    "score_content": ("qk", "score_content"),
+    "label_logit": ("ov", "label_logit"),
+}
+"""What is shown of a head at each position, with the group and variable that hold it."""
+
+
+def head_columns() -> dict[str, tuple[str, Variable]]:
+    """Return the columns of heads by name, in order, with their first group."""
+    found: dict[str, tuple[str, Variable]] = {}
+    for group, variables in GROUPS.items():
+        for name, variable in variables.items():
+            if variable.title and set(variable.dims) - {"prompt", "label"} == {"layer", "head"}:
+                found.setdefault(name, (group, variable))
+    return found

@@ -25,7 +25,7 @@ function number(value, digits = 3, sign = false) {
 }
 
 const first = () => content.runs[0];
-const signed = (name) => name === "margin_drop" || name === "label_logit";
+const signed = (name) => content.columns.find((column) => column.name === name)?.signed ?? false;
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const indexOf = (run, layer, head) =>
   run.layers.indexOf(layer) * run.heads.length + run.heads.indexOf(head);
