@@ -119,7 +119,7 @@ CASES = {
         "reference must be what",
     ),
     "an edit's seed": (
-        lambda g: tt.KnockOut([(0, 0)], positions="all", seed=-1),
+        lambda g: tt.Resample(g.prompts, seed=-1),
         INPUT,
         "seed=-1 must be",
     ),

@@ -37,7 +37,7 @@ def groups(given: SimpleNamespace, groups: Any, **options: Any) -> Any:
 
 
 def effects(given: SimpleNamespace, **options: Any) -> Any:
-    return tt.head_effects(*given.of, **options)
+    return under(tt.head_effects, *given.of, **options)
 
 
 def knocked(given: SimpleNamespace, heads: Any, positions: Any = "all") -> Any:
@@ -140,7 +140,6 @@ MEASURES = {
     "similarity kept": (lambda g: tt.qk_similarity(*g.of, keep="x"), INPUT, "keep='x' is not"),
     "streams": (lambda g: tt.residual_streams(None, g.prompts), INPUT, "model must be what load"),
     "no greedy heads": (lambda g: tt.greedy_heads(*g.of, 0), INPUT, "k=0 must be"),
-    "greedy and a word": (lambda g: tt.greedy_heads(*g.of, 1, gold=[0]), INPUT, "gold= is not"),
     "greedy's pool": (lambda g: tt.greedy_heads(*g.of, 1, pool="x"), INPUT, "heads='x' must be"),
     "groups none": (lambda g: groups(g, None), INPUT, "groups=None must be a list of groups"),
     "groups a text": (lambda g: groups(g, "ab"), INPUT, "groups='ab' must be a list of groups"),
@@ -148,18 +147,12 @@ MEASURES = {
     "no groups": (lambda g: groups(g, []), INPUT, "there are no groups"),
     "an empty group": (lambda g: groups(g, [[]]), INPUT, "a group is empty"),
     "a group twice": (lambda g: groups(g, [HEADS, HEADS]), INPUT, "group 0.0 is given twice"),
-    "groups and a word": (
-        lambda g: groups(g, [HEADS], abalation="zero"),
-        INPUT,
-        "abalation= is not known; what heads change to is ablation, reference",
-    ),
     "groups' logprobs": (lambda g: groups(g, [HEADS], logprobs=1), INPUT, "logprobs=1 must be"),
     "pairs": (
         lambda g: under(tt.pair_effects, *g.of, memory_budget=0),
         INPUT,
         "memory_budget=0 must",
     ),
-    "pairs and a word": (lambda g: tt.pair_effects(*g.of, bad=1), INPUT, "bad= is not known"),
     "an empty pool": (
         lambda g: subset_effects(*g.of, []),
         INPUT,

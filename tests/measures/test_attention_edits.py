@@ -318,8 +318,10 @@ def test_what_changes_nothing(any_model: tt.Model) -> None:
     for positions in ("last", "all"):
         same = tt.predict(model, prompts, tt.ScaleAttention(HEADS, 1, "labels", True, positions))
         assert error(same["logit"], clean) <= 1e-5
-        for what in ("z", "attention", "values"):
-            own = tt.predict(model, prompts, tt.Patch(HEADS, prompts, what, positions))
+        patches = [tt.KnockOut(HEADS, positions, to=tt.From(prompts))]
+        patches += [tt.Patch(HEADS, prompts, what, positions) for what in ("attention", "values")]
+        for patch in patches:
+            own = tt.predict(model, prompts, patch)
             assert error(own["logit"], clean) <= 1e-5
     exact = tt.predict(model, prompts, tt.ScaleAttention(HEADS, 1, "labels"))["logit"].values
     np.testing.assert_array_equal(exact, clean)

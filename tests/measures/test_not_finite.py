@@ -219,9 +219,10 @@ def test_a_donor_that_is_not_finite_makes_its_prompt_missing(
     given.is_missing(found, lost)
     expected = tt.head_effects(model, few[2:], to=tt.From(donors[2:]))
     given.same_on_finite(found, expected)
-    for what in ("z", "attention", "values"):
-        aligned = few.reversed_labels()
-        assert tt.predict(model, few, tt.Patch([(1, 2)], aligned, what)).attrs["not_finite"] == 0
+    aligned = few.reversed_labels()
+    patches = [tt.Patch([(1, 2)], aligned, what) for what in ("attention", "values")]
+    for patch in [tt.KnockOut([(1, 2)], to=tt.From(aligned)), *patches]:
+        assert tt.predict(model, few, patch).attrs["not_finite"] == 0
     with given.unwarned():
         found = tt.head_effects(model, few, to=tt.Resample(prompts[np.flatnonzero(bad)]))
     given.is_missing(found, np.ones(4, dtype=bool))

@@ -269,7 +269,5 @@ def test_twelve_heads_by_default() -> None:
     more = few.assign_coords(head=few["head"] + model.n_heads)
     wide = xr.concat([few, more], "head", combine_attrs="override")
     assert len(tt.in_context_heads(wide)) == 12
-    with pytest.raises(
-        tt.errors.InputError, match="KnockOut, Scale, ScaleAttention, DropPosition, Patch"
-    ):
+    with pytest.raises(tt.errors.InputError, match="KnockOut, ScaleAttention, DropPosition, Patch"):
         tt.predict(model, tt.build_prompts(model, TWO, n=2), [3])

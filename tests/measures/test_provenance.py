@@ -12,6 +12,7 @@ from surface import under
 from tiny import THREE, tiny
 
 import twotower as tt
+from twotower import progress
 from twotower.measures.group_effects import subset_effects
 from twotower.walk.memory import readable
 
@@ -116,7 +117,8 @@ def test_positions_given_as_an_array(array: str, model, prompts) -> None:
 
 
 @pytest.mark.parametrize("name", MEASURES)
-def test_bars_are_shown_when_asked_for(name: str, model, prompts, capfd) -> None:
+def test_bars_are_shown_when_asked_for(name: str, model, prompts, capfd, monkeypatch) -> None:
+    monkeypatch.setattr("twotower.progress.in_log", lambda: False)
     MEASURES[name](model, prompts)
     assert capfd.readouterr().err == ""
     under(MEASURES[name], model, prompts, progress=True)
@@ -126,11 +128,22 @@ def test_bars_are_shown_when_asked_for(name: str, model, prompts, capfd) -> None
         assert "a title" in capfd.readouterr().err
 
 
-def test_greedy_names_its_steps(model, prompts, capfd) -> None:
+def test_greedy_names_its_steps(model, prompts, capfd, monkeypatch) -> None:
+    monkeypatch.setattr("twotower.progress.in_log", lambda: False)
     under(MEASURES["greedy_heads"], model, prompts, progress=True)
     shown = capfd.readouterr().err
     assert "head 1 of 2" in shown
     assert "head 2 of 2" in shown
+
+
+def test_a_log_file_gets_lines(model, prompts, capfd, monkeypatch) -> None:
+    with progress.stage("a stage"):
+        tt.predict(model, prompts)  # too short for a line of its own
+    assert capfd.readouterr().err == "a stage\n"
+    monkeypatch.setattr("twotower.progress.SECONDS_BETWEEN_LINES", 0.0)
+    with progress.stage("a stage"), tt.set_options(batch_size=2):
+        tt.predict(model, prompts)
+    assert capfd.readouterr().err == "a stage\na stage: 2 of 4 prompts\n"
 
 
 @pytest.mark.parametrize("name", MEASURES)

@@ -14,11 +14,9 @@ import pytest
 
 TESTS = Path(__file__).parents[1]
 CHECKED = [
-    *(
-        f"twotower.measures.{name}"
-        for name in "walk rows content readout recorders layout batch edits attention_edits "
-        "ablation sweep".split()
-    ),
+    *(f"twotower.walk.{name}" for name in ("walk", "scores", "readout", "tensors", "batch")),
+    *(f"twotower.sweep.{name}" for name in ("rows", "layout", "sweep")),
+    *(f"twotower.edits.{name}" for name in ("attention", "prepared", "prepared_edits")),
     "twotower.models.architecture",
     "twotower.models.check",
 ]

@@ -69,5 +69,5 @@ def test_a_prompt_in_which_nothing_looks_is_nan() -> None:
     found = tt.attention_shares(model, prompts, at)["share"]
     assert np.isnan(found.values[1]).all()
     assert np.isfinite(found.values[[0, 2]]).all()
-    with pytest.raises(tt.errors.InputError, match="nothing looks"):
+    with pytest.raises(tt.errors.InputError, match="no position attends"):
         tt.attention_shares(model, prompts, np.zeros_like(at))

@@ -13,7 +13,6 @@ from ..prompts.positions import named
 from .changes import Change, Zero, check_change
 
 if TYPE_CHECKING:
-    from ..head import Head
     from ..prompts import Prompts
     from ..prompts.positions import Positions
 
@@ -39,7 +38,7 @@ class KnockOut:
         What the outputs become: `Zero` (the default), `Mean`, `Resample`, `From` or `Times`.
     """
 
-    heads: Sequence[Head]
+    heads: Sequence[tuple[int, int]]
     positions: Positions = "all"
     to: Change = Zero()
 
@@ -76,7 +75,7 @@ class ScaleAttention:
     majority-label bias; their formula is not known here, and this is not meant as theirs.
     """
 
-    heads: Sequence[Head]
+    heads: Sequence[tuple[int, int]]
     factor: float
     keys: Positions
     renormalize: bool = False
@@ -120,7 +119,7 @@ class DropPosition:
     formula is not known here, and this is not meant as theirs.
     """
 
-    heads: Sequence[Head]
+    heads: Sequence[tuple[int, int]]
     keys: Positions = "all"
     positions: Positions = "last"
     distance: str = "zero"
@@ -159,7 +158,7 @@ class Patch:
     To take over a head's whole output, use ``KnockOut(heads, to=From(donor))``.
     """
 
-    heads: Sequence[Head]
+    heads: Sequence[tuple[int, int]]
     donor: Prompts
     what: str
     positions: Positions = "last"

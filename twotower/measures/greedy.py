@@ -32,7 +32,7 @@ def greedy_heads(
     prompts: Prompts,
     k: int = 12,
     *,
-    pool: Sequence[Head] | None = None,
+    pool: Sequence[tuple[int, int]] | None = None,
     positions: Positions = "last",
     to: Change = Zero(),
 ) -> xr.Dataset:

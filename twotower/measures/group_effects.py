@@ -40,7 +40,7 @@ LARGEST_POOL = 12
 def group_effects(
     model: Model,
     prompts: Prompts,
-    groups: Iterable[Sequence[Head]],
+    groups: Iterable[Sequence[tuple[int, int]]],
     positions: Positions = "last",
     *,
     to: Change = Zero(),
@@ -132,7 +132,7 @@ def group_arrays(
     return {name: x if name == FINITE else x[:, back] for name, x in arrays.items()}
 
 
-def _checked(groups: Iterable[Sequence[Head]], model: Model) -> list[Group]:
+def _checked(groups: Iterable[Sequence[tuple[int, int]]], model: Model) -> list[Group]:
     if isinstance(groups, str) or not isinstance(groups, Iterable):
         raise InputError(f"groups={groups!r} must be a list of groups of (layer, head)")
     found: list[Group] = []
@@ -183,7 +183,7 @@ def forwards(
 def subset_effects(
     model: Model,
     prompts: Prompts,
-    pool: Sequence[Head],
+    pool: Sequence[tuple[int, int]],
     positions: Positions = "last",
     *,
     to: Change = Zero(),

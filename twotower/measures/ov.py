@@ -29,7 +29,7 @@ def ov_labels(
     model: Model,
     prompts: Prompts,
     *,
-    top_tokens: Sequence[Head] = (),
+    top_tokens: Sequence[tuple[int, int]] = (),
     keep: Positions = "all",
 ) -> xr.Dataset:
     """Return what the value-output vector of every position says about the labels.
@@ -65,7 +65,7 @@ class LabelValues(Measure):
 
     group = "ov"
 
-    top_tokens: tuple[Head, ...] = ()
+    top_tokens: tuple[tuple[int, int], ...] = ()
     keep: Positions = "all"
 
     def prepare(self, model: Model, prompts: Prompts) -> MakeRecorder:
@@ -79,6 +79,10 @@ class LabelValues(Measure):
             return Together([labels, TopTokens(batch, readout, heads)])
 
         return make
+
+    def settings(self) -> dict[str, Any]:
+        found = super().settings()
+        return found if self.top_tokens else {"keep": found["keep"]}
 
     def coordinates(self) -> Mapping[str, Any]:
         return {"chosen": [str(Head(*head)) for head in self.top_tokens]} if self.top_tokens else {}
