@@ -33,13 +33,14 @@ class KnockOut:
     heads
         Heads, as `Head` or (layer, head).
     positions
-        "all", "last", "labels", `twotower.at`, or a boolean (prompt, position) array.
+        "last" (the default, as in `head_effects`), "labels", "all", `twotower.at`, or a boolean
+        (prompt, position) array.
     to
         What the outputs become: `Zero` (the default), `Mean`, `Resample`, `From` or `Times`.
     """
 
     heads: Sequence[tuple[int, int]]
-    positions: Positions = "all"
+    positions: Positions = "last"
     to: Change = Zero()
 
     def __post_init__(self) -> None:

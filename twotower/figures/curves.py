@@ -52,7 +52,8 @@ def knocked_out(
     ::
 
         knocked_out({"in-context heads": {
-            k: tt.predict(model, test, [tt.KnockOut(heads[:k])] if k else []) for k in (0, 4, 12)
+            k: tt.predict(model, test, tt.KnockOut(heads[:k], "all") if k else [])
+            for k in (0, 4, 12)
         }})
     """
     if not isinstance(measure, str) or measure not in ACCURACIES:

@@ -131,5 +131,5 @@ def _cannot_follow(others: Sequence[str]) -> str:
     every = others[0] + (f" ({len(others)} in all)" if len(others) > 1 else "")
     return (
         f"{every}, which this measure cannot follow: remove it, or write it as an edit "
-        "(KnockOut, Scale, Patch, ...)"
+        "(KnockOut, ScaleAttention, Patch, ...)"
     )
