@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from .checks import whole
+from .checks import one_of, whole
 from .errors import InputError
 from .prompts.segments import ROLES
 
@@ -145,8 +145,7 @@ class _Questions:
             If a role is not known, or there are no positions.
         """
         for role in roles:
-            if role not in ROLES[1:]:
-                raise InputError(f"role {role!r} is not known; use some of {', '.join(ROLES[1:])}")
+            one_of("role", role, ROLES[1:])
         if not roles:
             raise InputError(f"name some of the roles {', '.join(ROLES[1:])}")
         self._require("position")

@@ -39,6 +39,38 @@ class HasHeads(Protocol):
         """Number of heads in a layer."""
 
 
+def as_head(value: Any) -> Head:
+    """Return a head given as `Head` or (layer, head).
+
+    Raises
+    ------
+    InputError
+        If it is not a pair of whole numbers.
+    """
+    try:
+        # Not int(): it would take 0.5 for 0, and a text's digits for a head.
+        if any(isinstance(x, (bool, np.bool_)) for x in value):
+            raise TypeError
+        layer, head = (operator.index(x) for x in value)
+    except (TypeError, ValueError):
+        raise InputError(f"{value!r} is not a head; give (layer, head)") from None
+    return Head(layer, head)
+
+
+def parse_head(text: str) -> Head:
+    """Return a head written as layer.head, such as 21.3.
+
+    Raises
+    ------
+    InputError
+        If it is not written so.
+    """
+    layer, point, head = text.partition(".")
+    if not point or not (layer.isdecimal() and head.isdecimal()):
+        raise InputError(f"{text!r} is not a head; write layer.head, such as 21.3")
+    return Head(int(layer), int(head))
+
+
 def as_list(heads: Any) -> list[Any]:
     """Return heads as a list; a single head becomes a list of one."""
     if isinstance(heads, str) or not isinstance(heads, Iterable):
@@ -56,13 +88,7 @@ def check_heads(heads: Iterable[Any], model: HasHeads) -> list[Head]:
     """
     found = []
     for item in as_list(heads):
-        try:
-            # Not int(): it would take 0.5 for 0, and a text's digits for a head.
-            if any(isinstance(x, (bool, np.bool_)) for x in item):
-                raise TypeError
-            layer, head = (operator.index(x) for x in item)
-        except (TypeError, ValueError):
-            raise InputError(f"{item!r} is not a head; give (layer, head)") from None
+        layer, head = as_head(item)
         if not (0 <= layer < model.n_layers and 0 <= head < model.n_heads):
             raise InputError(
                 f"head {layer}.{head} is out of range: the model has layers 0 to "

@@ -101,7 +101,7 @@ def test_offloaded(tmp_path: Path) -> None:
 
 
 def test_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="use 'random'"):
+    with pytest.raises(InputError, match="use one of random"):
         tt.load("llama-7b", weights="zero")
     with pytest.raises(InputError, match="leave out weights="):
         tt.load("llama-7b", weights="random", remote=True)

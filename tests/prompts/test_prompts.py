@@ -101,7 +101,7 @@ def test_iteration_and_texts(six: tt.Prompts) -> None:
 
 @pytest.mark.parametrize("name", ["label", "first", "", None])
 def test_positions_nobody_knows(six: tt.Prompts, name: Any) -> None:
-    with pytest.raises(tt.errors.InputError, match="is not known; use 'last', 'labels' or 'all'"):
+    with pytest.raises(tt.errors.InputError, match="is not known; use one of last, labels, all"):
         six.where(name)
 
 

@@ -70,8 +70,9 @@ def show(
     """
     from json import dumps
 
-    from ..figures.terminal import parse_head, prompt_rows, show_prompt
+    from ..figures.terminal import prompt_rows, show_prompt
     from ..figures.views import prompt_view
+    from ..head import parse_head
 
     place = parse_head(head)
     opened = _opened(run, part)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
-from ..checks import check_is, finite, yes_or_no
+from ..checks import check_is, finite, one_of, yes_or_no
 from ..errors import InputError
 from ..head import as_list
 from ..prompts.positions import named
@@ -127,10 +127,7 @@ class DropPosition:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "heads", tuple(as_list(self.heads)))
-        if self.distance not in DISTANCES:
-            raise InputError(
-                f"distance={self.distance!r} is not known; use one of {', '.join(DISTANCES)}"
-            )
+        one_of("distance", self.distance, DISTANCES)
 
     def describe(self) -> dict[str, Any]:
         """Return the edit as attributes of a dataset."""
@@ -167,8 +164,7 @@ class Patch:
     def __post_init__(self) -> None:
         object.__setattr__(self, "heads", tuple(as_list(self.heads)))
         check_is(self.donor, "Prompts", "donor")
-        if self.what not in PATCHED:
-            raise InputError(f"what={self.what!r} is not known; use one of {', '.join(PATCHED)}")
+        one_of("what", self.what, PATCHED)
 
     def describe(self) -> dict[str, Any]:
         """Return the edit as attributes of a dataset."""

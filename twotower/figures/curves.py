@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ..checks import one_of
 from ..errors import InputError
 from ..measures.bias import BIASES
 from ..results import measured_prompts
@@ -56,8 +57,7 @@ def knocked_out(
             for k in (0, 4, 12)
         }})
     """
-    if not isinstance(measure, str) or measure not in ACCURACIES:
-        raise InputError(f"measure={measure!r} is not known; use one of {', '.join(ACCURACIES)}")
+    one_of("measure", measure, ACCURACIES)
     _require(curves)
     labels = 0
     for number, (name, curve) in enumerate(curves.items()):
@@ -106,8 +106,7 @@ def bias_curves(
     InputError
         If there is no curve, or it is not of biases.
     """
-    if not isinstance(kind, str) or kind not in BIASES:
-        raise InputError(f"kind={kind!r} is not known; use one of {', '.join(BIASES)}")
+    one_of("kind", kind, BIASES)
     _require(curves)
     words = kind.replace("_", " ")
     for number, (name, curve) in enumerate(curves.items()):

@@ -9,9 +9,10 @@ import numpy as np
 
 from ..checks import yes_or_no
 from ..errors import InputError
+from ..head import as_head
 from .style import BLUE, COLOURS, GREEN, GREY, ORANGE, drawn
 from .texts import printable
-from .views import PromptView, as_head, prompt_view
+from .views import PromptView, prompt_view
 
 if TYPE_CHECKING:
     import xarray as xr

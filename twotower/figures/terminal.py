@@ -26,20 +26,6 @@ MOST_NAME = 24
 """Characters of a class or label in a table."""
 
 
-def parse_head(text: str) -> tuple[int, int]:
-    """A head written as layer.head, such as 21.3.
-
-    Raises
-    ------
-    InputError
-        If it is not written so.
-    """
-    layer, point, head = text.partition(".")
-    if not point or not (layer.isdecimal() and head.isdecimal()):
-        raise InputError(f"{text!r} is no head; write layer.head, such as 21.3")
-    return int(layer), int(head)
-
-
 def rows_of(run: xr.DataTree, by: str, k: int) -> list[dict[str, Any]]:
     """The k strongest heads with all their numbers, strongest first.
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..checks import whole
 from ..errors import InputError
+from ..head import as_head
 from ..results import measured_prompts
 from ..results.missing import finite_prompts
 from ..results.schema import BY_POSITION, head_columns
@@ -65,22 +66,6 @@ def part_of(run: xr.DataTree, name: str, *dims: str) -> xr.Dataset:
         if dim not in found.dims:
             raise InputError(f"{name} has no dim {dim!r} (any more); use a run with all its dims")
     return found
-
-
-def as_head(value: Any) -> Head:
-    """A head, given as one or as two whole numbers.
-
-    Raises
-    ------
-    InputError
-        If it is neither.
-    """
-    from ..head import Head
-
-    listed = isinstance(value, (tuple, list)) and len(value) == 2
-    if not listed:
-        raise InputError(f"{value!r} is no head; give (layer, head)")
-    return Head(whole("layer", value[0]), whole("head", value[1]))
 
 
 def head_table(run: xr.DataTree | xr.Dataset) -> xr.Dataset:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..checks import check_is, whole
+from ..checks import check_is, one_of, whole
 from ..errors import InputError
 from ..results import make_dataset
 from ..results.forms import MISSING
@@ -168,8 +168,7 @@ def bias_reduction(
     """
     from ..statistics import reduction
 
-    if kind not in BIASES:
-        raise InputError(f"kind={kind!r} is not known; use one of {', '.join(BIASES)}")
+    one_of("kind", kind, BIASES)
     whole("seed", seed)
     for biases in (before, after):
         if getattr(getattr(biases, "favoured", None), "dims", ()) != ("prompt",):

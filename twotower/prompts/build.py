@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checks import MOST_PROMPTS, check_is, encodable, whole, yes_or_no
+from ..checks import MOST_PROMPTS, check_is, encodable, one_of, whole, yes_or_no
 from ..errors import InputError
 from .labels import order_labels
 from .prompts import Prompts, assemble
@@ -257,8 +257,7 @@ def build_prompts(
         raise InputError("shots must leave at least one demonstration")
     whole("n", n, 1, MOST_PROMPTS)
     whole("seed", seed)
-    if order not in ORDERS:
-        raise InputError(f"order={order!r} is not known; use one of {', '.join(ORDERS)}")
+    one_of("order", order, ORDERS)
     recipe = Recipe(
         task,
         labels,

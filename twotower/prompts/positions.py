@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool
 
-from ..checks import whole, yes_or_no
+from ..checks import one_of, whole, yes_or_no
 from ..errors import InputError
 from .segments import ROLES
 
@@ -118,8 +118,7 @@ def at(
     """
     roles = _texts("role", role)
     for name in roles or ():
-        if name not in ROLES or name == "pad":
-            raise InputError(f"role={name!r} is not known; use one of {', '.join(ROLES[1:])}")
+        one_of("role", name, ROLES[1:])
     numbers = None
     if demonstration is not None:
         listed = demonstration if isinstance(demonstration, Iterable) else [demonstration]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checks import finite, whole
+from ..checks import finite, one_of, whole
 from ..errors import InputError
 from .segments import Prompt
 from .tokens import check_label_positions, label_token_ids, tokenize
@@ -198,13 +198,10 @@ class Prompts:
         positions
             "last", "labels" or "all" (all that are not padding).
         """
-        if positions == "last":
-            return np.asarray(self.role == "last")
-        if positions == "labels":
-            return np.asarray(self.role == "label")
+        one_of("positions", positions, ("last", "labels", "all"))
         if positions == "all":
             return np.asarray(self.token_id >= 0)
-        raise InputError(f"positions={positions!r} is not known; use 'last', 'labels' or 'all'")
+        return np.asarray(self.role == {"last": "last", "labels": "label"}[positions])
 
     def reversed_labels(self) -> Prompts:
         """The same prompts with each label replaced by the next (the last by the first).

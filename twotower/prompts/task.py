@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import encodable, finite, whole, yes_or_no
+from ..checks import encodable, finite, one_of, whole, yes_or_no
 from ..errors import InputError
 from .classes import class_name, is_missing, texts_by_class
 from .tables import FORMATS, Rows, Table, dataset_rows, read_file, read_object
@@ -64,8 +64,7 @@ class Task:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
             raise InputError(f"the task's name {self.name!r} must be a text")
-        if self.kind not in KINDS:
-            raise InputError(f"kind={self.kind!r} is not known; use one of {', '.join(KINDS)}")
+        one_of("kind", self.kind, KINDS)
         for about in ("description", "source"):
             if not isinstance(getattr(self, about), str):
                 raise InputError(f"{about}={getattr(self, about)!r} must be a text")

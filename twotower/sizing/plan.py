@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any
 
-from ..checks import positive_bytes
+from ..checks import one_of, positive_bytes
 from ..errors import InputError
 from ..models.quantization import QUANTIZATIONS
 from ..sweep.memory import TOKENS_PER_CHUNK, clean_bytes, end_bytes
@@ -177,12 +177,9 @@ def make_plan(
     for words, value in (("prompt_tokens", prompt_tokens), ("batch", batch), ("prompts", prompts)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{words}={value!r} must be a whole number of at least 1")
-    if keep not in ("all", "labels"):
-        raise InputError(f"keep={keep!r} is not known; use 'all' or 'labels'")
-    if quantization not in (None, *QUANTIZATIONS):
-        raise InputError(
-            f"quantization={quantization!r} is not known; use one of {', '.join(QUANTIZATIONS)}"
-        )
+    one_of("keep", keep, ("all", "labels"))
+    if quantization is not None:
+        one_of("quantization", quantization, QUANTIZATIONS)
     shape = Shape(name, dtype, quantization, revision)
     limits: dict[int | str, int] = {
         index: positive_bytes("gpu", given) for index, given in enumerate(gpus)

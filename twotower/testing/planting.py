@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checks import finite, whole
+from ..checks import finite, one_of, whole
 from ..errors import InputError
 from ..head import Head
 from .tokens import LABELS, make_tokenizer, words
@@ -94,11 +94,7 @@ class Planting:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.architecture not in ARCHITECTURES:
-            raise InputError(
-                f"architecture={self.architecture!r} is not known; use one of "
-                f"{', '.join(ARCHITECTURES)}"
-            )
+        one_of("architecture", self.architecture, ARCHITECTURES)
         whole("n_layers", self.n_layers, 2)
         whole("n_heads", self.n_heads, 1)
         whole("n_classes", self.n_classes, 2, len(LABELS))
@@ -211,10 +207,7 @@ class Planting:
         InputError
             If the architecture is not known, or the seed is no whole number.
         """
-        if architecture not in ARCHITECTURES:
-            raise InputError(
-                f"architecture={architecture!r} is not known; use one of {', '.join(ARCHITECTURES)}"
-            )
+        one_of("architecture", architecture, ARCHITECTURES)
         whole("seed", seed)
         rng = np.random.default_rng([seed, ARCHITECTURES.index(architecture)])
         n_layers, n_heads = int(rng.integers(3, 7)), int(rng.choice([4, 6, 8]))
