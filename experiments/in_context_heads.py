@@ -31,6 +31,7 @@ import twotower as tt
 from twotower.experiments import parts as common
 from twotower.experiments.experiment import Experiment, Judgement, Setting
 from twotower.figures import style
+from twotower.measures.choose import strongest
 from twotower.results import Variable
 from twotower.statistics import Estimate, bootstrap_mean, mean_known
 
@@ -121,8 +122,8 @@ def choose(setting: Setting, k: int) -> dict[str, list[tt.Head]]:
     return {
         KNOCK_OUT: tt.in_context_heads(selection, k),
         "knock-out by label": by_label(selection, k),
-        "causal tracing": common.strongest(traced["margin_gain"], k),
-        "log-probability increase": common.strongest(of_right_label, k),
+        "causal tracing": strongest(traced["margin_gain"].mean("prompt"), k),
+        "log-probability increase": strongest(of_right_label.mean("prompt"), k),
         "gradient": tt.in_context_heads(gradient, k),
     }
 

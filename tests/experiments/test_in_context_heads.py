@@ -12,6 +12,7 @@ import xarray as xr
 from tiny import TWO, tiny
 
 import twotower as tt
+from twotower.measures.choose import strongest
 
 PART = importlib.import_module("experiments.in_context_heads")
 EXPERIMENT = PART.EXPERIMENT
@@ -126,7 +127,7 @@ def test_strongest() -> None:
         dims=("prompt", "layer", "head"),
     )
     # Means: 1, 0; 2, 1.5.
-    assert PART.common.strongest(values, 3) == [(1, 0), (1, 1), (0, 0)]
+    assert strongest(values.mean("prompt"), 3) == [(1, 0), (1, 1), (0, 0)]
 
 
 def test_heads_in_turn() -> None:

@@ -123,13 +123,6 @@ def right(margins: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(margins), np.nan, margins > 0)
 
 
-def strongest(strength: xr.DataArray, k: int) -> list[Head]:
-    """The k heads with the largest mean over prompts of (prompt, layer, head)."""
-    mean = strength.mean("prompt").transpose("layer", "head").values
-    order = np.argsort(-mean, axis=None, kind="stable")[:k]
-    return [Head(int(i) // mean.shape[1], int(i) % mean.shape[1]) for i in order]
-
-
 def knock_out_in_turn(
     setting: Setting, prompts: Prompts, draws: Sequence[Sequence[Head]], title: str
 ) -> dict[str, np.ndarray]:

@@ -153,16 +153,11 @@ def marked_heads(
         return [as_head(head) for head in named]
     if "effects" not in run.children or not prompts_of(run):
         return []
-    # Of the effects alone: the whole table may read every score of a stored run.
+    from ..measures.choose import strongest
+
+    # Only from the effects: the whole table may read every score of a stored run.
     drop = part_of(run, "effects", "prompt", "layer", "head")["margin_drop"]
-    mean = drop.mean("prompt").transpose("layer", "head").sortby(["layer", "head"]).compute()
-    order = np.argsort(-mean.values, axis=None, kind="stable")  # NaN last
-    places = [np.unravel_index(i, mean.shape) for i in order[:k]]
-    return [
-        as_head((int(mean["layer"][x]), int(mean["head"][y])))
-        for x, y in places
-        if np.isfinite(mean.values[x, y])
-    ]
+    return strongest(drop.mean("prompt").sortby(["layer", "head"]).compute(), k)
 
 
 def prompts_of(run: xr.DataTree) -> list[int]:

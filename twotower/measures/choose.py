@@ -56,8 +56,6 @@ def in_context_heads(
         If k is out of range, fewer heads than k have an effect that is finite, or the label is
         not known or never right.
     """
-    from ..head import Head
-
     one_of("by", by, GROUP_OF)
     effects = getattr(effects, "children", {}).get(GROUP_OF[by], effects)
     dims = effects[by].dims if hasattr(effects, "data_vars") and by in effects else ()
@@ -75,10 +73,30 @@ def in_context_heads(
     whole("k", k, 1, mean.size)
     if k > ranked:
         raise InputError(f"k={k}: the effects of {ranked} of {mean.size} heads alone are finite")
-    order = np.argsort(-mean.values, axis=None, kind="stable")[:k]  # NaN last
-    layers, heads = mean["layer"].values, mean["head"].values
-    rows, columns = np.unravel_index(order, mean.shape)
-    return [Head(int(layers[x]), int(heads[y])) for x, y in zip(rows, columns, strict=True)]
+    return strongest(mean, k)
+
+
+def strongest(values: xr.DataArray, k: int) -> list[Head]:
+    """Return the k heads with the largest finite values, fewer if fewer are finite.
+
+    Parameters
+    ----------
+    values
+        (layer, head), in any order of dims.
+    k
+        Number of heads.
+    """
+    from ..head import Head
+
+    values = values.transpose("layer", "head")
+    order = np.argsort(-values.values, axis=None, kind="stable")[:k]  # NaN last
+    rows, columns = np.unravel_index(order, values.shape)
+    layers, heads = values["layer"].values, values["head"].values
+    return [
+        Head(int(layers[x]), int(heads[y]))
+        for x, y in zip(rows, columns, strict=True)
+        if np.isfinite(values.values[x, y])
+    ]
 
 
 def _strength(effects: xr.Dataset, label: str | None, by: str) -> xr.DataArray:
