@@ -10,6 +10,7 @@ import io
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
@@ -177,6 +178,18 @@ def _further() -> dict[str, Any]:
 
 ARCHITECTURES = list(_configurations())
 FURTHER = list(_further())
+
+TRANSPORTED = ("gpt2", "gptj", "llama-grouped")
+"""Architectures on which `make test` proves devices, offloading and servers: learned positions,
+blocks side by side, and grouped queries. `make test-all` takes all of them."""
+
+
+def transported() -> list[Any]:
+    """Return all architectures as parameters, those beyond `TRANSPORTED` marked as slow."""
+    return [
+        name if name in TRANSPORTED else pytest.param(name, marks=pytest.mark.slow)
+        for name in ARCHITECTURES
+    ]
 
 
 def wide_config(name: str, width: int) -> Any:

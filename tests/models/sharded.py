@@ -15,7 +15,7 @@ import pretend
 import pytest
 import torch
 from surface import MEASURES, same
-from tiny import ARCHITECTURES, THREE, byte_level, hf_model, tiny
+from tiny import THREE, byte_level, hf_model, tiny, transported
 
 import twotower as tt
 from twotower.models.model import device_of
@@ -44,8 +44,8 @@ def expected(name: str, what: str) -> object:
 
 
 @pytest.mark.parametrize("what", MEASURES)
-@pytest.mark.parametrize("n", [2, 4])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("n", [pytest.param(2, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize("name", transported())
 def test_as_on_one_device(name: str, n: int, what: str) -> None:
     model = spread_out(name, n)
     assert len(set(model.device_map.values())) == n

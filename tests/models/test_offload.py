@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from surface import MEASURES, same
-from tiny import ARCHITECTURES, THREE, byte_level, hf_model, tiny
+from tiny import THREE, byte_level, hf_model, tiny, transported
 
 import twotower as tt
 
@@ -58,7 +58,7 @@ def layers_on_disk(folder: Path, name: str) -> tt.Model:
 
 
 @pytest.mark.parametrize("what", [x for x in MEASURES if x != "gradient"])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", transported())
 def test_layers_on_disk(name: str, what: str, folders: Any) -> None:
     model = layers_on_disk(folders(name), name)
     assert {p.device.type for p in model.module.parameters()} == {"cpu", "meta"}

@@ -19,7 +19,7 @@ import nnsight
 import pytest
 import torch
 from surface import MEASURES, edits, same, under
-from tiny import ARCHITECTURES, THREE, byte_level, hf_model, tiny
+from tiny import ARCHITECTURES, THREE, byte_level, hf_model, tiny, transported
 
 import twotower as tt
 from twotower.errors import ModelError
@@ -73,7 +73,7 @@ def prompts(name: str, n: int = 3) -> tt.Prompts:
 
 
 @pytest.mark.parametrize("what", MEASURES)
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", transported())
 def test_as_here(name: str, what: str, server: Server) -> None:
     model = server.model(name)
     expected = MEASURES[what](tiny(name), prompts(name))
@@ -169,7 +169,7 @@ def test_the_demo_model_is_not_on_a_server() -> None:
         tt.load("smollm2-135m", remote=True)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", transported())
 def test_nnsights_own_simulation(name: str) -> None:
     """Sent and received within this process, on a model that is here."""
     module = hf_model(name)
