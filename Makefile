@@ -51,7 +51,7 @@ test-wheel:
 	$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
 	$(PYTHON) -m venv build/wheel/venv
 	build/wheel/venv/bin/pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt build/wheel/*.whl
+		--constraint constraints.txt "$$(ls build/wheel/*.whl)[report]"
 	cd build/wheel && venv/bin/twotower experiments list && venv/bin/twotower demo \
 		&& venv/bin/twotower report runs/demo.zarr
 

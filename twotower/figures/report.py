@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,7 @@ def write_report(
         If there is nothing to show, the runs do not have the same heads, a prompt is not
         there, or the size is too small.
     """
+    _check_installed()
     whole("most_bytes", most_bytes, LEAST_BYTES)
     runs = [one_run(run)] if other is None else [one_run(run), one_run(other)]
     if not isinstance(path, (str, Path)):
@@ -169,6 +171,13 @@ def _safe_json(content: Any) -> str:
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return text
+
+
+def _check_installed() -> None:
+    """Reject a report where the libraries of its extra are missing."""
+    missing = [name for name in ("jinja2", "plotly") if find_spec(name) is None]
+    if missing:
+        raise InputError(f"a report needs {' and '.join(missing)}: pip install 'twotower[report]'")
 
 
 def _plotly() -> str:
