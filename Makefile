@@ -7,6 +7,7 @@
 # make test-peers   compares with TransformerLens, in an environment of its own
 # make test-wheel   builds a wheel, and runs the demo in an environment that has nothing else
 # make experiments  runs the paper's claims on the demo model, each with a verdict
+# make gpu    on a machine with a GPU: the tests that need one, and its benchmark
 # make docs   writes the API's pages, from the docstrings, into build/docs
 # make bench  times the sweep against plain forwards
 
@@ -17,7 +18,8 @@ BIN := $(VENV)/bin
 WORKERS := --numprocesses 2 --dist loadfile
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all coverage mutants test-peers test-wheel experiments bench docs lint clean
+.PHONY: demo test test-all coverage mutants test-peers test-wheel experiments bench gpu docs lint \
+	clean
 
 demo: $(INSTALLED)
 	$(BIN)/twotower demo
@@ -60,6 +62,12 @@ experiments: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/sweep.py
+
+gpu: $(INSTALLED)
+	$(BIN)/python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' \
+		|| { echo 'this machine has no GPU that torch can use' >&2; exit 1; }
+	$(BIN)/python -m pytest tests/measures/test_cuda.py
+	$(BIN)/python benchmarks/gpu.py --promote
 
 docs: $(INSTALLED)
 	$(BIN)/pdoc -d numpy -o build/docs twotower '!twotower.cli' '!twotower.runs'

@@ -275,3 +275,11 @@ def test_another_head_leaves_the_prompt_where_it_is(browser: Browser, tmp_path: 
         page.click("#heads tbody button")
         page.wait_for_timeout(200)
         assert page.evaluate(f"{box}.scrollTop") == 7
+
+
+def test_missing_libraries_are_named(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twotower.figures.report.find_spec", lambda name: None)
+    with pytest.raises(
+        tt.errors.InputError, match=r"needs jinja2 and plotly: .*twotower\[report\]"
+    ):
+        tt.figures.write_report(run, tmp_path / "report.html")
