@@ -1,7 +1,7 @@
 """Write experiments/README.md from the committed results.
 
 twotower experiments run --all --out runs/experiments
-python experiments/page.py --promote runs/experiments   # makes them the committed ones
+python -m experiments.page --promote runs/experiments   # makes them the committed ones
 """
 
 from __future__ import annotations
