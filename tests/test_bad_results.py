@@ -119,7 +119,7 @@ PLANTINGS = {
     "random architecture": (lambda: Planting.random("bert", 0), INPUT, "architecture='bert'"),
     "random seed": (lambda: Planting.random("llama", "x"), INPUT, "seed='x' must be"),
     "saved nowhere": (lambda: Planting().save(None), INPUT, "folder=None must be a path"),
-    "saved in a file": (lambda: Planting().save(__file__), INPUT, "cannot be made a folder: File"),
+    "saved in a file": (lambda: Planting().save(__file__), INPUT, "cannot be made: File"),
     "loaded anew": (lambda: Planting().load(dtype="float32"), INPUT, "is loaded already"),
     "prompts of no model": (lambda: Planting().prompts(None), INPUT, "model must be what load"),
 }
