@@ -254,10 +254,10 @@ def test_experiments_are_listed(capsys) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "name experiments, or say --all"),
-        (("--all", "qk-similarity"), "name experiments, or say --all"),
-        (("qk",), "'qk' is no experiment; there are"),
-        (("absent.py",), "is no Python file"),
+        ((), "give names or --all"),
+        (("--all", "qk-similarity"), "give names or --all"),
+        (("qk",), "unknown experiment 'qk'; there are"),
+        (("absent.py",), "is not a Python file"),
         (("qk-similarity", "--task", "no-such-task"), "no-such-task"),
         (("qk-similarity", "--model", "./no-such-folder"), "there is no folder"),
         (("qk-similarity", "--quantization", "int3"), '"int3" for --quantization'),
