@@ -179,8 +179,8 @@ def test_wrong_questions(run: xr.DataTree, tmp_path: Path) -> None:
         (lambda: run.tt.heads(0), "k=0"),
         (lambda: run.scores.to_dataset().tt.roles("label"), "no dim 'position'"),
         (lambda: run.effects.to_dataset().tt.head(9, 9), "no layer 9"),
-        (lambda: xr.DataTree().tt.to_frame(), "is no run"),
-        (lambda: xr.DataTree().tt.weighted(), "is no run"),
+        (lambda: xr.DataTree().tt.to_frame(), "is not a run"),
+        (lambda: xr.DataTree().tt.weighted(), "is not a run"),
     ):
         with pytest.raises(tt.errors.InputError, match=words):
             ask()

@@ -53,12 +53,12 @@ QUESTIONS = {
     "a level": (lambda g: g.tt.mean_ci("prompt", level=95), INPUT, "level=95 must be between"),
     "a level nan": (lambda g: g.tt.mean_ci("prompt", level=np.nan), INPUT, "level=nan must be"),
     "a table of nothing": (lambda g: BARE.tt.to_frame(), INPUT, "no rows to list"),
-    "weights of no run": (lambda g: xr.DataTree().tt.weighted(), INPUT, "is no run"),
+    "weights of no run": (lambda g: xr.DataTree().tt.weighted(), INPUT, "is not a run"),
     "scores of no run": (lambda g: tt.two_tower_scores(xr.DataTree()), INPUT, "need the group"),
 }
 
 FIGURES = {
-    "a map of nothing": (lambda g: figures.head_map(None), INPUT, "a NoneType is no run"),
+    "a map of nothing": (lambda g: figures.head_map(None), INPUT, "a NoneType is not a run"),
     "a map of a path": (lambda g: figures.head_map("run.zarr"), INPUT, "a str is no run"),
     "a map by": (lambda g: g.figure.head_map(by=["x"]), INPUT, r"by=\['x'\] is not in the run"),
     "marks a number": (lambda g: g.figure.head_map(heads=3), INPUT, "heads=3 must be a list"),
@@ -75,7 +75,7 @@ FIGURES = {
         INPUT,
         "weighted='no' must be True or False",
     ),
-    "no curves": (lambda g: figures.knocked_out(None), INPUT, "curves must be, by name"),
+    "no curves": (lambda g: figures.knocked_out(None), INPUT, "curves must map names"),
     "curves by words": (lambda g: figures.knocked_out({"a": {"x": 1}}), INPUT, "curves must be"),
     "a curve of a run": (lambda g: figures.knocked_out({"a": {0: g.bias}}), INPUT, "is not what"),
     "a measure": (lambda g: figures.knocked_out({}, measure="x"), INPUT, "measure='x' is not"),
