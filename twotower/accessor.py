@@ -78,7 +78,9 @@ class _Questions:
         found = {dim for dataset in self._datasets() for dim in dataset.dims}
         for dim in dims:
             if dim not in found:
-                raise InputError(f"dim {dim!r} not found; dims are {', '.join(map(str, found))}")
+                raise InputError(
+                    f"there is no dim {dim!r} here; dims are {', '.join(map(str, found))}"
+                )
 
     @property
     def figure(self) -> Figures:

@@ -1,4 +1,4 @@
-"""Commands about what a model costs: `twotower plan` and `twotower bench`."""
+"""Commands for a model's memory and time: `twotower plan` and `twotower bench`."""
 
 from __future__ import annotations
 

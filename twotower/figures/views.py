@@ -64,7 +64,7 @@ def part_of(run: xr.DataTree, name: str, *dims: str) -> xr.Dataset:
     found = measured_prompts(node)
     for dim in dims:
         if dim not in found.dims:
-            raise InputError(f"{name} lacks the dim {dim!r}; use a run with all its dims")
+            raise InputError(f"{name} has no dim {dim!r}; use a run with all its dims")
     return found
 
 
@@ -357,7 +357,7 @@ def _spread(array: xr.DataArray, part: xr.Dataset, position: np.ndarray, n: int)
     there = part["role"].values != "pad"
     column = {int(p): i for i, p in enumerate(position)}
     if not set(map(int, _position(part)[there])) <= set(column):
-        raise InputError("the groups of the run are of different prompts")
+        raise InputError("the groups of the run have different prompts")
     found = np.full(
         (n, *values.shape[1:]), np.nan if values.dtype.kind == "f" else "", values.dtype
     )
