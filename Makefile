@@ -1,20 +1,19 @@
 # make demo   sets everything up and finds the in-context heads of a real model
-# make test   sets everything up and passes the tests
-# make test-all   the same with what is slow, and more of what is random: kills, plantings,
-#                 examples of properties
-# make coverage   the tests once more, and which lines and branches they reach
-# make mutants    changes the measures at random, and says which changes no test notices
-# make test-peers   compares with TransformerLens, in an environment of its own
-# make test-wheel   builds a wheel, and runs the demo in an environment that has nothing else
+# make test   sets everything up and runs the tests
+# make test-all   runs also the slow tests, with more kills, plantings and random examples
+# make coverage   runs the tests and reports the lines and branches they reach
+# make mutants    changes the measures at random and lists the changes that no test notices
+# make test-peers   compares with TransformerLens, in a separate environment
+# make test-wheel   builds a wheel and runs the demo in an environment with only the wheel
 # make experiments  runs the paper's claims on the demo model, each with a verdict
-# make gpu    on a machine with a GPU: the tests that need one, and its benchmark
-# make docs   writes the API's pages, from the docstrings, into build/docs
+# make gpu    on a machine with a GPU, runs the tests that need one, and its benchmark
+# make docs   writes the API pages from the docstrings into build/docs
 # make bench  times the sweep against plain forwards
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Two workers of one thread: most tests are of models so small that threads wait for each other.
+# Two workers with one thread each: most test models are too small for several threads.
 WORKERS := --numprocesses 2 --dist loadfile
 INSTALLED := $(VENV)/.installed
 
@@ -78,7 +77,7 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-# Exact versions come from constraints.txt; the stamp keeps a second call from installing.
+# Exact versions come from constraints.txt; the stamp file avoids a second installation.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "twotower needs Python 3.11 or newer; set PYTHON=..." >&2; exit 1; }

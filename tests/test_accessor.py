@@ -172,15 +172,15 @@ def test_wrong_questions(run: xr.DataTree, tmp_path: Path) -> None:
         (lambda: run.tt.head("1", 0), "whole number"),
         (lambda: run.tt.head(0.5, 0), "whole number"),
         (lambda: run.tt.roles("labels"), "role='labels' is not known"),
-        (lambda: run.tt.roles(), "name some of the roles"),
+        (lambda: run.tt.roles(), "give one or more of the roles"),
         (lambda: run.tt.logit_minus("foo", "baz"), "label 'baz' is not among foo, bar"),
         (lambda: run.tt.mean_ci("prompts"), "no dim 'prompts'"),
         (lambda: run.tt.mean_ci("prompt", level=95), "between 0 and 1"),
         (lambda: run.tt.heads(0), "k=0"),
         (lambda: run.scores.to_dataset().tt.roles("label"), "no dim 'position'"),
         (lambda: run.effects.to_dataset().tt.head(9, 9), "no layer 9"),
-        (lambda: xr.DataTree().tt.to_frame(), "is no run"),
-        (lambda: xr.DataTree().tt.weighted(), "is no run"),
+        (lambda: xr.DataTree().tt.to_frame(), "is not a run"),
+        (lambda: xr.DataTree().tt.weighted(), "is not a run"),
     ):
         with pytest.raises(tt.errors.InputError, match=words):
             ask()

@@ -25,8 +25,8 @@ LINES = {
     "frob": 'Unknown command "frob"',
     "--frob": 'Unknown command "--frob"',
     "--config": "--config requires an argument",
-    "--config x.yaml": "--config holds settings of `twotower analyze` alone",
-    "--config x.yaml status x": "--config holds settings of `twotower analyze` alone",
+    "--config x.yaml": "--config is only for `twotower analyze`",
+    "--config x.yaml status x": "--config is only for `twotower analyze`",
     # demo
     "demo x": "Unused Tokens: ['x']",
     "demo --nope": "Unknown option: --nope",
@@ -38,7 +38,7 @@ LINES = {
     "demo --threads 1.5": "'1.5' must be a whole number",
     "demo --task nope": "there is no task 'nope'",
     "demo --task six-fields": "the demo needs a task of two classes; 'six-fields' has 6",
-    "demo --output ''": "is no path for a run",
+    "demo --output ''": "is not a path for a run",
     "demo --output FILE/x.zarr": "is no folder that can be written to",
     "demo --output EMPTY": "cannot be read as a Zarr store",
     "demo": "set TWOTOWER_CACHE to a folder",
@@ -57,7 +57,7 @@ LINES = {
     ANALYZE + "--shots 99": "99 shots and a query need 100",
     ANALYZE + "--seed -1": "seed=-1 must be",
     ANALYZE + "--seed 1.5": "'1.5' must be a whole number",
-    ANALYZE + "--seed 0 0": "seed=[0, 0] must be one or several that differ",
+    ANALYZE + "--seed 0 0": "seed=[0, 0] must be one value, or several without repeats",
     ANALYZE + "--order sideways": 'Invalid value "sideways" for --order',
     ANALYZE + "--norm x": 'Invalid value "x" for --norm',
     ANALYZE + "--keep last": 'Invalid value "last" for --keep',
@@ -93,7 +93,7 @@ LINES = {
     ANALYZE + "--output RUN": "exists already; use --overwrite, or another --output",
     ANALYZE + "--output nope://x": "nope://x cannot be used",
     ANALYZE + f"--output {LONG}": "is no place for a store: File name too long",
-    "analyze --model MODEL MODEL --task TASK": "must be one or several that differ",
+    "analyze --model MODEL MODEL --task TASK": "must be one value, or several without repeats",
     "analyze --model ./nope --task TASK": "there is no folder ./nope",
     "analyze --model EMPTY --task TASK": "it has no config.json",
     "analyze --model someone/none --task TASK": "could not be had from the hub",
@@ -172,14 +172,14 @@ LINES = {
     # experiments
     "experiments x": 'Unknown command "x"',
     "experiments list x": "Unused Tokens: ['x']",
-    "experiments run": "name experiments, or say --all",
-    "experiments run --all qk-similarity": "name experiments, or say --all",
-    "experiments run nope": "'nope' is no experiment; there are",
-    "experiments run nope.py": "nope.py is no Python file",
-    "experiments run PLAIN": "makes no EXPERIMENT",
+    "experiments run": "give names or --all",
+    "experiments run --all qk-similarity": "give names or --all",
+    "experiments run nope": "unknown experiment 'nope'; there are",
+    "experiments run nope.py": "nope.py is not a Python file",
+    "experiments run PLAIN": "defines no EXPERIMENT",
     "experiments run LEAVES": "cannot be run: SystemExit: 3",
     "experiments run BROKEN": "cannot be run: SyntaxError",
-    SUITE + "qk-similarity": "an experiment is named twice",
+    SUITE + "qk-similarity": "an experiment is given twice",
     SUITE + "--batch-size 0": "batch_size=0 must be",
     SUITE + "--batch-size x": "'x' must be a whole number",
     SUITE + "--threads 0": "threads=0 must be",
@@ -196,10 +196,10 @@ SETTINGS = {
     "n: .inf": "n: inf must be a whole number",
     "n: 2024-01-01": "must be a whole number",
     "n: 4\nn: 5": "'n' is set twice",
-    "seed: []": "must be one or several that differ",
-    "seed: [0, 0]": "must be one or several that differ",
+    "seed: []": "must be one value, or several without repeats",
+    "seed: [0, 0]": "must be one value, or several without repeats",
     "seed: [a]": "must be a whole number, or a list",
-    "model: []": "must be one or several that differ",
+    "model: []": "must be one value, or several without repeats",
     "model: 3": "model: 3 must be a text, or a list",
     "model: ~": "model: None must be a text, or a list",
     "labels: [1, 2]": "must be a list of texts",
@@ -218,9 +218,9 @@ SETTINGS = {
     "remote: true": "remote: True must be a text",
     "output: [a]": "must be a text",
     "overwrite: 'no'": "must be true or false",
-    "modle: x": "'modle' is no setting; settings are",
-    "3: x": "3 is no setting",
-    "null: x": "None is no setting",
+    "modle: x": "unknown setting 'modle'; settings are",
+    "3: x": "unknown setting 3",
+    "null: x": "unknown setting None",
     "- a": "must hold names and values",
     "text": "must hold names and values",
     "a: b: c": "is not YAML",
@@ -228,7 +228,7 @@ SETTINGS = {
     "a: \x00": "is not YAML",
     "? [a]\n: b": "is not YAML",
     "!!python/object/apply:os.system ['touch evil']": "is not YAML",
-    "a: &a [*a]": "'a' is no setting",
+    "a: &a [*a]": "unknown setting 'a'",
 }
 
 
@@ -279,7 +279,7 @@ def _refused(arguments: list[str], message: str, capfd: pytest.CaptureFixture[st
     assert printed.err.count("\n") == 1
     assert message in printed.err
     assert "Traceback" not in printed.err
-    assert "unforeseen" not in printed.err
+    assert "unexpected error" not in printed.err
 
 
 @pytest.mark.parametrize("line", LINES)

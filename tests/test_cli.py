@@ -77,7 +77,7 @@ def test_memory_that_runs_out_on_the_way(
     said = capsys.readouterr()
     assert "memory ran out on a single prompt of" in said.out
     assert "tried to allocate 20.00 GiB" in said.out
-    assert "3 units failed and are set aside" in said.err
+    assert "3 units failed (twotower status" in said.err
     assert "Traceback" not in said.err
     assert tt.open(out).predictions.measured.values.tolist() == [True, False, False, False]
     assert run("status", out, "--json") == 0
@@ -161,7 +161,7 @@ def test_one_line_and_exit_code_2(arguments: list[str], message: str, capsys) ->
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("modle: x\n", "'modle' is no setting"),
+        ("modle: x\n", "unknown setting 'modle'"),
         ("- a\n- b\n", "must hold names and values"),
         ("a: [1\n", "is not YAML"),
     ],
@@ -254,10 +254,10 @@ def test_experiments_are_listed(capsys) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "name experiments, or say --all"),
-        (("--all", "qk-similarity"), "name experiments, or say --all"),
-        (("qk",), "'qk' is no experiment; there are"),
-        (("absent.py",), "is no Python file"),
+        ((), "give names or --all"),
+        (("--all", "qk-similarity"), "give names or --all"),
+        (("qk",), "unknown experiment 'qk'; there are"),
+        (("absent.py",), "is not a Python file"),
         (("qk-similarity", "--task", "no-such-task"), "no-such-task"),
         (("qk-similarity", "--model", "./no-such-folder"), "there is no folder"),
         (("qk-similarity", "--quantization", "int3"), '"int3" for --quantization'),
@@ -317,7 +317,7 @@ def test_analyze_a_part(
         (
             ZeroDivisionError("by\n0"),
             1,
-            "something unforeseen went wrong (ZeroDivisionError: by 0)",
+            "unexpected error (ZeroDivisionError: by 0)",
         ),
         (KeyboardInterrupt(), 130, "twotower: interrupted"),
     ],

@@ -1,7 +1,7 @@
-"""Questions asked of a dataset or a run where it stands: `run.tt`, `dataset.tt`.
+"""The accessor `.tt` of runs and datasets.
 
-A thin layer: each method calls a plain function, or a few of xarray's. Nothing is read
-from a stored run before it is needed. Importing twotower is enough to have them.
+Each method calls a plain function or a few of xarray's. Stored runs stay lazy.
+Importing twotower registers the accessor.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Figures:
 
 
 class _Questions:
-    """What a dataset and a run can both be asked."""
+    """Methods that datasets and runs share."""
 
     def __init__(self, data: Any) -> None:
         self._data = data
@@ -84,23 +84,23 @@ class _Questions:
 
     @property
     def figure(self) -> Figures:
-        """Figures: `run.tt.figure.head_map()`, ..."""
+        """Figures, such as `run.tt.figure.head_map()`."""
         return Figures(self._data)
 
     def heads(self, k: int = 12, by: str = "margin_drop", label: str | None = None) -> list[Head]:
-        """The k strongest heads: `twotower.in_context_heads`.
+        """Return the k strongest heads, by `twotower.in_context_heads`.
 
         Parameters
         ----------
         k, by, label
-            As there.
+            As in `twotower.in_context_heads`.
         """
         from .measures.choose import in_context_heads
 
         return in_context_heads(self._data, k, by=by, label=label)
 
     def head(self, layer: int, head: int) -> Any:
-        """One head: everything that is known of it, without the dims layer and head.
+        """Select one head, without the dims layer and head.
 
         Parameters
         ----------
@@ -127,7 +127,7 @@ class _Questions:
         return self._each(change)
 
     def roles(self, *roles: str) -> Any:
-        """Positions of some roles alone; others become NaN (texts "", token ids -1).
+        """Keep positions of the given roles; make other values NaN (texts "", token ids -1).
 
         Parameters
         ----------
@@ -137,17 +137,17 @@ class _Questions:
         Returns
         -------
         xarray.Dataset or xarray.DataTree
-            Positions that have none of the roles in any prompt are left out.
+            Without the positions that have none of the roles in any prompt.
 
         Raises
         ------
         InputError
-            If a role is not known, or there are no positions.
+            If a role is unknown, or there are no positions.
         """
         for role in roles:
             one_of("role", role, ROLES[1:])
         if not roles:
-            raise InputError(f"name some of the roles {', '.join(ROLES[1:])}")
+            raise InputError(f"give one or more of the roles {', '.join(ROLES[1:])}")
         self._require("position")
 
         def change(dataset: xr.Dataset) -> xr.Dataset:
@@ -155,7 +155,7 @@ class _Questions:
             if not spread:
                 return dataset
             if "role" not in dataset.coords:
-                raise InputError("roles are known no more here; take them first")
+                raise InputError("the coordinate 'role' is missing; call roles() first")
             here = dataset["role"].isin(list(roles))
             kept = here.any([dim for dim in here.dims if dim != "position"]).values
             found = {name: _only(array, here) for name, array in spread.items()}
@@ -164,22 +164,22 @@ class _Questions:
         return self._each(change)
 
     def logit_minus(self, label: str, other: str) -> Any:
-        """Everything that has labels, for one label less another.
+        """Subtract one label's values from another's.
 
         Parameters
         ----------
         label, other
-            Texts of two labels.
+            Texts of two labels; `other` is subtracted.
 
         Returns
         -------
         xarray.Dataset or xarray.DataTree
-            Without the dim label; variables without labels are left out.
+            Without the dim label and without variables that lack it.
 
         Raises
         ------
         InputError
-            If a label is not known.
+            If a label is unknown.
         """
         self._require("label")
 
@@ -187,7 +187,7 @@ class _Questions:
             if "label" not in dataset.dims:
                 return dataset
             for name in (label, other):
-                # A list would be compared label by label.
+                # xarray would compare a list elementwise.
                 if not isinstance(name, str) or name not in dataset["label"].values:
                     known = ", ".join(map(str, dataset["label"].values))
                     raise InputError(f"label {name!r} is not among {known}")
@@ -202,21 +202,22 @@ class _Questions:
         return self._each(change)
 
     def mean_ci(self, dim: str = "prompt", level: float = 0.95) -> Any:
-        """Means over a dim, with intervals.
+        """Compute means over a dim, with confidence intervals.
 
         Parameters
         ----------
         dim
-            What the mean is taken over; NaN do not count.
+            Dim to average over; NaN are ignored.
         level
-            Of the interval, Student's t: mean -+ t * standard error. (For skewed values and
-            few prompts, the bootstrap of `twotower.statistics` is better; it is not lazy.)
+            Confidence level. The interval is Student's t: mean -+ t * standard error.
+            For skewed values and few prompts use the bootstrap of `twotower.statistics`,
+            which is not lazy.
 
         Returns
         -------
         xarray.Dataset or xarray.DataTree
-            With the dim `estimate` (mean, low, high) in place of `dim`; variables that are no
-            numbers, or do not have the dim, are left out.
+            With the dim `estimate` (mean, low, high) in place of `dim`. Variables that are
+            not numeric or lack the dim are left out.
 
         Raises
         ------
@@ -240,21 +241,21 @@ class _Questions:
 
 
 def _require_alike(attention: xr.DataArray, logit: xr.DataArray) -> None:
-    """Refuse attention and label logits of other prompts, heads or positions.
+    """Check that attention and label logits have the same prompts, heads and positions.
 
-    With keep="labels" positions are numbered anew, so that equal numbers are not enough.
+    Equal position numbers are not enough: keep="labels" renumbers positions.
     """
     for name in ("prompt", "layer", "head", "position", "token_position", "role", "label_text"):
         one, other = (name in array.coords for array in (attention, logit))
         if one != other or (one and not attention[name].equals(logit[name])):
             raise InputError(
-                f"qk and ov differ in {name}: they are of other prompts, heads or positions "
+                f"qk and ov differ in {name}: their prompts, heads or positions differ "
                 "(measure both with the same keep=)"
             )
 
 
 def _only(array: xr.DataArray, here: xr.DataArray) -> xr.DataArray:
-    """Values where the role is one that is wanted; what stands for nothing elsewhere."""
+    """Keep values where `here` is true; fill the rest with missing values."""
     other: Any = {"f": np.nan, "i": -1}.get(array.dtype.kind, "")
     return array.where(here, other).transpose(*array.dims).assign_attrs(array.attrs)
 
@@ -265,7 +266,7 @@ def _estimate(array: xr.DataArray, dim: str, level: float) -> xr.DataArray:
     about = array.attrs
     array = array.astype(float)
     n = array.count(dim)
-    mean = array.sum(dim) / n.where(n > 0)  # where there is nothing, NaN without a warning
+    mean = array.sum(dim) / n.where(n > 0)  # NaN without a warning where n is 0
     error = (((array - mean) ** 2).sum(dim) / (n - 1).where(n > 1) / n) ** 0.5
     width = error * xr.apply_ufunc(
         lambda count: t.ppf(0.5 + level / 2, np.maximum(count - 1, 1)),
@@ -279,7 +280,7 @@ def _estimate(array: xr.DataArray, dim: str, level: float) -> xr.DataArray:
 
 
 class DatasetQuestions(_Questions):
-    """`dataset.tt`: one group of a run.
+    """Methods of `dataset.tt`, for one group of a run.
 
     Examples
     --------
@@ -299,12 +300,12 @@ class DatasetQuestions(_Questions):
         return [self._data]
 
     def to_frame(self) -> pd.DataFrame:
-        """A tidy table: one row for every combination of coordinates, padding left out.
+        """Make a tidy table with one row per combination of coordinates, without padding.
 
         Returns
         -------
         pandas.DataFrame
-            A column for every dim, variable and coordinate.
+            One column per dim, variable and coordinate.
 
         Raises
         ------
@@ -313,13 +314,13 @@ class DatasetQuestions(_Questions):
         """
         data: xr.Dataset = self._data
         if not data.dims:
-            raise InputError("the dataset has no dims: there is nothing to list")
+            raise InputError("the dataset has no dims, so it has no rows to list")
         frame = data.to_dataframe(dim_order=list(data.dims)).reset_index()
         return frame[frame["role"] != "pad"].reset_index(drop=True) if "role" in frame else frame
 
 
 class RunQuestions(_Questions):
-    """`run.tt`: a whole run.
+    """Methods of `run.tt`, for a whole run.
 
     Examples
     --------
@@ -349,13 +350,13 @@ class RunQuestions(_Questions):
         return [node.to_dataset(inherit=False) for node in self._data.subtree]
 
     def weighted(self) -> xr.DataArray:
-        """Attention times label logits of the value-output vectors.
+        """Multiply attention by the label logits of the value-output vectors.
 
         Returns
         -------
         xarray.DataArray
             (prompt, layer, head, position, label): what each position adds to each label's
-            logit, through each head (Yu & Ananiadou 2024: weighted value-output vectors).
+            logit through each head (Yu & Ananiadou 2024: weighted value-output vectors).
 
         Raises
         ------
@@ -367,7 +368,7 @@ class RunQuestions(_Questions):
         run = one_run(self._data)
         for name in ("qk", "ov"):
             if name not in run.children:
-                raise InputError(f"weighted() needs the group {name!r}; analyze with it")
+                raise InputError(f"weighted() needs the group {name!r}; run analyze with it")
         logit, attention = (
             run.children["ov"].dataset["label_logit"],
             run.children["qk"].dataset["attention"],
@@ -382,9 +383,9 @@ class RunQuestions(_Questions):
         return found.transpose(*logit.dims).rename("weighted").assign_attrs(about)
 
     def to_frame(self) -> pd.DataFrame:
-        """A row for every head, with the numbers of `twotower.figures.head_table`.
+        """Make a table with one row per head and the columns of `twotower.figures.head_table`.
 
-        Of a group (`run.qk.tt.to_frame()`), a tidy table as of a dataset.
+        For one group (`run.qk.tt.to_frame()`), make the tidy table of its dataset.
         """
         if "twotower_group" in self._data.attrs:
             return DatasetQuestions(self._data.to_dataset()).to_frame()
@@ -394,7 +395,7 @@ class RunQuestions(_Questions):
 
 
 def register() -> None:
-    """Make `.tt` known to xarray; a second call changes nothing."""
+    """Register `.tt` with xarray, once."""
     if not hasattr(xr.Dataset, "tt"):
         xr.register_dataset_accessor("tt")(DatasetQuestions)
         xr.register_datatree_accessor("tt")(RunQuestions)

@@ -50,7 +50,7 @@ def test_one_dataset_is_enough(run: xr.DataTree, group: str) -> None:
 
 def test_what_is_no_run(run: xr.DataTree) -> None:
     for wrong in (None, 3, xr.Dataset(), xr.DataTree(), "run.zarr"):
-        with pytest.raises(tt.errors.InputError, match="is no run"):
+        with pytest.raises(tt.errors.InputError, match="is not a run"):
             one_run(wrong)
     with pytest.raises(tt.errors.InputError, match="no numbers of heads; it has predictions"):
         head_table(run.predictions)

@@ -228,7 +228,7 @@ def test_the_suite_is_in_order() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("EXPERIMENT = 3", "makes no EXPERIMENT"),
+        ("EXPERIMENT = 3", "defines no EXPERIMENT"),
         ("EXPERIMENT = 1 / 0", "cannot be run: ZeroDivisionError"),
     ],
 )
@@ -237,7 +237,7 @@ def test_files_that_make_no_experiment(tmp_path: Path, text: str, message: str) 
     path.write_text(text)
     with pytest.raises(tt.errors.InputError, match=message):
         load_experiment(path)
-    with pytest.raises(tt.errors.InputError, match="is no Python file"):
+    with pytest.raises(tt.errors.InputError, match="is not a Python file"):
         load_experiment(tmp_path / "absent.py")
 
 

@@ -103,7 +103,7 @@ def test_a_worker_is_killed(checkpoint: Path, reference: Path, tmp_path: Path) -
 
     said = watching(on_ray(checkpoint, out), 3, kill)
     assert chunks(out) == chunks(reference)
-    assert any("died" in line and "tried again" in line for line in said)
+    assert any("died" in line and "retried" in line for line in said)
     assert killed[0] in workers_of(out)
     assert len(workers_of(out)) == 3
 
@@ -202,7 +202,7 @@ def test_workers_that_never_come_to_be() -> None:
     def broken() -> None:
         raise RuntimeError("no such library")
 
-    with pytest.raises(WorkerError, match="die before they are there.*no such library"):
+    with pytest.raises(WorkerError, match="die while starting.*no such library"):
         RayEngine(EngineSettings(engine="ray", workers=1), broken, threads=1)
 
 

@@ -146,13 +146,13 @@ def test_directions_survive_the_norms() -> None:
         ({"n_classes": 9}, "n_classes=9"),
         ({"d_head": 16}, "d_head=16"),
         ({"noise": math.nan}, "noise=nan"),
-        ({"match": ()}, "no matching head"),
+        ({"match": ()}, "at least one matching head"),
         ({"match": [(1, 1)]}, "later layers"),
-        ({"match": [(2, 1), (2, 1)]}, "same place"),
+        ({"match": [(2, 1), (2, 1)]}, "same layer and number"),
         ({"match": [(4, 1)]}, "layer of a head=4"),
         ({"match": [(2, 4)]}, "head=4"),
         ({"distractors": {"quiet": []}}, "silent, loud, recent"),
-        ({"distractors": {"loud": [(1, 0)]}}, "same place"),
+        ({"distractors": {"loud": [(1, 0)]}}, "same layer and number"),
     ],
 )
 def test_what_cannot_be_planted(settings: dict[str, object], words: str) -> None:

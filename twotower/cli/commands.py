@@ -1,8 +1,7 @@
-"""The command line. Heavy libraries are imported by the command that needs them.
+"""The command line. Each command imports the heavy libraries that it needs.
 
-Exit codes: 0 done; 1 a finding that should hold does not, or something unforeseen went
-wrong; 2 the input, the environment or a file is not usable; 130 interrupted; 141 the reader of
-a pipe went away.
+Exit codes: 0 success; 1 a finding does not hold, or an unexpected error; 2 unusable input,
+environment or file; 130 interrupted; 141 the reader closed the pipe.
 """
 
 from __future__ import annotations
@@ -48,11 +47,11 @@ def demo(
     Parameters
     ----------
     output
-        Where the run is written; an earlier run of the demo is replaced.
+        Where to write the run; replaces an earlier run of the demo.
     task
-        A task of two classes.
+        A task with two classes.
     seed
-        Decides prompts and random heads.
+        Random seed for prompts and random heads.
     threads
         CPU threads; by default torch's choice.
     """
@@ -70,7 +69,7 @@ def demo(
     console = console_of()
     check_places(output)
     whole("seed", seed)
-    classes = load_task(task).classes  # a wrong name is told before the model is loaded
+    classes = load_task(task).classes  # reject a wrong name before the model is loaded
     if len(classes) != 2:
         raise InputError(f"the demo needs a task of two classes; {task!r} has {len(classes)}")
     start = time.perf_counter()
@@ -95,8 +94,8 @@ def demo(
 def analyze(*, config: Annotated[Configuration | None, Parameter(name="*")] = None) -> None:
     """Measure every head of a model on a task, and save the run.
 
-    Settings can also be read from a YAML file: twotower analyze --config run.yaml. What is
-    given on the command line comes before what the file says.
+    Settings can also come from a YAML file: twotower analyze --config run.yaml. The command
+    line overrides the file.
     """
     from ..measures.choose import in_context_heads
     from ..results import measured_prompts
@@ -127,22 +126,22 @@ def analyze(*, config: Annotated[Configuration | None, Parameter(name="*")] = No
             console.print(f"Strongest heads by effect: {strongest}", soft_wrap=True)
     if finished.driven.failed:
         raise FindingError(
-            f"{len(finished.driven.failed)} units failed and are set aside (twotower status "
-            f"{config.store} shows them); the same command tries them again"
+            f"{len(finished.driven.failed)} units failed (twotower status {config.store} shows "
+            "them); run the same command again to retry"
         )
     console.print(f"Saved {config.store}")
 
 
 @app.command
 def status(run: str, *, json: bool = False) -> None:
-    """Say how far a run is: what is done, runs, is missing or failed, how fast, how long yet.
+    """Show the progress of a run: units done, running, missing and failed, speed, time left.
 
     Parameters
     ----------
     run
         The store of `twotower analyze`: a path or a URL.
     json
-        Print it as JSON.
+        Print JSON.
     """
     from json import dumps
 
@@ -161,7 +160,7 @@ def check(
     *,
     how: How = None,
 ) -> None:
-    """Prove that a model is read and edited right, at every length that its configuration names.
+    """Prove that a model is read and edited correctly, up to its longest configured length.
 
     Parameters
     ----------
@@ -190,7 +189,7 @@ for command in (heads, show, report, plan, bench):
 
 @app.command
 def fetch() -> None:
-    """Fetch the demo model, and say where it is."""
+    """Download the demo model, and print its path."""
     from ..models.fetch import fetch_demo_model
 
     console_of().print(str(fetch_demo_model()), soft_wrap=True)
@@ -260,25 +259,25 @@ def run_experiments(
 ) -> None:
     """Run experiments: measure what is missing, judge, draw.
 
-    What was measured before, with the same settings, is not measured again; so the same
-    command goes on where an interrupted one stopped.
+    Finished measurements with the same settings are reused. To resume an interrupted run,
+    repeat the command.
 
     Parameters
     ----------
     names
-        Names of experiments, or Python files that make one.
+        Names of experiments, or Python files that define one.
     all
         Run all of them.
     quick
-        A short form with few prompts and one seed; it gives no verdict.
+        A short form with few prompts and one seed, without a verdict.
     model
         Hub id, folder, or smollm2-135m.
     task
-        A task, as `twotower analyze` takes it; by default each experiment's own.
+        A task, as for `twotower analyze`; by default each experiment's own.
     out
-        Where runs, figures and JSON files are written.
+        Where to write runs, figures and JSON files.
     batch_size
-        Prompts in a batch.
+        Prompts per batch.
     """
     from ..experiments.suite import choose
     from ..experiments.suite_run import run_suite
@@ -304,7 +303,7 @@ def run_experiments(
 
 
 def _affirm(identity: str) -> str:
-    """An identity of the check, as a statement of what was proved."""
+    """Turn the error text of an identity into a statement that it holds."""
     return (
         identity.replace(" do not ", " ")
         .replace(" does not give ", " gives ")
@@ -331,7 +330,7 @@ def _launch(
     app.config = []
     if config is not None:
         if arguments[:1] != ["analyze"]:
-            raise InputError("--config holds settings of `twotower analyze` alone")
+            raise InputError("--config is only for `twotower analyze`")
         from cyclopts.config import Dict
 
         settings = {name.replace("_", "-"): value for name, value in read_yaml(config).items()}
@@ -340,7 +339,7 @@ def _launch(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; errors become one line."""
+    """Run the command line; print errors as one line."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -356,7 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("twotower: interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # as of `twotower heads RUN | head -3`
+    except BrokenPipeError:  # for example `twotower heads RUN | head -3`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Exception as error:
@@ -364,7 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             traceback.print_exc()
         text = " ".join(str(error).split())[:500]
         print(
-            f"twotower: something unforeseen went wrong ({type(error).__name__}: {text}); "
+            f"twotower: unexpected error ({type(error).__name__}: {text}); "
             "run again with --debug to see where",
             file=sys.stderr,
         )

@@ -1,4 +1,4 @@
-"""Commands about what a model costs: `twotower plan` and `twotower bench`."""
+"""Commands for a model's memory and time: `twotower plan` and `twotower bench`."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ PIPED_WIDTH = 160
 
 
 def console_of() -> Any:
-    """Where commands print: plain text, without markup."""
+    """Return the console that commands print to: plain text, without markup."""
     from rich.console import Console
 
     class Piped(Console):
-        """Tells a pipe that was closed by its reader from a failure."""
+        """Console that raises when the reader closes the pipe."""
 
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
 
     console = Piped(highlight=False, markup=False)
     if not console.is_terminal:
-        console.width = max(console.width, PIPED_WIDTH)  # in a file nothing need be cut
+        console.width = max(console.width, PIPED_WIDTH)  # do not truncate lines in files
     return console
 
 
@@ -42,7 +42,7 @@ def plan(
     revision: str | None = None,
     json: bool = False,
 ) -> None:
-    """Say what a model takes on given devices, and whether it fits; no weights are read.
+    """Estimate a model's memory on given devices, and whether it fits; read no weights.
 
     Exit code 1 if it does not fit.
 
@@ -51,9 +51,9 @@ def plan(
     model
         Hub id, folder, or llama-7b, gpt-j-6b or gpt2-large.
     gpu
-        Memory of a GPU, such as 24GiB; once for each.
+        Memory of each GPU, such as 24GiB.
     cpu
-        Memory of the machine; by default this one's.
+        Memory of the machine; by default this machine's.
     dtype
         float32, bfloat16 or float16; by default the checkpoint's.
     quantization
@@ -61,13 +61,13 @@ def plan(
     device_map
         auto, balanced, balanced_low_0 or sequential.
     prompt_tokens
-        Tokens of a prompt.
+        Tokens per prompt.
     batch
-        Prompts in a batch.
+        Prompts per batch.
     prompts
-        Prompts in all.
+        Total number of prompts.
     keep
-        Positions of QK and OV that are stored: all or labels.
+        Stored positions of QK and OV: all or labels.
     revision
         Branch, tag or commit on the hub.
     json
@@ -119,11 +119,11 @@ def bench(
     weights
         "random" for random weights.
     prompt_tokens
-        About how many tokens a prompt has.
+        Approximate number of tokens per prompt.
     batch
-        Prompts.
+        Prompts per batch.
     rounds
-        How often each is timed; the median counts.
+        Number of timed rounds; the median is reported.
     measures
         effects, effects-logprobs, effects-labels, effects-all, qk-ov, attribution, analyze,
         analyze-save-open; by default effects and analyze.

@@ -1,4 +1,4 @@
-"""How far a run is, read from its store alone, even while it grows."""
+"""Progress of a run, read from its store, also while the run is in progress."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ if TYPE_CHECKING:
 
 @dataclass
 class Status:
-    """How far a run is.
+    """Progress of a run.
 
     Attributes
     ----------
     place
         The store.
     units, done, running, missing, failed
-        Numbers of units; those that run are not among the missing.
+        Numbers of units; running units are not counted as missing.
     prompts, prompts_done
-        Numbers of prompts; None of experiments, whose units are seeds.
+        Numbers of prompts; None for experiments, whose units are seeds.
     prompts_per_second
-        Of what was measured last, all workers together; None where nothing was.
+        Recent rate of all workers together; None if unknown.
     seconds_left
-        At this rate; None where nothing runs.
+        Estimate at this rate; None if no process drives the run.
     driver
-        Host and process that drive the run; "" where nobody does.
+        Host and process that drive the run; "" if there is none.
     parts
-        By name, numbers of units that are done and of all.
+        Numbers of done and of all units, by part.
     workers
-        By host and process, units that they did.
+        Number of units done, by host and process.
     errors
-        By unit, why it failed.
+        Error message of each failed unit.
     """
 
     place: str
@@ -59,21 +59,21 @@ class Status:
     errors: dict[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """The same, as JSON has it."""
+        """Return the status as a dict for JSON."""
         return asdict(self)
 
 
 RECENT = 64
-"""Units from whose ends the rate is taken."""
+"""Number of last units from which the rate is computed."""
 
 
 def status_of(place: str | Path) -> Status:
-    """How far a run is, or the suite of experiments that writes into a folder.
+    """Return the progress of a run, or of experiments that write into a folder.
 
     Raises
     ------
     StoreError
-        If there is no run that is measured in units.
+        If the store holds no run measured in units.
     """
     from ..results.units import DONE, FAILED, UnitStore
 
@@ -111,7 +111,7 @@ def status_of(place: str | Path) -> Status:
 
 
 def _living(store: UnitStore | SeedLedger) -> dict[str, Any]:
-    """Who drives a run, if they still do."""
+    """Return the driver of a run if it is alive, else an empty dict."""
     driver = store.driver()
     return driver if alive(driver, itself=True) else {}
 
@@ -121,7 +121,7 @@ def _name(driver: dict[str, Any]) -> str:
 
 
 def _of_suite(ledger: SeedLedger) -> Status:
-    """How far the experiments are that the last command was to measure."""
+    """Return the progress of the experiments of the last command."""
     about = ledger.read()
     living = _living(ledger)
     units, errors = about.get("units", []), about.get("errors", {})
@@ -152,10 +152,10 @@ def _of_suite(ledger: SeedLedger) -> Status:
 
 
 def _rate(finished: Any, size: Any, done: Any, living: dict[str, Any]) -> float | None:
-    """Prompts per second over the last units; while the run goes on, up to now."""
+    """Return prompts per second over the last units; of a live run, up to now."""
     import numpy as np
 
-    if living:  # not what was done days ago
+    if living:  # ignore units of earlier sessions
         done = done & (finished >= living["started"])
     last = np.flatnonzero(done)[np.argsort(finished[done])][-RECENT:]
     if len(last) < 2:
@@ -166,10 +166,10 @@ def _rate(finished: Any, size: Any, done: Any, living: dict[str, Any]) -> float 
 
 
 def show(status: Status, console: Console) -> None:
-    """Print it."""
+    """Print a status."""
     from rich.table import Table
 
-    state = f"driven by {status.driver}" if status.driver else "nobody drives it"
+    state = f"driven by {status.driver}" if status.driver else "not running"
     if status.done == status.units:
         state = "complete"
     console.print(f"{status.place}: {state}", soft_wrap=True)

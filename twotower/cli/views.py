@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def heads(
     run: str, *, k: Whole = 12, by: str = "margin_drop", part: str | None = None, json: bool = False
 ) -> None:
-    """Show the strongest heads of a run, with all their numbers.
+    """Show the strongest heads of a run, with all their scores.
 
     Parameters
     ----------
@@ -26,11 +26,11 @@ def heads(
     k
         Number of heads.
     by
-        What they are ranked by.
+        Variable to rank by.
     part
-        Of a run over several models, tasks or seeds: which one.
+        Part of a run over several models, tasks or seeds.
     json
-        Print it as JSON.
+        Print JSON.
     """
     from json import dumps
 
@@ -53,7 +53,7 @@ def show(
     part: str | None = None,
     json: bool = False,
 ) -> None:
-    """Show a prompt as a head sees it: attention, scores, and what its OV says.
+    """Show a prompt as a head sees it: attention, scores, and the label that its OV writes.
 
     Parameters
     ----------
@@ -64,9 +64,9 @@ def show(
     prompt
         Number of the prompt.
     part
-        Of a run over several models, tasks or seeds: which one.
+        Part of a run over several models, tasks or seeds.
     json
-        Print it as JSON, token by token.
+        Print JSON, token by token.
     """
     from json import dumps
 
@@ -92,24 +92,24 @@ def report(
     prompts: Annotated[list[int] | None, Wholes] = None,
     most_bytes: Whole | None = None,
 ) -> None:
-    """Write a run, or a comparison of two, as one page for the browser.
+    """Write a run, or a comparison of two runs, as one HTML page.
 
     Parameters
     ----------
     run
         The store of a run: a path or a URL.
     other
-        A second run, of a model with the same heads. With --other-part alone, the same run.
+        A second run, of a model with the same heads. Default with --other-part: the same run.
     output
-        The page.
+        The HTML file.
     part
-        Of a run over several models, tasks or seeds: which one.
+        Part of a run over several models, tasks or seeds.
     other_part
-        Which one of the second run.
+        Part of the second run.
     prompts
-        Numbers of the prompts that can be looked at; by default as many as go in.
+        Numbers of the prompts to include; by default as many as fit.
     most_bytes
-        Size of the page; by default 6 MB.
+        Maximum size of the page; by default 6 MB.
     """
     from ..figures.report import MOST_BYTES, write_report
 

@@ -1,1 +1,1 @@
-"""What experiments share: trials, rules and verdicts, suites, and the demo."""
+"""Common parts of the experiments: trials, rules and verdicts, suites, and the demo."""

@@ -1,8 +1,8 @@
-"""What the experiments on biases share: mirrored prompts, edits that are chosen, reductions.
+"""Common parts of the experiments on biases: mirrored prompts, choice of edits, reductions.
 
 Each query is asked once for each favoured label, with the same right answer. The mean over
-these mirrored prompts is what a query adds to the bias: a model's liking of a label's word,
-and the query itself, cancel. Queries are what is resampled.
+these mirrored prompts is the query's share of the bias: a model's preference for a label's word
+and the query's own effect cancel. Bootstraps resample queries.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ ACCURACIES = {
     "correct": "accuracy between the labels",
     "top1_correct": "accuracy over the vocabulary",
 }
-"""Right answers are balanced over labels and classes, so these are balanced accuracies too."""
+"""Right answers are balanced over labels and classes, so these are also balanced accuracies."""
 AS_IT_IS, CHOSEN, RANDOM = "as it is", "chosen heads", "random heads"
 KINDS = tuple(common.KINDS.values())
-"""Kinds of heads among which an edit is chosen."""
+"""Kinds of heads in which edits are tried."""
 MIN_ACCURACY_KEPT = 0.05
-"""An edit that costs more than this much of accuracy is not chosen."""
+"""Largest loss of accuracy of an edit that may be chosen."""
 
 Mirrored = Mapping[str, Prompts]
-"""Prompts by the label that they favour; the same queries in the same order."""
+"""Prompts by favoured label, with the same queries in the same order."""
 Edits = Callable[[Prompts, str], list[Any]]
-"""Edits for prompts that favour a label."""
+"""Function of prompts and their favoured label; returns edits."""
 
 
 class Candidate(NamedTuple):
-    """An edit that may be chosen, and the kind of heads that it is made in."""
+    """A candidate edit, and the kind of heads that it changes."""
 
     kind: str
     heads: Sequence[Head]
@@ -51,12 +51,12 @@ class Candidate(NamedTuple):
 
 
 def queries(number: int) -> int:
-    """The largest number of queries, up to this one, with balanced right answers."""
+    """Return the largest number of queries up to `number` with balanced right answers."""
     return max(4, number - number % 4)
 
 
 def check_mirrored(mirrored: Mirrored, favoured: Callable[[Prompts], np.ndarray]) -> Mirrored:
-    """Refuse prompts that do not ask the same, or do not favour what they are said to."""
+    """Check that the prompts ask the same queries and favour their labels."""
     first, *others = mirrored.values()
     for label, prompts in mirrored.items():
         if set(favoured(prompts)) != {label}:
@@ -74,7 +74,7 @@ def check_mirrored(mirrored: Mirrored, favoured: Callable[[Prompts], np.ndarray]
 def answers(
     setting: Setting, mirrored: Mirrored, edits: Mapping[str, Edits], title: str
 ) -> dict[str, np.ndarray]:
-    """Biases and right answers, each (prompt, favoured, edit)."""
+    """Return biases and right answers, each (prompt, favoured, edit)."""
     found = []
     for number, make in enumerate(edits.values()):
         with setting.stage(f"{title}, {number + 1} of {len(edits)}"):
@@ -87,7 +87,7 @@ def answers(
 
 
 def leanings(predicted: Mapping[str, xr.Dataset]) -> dict[str, np.ndarray]:
-    """Biases and right answers, each (prompt, favoured), of predictions by favoured label."""
+    """Return biases and right answers (prompt, favoured) from predictions by favoured label."""
     columns: dict[str, list[np.ndarray]] = {name: [] for name in (*BIASES, *ACCURACIES)}
     for label, one in predicted.items():
         bias = label_bias(one, [label] * one.sizes["prompt"])
@@ -101,7 +101,7 @@ def leanings(predicted: Mapping[str, xr.Dataset]) -> dict[str, np.ndarray]:
 def bias_table(
     setting: Setting, mirrored: Mirrored, found: Mapping[str, np.ndarray], dim: str, names: Any
 ) -> xr.Dataset:
-    """A table of biases and right answers, (prompt, favoured, and one more dim)."""
+    """Make a table of biases and right answers, (prompt, favoured, and one more dim)."""
     dims = ("prompt", "favoured", dim)
     words = {
         "logit_bias": ("float", "the favoured label's logit less the mean of the others'"),
@@ -122,18 +122,18 @@ def bias_table(
 
 
 def _no_edit(prompts: Prompts, label: str) -> list[Any]:
-    """No edit."""
+    """Return no edits."""
     return []
 
 
 def share_left(found: Mapping[str, np.ndarray]) -> np.ndarray:
-    """(edit,) share of the bias that is left, mean of logits and counts; the first is no edit.
+    """Return (edit,) the remaining share of the bias, averaged over logits and counts.
 
-    What is left on the other side counts as much. Edits that cost too much accuracy have
-    an infinite share.
+    The first edit is no edit. A bias to the other side counts as much. Edits that cost too
+    much accuracy have an infinite share.
     """
     shares = []
-    known = np.isfinite(found["logit_bias"]).all(axis=(1, 2))  # with either label favoured
+    known = np.isfinite(found["logit_bias"]).all(axis=(1, 2))  # for every favoured label
     for name in BIASES:
         mean = np.abs(found[name][known].mean(axis=(0, 1)))
         if mean[0] > 0:
@@ -146,7 +146,7 @@ def share_left(found: Mapping[str, np.ndarray]) -> np.ndarray:
 def mitigate(
     setting: Setting, fit: Mirrored, test: Mirrored, candidates: Mapping[str, Candidate]
 ) -> dict[str, xr.Dataset]:
-    """Choose edits on fitting prompts; test each kind's best, and the best in random heads."""
+    """Choose edits on fitting prompts; test the best of each kind, and it in random heads."""
     some = queries(setting.size.n_fit // 3)
     fit = {label: prompts[:some] for label, prompts in fit.items()}
     tried = {AS_IT_IS: _no_edit} | {name: one.make(one.heads) for name, one in candidates.items()}
@@ -171,7 +171,7 @@ def mitigate(
 
 
 def heads_of(setting: Setting, kind: str, part: float = 1) -> list[Head]:
-    """Heads of a kind, chosen on the fitting prompts; `part` times as many as usual."""
+    """Return heads of a kind, chosen on the fitting prompts; `part` times the usual number."""
     by = "label_logit" if kind == KINDS[0] else "margin_drop"
     return in_context_heads(setting.selection, round(part * setting.size.k), by=by)
 
@@ -179,7 +179,7 @@ def heads_of(setting: Setting, kind: str, part: float = 1) -> list[Head]:
 def choice_table(
     setting: Setting, best: Mapping[str, str], left: Mapping[str, float]
 ) -> xr.Dataset:
-    """The best edit of each kind of heads, and the share of the bias that it left."""
+    """Make a table of the best edit of each kind of heads, and the bias that it leaves."""
     about = "on the fitting prompts; mean of logit and count bias; infinite if accuracy fell"
     return setting.table(
         {
@@ -201,7 +201,7 @@ def choice_table(
 
 
 def by_query(runs: Sequence[xr.DataTree], table: str, name: str, **where: Any) -> np.ndarray:
-    """(query,) of all seeds: mean over favoured labels, at some coordinates."""
+    """Return (query,) values of all seeds, averaged over favoured labels."""
     found = [
         run[table][name].sel(**where).astype(float).mean("favoured", skipna=False) for run in runs
     ]
@@ -209,7 +209,7 @@ def by_query(runs: Sequence[xr.DataTree], table: str, name: str, **where: Any) -
 
 
 def edited(runs: Sequence[xr.DataTree], name: str, edit: str = AS_IT_IS) -> np.ndarray:
-    """(query,) with an edit in force.
+    """Return (query,) values of all seeds with an edit.
 
     Parameters
     ----------
@@ -218,8 +218,8 @@ def edited(runs: Sequence[xr.DataTree], name: str, edit: str = AS_IT_IS) -> np.n
     name
         A variable of the table, such as "logit_bias" or "correct".
     edit
-        A name in the table; "chosen heads", each run's own choice; or "random heads", the
-        mean over draws.
+        A name in the table; or "chosen heads" for each run's chosen edit; or "random heads"
+        for the mean over draws.
     """
     found = []
     for run in runs:
@@ -238,7 +238,7 @@ def edited(runs: Sequence[xr.DataTree], name: str, edit: str = AS_IT_IS) -> np.n
 
 
 def reductions(runs: Sequence[xr.DataTree], edits: Sequence[str]) -> dict[str, Any]:
-    """Biases before and after, reductions and accuracy with each edit, for a judgement."""
+    """Return biases, reductions and accuracies with each edit, for a judgement."""
     numbers: dict[str, Any] = {}
     for name, words in BIASES.items():
         before = edited(runs, name)
@@ -247,7 +247,7 @@ def reductions(runs: Sequence[xr.DataTree], edits: Sequence[str]) -> dict[str, A
             after = edited(runs, name, edit)
             numbers[f"{words}, edit in {edit}"] = bootstrap_mean(after)
             numbers[f"reduction of {words}, edit in {edit}"] = (
-                reduction(before, after) or "not reported (the bias before is not told from 0)"
+                reduction(before, after) or "not reported (no clear bias before the edit)"
             )
     for name, words in ACCURACIES.items():
         numbers[f"{words}, {AS_IT_IS}"] = bootstrap_mean(edited(runs, name))
@@ -264,28 +264,28 @@ def reductions(runs: Sequence[xr.DataTree], edits: Sequence[str]) -> dict[str, A
 def helps(runs: Sequence[xr.DataTree], name: str) -> bool:
     """Whether the chosen edit reduces a bias, and more than the same edit in random heads.
 
-    The reduction's interval lies between 0 and 2 (beyond 2 the bias would be larger than
-    before, to the other side), and random heads leave more (paired interval).
+    The reduction's interval lies between 0 and 2 (above 2 the bias is larger than before, to
+    the other side), and random heads leave more bias (paired interval).
     """
     found = reduction(edited(runs, name), edited(runs, name, CHOSEN))
     return found is not None and found.low > 0 and found.high < 2 and _random_leave(runs, name) > 0
 
 
 def harms(runs: Sequence[xr.DataTree], name: str) -> bool:
-    """Whether the chosen edit makes a bias larger, or random heads leave less of it."""
+    """Whether the chosen edit makes a bias larger, or random heads leave less bias."""
     found = reduction(edited(runs, name), edited(runs, name, CHOSEN))
     larger = found is not None and (found.high < 0 or found.low > 2)
     return larger or _random_leave(runs, name) < 0
 
 
 def _random_leave(runs: Sequence[xr.DataTree], name: str) -> int:
-    """1 if random heads leave more than the chosen ones, -1 if less, 0 if that is not told."""
+    """Return 1 if random heads leave more than the chosen ones, -1 if less, 0 if unclear."""
     more = bootstrap_mean(edited(runs, name, RANDOM) - edited(runs, name, CHOSEN))
     return int(more.positive) - int(more.negative)
 
 
 def chosen_kind(run: xr.DataTree) -> str:
-    """The kind of heads whose best edit left least on the fitting prompts."""
+    """Return the kind of heads whose best edit leaves the least bias on the fitting prompts."""
     left = run["choice"]["left"]
     return min(KINDS, key=lambda kind: float(left.sel(kind=kind)))
 
@@ -294,7 +294,7 @@ def chosen_kind(run: xr.DataTree) -> str:
 
 
 def draw_reductions(axes: Any, numbers: Mapping[str, Any], edits: Sequence[str]) -> None:
-    """Bars of what each edit takes away of logit and count bias."""
+    """Draw bars of each edit's reduction of logit and count bias."""
     for place, edit in enumerate(edits):
         for side, words in enumerate(BIASES.values()):
             found = numbers[f"reduction of {words}, edit in {edit}"]

@@ -1,7 +1,7 @@
-"""The main job on the demo model: find the in-context heads, and show what they do.
+"""The demo: find the in-context heads of a model, and show what they do.
 
-Heads are chosen on one half of the prompts and tested on the other, which has no text in
-common with it. The result is printed, saved, and judged by rules that are fixed here.
+Heads are chosen on one half of the prompts and tested on the other half, which shares no text
+with it. The result is printed, saved, and judged by fixed rules.
 """
 
 from __future__ import annotations
@@ -33,31 +33,33 @@ N_PROMPTS = 120
 N_HEADS = 12
 N_RANDOM = 5
 N_TOP = 2
-"""Heads of each kind of which the most likely token is kept at every position."""
+"""Heads of each kind for which the most likely token at every position is stored."""
 
 
 @dataclass
 class Finding:
-    """What the demo found.
+    """Result of the demo.
 
     Attributes
     ----------
     heads
-        The in-context heads, strongest first: those whose knock-out costs most of the
-        margin on the selecting prompts.
+        The in-context heads, strongest first: knocking them out lowers the margin most on
+        the selection prompts.
     writers
-        The heads that write the answer: those whose own output raises the right label
-        most on the selecting prompts.
+        The heads that write the answer: their own output raises the right label most on the
+        selection prompts.
     accuracy
         By condition ("before", "after", "writers", "random heads") and measure ("correct"
         between the labels, "top1_correct" over the vocabulary), on the test prompts.
     drop
-        How much more accuracy the in-context heads' knock-out costs than that of random
-        heads, prompt by prompt.
+        Accuracy lost by knocking out the in-context heads, minus that lost with random heads,
+        by measure; paired by prompt.
     run
-        The test prompts' run.
+        The run on the test prompts.
     selection
-        The selecting prompts' run, with the effects that the choice rests on.
+        The run on the selection prompts, with the effects used for the choice.
+    seconds
+        Wall time of each stage.
     """
 
     heads: list[Head]
@@ -74,13 +76,13 @@ class Finding:
         return 1 / len(json.loads(self.run.attrs["labels"]))
 
     def failures(self) -> list[str]:
-        """Which of the claims do not hold; empty if all do.
+        """Return the claims that do not hold.
 
         1. With all heads the model beats chance between the labels (interval).
-        2. Knocking out the in-context heads costs more accuracy than knocking out as many
-           random heads, by both measures (interval of the paired difference).
-        3. The mean QK AUC of the heads that write the answer, and their mean OV AUC, exceed
-           those of 95% of random sets of as many heads.
+        2. Knocking out the in-context heads costs more accuracy than knocking out equally
+           many random heads, by both measures (interval of the paired difference).
+        3. The mean QK AUC and the mean OV AUC of the heads that write the answer exceed those
+           of 95% of random sets of equally many heads.
         """
         failed = []
         if not self.accuracy["before"]["correct"].low > self.chance:
@@ -91,11 +93,11 @@ class Finding:
         for name in ("qk_auc", "ov_auc"):
             mean, bound = self.compare(name)
             if not mean > bound:
-                failed.append(f"mean {name} {mean:.2f} is within random sets' (up to {bound:.2f})")
+                failed.append(f"mean {name} {mean:.2f} does not exceed random sets ({bound:.2f})")
         return failed
 
     def compare(self, score: str, seed: int = 0) -> tuple[float, float]:
-        """A score's mean over the writers, and the 95th percentile over random sets."""
+        """Return a score's mean over the writers, and its 95th percentile over random sets."""
         values = self.run.children["scores"].dataset[score].values
         rng = np.random.default_rng([seed, 13])
         sets = [rng.permutation(values.size)[: len(self.writers)] for _ in range(2000)]
@@ -113,11 +115,11 @@ def run_demo(
     model
         A loaded model.
     task
-        Name of a task of two classes.
+        Name of a task with two classes.
     seed
-        Decides prompts and random heads.
+        Random seed for prompts and random heads.
     progress
-        Show a bar for each stage.
+        Whether to show a progress bar for each stage.
 
     Returns
     -------
@@ -151,7 +153,7 @@ def run_demo(
         run = analyze(model, test, measures=("predictions", "qk"))
         top = list(dict.fromkeys(heads[:N_TOP] + writers[:N_TOP]))
         run["ov"] = ov_labels(model, test, top_tokens=top)
-        # The effects that heads were chosen by stand beside the scores of the test prompts.
+        # The effects used to choose heads are stored beside the scores of the test prompts.
         known = GROUPS["scores"]["margin_drop"]
         swept = measured_prompts(selection.children["effects"])
         effect = swept["margin_drop"].mean("prompt").values
@@ -173,7 +175,7 @@ def run_demo(
     drop: dict[str, Estimate] = {}
     predictions = run.children["predictions"].dataset
     for name in ("correct", "top1_correct"):
-        # NaN where a prompt is not finite; means over prompts leave it out.
+        # NaN where a prompt is not finite; bootstrap_mean ignores it.
         mean_random = np.mean([r[name].values for r in random], axis=0)
         accuracy["before"][name] = bootstrap_mean(predictions[name].values)
         accuracy["after"][name] = bootstrap_mean(after[name].values)
@@ -188,29 +190,29 @@ def run_demo(
 
 
 def random_heads(model: Model, heads: list[Head], n: int, seed: int) -> list[list[Head]]:
-    """n draws of as many heads as there are in `heads`, from all the others."""
+    """Draw n sets of heads outside `heads`, each as large as `heads`."""
     rng = np.random.default_rng([seed, 17])
     others = [head for head in model.heads if head not in heads]
     return [[others[i] for i in rng.permutation(len(others))[: len(heads)]] for _ in range(n)]
 
 
 def _selection(path: Path) -> Path:
-    """Where the selecting prompts' run goes, beside the test prompts'."""
+    """Return the path for the selection prompts' run, beside the test prompts' run."""
     return path.with_name(f"{path.stem}-selection{path.suffix}")
 
 
 def check_places(path: Path) -> None:
-    """Refuse, before anything is measured, a path at which the runs cannot be saved."""
+    """Check that the runs can be saved at a path, before anything is measured."""
     from ..results.store import check_place
 
     if not path.name:
-        raise StoreError(f"{str(path)!r} is no path for a run; name a folder, such as demo.zarr")
+        raise StoreError(f"{str(path)!r} is not a path for a run; use a folder such as demo.zarr")
     for place in (path, _selection(path)):
         check_place(place, overwrite=True)
 
 
 def save_finding(finding: Finding, path: Path, overwrite: bool = True) -> list[Path | str]:
-    """Write the test prompts' run to `path`, and the selecting prompts' beside it."""
+    """Write the test prompts' run to `path`, and the selection prompts' run beside it."""
     from ..results import save
 
     selection = _selection(path)
@@ -274,5 +276,5 @@ def print_finding(finding: Finding, console: Any) -> None:
 
 
 def _numbers(row: Any) -> list[str]:
-    """An effect, with its sign, and scores."""
+    """Format an effect with its sign, and scores."""
     return [f"{row[0]:+.2f}", *(f"{x:.2f}" for x in row[1:])]

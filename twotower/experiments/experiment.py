@@ -1,6 +1,6 @@
-"""What an experiment is: a claim, a measurement for each seed, and a verdict by a stated rule.
+"""An experiment: a claim, a measurement for each seed, and a verdict by a stated rule.
 
-The files in experiments/ each make one `Experiment`; `experiment_run.py` carries it out.
+Each file in experiments/ makes one `Experiment`; `run.py` carries it out.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured: all numbers of prompts and seeds of the suite.
+    """Numbers of prompts, heads and seeds in an experiment.
 
     Attributes
     ----------
     seeds
-        Each draws prompts of its own.
+        Random seeds; each draws its own prompts.
     n_fit, n_test
-        Prompts on which heads and settings are chosen, and on which they are tested.
+        Prompts for choosing heads and settings, and for testing them.
     shots
         Demonstrations per label.
     k
-        Number of heads that are chosen.
+        Number of chosen heads.
     n_random
         Draws of random heads.
     n_task
-        Prompts of a task where many tasks are compared.
+        Prompts per task in experiments on many tasks.
     """
 
     name: str
@@ -63,21 +63,21 @@ class Size:
 
 FULL = Size("full", (0, 1, 2), n_fit=60, n_test=60, shots=8, k=12, n_random=3, n_task=24)
 QUICK = Size("quick", (0,), n_fit=16, n_test=12, shots=4, k=12, n_random=1, n_task=8)
-"""For the tests; with fewer than three seeds no verdict is given."""
+"""For the tests; fewer than three seeds give no verdict."""
 
 
 @dataclass
 class Setting:
-    """What a measurement works with, for one seed.
+    """Model, task and prompts of a measurement, for one seed.
 
     Attributes
     ----------
     model, task, seed, size
-        What is measured, and how much.
+        The measured model and task, the seed, and the numbers of prompts and heads.
     folder
-        Where selections are kept, which experiments have in common.
+        Folder for selection runs, which experiments share.
     show
-        Whether bars are shown.
+        Whether to show progress bars.
     """
 
     model: Model
@@ -88,18 +88,18 @@ class Setting:
     show: bool = False
 
     def stage(self, title: str) -> AbstractContextManager[None]:
-        """Return a `with` block in which progress has a title."""
+        """Return a context manager that gives progress a title."""
         return stage(f"seed {self.seed}: {title}", self.show)
 
     def build(self, n_fit: int | None = None, n_test: int | None = None, **settings: Any) -> Any:
-        """Prompts for choosing and for testing, without a text in common.
+        """Build prompts for choosing and for testing, which share no text.
 
         Parameters
         ----------
         n_fit, n_test
-            Numbers of prompts; by default the size's.
+            Numbers of prompts; by default those of `size`.
         **settings
-            As `twotower.build_prompts` takes them; `task` for another task.
+            As for `twotower.build_prompts`; `task` for another task.
         """
         from ..prompts import build_prompts
 
@@ -111,18 +111,18 @@ class Setting:
 
     @cached_property
     def halves(self) -> tuple[Prompts, Prompts]:
-        """The prompts of the task."""
+        """Fitting and test prompts of the task."""
         found: tuple[Prompts, Prompts] = self.build()
         return found
 
     @property
     def fit(self) -> Prompts:
-        """Prompts on which heads and settings are chosen."""
+        """Prompts for choosing heads and settings."""
         return self.halves[0]
 
     @property
     def test(self) -> Prompts:
-        """Prompts on which they are tested."""
+        """Prompts for testing them."""
         return self.halves[1]
 
     @cached_property
@@ -132,13 +132,12 @@ class Setting:
         Raises
         ------
         FindingError
-            If the model is not better than chance at the task, so that there is nothing
-            to explain.
+            If the model is not better than chance at the task: there is nothing to explain.
         """
         return self.select(self.fit)
 
     def select(self, prompts: Prompts) -> xr.DataTree:
-        """The same of any prompts; kept in the folder."""
+        """Measure the same for any prompts, or open it from the folder."""
         from filelock import FileLock
 
         from ..measures.analyze import analyze
@@ -151,7 +150,7 @@ class Setting:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_suffix(".lock"))
         try:
-            with lock:  # another worker may be at the same
+            with lock:  # another worker may measure the same prompts
                 if not path.exists():
                     measures = ("predictions", "effects", "attribution")
                     with self.stage("sweeping every head"):
@@ -166,14 +165,14 @@ class Setting:
 
     @cached_property
     def heads(self) -> list[Head]:
-        """The in-context heads: largest effect on the fitting prompts, strongest first."""
+        """In-context heads: largest effect on the fitting prompts, strongest first."""
         from ..measures.choose import in_context_heads
 
         return in_context_heads(self.selection, self.size.k)
 
     @cached_property
     def writers(self) -> list[Head]:
-        """The heads that write the answer: largest label logit on the fitting prompts."""
+        """Heads that write the answer: largest label logit on the fitting prompts."""
         from ..measures.choose import in_context_heads
 
         return in_context_heads(self.selection, self.size.k, by="label_logit")
@@ -181,17 +180,17 @@ class Setting:
     def random_heads(
         self, k: int | None = None, like: Sequence[Head] = (), without: Sequence[Head] = ()
     ) -> list[list[Head]]:
-        """Draws of k random heads.
+        """Draw sets of k random heads.
 
         Parameters
         ----------
         k
-            Number of heads; by default the size's.
+            Number of heads; by default that of `size`.
         like
-            If given, each draw has as many heads of each layer as there are here (as far
-            as the layer has others).
+            If given, each draw has as many heads per layer as `like`, if the layer has enough
+            others.
         without
-            Heads that are not drawn; by default the in-context heads.
+            Heads to exclude; by default the in-context heads.
         """
         import numpy as np
 
@@ -218,7 +217,7 @@ class Setting:
         prompts: Prompts | None = None,
         **settings: Any,
     ) -> xr.Dataset:
-        """A table of the experiment's own variables, with provenance."""
+        """Make a table of the experiment's own variables, with provenance."""
         from ..results import make_table, provenance
 
         about = provenance(self.model, prompts or self.test, **settings)
@@ -226,7 +225,7 @@ class Setting:
 
 
 def check_task(run: xr.DataTree, name: str) -> None:
-    """Refuse a task at which a model is not better than chance.
+    """Check that a model is better than chance at a task.
 
     Raises
     ------
@@ -249,16 +248,16 @@ def check_task(run: xr.DataTree, name: str) -> None:
 
 @dataclass
 class Judgement:
-    """What an experiment found.
+    """Result of an experiment.
 
     Attributes
     ----------
     verdict
         One of `VERDICTS`.
     reason
-        In words, with the numbers that decided.
+        A sentence with the decisive numbers.
     numbers
-        By what they are, in words: estimates with intervals and n, or plain numbers.
+        By description: estimates with intervals and n, or plain numbers.
     """
 
     verdict: str
@@ -268,30 +267,30 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A claim and how it is put to the test.
+    """A claim and its test.
 
     Attributes
     ----------
     number, name, title
         Its place in the suite, its name on the command line, its title.
     claim
-        What is claimed, in words.
+        The claim in words.
     headline
-        What the paper reports of it.
+        The paper's result.
     rule
-        How the verdict is reached; written before the numbers.
+        Rule for the verdict, stated before the numbers.
     measure
-        Takes a `Setting`; gives datasets by name.
+        Function of a `Setting`; returns datasets by name.
     judge
-        Takes the runs of all seeds; gives a `Judgement`.
+        Function of the runs of all seeds; returns a `Judgement`.
     draw
-        Takes the runs and the judgement; gives a figure.
+        Function of the runs and the judgement; returns a figure.
     task
-        The task it is run on unless another is named.
+        The default task.
     subject
-        What is measured, in words, where it is not the model and task that were named.
+        Description of the measured models and tasks, if they are not the ones given.
     version
-        Raised when what is measured changes, so that older measurements are not taken.
+        Raise it when the measurement changes, so that older measurements are not reused.
     """
 
     number: int
@@ -309,5 +308,5 @@ class Experiment:
 
 
 def short_hash(about: Any) -> str:
-    """Ten digits that tell settings apart, for the name of a store."""
+    """Return ten hexadecimal digits that distinguish settings, for the name of a store."""
     return hashlib.sha256(json.dumps(about, default=str).encode()).hexdigest()[:10]

@@ -1,4 +1,4 @@
-"""What experiments share: chosen heads in a run, scores of them, and the look of figures."""
+"""Common parts of the experiments: chosen heads, their scores, and the style of figures."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ MEASURES = {
     "correct": ("right among the labels", "the right label has the largest logit of all labels"),
     "top1_correct": ("right over the vocabulary", "the most likely token is the right label"),
 }
-"""What is kept of the model's answers: name, words and definition."""
+"""Stored variables of the model's answers: name, long name and definition."""
 
 
 def heads_table(setting: Setting, kinds: Mapping[str, Sequence[Head]]) -> xr.Dataset:
-    """Which heads were chosen, (kind, rank, part)."""
+    """Make a table of the chosen heads, (kind, rank, part)."""
     about = Variable(
         ("kind", "rank", "part"),
         "int",
@@ -52,13 +52,13 @@ def variable(run: xr.DataTree, group: str, name: str) -> xr.DataArray:
 
 
 def chosen(run: xr.DataTree, kind: str) -> list[Head]:
-    """The heads of a kind, strongest first."""
+    """Return the chosen heads of a kind, strongest first."""
     numbers = variable(run, "heads", "number").sel(kind=kind).values
     return [Head(int(layer), int(head)) for layer, head in numbers if layer >= 0]
 
 
 def mean_score(runs: Sequence[xr.DataTree], score: str, kind: str | None) -> float:
-    """Mean of a score over the chosen heads (all heads for None) and over seeds."""
+    """Return the mean of a score over seeds and the chosen heads (all heads for None)."""
     found = []
     for run in runs:
         values = variable(run, "scores", score).values
@@ -68,7 +68,7 @@ def mean_score(runs: Sequence[xr.DataTree], score: str, kind: str | None) -> flo
 
 
 def random_bound(runs: Sequence[xr.DataTree], score: str, kind: str, seed: int = 0) -> float:
-    """95th percentile of a score's mean over random sets of as many heads; mean over seeds."""
+    """Return the 95th percentile of a score's mean over random sets of heads; mean over seeds."""
     bounds = []
     for run in runs:
         values = variable(run, "scores", score).values.ravel()
@@ -80,7 +80,7 @@ def random_bound(runs: Sequence[xr.DataTree], score: str, kind: str, seed: int =
 
 
 def pyplot() -> Any:
-    """matplotlib's pyplot, set to the look of all figures."""
+    """Return matplotlib's pyplot with the style of all figures."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -91,26 +91,26 @@ def pyplot() -> Any:
 
 
 def margin_towards(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """(prompt,) logit of a label, given by number, less the largest other's."""
+    """Return (prompt,) the logit of a label, given by number, minus the largest other logit."""
     wanted = np.arange(logits.shape[1]) == np.asarray(label)[:, None]
     found: np.ndarray = logits[wanted] - np.where(wanted, -np.inf, logits).max(axis=1)
     return found
 
 
 def pooled(runs: Sequence[xr.DataTree], group: str, name: str, **at: Any) -> np.ndarray:
-    """(prompt, ...) a variable of all seeds together, at some coordinates."""
+    """Return (prompt, ...) a variable of all seeds together, at some coordinates."""
     return np.concatenate([variable(run, group, name).sel(at).values for run in runs])
 
 
 def chance(runs: Sequence[xr.DataTree]) -> float:
-    """Accuracy of guessing between the labels."""
+    """Return the accuracy of guessing between the labels."""
     return 1 / len(json.loads(runs[0].attrs["labels"]))
 
 
 def known(values: Any, *datasets: xr.Dataset | xr.DataTree) -> np.ndarray:
-    """(prompt, ...) values as floats, NaN where a prompt is not finite in one of the datasets.
+    """Return (prompt, ...) values as floats, NaN where a dataset's prompt is not finite.
 
-    Sums and comparisons make a number of NaN; this takes it back.
+    Needed because sums and comparisons turn NaN into numbers.
     """
     found = np.array(values, dtype=float)
     for dataset in datasets:
@@ -119,17 +119,16 @@ def known(values: Any, *datasets: xr.Dataset | xr.DataTree) -> np.ndarray:
 
 
 def right(margins: np.ndarray) -> np.ndarray:
-    """1 where a margin is above 0, else 0; NaN where it is NaN."""
+    """Return 1 where a margin is above 0, else 0; NaN stays NaN."""
     return np.where(np.isnan(margins), np.nan, margins > 0)
 
 
 def knock_out_in_turn(
     setting: Setting, prompts: Prompts, draws: Sequence[Sequence[Head]], title: str
 ) -> dict[str, np.ndarray]:
-    """margin, correct and top1_correct (prompt,) with heads knocked out at all positions.
+    """Return margin, correct and top1_correct (prompt,) with heads knocked out everywhere.
 
-    Prompt i meets draw number i modulo the number of draws, so that many draws cost no
-    more than one.
+    Prompt i uses draw i modulo the number of draws, so many draws cost no more than one.
     """
     turn = np.arange(len(prompts)) % len(draws)
     found = {name: np.full(len(prompts), np.nan) for name in MEASURES}
@@ -147,7 +146,7 @@ def knock_out_in_turn(
 
 
 def answers_of(dims: tuple[str, ...], what: str) -> dict[str, Variable]:
-    """The variables in which answers are kept, by name."""
+    """Return the variables for answers, by name."""
     return {
         name: Variable(dims, "float", words, f"{definition}, {what}; NaN where not measured")
         for name, (words, definition) in MEASURES.items()
@@ -155,11 +154,11 @@ def answers_of(dims: tuple[str, ...], what: str) -> dict[str, Variable]:
 
 
 SENTENCE_SHOTS = 4
-"""Demonstrations per label where texts are sentences and many tasks are compared."""
+"""Demonstrations per label for tasks of sentences, when many tasks are compared."""
 
 
 def build_task(setting: Setting, task: Task, n: int) -> tuple[Prompts, Prompts]:
-    """n prompts for choosing and n for testing, with fewer shots where texts are sentences."""
+    """Build n fitting and n test prompts, with fewer shots for tasks of sentences."""
     shots = setting.size.shots
     if task.kind == "sentences":
         shots = min(shots, SENTENCE_SHOTS)
@@ -168,14 +167,14 @@ def build_task(setting: Setting, task: Task, n: int) -> tuple[Prompts, Prompts]:
 
 
 def some(tasks: Sequence[str], size: Size) -> list[str]:
-    """The names of all tasks; where few prompts of a task are asked for, of a part of them."""
+    """Return the names of all tasks, or every few of them for small sizes."""
     return list(tasks[:: max(1, FULL.n_task // size.n_task)])
 
 
 def guesses(runs: Sequence[xr.DataTree], group: str, name: str) -> dict[str, float]:
-    """By task, p-value of an exact binomial test that right answers are guesses.
+    """Return by task the p-value of an exact binomial test that right answers are guesses.
 
-    The answers (task, ..., prompt) are those of all seeds; beside them stands n_classes (task,).
+    Uses the answers (task, ..., prompt) of all seeds, and n_classes (task,).
     """
     table = runs[0].children[group].dataset
     found = {}

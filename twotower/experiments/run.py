@@ -1,7 +1,6 @@
-"""Carrying out experiments: one unit a seed, then a verdict, a figure and a JSON file.
+"""Carry out experiments: one unit per seed, then a verdict, a figure and a JSON file.
 
-A seed's measurement is saved when it is whole, and found again when the same command is
-started once more.
+Each seed's measurement is saved when complete. The same command reuses it later.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ class Trial:
     Attributes
     ----------
     experiment, task, size
-        What is measured, and how much.
+        The experiment, its task, and the numbers of prompts and heads.
     out
-        Folder: `NAME/seed-*.zarr`, `NAME.json`, `NAME.png` and `NAME.svg` are written there.
+        Folder for `NAME/seed-*.zarr`, `NAME.json`, `NAME.png` and `NAME.svg`.
     options
-        What the model was loaded with, to tell measurements apart; "model" is its name.
+        Load options of the model, to distinguish measurements; "model" is its name.
     """
 
     experiment: Experiment
@@ -48,7 +47,7 @@ class Trial:
     options: Mapping[str, Any]
 
     def path(self, seed: int) -> Path:
-        """Where a seed's run is; other settings have another place."""
+        """Return the path of a seed's run; other settings give another path."""
         options = tuple(sorted((k, str(v)) for k, v in self.options.items()))
         model, task = str(self.options.get("model", "")), task_key(self.task)
         about = [model, task, asdict(self.size), options, self.experiment.version]
@@ -57,7 +56,7 @@ class Trial:
     def measure(
         self, model: Model, seed: int, show: bool = False, batch_size: int | None = None
     ) -> None:
-        """Measure a seed, and save it.
+        """Measure a seed and save it.
 
         Raises
         ------
@@ -90,33 +89,33 @@ def run_experiment(
     show: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Measure what is missing, judge, draw, and write all of it.
+    """Measure what is missing, judge, draw, and write everything.
 
     Parameters
     ----------
     experiment
         The experiment.
     model
-        Gives the model when it is first needed.
+        Function that returns the model; called if a seed is missing.
     task
-        Its texts.
+        The task.
     out
-        Folder: `NAME/seed-*.zarr`, `NAME.json`, `NAME.png` and `NAME.svg` are written there.
+        Folder for `NAME/seed-*.zarr`, `NAME.json`, `NAME.png` and `NAME.svg`.
     size
         `FULL` or `QUICK`.
     options
-        What the model was loaded with, to tell measurements apart; "model" is its name.
+        Load options of the model, to distinguish measurements; "model" is its name.
     batch_size
-        Prompts in a batch.
+        Prompts per batch.
     show
-        Whether bars are shown.
+        Whether to show progress bars.
     say
-        Takes lines about the progress.
+        Called with lines about the progress.
 
     Returns
     -------
     dict
-        What was written to the JSON file.
+        Content of the JSON file.
 
     Raises
     ------
@@ -138,17 +137,17 @@ def run_experiment(
 
 
 def conclude(trial: Trial, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Judge what was measured, draw it, and write both.
+    """Judge the measurements, draw them, and write the results.
 
     Returns
     -------
     dict
-        What was written to the JSON file.
+        Content of the JSON file.
 
     Raises
     ------
     StoreError
-        If a seed is not measured, or the folder cannot be written.
+        If a seed is missing, or the folder cannot be written.
     """
     from ..results import open as open_run
 
@@ -167,7 +166,7 @@ def conclude(trial: Trial, say: Callable[[str], None] = print) -> dict[str, Any]
 
 
 def task_key(task: Task) -> str:
-    """A task's name and a hash of its texts."""
+    """Return a task's name with a hash of its texts."""
     return f"{task.name}-{short_hash(task.texts)}"
 
 
@@ -202,7 +201,7 @@ def _result(
 
 
 def _plain(number: Any) -> Any:
-    """A number as JSON has it: an estimate by parts, None for NaN."""
+    """Convert a number for JSON: an estimate becomes a dict, NaN becomes None."""
     if isinstance(number, Estimate):
         return {name: _plain(value) for name, value in number._asdict().items()}
     return None if isinstance(number, float) and math.isnan(number) else number
@@ -222,7 +221,7 @@ def _write(
     figure = experiment.draw(runs, judgement)
     try:
         for kind in ("png", "svg"):
-            # Without a date, so that the same numbers give the same file.
+            # Without a date, the same numbers give the same file.
             metadata = {"Date": None} if kind == "svg" else {}
             figure.savefig(out / f"{experiment.name}.{kind}", dpi=160, metadata=metadata)
         (out / f"{experiment.name}.json").write_text(json.dumps(result, indent=1) + "\n")

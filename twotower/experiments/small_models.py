@@ -1,17 +1,16 @@
-"""Train small models, from scratch, to classify in context: one for each architecture.
+"""Train small models from scratch to classify in context, one for each architecture.
 
-A sequence holds words of two classes, each with a label that is drawn anew for it, and every
-label is to be predicted from what stands before. Labels mean nothing beyond a sequence, so
-that the only way to be right is to find earlier words of the same class and to copy their
-label. The first label of each class cannot be known.
+A sequence holds words of two classes. Each class gets a label drawn anew for the sequence, and
+the model predicts every label from the preceding tokens. Labels mean nothing outside a
+sequence, so the model must find earlier words of the same class and copy their label. The first
+label of each class cannot be known.
 
     cat: foo
     London: bar
     owl: foo
     ...
 
-The words are made up; a class is nothing but which words go together, so the model has to
-learn that as well.
+The words are made up. A class is only a set of words, which the model must learn as well.
 
     python experiments/small_models.py --out runs/small-models
 """
@@ -34,21 +33,20 @@ LABELS = ("foo", "bar", "map", "key")
 N_CLASSES, N_WORDS = 12, 12
 DEMONSTRATIONS = 16
 LESSONS = ((4, 1), (2, 2), (2, N_WORDS))
-"""Classes of a sequence and words of each that it draws from, from lesson to lesson. With one, the
-same word comes again and again and its label need only be copied; with more, words must be told
-by class."""
+"""Number of classes in a sequence, and of words per class that it uses, by lesson. With one word
+per class the model only needs to copy the word's label; with more it must know the classes."""
 LEARNED = 0.6
-"""Accuracy at the last label of a sequence at which the next lesson begins. To wait for more
-takes longer: GPT-2 stayed at 0.7 in the first lesson for 5,000 steps, and passed all of them in
-1,700 when it was let go on."""
+"""Accuracy at the last label of a sequence at which the next lesson begins. A higher threshold
+takes longer: GPT-2 stayed at 0.7 in the first lesson for 5,000 steps, and passed all lessons in
+1,700 steps with this one."""
 DONE = 0.9
-"""Accuracy in the last lesson that a model must have reached when the steps are over."""
+"""Accuracy that a model must reach in the last lesson."""
 SETTINGS = {"steps": 6000, "batch": 64, "rate": 2e-3, "enough": 0.98}
-"""Most steps; sequences a step; largest learning rate; accuracy at which it stops."""
+"""Maximum number of steps; sequences per step; peak learning rate; accuracy for stopping."""
 
 
 def words() -> dict[str, list[str]]:
-    """Made-up words by class, the same everywhere."""
+    """Make words by class, always the same."""
     rng = np.random.default_rng(0)
     consonants, vowels = "bdfgklmnprstvz", "aeiou"
     seen: list[str] = []
@@ -60,10 +58,10 @@ def words() -> dict[str, list[str]]:
 
 
 def make_tokenizer() -> Any:
-    """Whole words as tokens: a word with the colon behind it, a label with the blank before it.
+    """Make a whole-word tokenizer: a word with its colon, a label with its leading space.
 
-    With a colon of its own the model would have to carry every word two tokens further before
-    it could learn anything: nothing was learned in 1,500 steps.
+    With the colon as a separate token, models learned nothing in 1,500 steps: they must carry
+    every word two tokens further.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -79,14 +77,14 @@ def make_tokenizer() -> Any:
 
 
 def configuration(architecture: str, vocabulary: int) -> Any:
-    """Four layers of four heads."""
+    """Return the configuration: four layers with four heads each."""
     from transformers import GPT2Config, GPTJConfig, GPTNeoXConfig, LlamaConfig
 
     ends = {"vocab_size": vocabulary, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 2}
     gpt: dict[str, float] = {"n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 128, **ends}
     gpt |= {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
-    # The default, 0.02, is meant for widths of a thousand: here nothing would be learned for long.
-    # The same holds for an unembedding that is the embedding, as GPT-2's is by default.
+    # The default of 0.02 suits widths of a thousand; here the model would long learn nothing.
+    # The same holds for tied embeddings, GPT-2's default.
     spread = {"initializer_range": 64**-0.5, "tie_word_embeddings": False}
     other = {
         "hidden_size": 64,
@@ -108,13 +106,13 @@ ARCHITECTURES = ("gpt2", "gptj", "neox", "llama")
 
 
 def recipe(settings: dict[str, Any]) -> dict[str, Any]:
-    """All that decides a model, but for its architecture and seed."""
+    """Return all settings that decide a model, except its architecture and seed."""
     shape = {"classes": N_CLASSES, "words": N_WORDS, "demonstrations": DEMONSTRATIONS}
     return {**settings, **shape, "labels": LABELS, "lessons": LESSONS, "learned": LEARNED}
 
 
 class Sequences:
-    """Draws sequences as token ids; word i stands at position 3 i, its label behind it."""
+    """Draws sequences of token ids; word i is at position 3 i, followed by its label."""
 
     def __init__(self, tokenizer: Any, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
@@ -124,7 +122,7 @@ class Sequences:
         self.end = ids["\n"]
 
     def draw(self, n: int, lesson: tuple[int, int] = LESSONS[-1]) -> torch.Tensor:
-        """(n, T) token ids."""
+        """Draw sequences (n, T) of token ids."""
         rng, (n_classes, n_words) = self.rng, lesson
         every = np.tile(np.arange(N_CLASSES), (n, 1))
         classes = rng.permuted(every, axis=1)[:, :n_classes]
@@ -144,12 +142,12 @@ def train(architecture: str, seed: int, folder: Path, settings: dict[str, Any]) 
     Returns
     -------
     dict
-        Accuracy at the last label of a sequence, steps, seconds.
+        Architecture, seed, steps, accuracy at the last label of a sequence, seconds.
 
     Raises
     ------
     FindingError
-        If it did not learn to, within the steps.
+        If it does not learn the task within the steps.
     """
     from transformers import AutoModelForCausalLM
 
@@ -162,7 +160,7 @@ def train(architecture: str, seed: int, folder: Path, settings: dict[str, Any]) 
     sequences, start = Sequences(tokenizer, seed), time.perf_counter()
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings["rate"], weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.05, 1, total_iters=200)
-    at = torch.arange(DEMONSTRATIONS) * 3  # where a label is predicted
+    at = torch.arange(DEMONSTRATIONS) * 3  # positions that predict a label
     accuracy, step, lesson = 0.0, 0, 0
     for step in range(1, settings["steps"] + 1):
         ids = sequences.draw(settings["batch"], LESSONS[lesson])
@@ -201,9 +199,10 @@ def train(architecture: str, seed: int, folder: Path, settings: dict[str, Any]) 
 
 @torch.no_grad()
 def start_as_waves(positions: torch.Tensor) -> None:
-    """Position embeddings (T, d_model) begin as sines and cosines, and are learned from there.
+    """Initialize position embeddings (T, d_model) as sines and cosines; training changes them.
 
-    From random ones "the token before" was not found in 6,000 steps; in waves it is a turn.
+    From random embeddings GPT-2 did not find the previous token in 6,000 steps; with waves it
+    is a rotation.
     """
     width = positions.shape[1] // 2
     rates = 50 ** -(torch.arange(width) / width)
@@ -213,13 +212,13 @@ def start_as_waves(positions: torch.Tensor) -> None:
 
 @torch.no_grad()
 def accuracy_of(model: Any, ids: torch.Tensor, at: torch.Tensor) -> float:
-    """Share of right answers over the vocabulary at the last label of sequences."""
+    """Return the accuracy over the vocabulary at the last label of sequences."""
     top = model(input_ids=ids).logits[:, at[-1]].argmax(dim=-1)
     return float((top == ids[:, at[-1] + 1]).float().mean())
 
 
 def main() -> None:
-    """Train all, or those named."""
+    """Train all architectures, or those given."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/small-models"))
     parser.add_argument("--architectures", nargs="+", default=ARCHITECTURES, choices=ARCHITECTURES)

@@ -1,4 +1,4 @@
-"""Finding the experiments: the files of a folder that make one."""
+"""Find the experiments: files in a folder that define one."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from .experiment import Experiment
 
 
 def experiments_folder() -> Path:
-    """Where the experiments are: beside the package, or in it where it was installed.
+    """Return the folder of experiments, in the repository or in the installed package.
 
     Raises
     ------
     InputError
-        If there are none.
+        If there is none.
     """
     room = Path(__file__).resolve().parent
     for folder in (room / "scripts", room.parents[1] / "experiments"):
@@ -25,12 +25,12 @@ def experiments_folder() -> Path:
 
 
 def find_experiments(folder: Path | None = None) -> dict[str, Experiment]:
-    """Experiments by name, in the suite's order.
+    """Return the experiments by name, in the suite's order.
 
     Parameters
     ----------
     folder
-        Where to look; by default the suite's own folder.
+        Folder to search; by default the suite's own.
     """
     found = []
     for path in sorted((folder or experiments_folder()).glob("*.py")):
@@ -40,39 +40,39 @@ def find_experiments(folder: Path | None = None) -> dict[str, Experiment]:
 
 
 def load_experiment(path: Path) -> Experiment:
-    """The experiment that a file makes.
+    """Load the experiment that a file defines.
 
     Raises
     ------
     InputError
-        If the file cannot be run, or makes none.
+        If the file cannot be run, or defines no experiment.
     """
     spec = importlib.util.spec_from_file_location(f"twotower_experiment_{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise InputError(f"{path} is no Python file")
+        raise InputError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # a script that is no experiment may well exit
+    except (Exception, SystemExit) as error:  # other scripts may exit when imported
         raise InputError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
     found = getattr(module, "EXPERIMENT", None)
     if not isinstance(found, Experiment):
-        raise InputError(f"{path} makes no EXPERIMENT")
+        raise InputError(f"{path} defines no EXPERIMENT")
     return found
 
 
 def choose(names: tuple[str, ...], every: bool) -> list[Experiment]:
-    """The experiments that are meant by name, by file, or by saying all.
+    """Return the experiments given by name or file, or all of them.
 
     Raises
     ------
     InputError
-        If a name is not known, or nothing is meant.
+        If a name is unknown, or neither names nor `every` are given.
     """
     if every == bool(names):
-        raise InputError("name experiments, or say --all; `twotower experiments list` shows them")
+        raise InputError("give names or --all; `twotower experiments list` shows the names")
     if len(set(names)) < len(names):
-        raise InputError(f"an experiment is named twice: {', '.join(names)}")
+        raise InputError(f"an experiment is given twice: {', '.join(names)}")
     known = find_experiments()
     chosen = list(known.values()) if every else []
     for name in names:
@@ -81,5 +81,5 @@ def choose(names: tuple[str, ...], every: bool) -> list[Experiment]:
         elif name in known:
             chosen.append(known[name])
         else:
-            raise InputError(f"{name!r} is no experiment; there are {', '.join(known)}")
+            raise InputError(f"unknown experiment {name!r}; there are {', '.join(known)}")
     return chosen

@@ -1,4 +1,4 @@
-"""Carrying out the suite: its units by an engine, then the verdicts."""
+"""Carry out the suite: measure its units with an engine, then judge."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from .units import SeedLedger, SeedWorker, Suite
 def run_suite(
     suite: Suite, settings: EngineSettings, *, say: Callable[[str], None] = print
 ) -> None:
-    """Measure what is missing, judge, draw, and write all of it.
+    """Measure what is missing, judge, draw, and write everything.
 
     Parameters
     ----------
     suite
-        What is measured.
+        The experiments and their model.
     settings
-        The engine.
+        Settings of the engine.
     say
-        Takes lines about the progress.
+        Called with lines about the progress.
 
     Raises
     ------
     FindingError, InputError
-        If experiments came to no result; the others' are written.
+        If experiments failed; the results of the others are written.
     StoreError
         If the folder cannot be written, or another process measures into it.
     """
@@ -57,17 +57,16 @@ def run_suite(
             raise first
         kind = type(first) if isinstance(first, (FindingError, InputError)) else FindingError
         raise kind(
-            f"{len(failed)} of {len(suite.trials)} experiments came to no result; the first: "
-            f"{first}"
+            f"{len(failed)} of {len(suite.trials)} experiments failed; the first: {first}"
         ) from first
 
 
 def _measure(
     suite: Suite, settings: EngineSettings, say: Callable[[str], None]
 ) -> dict[str, Exception]:
-    """Measure what is missing; errors of the experiments for which that failed, by name."""
+    """Measure the missing units; return errors by experiment."""
     if settings.engine != "local":
-        suite = replace(suite, show=False)  # bars of many processes make no picture
+        suite = replace(suite, show=False)  # progress bars of several processes would mix
     ledger = SeedLedger(suite.out)
     reports: dict[str, dict[str, object]] = {}
 
@@ -79,7 +78,7 @@ def _measure(
 
     engine = start_engine(settings, partial(SeedWorker, suite), suite.how.threads)
     try:
-        engine.call("describe")  # a model that cannot be loaded is told before anything is written
+        engine.call("describe")  # fail on a wrong model before anything is written
         with Claim(ledger, engine):
             ledger.plan(suite)
             driven = drive(engine, suite.missing(), seen=seen, say=say)

@@ -1,4 +1,4 @@
-"""The suite's units: seeds of experiments, measured by workers as a run's units are."""
+"""Units of the suite: seeds of experiments, measured by workers like a run's units."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from ..models import Model
 
 LEDGER = ".units.json"
-"""File in the folder of results that says what the last command was to measure."""
+"""File in the folder of results that lists the units of the last command."""
 
 
 class SeedUnit(NamedTuple):
-    """A seed of an experiment, which has a name in the suite or a file."""
+    """A seed of an experiment, given by name or file."""
 
     number: int
     experiment: str
@@ -45,19 +45,19 @@ class Suite:
     Attributes
     ----------
     names
-        Of experiments, or Python files that make one.
+        Names of experiments, or Python files that define one.
     model, how
-        The model, and how it is loaded.
+        The model, and its load settings.
     task
         A task; None for each experiment's own.
     out
-        Where results are written.
+        Folder for the results.
     quick
-        Whether the short form is meant.
+        Whether to use the short form.
     batch_size
-        Prompts in a batch.
+        Prompts per batch.
     show
-        Whether measures show bars.
+        Whether measures show progress bars.
     """
 
     names: tuple[str, ...]
@@ -71,7 +71,7 @@ class Suite:
 
     @cached_property
     def trials(self) -> dict[str, Trial]:
-        """What is measured, by name."""
+        """The trials, by name."""
         from ..prompts import load_task
         from .suite import choose
 
@@ -91,7 +91,7 @@ class Suite:
         return [SeedUnit(number, *one) for number, one in enumerate(seeds)]
 
     def missing(self) -> list[SeedUnit]:
-        """Units that are not measured."""
+        """Return the units that are not measured yet."""
         return [
             unit for unit in self.units if not self.trials[unit.experiment].path(unit.seed).exists()
         ]
@@ -103,7 +103,7 @@ class SeedWorker:
     Parameters
     ----------
     suite
-        What is measured.
+        The experiments and their model.
     """
 
     def __init__(self, suite: Suite) -> None:
@@ -116,11 +116,11 @@ class SeedWorker:
         return self.suite.how.load(self.suite.model)
 
     def describe(self) -> str:
-        """The model in words; loads it."""
+        """Load the model and describe it."""
         return repr(self.model)
 
     def __call__(self, unit: SeedUnit) -> Report:
-        """Measure a seed, and save it."""
+        """Measure a seed and save it."""
         model, start = self.model, time.perf_counter()
         trial = self.suite.trials[unit.experiment]
         if not trial.path(unit.seed).exists():
@@ -129,7 +129,7 @@ class SeedWorker:
 
 
 class SeedLedger:
-    """What the last command on a folder was to measure, for `twotower status`.
+    """Units of the last command on a folder, for `twotower status`.
 
     Parameters
     ----------
@@ -143,7 +143,7 @@ class SeedLedger:
         self.lock = threading.Lock()
 
     def write(self, **about: Any) -> None:
-        """Write some of what is known over what is there, in one step."""
+        """Update the ledger file in one atomic step."""
         with self.lock:
             text = json.dumps({**self.read(), **about}, indent=1) + "\n"
             work = self.path.with_suffix(f".{os.getpid()}")
@@ -155,7 +155,7 @@ class SeedLedger:
                 raise StoreError(f"{self.path} cannot be written: {error}") from error
 
     def read(self) -> dict[str, Any]:
-        """What is known; nothing where no command was given."""
+        """Read the ledger; empty if there is none."""
         try:
             return dict(json.loads(self.path.read_text()))
         except FileNotFoundError:
@@ -164,7 +164,7 @@ class SeedLedger:
             raise StoreError(f"{self.path} cannot be read: {error}") from error
 
     def plan(self, suite: Suite) -> None:
-        """Say what is to be measured."""
+        """Record the units to measure."""
         paths = [suite.trials[unit.experiment].path(unit.seed) for unit in suite.units]
         units = zip(suite.units, paths, strict=True)
         self.write(
@@ -177,16 +177,16 @@ class SeedLedger:
         )
 
     def forget(self) -> None:
-        """Remove what was written here, and the folder if nothing else is in it."""
+        """Remove the ledger, and the folder if it is empty."""
         self.path.unlink(missing_ok=True)
         for folder in (self.path.parent / "selections", self.path.parent):
-            with suppress(OSError):  # something is in it
+            with suppress(OSError):  # the folder is not empty
                 folder.rmdir()
 
     def driver(self) -> dict[str, Any]:
-        """Who drives the run, as was said last."""
+        """Return the last recorded driver, or an empty dict."""
         return dict(self.read().get("driver") or {})
 
     def beat(self, driver: Mapping[str, Any] | None) -> None:
-        """Say who drives the run."""
+        """Record the driver of the run."""
         self.write(driver=driver)

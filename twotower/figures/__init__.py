@@ -1,4 +1,4 @@
-"""What a run looks like: figures, tables in the terminal, and a report for the browser."""
+"""Views of a run: figures, tables in the terminal, and a report for the browser."""
 
 import lazy_loader as _lazy
 

@@ -1,4 +1,4 @@
-"""Figures of what edits do: accuracy against heads knocked out, biases before and after."""
+"""Figures of edits: accuracy against heads knocked out, biases before and after."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ ACCURACIES = {
 def knocked_out(
     curves: Mapping[str, Mapping[int, xr.Dataset]], *, measure: str = "correct", ax: Axes
 ) -> None:
-    """Accuracy against the number of heads that are knocked out.
+    """Plot accuracy against the number of heads knocked out.
 
     Parameters
     ----------
     curves
-        By name of the choice of heads: what `predict` returned, by number of heads.
+        By name of the choice of heads: results of `predict`, by number of heads.
     measure
         "correct" (between the labels) or "top1_correct" (over the vocabulary).
     ax
-        Where to draw; by default a figure of its own. Bands are 95% bootstrap intervals over
+        Axes to draw on; by default of a new figure. Bands are 95% bootstrap intervals over
         prompts.
 
     Returns
@@ -46,7 +46,7 @@ def knocked_out(
     Raises
     ------
     InputError
-        If there is no curve, or it is not of predictions.
+            If there is no curve, or its datasets are not predictions.
 
     Examples
     --------
@@ -83,18 +83,18 @@ def bias_curves(
     xlabel: str = "demonstrations, majority per minority",
     ax: Axes,
 ) -> None:
-    """A bias against a condition, such as imbalance, for instance before and after an edit.
+    """Plot a bias against a condition such as imbalance, for example before and after an edit.
 
     Parameters
     ----------
     curves
-        By name ("before", "after"): what `label_bias` returned, by the condition's value.
+        By name ("before", "after"): results of `label_bias`, by the condition's value.
     kind
         "logit_bias" or "count_bias".
     xlabel
-        What the condition is.
+        Name of the condition.
     ax
-        Where to draw; by default a figure of its own. Bands are 95% bootstrap intervals over
+        Axes to draw on; by default of a new figure. Bands are 95% bootstrap intervals over
         prompts.
 
     Returns
@@ -104,7 +104,7 @@ def bias_curves(
     Raises
     ------
     InputError
-        If there is no curve, or it is not of biases.
+        If there is no curve, or its datasets are not biases.
     """
     one_of("kind", kind, BIASES)
     _require(curves)
@@ -127,4 +127,4 @@ def _require(curves: object) -> None:
         good = good and isinstance(name, str) and isinstance(curve, Mapping) and bool(curve)
         good = good and all(isinstance(at, (int, float)) for at in curve)
     if not good:
-        raise InputError("curves must be, by name, datasets by number: {'name': {0: ..., 4: ...}}")
+        raise InputError("curves must map names to datasets by number: {'name': {0: ..., 4: ...}}")

@@ -1,4 +1,4 @@
-"""Figures of all heads: the map, the two towers, effects by layer."""
+"""Figures of all heads: the head map, the two towers, effects by layer."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ N_NAMED = 5
 
 
 def column(table: xr.Dataset, by: str) -> xr.DataArray:
-    """A column of the head table.
+    """Return a column of the head table.
 
     Raises
     ------
     InputError
-        If the run does not hold it.
+        If the run lacks it.
     """
     if not isinstance(by, str) or by not in table:
         raise InputError(f"by={by!r} is not in the run; it has {', '.join(map(str, table))}")
@@ -39,19 +39,19 @@ def column(table: xr.Dataset, by: str) -> xr.DataArray:
 def head_map(
     run: xr.DataTree, *, by: str = "margin_drop", heads: Sequence[Head] | None = None, ax: Axes
 ) -> None:
-    """A number of every head, by layer and head, with some heads marked.
+    """Draw a map of one number per head, by layer and head, with some heads marked.
 
     Parameters
     ----------
     run
-        What `analyze` or `open` returned.
+        Result of `analyze` or `open`.
     by
         "margin_drop", "label_logit", "qk_auc", "qk_auc_content" or "ov_auc"; see `head_table`.
     heads
-        Heads that are marked; by default those the run was made with, or the 12 with the
-        largest effect.
+        Heads to mark; by default the run's in-context heads, or the 12 with the largest
+        effect.
     ax
-        Where to draw; by default a figure of its own.
+        Axes to draw on; by default of a new figure.
 
     Returns
     -------
@@ -60,7 +60,7 @@ def head_map(
     Raises
     ------
     InputError
-        If the run does not hold what is asked for.
+        If the run lacks the numbers or heads.
     """
     run = one_run(run)
     values = column(head_table(run), by)
@@ -91,7 +91,7 @@ def head_map(
             label=f"marked heads ({len(marked)})",
         )
         ax.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
-    words = str(values.attrs.get("long_name", by)).partition(",")[0]  # as short as it can be
+    words = str(values.attrs.get("long_name", by)).partition(",")[0]  # the short form
     ax.set(xlabel="layer", ylabel="head")
     ax.figure.colorbar(image, ax=ax, shrink=0.9, label=words)
     whole_numbers(ax.xaxis)
@@ -99,12 +99,12 @@ def head_map(
 
 
 def _within(values: xr.DataArray, heads: Sequence[Head]) -> list[Head]:
-    """Heads that are all in the run.
+    """Check that all heads are in the run, and return them.
 
     Raises
     ------
     InputError
-        Naming one that is not.
+        With the missing head.
     """
     for head in heads:
         if head.layer not in values["layer"].values or head.head not in values["head"].values:
@@ -120,14 +120,14 @@ def two_towers(
     name: str = "marked heads",
     ax: Axes,
 ) -> None:
-    """OV AUC against QK AUC of every head; larger points are larger effects.
+    """Plot OV AUC against QK AUC of every head; larger points are larger effects.
 
     Parameters
     ----------
     run, heads, ax
         As in `head_map`.
     name
-        What the marked heads are called.
+        Legend entry of the marked heads.
 
     Returns
     -------
@@ -163,7 +163,7 @@ def two_towers(
     named: list[tuple[float, float]] = []
     for layer, head in marked:
         x, y = (float(v[rows[layer], columns[head]]) for v in (qk, ov))
-        # Not where another name stands already.
+        # Skip names that would overlap another.
         if len(named) < N_NAMED and all(abs(x - a) > 0.12 or abs(y - b) > 0.06 for a, b in named):
             ax.annotate(f"{layer}.{head}", (x, y), (0, -12), textcoords="offset points", fontsize=7)
             named.append((x, y))
@@ -181,15 +181,15 @@ def two_towers(
 
 @drawn(5.2, 3.0)
 def effect_by_layer(run: xr.DataTree, *, ax: Axes) -> None:
-    """The effects of each layer's heads, summed, and the largest of them.
+    """Draw each layer's effects: the sum over heads, and the largest.
 
     Parameters
     ----------
     run
-        What `analyze` or `open` returned. With effects by prompt, bars have 95% bootstrap
+        Result of `analyze` or `open`. If it has effects by prompt, bars have 95% bootstrap
         intervals over prompts.
     ax
-        Where to draw; by default a figure of its own.
+        Axes to draw on; by default of a new figure.
 
     Returns
     -------
@@ -206,7 +206,7 @@ def effect_by_layer(run: xr.DataTree, *, ax: Axes) -> None:
     ax.bar(layers, total, 0.7, color=BLUE, label="all heads, summed")
     if "effects" in run.children:
         drop = part_of(run, "effects", "prompt", "layer", "head")["margin_drop"].sortby("layer")
-        # NaN where one head's effect is missing: a sum without it is no sum of all heads.
+        # NaN if one head's effect is missing: a sum without it is not the sum of all heads.
         by_layer = drop.sum("head", skipna=False).transpose("layer", "prompt").values
         found = [bootstrap_mean(x) for x in by_layer]
         spread = [

@@ -1,4 +1,4 @@
-"""Arrays in a page: rounded to at least the digits that are shown, compressed, as text."""
+"""Pack arrays into a page: rounded to at least the displayed digits, compressed, as text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 STEPS = (0.0001, 0.001, 0.01, 0.1, 1.0)
-"""What values are rounded to: the finest at which they fit into 16 bits."""
+"""Rounding steps; the finest one that fits into 16 bits is used."""
 
 MISSING = -32768
 
@@ -19,17 +19,17 @@ MISSING = -32768
 def pack(
     header: Mapping[str, Any], arrays: Mapping[str, np.ndarray], fine: Collection[str] = ()
 ) -> str:
-    """A header and arrays as base64 of gzip: the header's length, the header as JSON, values.
+    """Encode a header and arrays as base64 of gzip: header length, JSON header, values.
 
     Parameters
     ----------
     header
-        Anything that JSON takes.
+        Any JSON value.
     arrays
-        Floats (row, ...); NaN is kept. Each row is rounded to one of `STEPS`; the header says
-        to which.
+        Floats (row, ...); NaN is kept. Each row is rounded to one of `STEPS`; the header
+        records which.
     fine
-        Arrays for which the finest step is used; else it is the next.
+        Arrays that use the finest step; the others start at the next.
     """
     described, content = {}, []
     for name, array in arrays.items():
@@ -40,17 +40,17 @@ def pack(
         content += [values.astype("<i2").tobytes() for _, values in rows]
     text = json.dumps({**header, "arrays": described}, ensure_ascii=False)
     head = text.encode("utf-8", "replace")
-    head += b" " * (-len(head) % 2)  # values of two bytes start at an even place
+    head += b" " * (-len(head) % 2)  # align 16-bit values
     return compressed(len(head).to_bytes(4, "little") + head + b"".join(content))
 
 
 def compressed(content: bytes) -> str:
-    """base64 of gzip; the same bytes for the same content."""
+    """Return base64 of gzip; equal content gives equal text."""
     return base64.b64encode(gzip.compress(content, 9, mtime=0)).decode()
 
 
 def rounded(array: np.ndarray, steps: Sequence[float] = STEPS) -> tuple[float, np.ndarray]:
-    """The step, the finest that fits, and whole numbers of steps; `MISSING` for NaN."""
+    """Return the finest step that fits, and values in steps (`MISSING` for NaN)."""
     finite = np.isfinite(array)
     most = float(np.abs(array[finite]).max()) if finite.any() else 0.0
     step = next((s for s in steps if most / s < -MISSING - 1), steps[-1])

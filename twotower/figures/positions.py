@@ -1,4 +1,4 @@
-"""Figures of one head on one prompt: where it looks, and what it would write from there."""
+"""Figures of one head on one prompt: its attention, and its label logits by position."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ if TYPE_CHECKING:
 
 SAME, OTHER = "label, the query's class", "label, another class"
 KINDS = {SAME: ORANGE, OTHER: BLUE, "query": GREEN, "bos": COLOURS[3], "other": GREY}
-"""What the bar of a position can be, and its colour, the same in all figures."""
+"""Kinds of positions and their colours, the same in all figures."""
 
 MOST_TICKS = 100
-"""Tokens that are written below an axis; of more, those of label positions alone."""
+"""Maximum number of tokens on an axis; longer prompts show only those of label positions."""
 
 
 @drawn(7.0, 2.8)
 def attention(run: xr.DataTree, head: Head | Sequence[int], prompt: int = 0, *, ax: Axes) -> None:
-    """A head's attention from the last position over a prompt's tokens, by their role.
+    """Plot a head's attention from the last position to a prompt's tokens, coloured by role.
 
     Parameters
     ----------
     run
-        What `analyze` or `open` returned, with `qk`.
+        Result of `analyze` or `open`, with `qk`.
     head
         Layer and head.
     prompt
         Number of the prompt.
     ax
-        Where to draw; by default a figure of its own.
+        Axes to draw on; by default of a new figure.
 
     Returns
     -------
@@ -50,7 +50,7 @@ def attention(run: xr.DataTree, head: Head | Sequence[int], prompt: int = 0, *, 
     Raises
     ------
     InputError
-        If the run has no such head or prompt, or no attention.
+        If the run lacks the head, the prompt or the attention.
     """
     view = prompt_view(run, prompt)
     values = _values(view, head, "attention")
@@ -74,16 +74,16 @@ def label_logits(
     weighted: bool = False,
     ax: Axes,
 ) -> None:
-    """What a head's value-output vectors say about each label, position by position.
+    """Plot the label logits of a head's value-output vectors, position by position.
 
     Parameters
     ----------
     run
-        What `analyze` or `open` returned, with `ov`.
+        Result of `analyze` or `open`, with `ov`.
     head, prompt, ax
         As in `attention`.
     weighted
-        Times the attention of the last position (needs `qk`).
+        Multiply by the attention of the last position (needs `qk`).
 
     Returns
     -------
@@ -92,7 +92,7 @@ def label_logits(
     Raises
     ------
     InputError
-        If the run has no such head or prompt, or not what is drawn.
+        If the run lacks the head, the prompt or the values.
     """
     yes_or_no("weighted", weighted)
     view = prompt_view(run, prompt)
@@ -100,7 +100,7 @@ def label_logits(
     if weighted:
         values = values * _values(view, head, "attention")[:, None]
     x = np.arange(len(view.tokens))
-    markers = "osD^vPX"  # one more than there are colours, so that 42 labels can be told apart
+    markers = "osD^vPX"  # 7 markers and 6 colours: 42 labels are distinguishable
     for number, label in enumerate(view.labels):
         colour = COLOURS[number % len(COLOURS)]
         ax.plot(x, values[:, number], "-", lw=0.6, color=colour, alpha=0.5)
@@ -135,7 +135,7 @@ def _values(view: PromptView, head: Head | Sequence[int], name: str) -> np.ndarr
 
 
 def _kinds(view: PromptView) -> list[str]:
-    """What the bar of each position is, one of `KINDS`."""
+    """Return the kind of each position, one of `KINDS`."""
     found = []
     for role, cls in zip(view.roles, view.classes, strict=True):
         if role == "label":
@@ -146,7 +146,7 @@ def _kinds(view: PromptView) -> list[str]:
 
 
 def _name_positions(ax: Axes, view: PromptView) -> None:
-    """Tokens below the axis; of long prompts those of label positions alone."""
+    """Write tokens below the axis; for long prompts only those of label positions."""
     n = len(view.tokens)
     at = np.arange(n) if n <= MOST_TICKS else view.label_positions
     names = [printable(view.tokens[i]) for i in at]

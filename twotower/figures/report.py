@@ -1,4 +1,4 @@
-"""The report: one page of a run, or of two, that opens from disk in any browser."""
+"""The report: one HTML page of one run or two, which opens from disk in any browser."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     import xarray as xr
 
 MOST_BYTES = 6_000_000
-"""Size of a page; prompts, and then heads, are left out of a larger one, which says so."""
+"""Default page size. Larger runs are cut to fit: first prompts, then heads; the page says so."""
 
 LEAST_BYTES = 2_500_000
-"""The page with one small prompt: mostly the library that draws."""
+"""Size of a page with one small prompt: mostly the plotting library."""
 
 
 def write_report(
@@ -44,24 +44,23 @@ def write_report(
     prompts: Sequence[int] | None = None,
     most_bytes: int = MOST_BYTES,
 ) -> Path:
-    """Write a run, or a comparison of two, as one page that needs no network.
+    """Write a run, or a comparison of two runs, as one page that needs no network.
 
     Parameters
     ----------
     run
-        What `analyze` or `open` returned; one part of a run that has several.
+        Result of `analyze` or `open`; of a run with several parts, one part.
     path
-        The file, by custom ending in ".html". One that is there is replaced.
+        The file, usually ending in ".html". An existing file is replaced.
     other
         A second run of a model with the same heads.
     names
-        What the runs are called.
+        Names of the runs.
     prompts
-        Numbers of the prompts that can be looked at; by default all. Of large runs only as
-        many are held as the size allows, if need be for the strongest heads alone; the page
-        says so.
+        Numbers of the prompts to include; by default all. Large runs are cut to fit: first
+        prompts, then heads. The page says what was left out.
     most_bytes
-        Size of the page.
+        Maximum size of the page.
 
     Returns
     -------
@@ -70,8 +69,8 @@ def write_report(
     Raises
     ------
     InputError
-        If there is nothing to show, the runs do not have the same heads, a prompt is not
-        there, or the size is too small.
+        If there is nothing to show, the runs do not have the same heads, a prompt is missing,
+        or the size is too small.
     """
     _check_installed()
     whole("most_bytes", most_bytes, LEAST_BYTES)
@@ -92,7 +91,7 @@ def write_report(
         if "\0" in str(target):
             raise InputError(f"path={str(path)!r} must be a path")
         nowhere = target.is_dir() or not target.parent.is_dir()
-    except OSError as error:  # a name that is too long, for one
+    except OSError as error:  # for example, a name that is too long
         raise InputError(f"{target} cannot be written: {error.strerror}") from error
     if nowhere:
         raise InputError(f"{target} cannot be written: it is a folder, or its folder is not there")
@@ -126,7 +125,7 @@ def write_report(
 
 
 def _left_out(data: dict[str, Any]) -> list[str]:
-    """What a page lacks for its size."""
+    """Return notes about what was left out to keep the page small."""
     held, of, heads = len(data["prompts"]), data["held"]["of"], data["held"]["heads"]
     notes = []
     if held < of:
@@ -160,13 +159,13 @@ def _page(content: dict[str, Any], blobs: Sequence[Sequence[str]], library: str)
         library=library,
         css=(folder / "report.css").read_text(encoding="utf-8"),
         js=(folder / "report.js").read_text(encoding="utf-8"),
-        # Scripts run by this number alone, so that no text of a prompt ever becomes one.
+        # Only scripts with this random number run, so a prompt's text never runs as a script.
         nonce=secrets.token_hex(16),
     )
 
 
 def _safe_json(content: Any) -> str:
-    """JSON that cannot end the script element in which it stands."""
+    """Return JSON that cannot close the script element around it."""
     text = json.dumps(content, ensure_ascii=False, allow_nan=False)
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")

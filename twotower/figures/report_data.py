@@ -1,4 +1,4 @@
-"""What a report holds: the heads of a run, its prompts, and how two runs compare."""
+"""Data of a report: the heads of a run, its prompts, and the comparison of two runs."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     import xarray as xr
 
 FEW_PROMPTS = 4
-"""Prompts that a report should hold; before there are fewer, heads are left out."""
+"""Minimum number of prompts in a report; heads are left out to keep it."""
 
 EXPECTED = ("effects", "attribution", "scores")
-"""Groups whose columns a report misses if the run lacks them."""
+"""Groups whose columns a report lists as missing if the run lacks them."""
 
 ABOUT = (
     "model",
@@ -50,11 +50,11 @@ ABOUT = (
     "git_commit",
     "created",
 )
-"""Attributes of a run that a report shows, in this order."""
+"""Attributes of a run in the report, in this order."""
 
 
 def table_of(run: xr.DataTree) -> xr.Dataset | None:
-    """The head table, if the run has numbers of heads."""
+    """Return the head table; None if the run has no numbers of heads."""
     try:
         return head_table(run)
     except InputError as error:
@@ -64,16 +64,16 @@ def table_of(run: xr.DataTree) -> xr.Dataset | None:
 
 
 def run_data(run: xr.DataTree, name: str, table: xr.Dataset | None) -> dict[str, Any]:
-    """What is shown of a run but for its prompts; only what JSON takes.
+    """Return a run's data except its prompts, as JSON values.
 
     Parameters
     ----------
     run
         One run.
     name
-        What it is called in the report.
+        Its name in the report.
     table
-        Its head table, if it has one.
+        Its head table, or None.
     """
     notes = []
     if table is None:
@@ -114,7 +114,7 @@ def run_data(run: xr.DataTree, name: str, table: xr.Dataset | None) -> dict[str,
 
 
 def columns_of(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the columns that any of the runs has, and how they are shown."""
+    """Return the columns of all runs, with their display settings."""
     return [
         {"name": name, "title": about.title, "centre": about.chance, "signed": about.signed}
         for name, (_, about) in head_columns().items()
@@ -134,7 +134,7 @@ COMPARED = {
 
 
 def differences(first: xr.DataTree, second: xr.DataTree) -> str:
-    """What two runs do not have in common, in words."""
+    """Return a sentence with the differences between two runs; "" if there are none."""
     found = [
         words for key, words in COMPARED.items() if first.attrs.get(key) != second.attrs.get(key)
     ]
@@ -142,7 +142,7 @@ def differences(first: xr.DataTree, second: xr.DataTree) -> str:
 
 
 def comparison(first: xr.Dataset, second: xr.Dataset) -> list[dict[str, Any]]:
-    """How alike two runs are, by column: rank correlation, and how many top heads they share.
+    """Compare two runs by column: rank correlation, and the number of shared top heads.
 
     Parameters
     ----------
@@ -152,7 +152,7 @@ def comparison(first: xr.Dataset, second: xr.Dataset) -> list[dict[str, Any]]:
     Raises
     ------
     InputError
-        If the two do not have the same heads.
+        If the two runs do not have the same heads.
     """
     from scipy.stats import spearmanr
 
@@ -167,7 +167,7 @@ def comparison(first: xr.Dataset, second: xr.Dataset) -> list[dict[str, Any]]:
             continue
         a, b = (table[name].values.ravel().astype(float) for table in (first, second))
         both = np.isfinite(a) & np.isfinite(b)
-        k = max(1, min(N_MARKED, int(both.sum()) // 3))  # of few heads all would be shared
+        k = max(1, min(N_MARKED, int(both.sum()) // 3))  # with few heads all would be shared
         varied = both.sum() > 2 and np.ptp(a[both]) > 0 and np.ptp(b[both]) > 0
         top = [set(np.argsort(-np.where(both, x, -np.inf), kind="stable")[:k]) for x in (a, b)]
         found.append(
@@ -185,25 +185,25 @@ def comparison(first: xr.Dataset, second: xr.Dataset) -> list[dict[str, Any]]:
 def prompt_data(
     run: xr.DataTree, table: xr.Dataset | None, prompts: Sequence[int] | None, budget: int
 ) -> tuple[list[dict[str, Any]], list[str], dict[str, Any]]:
-    """Prompts with what heads do at their positions, as many as go into the budget.
+    """Return prompts with the values of heads at their positions, as many as fit the budget.
 
     Parameters
     ----------
     run, table
-        One run, and its head table, if it has one.
+        One run, and its head table or None.
     prompts
         Numbers of prompts; by default all.
     budget
-        Characters.
+        Number of characters.
 
     Returns
     -------
     list of dict
-        What is said of each prompt before it is opened.
+        Summary of each prompt.
     list of str
         Each prompt, packed.
     dict
-        `heads`: which are held (None for all), and `of`: the number of prompts there were.
+        `heads`: the included heads (None for all); `of`: the number of requested prompts.
     """
     if not {"qk", "ov"} & set(run.children):
         return [], [], {"heads": None, "of": 0}
@@ -215,7 +215,7 @@ def prompt_data(
     size = len(_packed(view, None))
     few = min(FEW_PROMPTS, len(wanted))
     if size * few > budget:
-        bare = len(_packed(view, []))  # tokens and such, with no head
+        bare = len(_packed(view, []))  # tokens and texts, without heads
         n = (0.95 * budget / few - bare) / (size - bare) * len(view.layers) * len(view.heads)
         chosen = _strongest(run, table, view, max(1, int(n)))
     told: list[dict[str, Any]] = []
@@ -259,13 +259,13 @@ def _packed(view: PromptView, heads: Sequence[Sequence[int]] | None) -> str:
             rows = [view.layers.index(x) * width + view.heads.index(y) for x, y in heads]
             flat = flat[np.array(rows, dtype=int)]
         arrays[name] = flat
-    return pack(header, arrays, fine=("attention",))  # shades show what three digits do not
+    return pack(header, arrays, fine=("attention",))  # shading needs more than three digits
 
 
 def _strongest(
     run: xr.DataTree, table: xr.Dataset | None, view: PromptView, n: int
 ) -> list[list[int]]:
-    """n heads: those that are marked, then those of the largest numbers."""
+    """Return n heads: the marked ones, then those with the largest numbers."""
     chosen = [list(head) for head in marked_heads(run)][:n]
     if table is None:
         ranked = [[x, y] for x in view.layers for y in view.heads]
@@ -294,12 +294,12 @@ def _axes(run: xr.DataTree, table: xr.Dataset | None) -> tuple[list[int], list[i
 
 
 def _flat(values: np.ndarray) -> list[float | None]:
-    """(layer x head,) of seven digits, with None for NaN, as JSON has it."""
+    """Return (layer x head,) values with seven digits, None for NaN, for JSON."""
     return [float(f"{x:.7g}") if np.isfinite(x) else None for x in values.ravel()]
 
 
 def _numbers(run: xr.DataTree, measured: int, heads: int) -> list[list[str]]:
-    """What is said first: prompts, heads, accuracy."""
+    """Return the summary numbers: prompts, heads, accuracy."""
     found = [["prompts", str(measured)], ["heads", str(heads)]]
     if "predictions" in run.children and measured:
         answers = measured_prompts(run.children["predictions"])

@@ -1,4 +1,4 @@
-"""The look of all figures: colours told apart without colour vision, sizes for print."""
+"""Style of all figures: colours for colour-blind readers, sizes for print."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREY, GREEN = "#0072B2", "#D55E00", "#8a8a8a", "#009E73"
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9")
-"""Told apart without colour vision (Okabe & Ito 2008)."""
+"""Colours distinguishable without colour vision (Okabe & Ito 2008)."""
 
 LOOK: dict[RcKeyType, Any] = {
     "font.size": 9,
@@ -34,12 +34,12 @@ LOOK: dict[RcKeyType, Any] = {
 def drawn(
     width: float = 5.0, height: float = 3.5
 ) -> Callable[[Callable[..., None]], Callable[..., Axes]]:
-    """Give a function that draws its Axes and the look of all figures.
+    """Make a decorator that gives a plot function its Axes and the common style.
 
     Parameters
     ----------
     width, height
-        Inches, of the figure that is made where no Axes are given.
+        Size in inches of a new figure, if no Axes are given.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., Axes]:
@@ -50,12 +50,12 @@ def drawn(
 
             figure = None
             if ax is not None and not isinstance(ax, axes.Axes):
-                raise InputError(f"ax={ax!r} must be Axes of matplotlib, or left out")
-            if ax is None:  # before the look, which else would undo what a notebook sets
+                raise InputError(f"ax={ax!r} must be matplotlib Axes, or left out")
+            if ax is None:  # outside the style, which would reset a notebook's settings
                 figure = plt.figure(figsize=(width, height), layout="constrained")
             with plt.rc_context(LOOK):
                 place = ax if figure is None else figure.subplots()
-                assert place is not None  # one of the two is there
+                assert place is not None  # either ax or figure is given
                 try:
                     function(*arguments, ax=place, **options)
                 except BaseException:
@@ -70,8 +70,8 @@ def drawn(
 
 
 def whole_numbers(axis: Axis) -> None:
-    """Let an axis have ticks at whole numbers alone."""
-    # The base class, which is what an axis is said to have, does not know the setting.
+    """Put ticks of an axis only at whole numbers."""
+    # Any, because the typed base class of locators lacks the setting.
     locator: Any = axis.get_major_locator()
     locator.set_params(integer=True)
 
@@ -85,7 +85,7 @@ def bar(
     named: bool,
     width: float = 0.34,
 ) -> None:
-    """A bar with its interval; `named` bars go into the legend."""
+    """Draw a bar with its interval; `named` bars get a legend entry."""
     words = label if named else None
     ax.bar(x, estimate.value, width, color=COLOURS[colour], label=words)
     if np.isfinite(estimate.low):
@@ -96,7 +96,7 @@ def bar(
 def line(
     ax: Axes, x: Sequence[float], estimates: Sequence[Estimate], colour: int, label: str
 ) -> None:
-    """A line of estimates with their intervals as a band."""
+    """Draw a line of estimates with their intervals as a band."""
     ax.plot(x, [e.value for e in estimates], "o-", ms=4, color=COLOURS[colour], label=label)
     ax.fill_between(
         x,

@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 MOST_WIDTH = 1000
 MOST_NAME = 24
-"""Characters of a class or label in a table."""
+"""Maximum number of characters of a class or label in a table."""
 
 
 def rows_of(run: xr.DataTree, by: str, k: int) -> list[dict[str, Any]]:
-    """The k strongest heads with all their numbers, strongest first.
+    """Return the k strongest heads with all their numbers, strongest first.
 
     Raises
     ------
     InputError
-        If the run does not hold what they are ranked by.
+        If the run lacks the column `by`.
     """
     table = head_table(run)
     if by not in table:
@@ -54,7 +54,7 @@ def rows_of(run: xr.DataTree, by: str, k: int) -> list[dict[str, Any]]:
 
 
 def show_heads(rows: Sequence[dict[str, Any]], console: Console) -> None:
-    """Print heads as a table; marked ones with a star."""
+    """Print heads as a table; a star marks the in-context heads."""
     known = head_columns()
     columns = {name: about for name, (_, about) in known.items() if rows and name in rows[0]}
     table = _table(console)
@@ -73,7 +73,7 @@ def show_heads(rows: Sequence[dict[str, Any]], console: Console) -> None:
 
 
 def prompt_rows(view: PromptView, head: Head | Sequence[int]) -> list[dict[str, Any]]:
-    """A prompt token by token, with all that one head does there."""
+    """Return a row per token of a prompt, with all numbers of one head there."""
     values = view.of(head)
     tops = view.top_tokens.get(f"{head[0]}.{head[1]}")
     rows = []
@@ -99,7 +99,7 @@ def prompt_rows(view: PromptView, head: Head | Sequence[int]) -> list[dict[str, 
 def show_prompt(
     run: xr.DataTree, head: Head | Sequence[int], prompt: int, console: Console
 ) -> None:
-    """Print a prompt, shaded by a head's attention, and its label positions as a table."""
+    """Print a prompt shaded by a head's attention, and a table of its label positions."""
     view = prompt_view(run, prompt)
     rows = prompt_rows(view, head)
     console.print(f"Head {head[0]}.{head[1]}, prompt {prompt}: {_answer(view)}", soft_wrap=True)
@@ -134,9 +134,9 @@ def show_prompt(
 
 
 def coloured(view: PromptView, head: Head | Sequence[int]) -> Text:
-    """The prompt with attention as shade, label positions underlined.
+    """Return the prompt shaded by attention, with label positions underlined.
 
-    Without colours, as in a pipe, attention of a tenth or more is written behind its token.
+    Without colours, as in a pipe, attention of 0.1 or more is written after its token.
     """
     from rich.text import Text
 
@@ -156,7 +156,7 @@ def coloured(view: PromptView, head: Head | Sequence[int]) -> Text:
 
 
 def _table(console: Console) -> Table:
-    """A table; in a pipe without lines."""
+    """Make a table; in a pipe, without lines."""
     from rich import box
     from rich.table import Table
 
@@ -164,7 +164,7 @@ def _table(console: Console) -> Table:
 
 
 def _print(table: Table, console: Console) -> None:
-    """Print a table whole: where the terminal is too narrow, it wraps, and no number is cut."""
+    """Print a table; in a narrow terminal cells wrap, so that no number is cut."""
     from rich.measure import Measurement
 
     for column in table.columns:

@@ -1,22 +1,22 @@
-"""Texts of prompts as they can be shown: in a line, without control characters."""
+"""Texts of prompts for display: on one line, without control characters."""
 
 from __future__ import annotations
 
 import unicodedata
 
 BOX = "\u25af"
-"""What stands for a character that cannot be shown."""
+"""Replacement for characters that cannot be shown."""
 
 
 def control_free(text: str, keep: str = "") -> str:
-    """A text on one line: line breaks and tabs as signs, other control characters as boxes.
+    """Return a text on one line: line breaks and tabs as signs, other control characters as boxes.
 
     Parameters
     ----------
     text
         Any text, such as a token's.
     keep
-        Control characters that stay as they are, such as line breaks.
+        Control characters to keep, such as line breaks.
     """
     signs = {"\n": "\u21b5", "\t": "\u2192"}
     found = ((c if c in keep else signs.get(c, c)) for c in text)
@@ -24,7 +24,7 @@ def control_free(text: str, keep: str = "") -> str:
 
 
 def printable(text: str) -> str:
-    """A text as matplotlib can draw it: no formula, no line break, no glyph that is missing."""
+    """Return a text for matplotlib: without formulas, line breaks or missing glyphs."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     font = get_font(findfont(FontProperties()))

@@ -1,4 +1,4 @@
-"""What figures, tables and reports show of a run: its heads, and its prompts one by one."""
+"""Views of a run for figures, tables and reports: its heads, and its single prompts."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from ..head import Head
 
 N_MARKED = 12
-"""Heads that are marked where none are named."""
+"""Default number of marked heads."""
 
 
 def one_run(run: Any, part: str | None = None) -> xr.DataTree:
-    """A run, or a part of one that has several; one dataset counts as a run of one group.
+    """Return a run, or one part of it; a dataset counts as a run with one group.
 
     Raises
     ------
     InputError
-        If it is no run, or a part must be named and is not, or is not there.
+        If it is not a run, the part is missing, or a run with parts has none chosen.
     """
     import xarray as xr
 
@@ -41,7 +41,7 @@ def one_run(run: Any, part: str | None = None) -> xr.DataTree:
         root = xr.Dataset(attrs={k: v for k, v in run.attrs.items() if k != "twotower_group"})
         run = xr.DataTree.from_dict({"/": root, run.attrs["twotower_group"]: run})
     if not getattr(run, "children", None):
-        raise InputError(f"a {type(run).__name__} is no run; use what analyze or open returned")
+        raise InputError(f"a {type(run).__name__} is not a run; use what analyze or open returned")
     parts = json.loads(run.attrs.get("twotower_parts", "[]"))
     if part is not None and part not in parts:
         known = f"parts are {', '.join(parts)}" if parts else "it has none"
@@ -53,41 +53,41 @@ def one_run(run: Any, part: str | None = None) -> xr.DataTree:
 
 
 def part_of(run: xr.DataTree, name: str, *dims: str) -> xr.Dataset:
-    """The prompts of a group that have values; it must have all the dims that are needed.
+    """Return the measured prompts of a group, which must have all these dims.
 
     Raises
     ------
     InputError
-        If a dim is gone, as after `isel` or a mean.
+        If a dim is missing, for example after `isel` or a mean.
     """
     node = run.children[name]
     found = measured_prompts(node)
     for dim in dims:
         if dim not in found.dims:
-            raise InputError(f"{name} has no dim {dim!r} (any more); use a run with all its dims")
+            raise InputError(f"{name} has no dim {dim!r}; use a run with all its dims")
     return found
 
 
 def head_table(run: xr.DataTree | xr.Dataset) -> xr.Dataset:
-    """One number of each kind for every head, as far as a run holds them.
+    """Return one number of each kind for every head.
 
     Parameters
     ----------
     run
-        What `analyze` or `open` returned. Prompts that are not measured yet, or not finite,
-        are left out.
+        Result of `analyze` or `open`. Prompts that are not measured yet or not finite are
+        left out.
 
     Returns
     -------
     xarray.Dataset
-        (layer, head): the schema's columns of heads, averaged over prompts: margin_drop,
-        label_logit (of the head's own output, the right label's less the mean of the others'),
-        qk_auc, qk_auc_content, ov_auc, and those of other measures.
+        (layer, head): the schema's columns of heads that the run has, averaged over prompts:
+        margin_drop, label_logit (of the head's own output, the right label's minus the mean of
+        the others'), qk_auc, qk_auc_content, ov_auc, and those of other measures.
 
     Raises
     ------
     InputError
-        If the run says nothing about heads.
+        If the run has no numbers of heads.
     """
     import xarray as xr
 
@@ -114,7 +114,7 @@ def head_table(run: xr.DataTree | xr.Dataset) -> xr.Dataset:
     if unscored and {"qk", "ov"} <= set(run.children) and prompts_of(run):
         for name in ("qk", "ov"):
             part_of(run, name, "prompt", "layer", "head", "position")
-        scores = two_tower_scores(run)  # a run under way gets its own at its end
+        scores = two_tower_scores(run)  # an unfinished run has no scores yet
     if scores is not None:
         for key, array in scores.data_vars.items():
             found.setdefault(str(key), array)
@@ -130,17 +130,17 @@ def head_table(run: xr.DataTree | xr.Dataset) -> xr.Dataset:
 def marked_heads(
     run: xr.DataTree, heads: Sequence[Head] | None = None, k: int = N_MARKED
 ) -> list[Head]:
-    """The heads that are marked: those named, those the run names, or the strongest.
+    """Return the heads to mark: the given ones, the run's own, or the strongest.
 
-    Heads without a finite effect are never the strongest.
+    Heads without a finite effect are never among the strongest.
 
     Parameters
     ----------
     run
-        What `analyze` or `open` returned.
+        Result of `analyze` or `open`.
     heads
-        Heads, or None for those that the run was made with (attribute `in_context_heads`),
-        or, where it has none, the k with the largest effect.
+        Heads; None for the run's own (attribute `in_context_heads`), or without these the k
+        with the largest effect.
     k
         Number of heads.
     """
@@ -155,13 +155,13 @@ def marked_heads(
         return []
     from ..measures.choose import strongest
 
-    # Only from the effects: the whole table may read every score of a stored run.
+    # Read only the effects: the whole head table may read every score of a stored run.
     drop = part_of(run, "effects", "prompt", "layer", "head")["margin_drop"]
     return strongest(drop.mean("prompt").sortby(["layer", "head"]).compute(), k)
 
 
 def prompts_of(run: xr.DataTree) -> list[int]:
-    """Numbers of the prompts that have values, in every group that has prompts."""
+    """Return the numbers of the prompts that have values in all groups with prompts."""
     found: list[int] | None = None
     for name in ("qk", "ov", "effects", "attribution", "predictions"):
         if name in run.children and "prompt" in run[name].dims:
@@ -172,7 +172,7 @@ def prompts_of(run: xr.DataTree) -> list[int]:
 
 @dataclass
 class PromptView:
-    """A prompt without its padding, and what every head does at its positions.
+    """A prompt without padding, with the values of every head at its positions.
 
     Attributes
     ----------
@@ -181,16 +181,16 @@ class PromptView:
     tokens, roles, label_texts, classes
         (position,) texts.
     positions
-        (position,) counted from the end, the last being 0.
+        (position,) counted from the end; the last is 0.
     gold, query_class
         Right label, and the query's class.
     labels, layers, heads
         Coordinates of the values.
     values
-        By name as in `BY_POSITION`: (layer, head, position), label_logit with a last axis
-        of labels; NaN where a position was not kept.
+        By name as in `BY_POSITION`: (layer, head, position); label_logit has a last axis of
+        labels. NaN at positions that were not stored.
     answer
-        What the model said: logits and logprobs by label, margin, top_token; as far as known.
+        The model's answer if the run has it: logits and logprobs by label, margin, top_token.
     top_tokens
         (position,) most likely token of the value-output vector, by head.
     """
@@ -211,7 +211,7 @@ class PromptView:
     top_tokens: dict[str, np.ndarray]
 
     def of(self, head: Head | Sequence[int]) -> dict[str, np.ndarray]:
-        """The values of one head, (position,) or (position, label).
+        """Return the values of one head, (position,) or (position, label).
 
         Raises
         ------
@@ -229,35 +229,35 @@ class PromptView:
 
     @cached_property
     def label_positions(self) -> np.ndarray:
-        """Columns of label positions."""
+        """Indices of label positions."""
         return np.flatnonzero(self.roles == "label")
 
 
 def prompt_view(run: xr.DataTree, prompt: int) -> PromptView:
-    """A prompt of a run.
+    """Return a prompt of a run.
 
     Parameters
     ----------
     run
-        What `analyze` or `open` returned, with `qk` or `ov`.
+        Result of `analyze` or `open`, with `qk` or `ov`.
     prompt
         Number of the prompt.
 
     Returns
     -------
     PromptView
-        The prompt without its padding, and what every head does at its positions.
+        The prompt without padding, with the values of every head at its positions.
 
     Raises
     ------
     InputError
-        If the run has no such prompt, it is not measured yet or not finite, or nothing is
-        known of positions.
+        If the prompt is missing, not measured yet or not finite, or the run has neither qk
+        nor ov.
     """
     run = one_run(run)
     groups = [name for name in ("qk", "ov") if name in run.children]
     if not groups:
-        raise InputError("the run has neither qk nor ov: nothing is known of positions")
+        raise InputError("the run has neither qk nor ov, so it has no values by position")
     for name in groups:
         part_of(run, name, "prompt", "layer", "head", "position")
     known = prompts_of(run)
@@ -274,7 +274,7 @@ def prompt_view(run: xr.DataTree, prompt: int) -> PromptView:
         try:
             parts[name] = parts[name].sel(layer=first["layer"], head=first["head"])
         except KeyError as error:
-            raise InputError("qk and ov do not hold the same heads") from error
+            raise InputError("qk and ov do not have the same heads") from error
     place = _places(parts, first)
     n = int(place["position"].size)
     labels = [str(x) for x in parts["ov"]["label"].values] if "ov" in parts else []
@@ -304,7 +304,7 @@ def prompt_view(run: xr.DataTree, prompt: int) -> PromptView:
 
 
 def _state(run: xr.DataTree, group: str, prompt: int) -> str:
-    """Why nothing is known of a prompt, in words."""
+    """Return why a prompt has no values, in words."""
     total = run[group].sizes["prompt"]
     if prompt >= total:
         return f"is not in the run ({total} prompts)"
@@ -314,7 +314,7 @@ def _state(run: xr.DataTree, group: str, prompt: int) -> str:
 
 
 def not_finite(run: xr.DataTree) -> list[int]:
-    """Numbers of the prompts whose logits are not finite."""
+    """Return the numbers of the prompts whose logits are not finite."""
     found: set[int] = set()
     for node in run.children.values():
         dataset = node.to_dataset(inherit=False)
@@ -324,7 +324,7 @@ def not_finite(run: xr.DataTree) -> list[int]:
 
 
 def _places(parts: dict[str, xr.Dataset], first: xr.Dataset) -> dict[str, np.ndarray]:
-    """tokens, roles, label_texts, classes and position of a prompt without its padding."""
+    """Return tokens, roles, label_texts, classes and position of a prompt without padding."""
     known = parts.get("prompts", first)
     there = known["role"].values != "pad"
     position = _position(known)[there]
@@ -332,7 +332,7 @@ def _places(parts: dict[str, xr.Dataset], first: xr.Dataset) -> dict[str, np.nda
     roles = known["role"].values[there]
     if "prompts" in parts:
         tokens = known["token"].values[there]
-    else:  # the run holds no tokens; the labels are known
+    else:  # the run has no tokens, but the labels are known
         tokens = np.where(roles == "label", label, "·")
     return {
         "position": position,
@@ -344,20 +344,20 @@ def _places(parts: dict[str, xr.Dataset], first: xr.Dataset) -> dict[str, np.nda
 
 
 def _position(part: xr.Dataset) -> np.ndarray:
-    """(position,) place in the prompt, which with keep="labels" is not the coordinate's."""
+    """Return (position,) places in the prompt; keep="labels" renumbers the coordinate."""
     name = "token_position" if "token_position" in part.coords else "position"
     found: np.ndarray = part[name].values
     return found
 
 
 def _spread(array: xr.DataArray, part: xr.Dataset, position: np.ndarray, n: int) -> np.ndarray:
-    """Values by position, put where the prompt has these positions; NaN or "" elsewhere."""
+    """Put values at the prompt's positions; fill the others with NaN or ""."""
     axis = array.dims.index("position")
     values = np.moveaxis(array.values, axis, 0)
     there = part["role"].values != "pad"
     column = {int(p): i for i, p in enumerate(position)}
     if not set(map(int, _position(part)[there])) <= set(column):
-        raise InputError("the groups of the run are of different prompts")
+        raise InputError("the groups of the run have different prompts")
     found = np.full(
         (n, *values.shape[1:]), np.nan if values.dtype.kind == "f" else "", values.dtype
     )

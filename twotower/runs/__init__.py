@@ -1,1 +1,1 @@
-"""Runs: one configuration, and what is done with it."""
+"""Runs: their configuration, and how it is carried out."""

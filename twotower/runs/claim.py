@@ -1,4 +1,4 @@
-"""Who drives a run: one process at a time, as far as it is known to be alive."""
+"""The claim on a run: only one live process drives it."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 EVERY = 10.0
-"""Seconds between two signs of life."""
+"""Seconds between two heartbeats."""
 
 SILENT = 60.0
-"""Seconds after which a driver on another host counts as dead."""
+"""Seconds without a heartbeat after which a driver on another host counts as dead."""
 
 
 class Claimed(Protocol):
-    """What can be claimed: a run's store, or the ledger of a folder of experiments."""
+    """Object that can be claimed: a run's store, or the ledger of a folder of experiments."""
 
     place: Place
 
     def driver(self) -> dict[str, Any]:
-        """Who drives it, as was said last; empty where nobody does."""
+        """Return the last recorded driver, or an empty dict."""
 
     def beat(self, driver: Mapping[str, Any] | None) -> None:
-        """Say who drives it, or that nobody does any more."""
+        """Record the driver, or None when it stops."""
 
 
 class Claim:
-    """Says in the store, as long as a `with` block lasts, that this process drives the run.
+    """Context manager that records this process in the store as the run's driver.
 
     Parameters
     ----------
     store
         The run's store.
     engine
-        Whose units under way are told.
+        Engine whose running units are recorded.
 
     Raises
     ------
@@ -73,12 +73,12 @@ class Claim:
     def __exit__(self, *_: object) -> None:
         self.ended.set()
         self.thread.join()
-        with suppress(Exception):  # whoever comes next finds this process gone
+        with suppress(Exception):  # the next driver sees that this process is gone
             self.store.beat(None)
 
     def _beat(self) -> None:
         while not self.ended.wait(EVERY):
-            with suppress(Exception):  # a store that refuses is the units' concern
+            with suppress(Exception):  # writing the units reports a failing store
                 self.store.beat(self._about())
 
     def _about(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class Claim:
 
 
 def alive(driver: dict[str, Any], itself: bool = False) -> bool:
-    """Whether who drives a run still does; this process counts only if `itself`."""
+    """Whether the driver is alive; this process counts only if `itself`."""
     if not driver:
         return False
     if driver["host"] != socket.gethostname():

@@ -1,4 +1,4 @@
-"""What a run is made of: one dataclass, from the command line or a YAML file."""
+"""The settings of a run: one dataclass, filled from the command line or a YAML file."""
 
 from __future__ import annotations
 
@@ -24,76 +24,76 @@ if TYPE_CHECKING:
 Words = Parameter(consume_multiple=True)
 Measure = Literal["predictions", "effects", "attribution", "qk", "ov"]
 SEVERAL = ("model", "task", "seed")
-"""Settings of which a run may have several values; each combination is a part of it."""
+"""Settings that may have several values; each combination is a part of the run."""
 
 YES_OR_NO = ("permute_labels",)
-"""Settings that are true or false where they are given."""
+"""Optional settings that are true or false."""
 
 LISTS = (*SEVERAL, "labels", "measures")
 WHOLE = ("batch_size", "threads", "workers", "gpus_per_replica")
-"""Settings that are whole numbers where they are given."""
+"""Optional settings that are whole numbers."""
 
 NOT_IN_HASH = ("output", "overwrite", "batch_size", "device_map", "remote", "threads")
-"""Settings that do not change what is measured; those of the engine neither."""
+"""Settings that do not change the results, besides those of the engine."""
 
 
 @dataclass(frozen=True)
 class Configuration(LoadSettings, EngineSettings):
-    """Models, tasks and seeds, and what is measured.
+    """Models, tasks, seeds and measures of a run.
 
     Attributes
     ----------
     model
-        Hub id, folder, or smollm2-135m (the demo model); or several.
+        Hub id, folder, or smollm2-135m (the demo model); one or several.
     task
-        A bundled task, a ready hub dataset, a .csv, .tsv, .json, .jsonl or .parquet file, or
-        hub:owner/dataset; or several.
+        A bundled task, a known hub dataset, a .csv, .tsv, .json, .jsonl or .parquet file, or
+        hub:owner/dataset; one or several.
     output
-        Where the run is written: a path, or a URL such as s3://bucket/run.zarr; by default
+        Where to write the run: a path, or a URL such as s3://bucket/run.zarr; by default
         runs/TASK.zarr.
     overwrite
-        Replace a run that is there.
+        Replace an existing run.
     labels
-        One word per class, each one token, or CLASS=WORD for each class; by default foo, bar,
-        map, ... Words that are the classes' own names go with their classes.
+        One single-token word per class, or CLASS=WORD for each class; by default foo, bar,
+        map, ... Words that equal class names are assigned to those classes.
     shots
         Demonstrations per label.
     n
-        Number of prompts of each model, task and seed.
+        Prompts per model, task and seed.
     seed
-        Decides every draw; or several.
+        Random seed; one or several.
     template
-        How a demonstration is written, with {text} and then {label}.
+        Format of a demonstration, with {text} before {label}.
     instruction
         Text before the first demonstration.
     order
         Order of the demonstrations.
     permute_labels
-        Let the label of a class change between prompts; by default it does, unless labels
-        are given by class or are the classes' own names.
+        Let the label of a class change between prompts. By default true, unless labels are
+        given by class or equal the class names.
     shared_demonstrations
         Give all prompts the same demonstrations.
     add_special_tokens
-        Let the tokenizer add its special tokens; not where the template holds them already.
+        Let the tokenizer add its special tokens; false if the template contains them.
     control_tokens
-        Let control tokens of the tokenizer stand in texts and labels.
+        Allow control tokens of the tokenizer in texts and labels.
     text_column
-        Column of the texts in a file or hub dataset.
+        Text column of a file or hub dataset.
     label_column
-        Column of the classes in a file or hub dataset.
+        Class column of a file or hub dataset.
     measures
-        What is measured.
+        Measures to compute.
     norm
-        Final norm of the log-probability increase: its own statistics, or frozen.
+        Final norm for the log-probability increase: own statistics, or frozen.
     logprobs
-        Give head effects on log-probabilities too.
+        Also compute head effects on log-probabilities.
     keep
-        Keep QK and OV at all positions, or at label positions alone.
+        Store QK and OV at all positions, or only at label positions.
     batch_size
-        Prompts in a batch; by default about a thousand tokens' worth on a processor, and
-        as many as fill a GPU. Fewer where memory runs out.
+        Prompts per batch; by default about a thousand tokens' worth on a CPU, and as many
+        as fill a GPU. Reduced when memory runs out.
     unit_size
-        Prompts in a unit of work; a batch is never larger.
+        Prompts per unit of work; a batch is never larger.
     """
 
     model: Annotated[tuple[str, ...], Words] = ("smollm2-135m",)
@@ -132,7 +132,7 @@ class Configuration(LoadSettings, EngineSettings):
             value = getattr(self, name)
             several = tuple(value) if isinstance(value, (list, tuple)) else (value,)
             if not several or len(set(several)) != len(several):
-                raise InputError(f"{name}={value!r} must be one or several that differ")
+                raise InputError(f"{name}={value!r} must be one value, or several without repeats")
             object.__setattr__(self, name, several)
         if isinstance(self.labels, dict):
             by_class = tuple(f"{cls}={word}" for cls, word in self.labels.items())
@@ -147,25 +147,25 @@ class Configuration(LoadSettings, EngineSettings):
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Configuration:
-        """A configuration from a YAML file of these names.
+        """Read a configuration from a YAML file.
 
         Raises
         ------
         InputError
-            If the file cannot be read, or holds a name that is none of these.
+            If the file cannot be read, or contains an unknown setting.
         """
         return cls(**read_yaml(Path(path)))
 
     @property
     def store(self) -> str:
-        """Where the run is written."""
+        """Path or URL of the run's store."""
         if self.output is not None:
             return str(self.output)
         return str(Path("runs") / ("+".join(Path(task).stem for task in self.task) + ".zarr"))
 
     @property
     def parts(self) -> dict[str, Configuration]:
-        """A configuration for each model, task and seed, by name; a single one's is ""."""
+        """One configuration per model, task and seed, by name; the name of a single one is ""."""
         alone = [
             replace(self, model=(model,), task=(task,), seed=(seed,))
             for model in self.model
@@ -176,7 +176,7 @@ class Configuration(LoadSettings, EngineSettings):
             return {"": alone[0]}
         named = {one._name: one for one in alone}
         if len(named) < len(alone):
-            raise InputError("two models or two tasks have the same name in the store")
+            raise InputError("two models or two tasks have the same name in the store; rename one")
         return named
 
     @property
@@ -185,28 +185,28 @@ class Configuration(LoadSettings, EngineSettings):
         return ".".join(re.sub(r"[^A-Za-z0-9_-]+", "-", word) for word in words)
 
     def describe(self) -> dict[str, Any]:
-        """The settings that decide what is measured, as JSON has them."""
+        """Return the settings that change the results, as a dict for JSON."""
         engine = {field.name for field in fields(EngineSettings)}
         kept = {k: v for k, v in asdict(self).items() if k not in {*NOT_IN_HASH, *engine}}
         return dict(json.loads(json.dumps(kept)))
 
     @property
     def hash(self) -> str:
-        """SHA-256 of these settings."""
+        """SHA-256 of the settings that change the results."""
         return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()
 
     def load_model(self) -> Model:
-        """The model; the first of several."""
+        """Load the model; the first of several."""
         return self.load(self.model[0])
 
     def load_task(self) -> Task:
-        """The task; the first of several."""
+        """Load the task; the first of several."""
         from ..prompts import load_task
 
         return load_task(self.task[0], text=self.text_column, label=self.label_column)
 
     def build_prompts(self, model: Model, task: Task) -> Prompts:
-        """The prompts; those of the first of several seeds."""
+        """Build the prompts, with the first of several seeds."""
         from ..prompts import build_prompts
 
         return build_prompts(
@@ -226,7 +226,7 @@ class Configuration(LoadSettings, EngineSettings):
         )
 
     def _labels(self) -> tuple[str, ...] | dict[str, str] | None:
-        """Labels as words, or by class where each is written CLASS=WORD."""
+        """Return the labels as words, or by class if each is written CLASS=WORD."""
         pairs = [label.rpartition("=") for label in self.labels or ()]
         if pairs and all(cls and word for cls, _, word in pairs):
             if len({cls for cls, _, _ in pairs}) < len(pairs):
@@ -236,7 +236,7 @@ class Configuration(LoadSettings, EngineSettings):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Settings of a YAML file, by the names of `Configuration`."""
+    """Read settings from a YAML file, by the names of `Configuration`."""
     import yaml
 
     try:
@@ -253,10 +253,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} must hold names and values, such as 'model: smollm2-135m'")
     names = [] if root is None else [key.value for key, _ in root.value]
     for name in found:
-        if names.count(name) > 1:  # YAML would take the last one and say nothing
+        if names.count(name) > 1:  # YAML silently takes the last one
             raise InputError(f"{path}: {name!r} is set twice")
         if name not in known:
-            raise InputError(f"{path}: {name!r} is no setting; settings are {', '.join(known)}")
+            raise InputError(f"{path}: unknown setting {name!r}; settings are {', '.join(known)}")
     for name, value in found.items():
         _check_setting(path, name, value)
     if isinstance(found.get("labels"), dict):
@@ -268,7 +268,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _check_setting(path: Path, name: str, value: Any) -> None:
-    """Refuse a value of another type than the setting's; YAML reads yes as true, for one."""
+    """Check that a value has the setting's type; for example, YAML reads yes as true."""
     default = getattr(Configuration, name)
     single = default[0] if name in SEVERAL else default
     values = value if name in LISTS and isinstance(value, list) else [value]

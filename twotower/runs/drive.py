@@ -1,4 +1,4 @@
-"""Handing units to workers until none is missing: tries, stops, and what is set aside."""
+"""The loop that gives units to workers, with retries and a gentle stop."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from ..errors import FindingError, InputError, StoreError, in_one_line
 from .engine import Engine, Outcome
 
 POLL = 1.0
-"""Seconds after which it is seen what workers are at, though no unit came to an end."""
+"""Seconds between two updates of the workers' state while no unit finishes."""
 
 TRIES = 3
-"""How often a unit may fail before it is set aside."""
+"""Number of failures after which a unit is no longer retried."""
 
 
 @dataclass
 class Driven:
-    """What came of a run's units.
+    """Result of driving a run's units.
 
     Attributes
     ----------
     done
-        Number of units that were carried out.
+        Number of units that succeeded.
     failed
-        Units that were set aside, with the last error.
+        Units that failed for good, with the last error.
     seconds
         Wall time.
     busy, writing
-        Seconds that workers were at work, summed, and those of them for writing.
+        Seconds of work, summed over workers, and the part spent on writing.
     interrupted
         Whether it was stopped before the end.
     """
@@ -55,27 +55,27 @@ def drive(
     seen: Callable[[Engine, Outcome | None], None] = lambda engine, outcome: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Driven:
-    """Carry out units. Workers pull them, so that slow ones get fewer.
+    """Carry out units. Workers pull them, so slow workers get fewer.
 
-    A first Ctrl-C lets what is under way come to its end; a second one ends it.
+    A first Ctrl-C lets running units finish; a second one stops at once.
 
     Parameters
     ----------
     engine
         The workers.
     units
-        In the order in which they are best done.
+        In preferred order.
     alike
-        Units for which a worker needs the same things; it gets one alike, if there is any.
+        Key of a unit; a worker prefers units with the key of its last one.
     seen
-        Takes the engine and an outcome, or None where nothing happened for a while.
+        Called with the engine and an outcome, or None if none came for a while.
     say
-        Takes lines about what went wrong.
+        Called with lines about failures.
 
     Raises
     ------
     StoreError
-        If a worker could not write: all others could not either.
+        If a worker cannot write; then no other can.
     """
     found, start = Driven(), time.perf_counter()
     waiting, tries = deque(units), Counter[Any]()
@@ -112,32 +112,32 @@ def _failed(
     found: Driven,
     say: Callable[[str], None],
 ) -> None:
-    """Let a unit that failed be tried again at the end, or set it aside after `TRIES`."""
+    """Queue a failed unit again, or record it as failed after `TRIES`."""
     error, unit = outcome.error, outcome.unit
     assert error is not None
     if isinstance(error, StoreError):
         raise error
-    # What is wrong with the input, or was found, is so the next time as well.
+    # Input errors and findings do not go away on a retry.
     tries[unit] += TRIES if isinstance(error, (FindingError, InputError)) else 1
     words = in_one_line(error)
     if tries[unit] < TRIES:
-        say(f"{unit} failed ({words}); it is tried again")
+        say(f"{unit} failed ({words}); it will be retried")
         waiting.append(unit)
     else:
-        say(f"{unit} is set aside ({words})")
+        say(f"{unit} failed for good ({words})")
         found.failed[unit] = error
 
 
 @contextmanager
 def _stop_gently(say: Callable[[str], None]) -> Iterator[threading.Event]:
-    """An event that a first Ctrl-C sets; a second one interrupts as usual."""
+    """Yield an event that a first Ctrl-C sets; a second one interrupts as usual."""
     stop = threading.Event()
 
     def handle(number: int, frame: Any) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        say("stopping when what is under way is done; Ctrl-C again stops at once")
+        say("stopping after the running units; Ctrl-C again stops at once")
 
     if threading.current_thread() is not threading.main_thread():
         yield stop

@@ -1,4 +1,4 @@
-"""What carries out units: the interface that all engines have."""
+"""The interface of all engines, which carry out units."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any, Protocol
 
 @dataclass
 class Outcome:
-    """What became of a unit.
+    """Outcome of a unit.
 
     Attributes
     ----------
     unit
         The unit.
     report
-        What the worker returned; None if it failed.
+        Return value of the worker; None if it failed.
     error
-        Why it failed.
+        The exception if it failed.
     """
 
     unit: Any
@@ -29,19 +29,19 @@ class Outcome:
 class Engine(Protocol):
     """Workers, each of which carries out one unit at a time.
 
-    `slots` holds a name for each that is there, and what it is busy with (None where idle).
+    `slots` maps the name of each worker to its current unit (None if idle).
     """
 
     slots: dict[Hashable, Any]
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """Result of a method of one worker."""
+        """Return the result of a method of one worker."""
 
     def give(self, slot: Hashable, unit: Any) -> None:
-        """Let an idle worker carry out a unit."""
+        """Give a unit to an idle worker."""
 
     def take(self, seconds: float) -> Outcome | None:
-        """A unit that came to an end; None if none did within so many seconds."""
+        """Return the outcome of a finished unit; None if none finishes within `seconds`."""
 
     def close(self) -> None:
-        """Let the workers go."""
+        """Stop the workers."""

@@ -1,4 +1,4 @@
-"""What computes the units of a run: the settings that commands have in common."""
+"""Settings of the engine that computes the units, common to several commands."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from .load_settings import MaybeWhole
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """What computes the units.
+    """Settings of the engine that computes the units.
 
     Attributes
     ----------
     engine
-        local: this process. ray: model replicas on a Ray cluster, which is started on this
-        machine or joined.
+        local: this process. ray: model replicas on a Ray cluster, started on this machine or
+        joined.
     workers
-        Replicas; by default as many as the GPUs allow, without GPUs one for every `threads`
-        CPUs, or a single one where that is not set.
+        Number of replicas; by default as many as the GPUs allow. Without GPUs, one per
+        `threads` CPUs, or one if `threads` is not set.
     gpus_per_replica
-        GPUs over which one replica is spread; by default 1 where there are GPUs.
+        GPUs per replica; by default 1 if there are GPUs.
     address
         A Ray cluster to join: auto (the one on this machine), or host:6379.
     patience
-        Seconds to try again where the store refuses to be written.
+        Seconds to retry a failed write to the store.
     """
 
     engine: Literal["local", "ray"] = "local"
@@ -39,12 +39,12 @@ class EngineSettings:
     patience: float = 300.0
 
     def check(self) -> None:
-        """Refuse settings that make no sense.
+        """Check the settings.
 
         Raises
         ------
         InputError
-            With the setting.
+            With the wrong setting.
         """
         if self.workers is not None:
             whole("workers", self.workers, 1)
@@ -60,4 +60,4 @@ class EngineSettings:
 
 
 HowRun = Annotated[EngineSettings | None, Parameter(name="*")]
-"""The settings as a command takes them, each an option of its own."""
+"""The settings as options of a command."""

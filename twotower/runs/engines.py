@@ -1,4 +1,4 @@
-"""The engine that is this process, and the choice of one."""
+"""The local engine, and the choice of an engine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class LocalEngine:
     Parameters
     ----------
     make
-        Makes the worker.
+        Function that makes the worker.
     """
 
     def __init__(self, make: Callable[[], Any]) -> None:
@@ -25,15 +25,15 @@ class LocalEngine:
         self.slots: dict[Hashable, Any] = {"this process": None}
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """Result of a method of the worker."""
+        """Return the result of a method of the worker."""
         return getattr(self.worker, name)(*arguments)
 
     def give(self, slot: Hashable, unit: Any) -> None:
-        """Keep a unit for `take`."""
+        """Store a unit for `take`."""
         self.slots[slot] = unit
 
     def take(self, seconds: float) -> Outcome | None:
-        """Carry out the unit that was given."""
+        """Carry out the stored unit."""
         ((slot, unit),) = self.slots.items()
         if unit is None:
             return None
@@ -45,25 +45,25 @@ class LocalEngine:
             self.slots[slot] = None
 
     def close(self) -> None:
-        """Nothing is held but what this process holds."""
+        """Do nothing: there is no worker to stop."""
 
 
 def start_engine(settings: EngineSettings, make: Callable[[], Any], threads: int | None) -> Engine:
-    """The engine that settings ask for.
+    """Start the engine that the settings choose.
 
     Parameters
     ----------
     settings
         Which engine, and how many workers.
     make
-        Makes a worker; called where the worker is.
+        Function that makes a worker; called in the worker's process.
     threads
-        CPU threads of a worker.
+        CPU threads per worker.
 
     Raises
     ------
     InputError
-        If settings make no sense, or the cluster cannot hold a worker.
+        If a setting is wrong, or the cluster cannot hold a worker.
     """
     settings.check()
     if settings.engine == "local":

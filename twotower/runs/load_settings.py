@@ -1,4 +1,4 @@
-"""How a model is loaded: the settings that commands have in common."""
+"""Settings for loading a model, common to several commands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def to_whole(kind: Any, tokens: Sequence[Any]) -> int:
-    """A whole number from the command line; 4.5 is none."""
+    """Parse a whole number from the command line."""
     try:
         return int(tokens[0].value)
     except ValueError:
@@ -24,7 +24,7 @@ def to_whole(kind: Any, tokens: Sequence[Any]) -> int:
 
 
 def to_wholes(kind: Any, tokens: Sequence[Any]) -> list[int]:
-    """Several of them."""
+    """Parse several whole numbers from the command line."""
     return [to_whole(kind, [token]) for token in tokens]
 
 
@@ -35,21 +35,21 @@ MaybeWhole = Annotated[int | None, Parameter(converter=to_whole)]
 
 @dataclass(frozen=True, kw_only=True)
 class LoadSettings:
-    """How a model is loaded.
+    """Settings for loading a model.
 
     Attributes
     ----------
     dtype
         float32, bfloat16 or float16; by default the checkpoint's.
     device_map
-        Where the model goes: auto, balanced, cuda:0, cpu.
+        Placement of the model: auto, balanced, cuda:0, cpu.
     quantization
         int8 or nf4.
     revision
         Branch, tag or commit on the hub.
     remote
-        A server that holds the model, so that no weights are loaded here: ndif, or the
-        address of one's own, such as http://host:6001.
+        Server that holds the model, so that no weights are loaded here: ndif, or the
+        address of your own, such as http://host:6001.
     threads
         CPU threads; by default torch's choice.
     """
@@ -62,12 +62,12 @@ class LoadSettings:
     threads: MaybeWhole = None
 
     def options(self) -> dict[str, Any]:
-        """What `twotower.load` is given, and what tells one loaded model from another."""
+        """Return the arguments for `twotower.load` that distinguish loaded models."""
         names = ("dtype", "device_map", "quantization", "revision")
         return {name: getattr(self, name) for name in names}
 
     def load(self, model: str, **more: Any) -> Model:
-        """The model of a hub id, folder or shape; `more` as `twotower.load` takes it."""
+        """Load a model by hub id, folder or shape; `more` goes to `twotower.load`."""
         import torch
 
         from ..models import load
@@ -81,4 +81,4 @@ class LoadSettings:
 
 
 How = Annotated[LoadSettings | None, Parameter(name="*")]
-"""The settings as a command takes them, each an option of its own."""
+"""The settings as options of a command."""

@@ -1,4 +1,4 @@
-"""Bars of a run: all its prompts, and what each worker is at."""
+"""Progress bars of a run: all its prompts, and each worker."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 class Bars:
-    """Bars for a `with` block.
+    """Progress bars in a `with` block.
 
     Parameters
     ----------
     units, missing
-        All units, and those that are to be measured.
+        All units, and those still to measure.
     shown
-        Whether anything is shown.
+        Whether to show the bars.
     """
 
     def __init__(self, units: Sequence[Unit], missing: Sequence[Unit], shown: bool) -> None:
@@ -53,7 +53,7 @@ class Bars:
         self.bars.stop()
 
     def seen(self, engine: Engine, outcome: Outcome | None) -> None:
-        """Show what became of a unit, and what the workers are at."""
+        """Update the bars after an outcome (None if there is none)."""
         if outcome is not None and outcome.error is None:
             n = outcome.unit.stop - outcome.unit.start
             self.bars.advance(self.whole, n)

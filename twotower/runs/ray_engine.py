@@ -14,25 +14,25 @@ from .engine import Outcome
 from .engine_settings import EngineSettings
 
 STARTS = 3
-"""How many workers in a row may die before they are there."""
+"""Number of workers in a row that may die while starting."""
 
 PLACING = 300.0
-"""Seconds to wait for a worker to start while no other is there."""
+"""Seconds to wait for the first worker to start."""
 
 
 class Replica:
-    """What an actor is: a worker, the threads it may use, and the folder it works in."""
+    """Ray actor: a worker, its number of threads, and its working folder."""
 
     def __init__(self, make: Callable[[], Any], threads: int, folder: str) -> None:
         import torch
 
-        with suppress(OSError):  # another node may lack it; then relative paths do not hold there
+        with suppress(OSError):  # on a node without the folder, relative paths fail later
             os.chdir(folder)
         torch.set_num_threads(threads)
         self.worker = make()
 
     def ready(self) -> str:
-        """Where it is."""
+        """Return the worker's name."""
         return str(getattr(self.worker, "name", os.getpid()))
 
     def measure(self, unit: Any) -> Any:
@@ -54,16 +54,16 @@ class RayEngine:
     settings
         How many workers, over how many GPUs each, and the cluster.
     make
-        Makes a worker.
+        Function that makes a worker.
     threads
-        CPU threads of a worker; by default they share the cluster's.
+        CPU threads per worker; by default the cluster's CPUs are shared out.
 
     Raises
     ------
     InputError
         If Ray is not installed, the cluster cannot be joined, or it cannot hold a worker.
     WorkerError
-        If no worker comes into being.
+        If no worker starts.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class RayEngine:
             return
         try:
             _answers(address)
-            # Without an address Ray would join whatever was started last on this machine.
+            # Without an address Ray would join the cluster last started on this machine.
             where = address or os.environ.get("RAY_ADDRESS", "local")
             self.ray.init(address=where, log_to_driver=False, logging_level="error")
         except Exception as error:
@@ -109,7 +109,7 @@ class RayEngine:
     def _placement(
         self, settings: EngineSettings, threads: int | None
     ) -> tuple[int, dict[str, Any], int]:
-        """Number of workers, what each of them takes, and its threads."""
+        """Return the number of workers, the resources of each, and its threads."""
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         has = "; ".join(f"{n.get('GPU', 0):g} GPUs, {n.get('CPU', 0):g} CPUs" for n in nodes)
         gpus = settings.gpus_per_replica
@@ -142,7 +142,7 @@ class RayEngine:
         self.starting[actor.ready.remote()] = actor
 
     def _wait_for_one(self) -> None:
-        """Wait until a worker is there."""
+        """Wait until a worker has started."""
         end = time.monotonic() + PLACING
         while not self.slots:
             self._started(1.0)
@@ -153,7 +153,7 @@ class RayEngine:
                 )
 
     def _started(self, seconds: float) -> None:
-        """Take up workers that have come into being."""
+        """Register workers that have started."""
         ready, _ = (
             self.ray.wait(list(self.starting), timeout=seconds) if self.starting else ([], [])
         )
@@ -165,7 +165,7 @@ class RayEngine:
                 self.stillborn += 1
                 if self.stillborn == STARTS:
                     words = str(error).strip().splitlines()[-1]  # the end of a traceback
-                    raise WorkerError(f"workers die before they are there: {words}") from error
+                    raise WorkerError(f"workers die while starting: {words}") from error
                 self._start()
                 continue
             self.stillborn = 0
@@ -173,7 +173,7 @@ class RayEngine:
             self.slots[name] = None
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """Result of a method of one worker; another's, if it dies."""
+        """Return the result of a method of one worker; use another if it dies."""
         while True:
             self._wait_for_one()
             slot = next(iter(self.slots))
@@ -185,12 +185,12 @@ class RayEngine:
                 raise _cause(error) from error
 
     def give(self, slot: Hashable, unit: Any) -> None:
-        """Let an idle worker carry out a unit."""
+        """Give a unit to an idle worker."""
         self.slots[slot] = unit
         self.work[self.actors[slot].measure.remote(unit)] = slot
 
     def take(self, seconds: float) -> Outcome | None:
-        """A unit that came to an end."""
+        """Return the outcome of a finished unit; None if none finishes within `seconds`."""
         waiting = [*self.work, *self.starting]
         if not waiting:
             self._wait_for_one()
@@ -221,7 +221,7 @@ class RayEngine:
         self._start()
 
     def close(self) -> None:
-        """Let the workers go, and the cluster if it was started here."""
+        """Stop the workers, and the cluster if it was started here."""
         for actor in [
             *getattr(self, "actors", {}).values(),
             *getattr(self, "starting", {}).values(),
@@ -232,13 +232,13 @@ class RayEngine:
 
 
 def _answers(address: str | None) -> None:
-    """Ask whether anything is at an address; Ray itself would wait for it for minutes."""
+    """Check that a server listens at an address; Ray itself would wait for minutes."""
     host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _cause(error: Any) -> Exception:
-    """What went wrong in the worker, as it would have been raised here."""
+    """Return the worker's exception, as a local call would raise it."""
     cause = error.cause if isinstance(getattr(error, "cause", None), Exception) else error
     return cause if isinstance(cause, TwoTowerError) else error.as_instanceof_cause()

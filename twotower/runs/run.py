@@ -1,4 +1,4 @@
-"""Carrying out a configuration: its store, its units, and what is computed of all of them."""
+"""Carry out a configuration: make its store, measure its units, compute the scores."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class Finished:
-    """What came of a run.
+    """Result of a run.
 
     Attributes
     ----------
     run
-        The run, opened.
+        The opened run.
     before
-        Number of units that were done before.
+        Number of units done before this call.
     driven
-        What came of the others.
+        Result of the other units.
     """
 
     run: xr.DataTree
@@ -47,16 +47,16 @@ def carry_out(
     say: Callable[[str], None] = print,
     progress: bool = False,
 ) -> Finished:
-    """Measure what is missing of a run.
+    """Measure the missing units of a run.
 
     Parameters
     ----------
     config
-        The run. The same one, started again, goes on where it stopped.
+        The run. Called again with the same one, it resumes.
     say
-        Takes lines about it.
+        Called with lines about the run.
     progress
-        Whether bars are shown.
+        Whether to show progress bars.
 
     Returns
     -------
@@ -68,7 +68,7 @@ def carry_out(
         If the store belongs to another configuration, is driven by another process, or
         cannot be written.
     InputError
-        If settings make no sense.
+        If a setting is wrong.
     """
     from ..results import open as open_run
     from ..results.place import Place
@@ -84,7 +84,7 @@ def carry_out(
     else:
         check_place(config.store, config.overwrite)
     for part in config.parts.values():
-        part.load_task()  # a wrong name is told before a model is loaded
+        part.load_task()  # reject a wrong name before a model is loaded
     engine = start_engine(config, partial(Worker, config), config.threads)
     try:
         if not begun:
@@ -96,7 +96,7 @@ def carry_out(
         if begun:
             store.complete()
             for name, before, now in changed_versions(store, next(iter(config.parts))):
-                say(f"begun with {name} {before}, now {now}: numbers may differ a little")
+                say(f"started with {name} {before}, now {now}: numbers may differ a little")
             say(f"{store.place}: {len(units) - len(missing)} of {len(units)} units are done")
         with Claim(store, engine), Bars(units, missing, progress) as bars:
             store.clean()
@@ -113,7 +113,7 @@ def carry_out(
 
 
 def not_finite(run: xr.DataTree, parts: Sequence[str]) -> list[str]:
-    """A line for each part with prompts or single values that are not finite."""
+    """Return a line for each part with prompts or values that are not finite."""
     from ..results.missing import finite_prompts
     from ..walk.not_finite import Notice
 
@@ -122,7 +122,7 @@ def not_finite(run: xr.DataTree, parts: Sequence[str]) -> list[str]:
         here, notice = run[part] if part else run, Notice()
         groups = {name: node.to_dataset(inherit=False) for name, node in here.children.items()}
         for name, group in groups.items():
-            if name != "scores":  # they count what is counted in the others
+            if name != "scores":  # scores would count the same values again
                 notice.values[name] = int(group.attrs.get("not_finite_values", 0))
             if "finite" in group.coords:
                 finite = finite_prompts(group)
@@ -141,7 +141,7 @@ def _measure(
     seen: Callable[..., None],
     say: Callable[[str], None],
 ) -> Driven:
-    """Carry out units, and write down which of them failed."""
+    """Carry out units, and record the failed ones."""
     from ..results.units import FAILED
 
     models = {name: part.model[0] for name, part in config.parts.items()}
@@ -152,12 +152,12 @@ def _measure(
 
 
 def check_same(store: UnitStore, config: Configuration) -> None:
-    """Refuse to go on with a store that another configuration began.
+    """Check that the store belongs to this configuration.
 
     Raises
     ------
     StoreError
-        With the settings that differ; or if it is no run that is measured in units.
+        With the settings that differ, or if the store holds no run measured in units.
     """
     from ..results.schema import SCHEMA_VERSION
 
@@ -166,7 +166,7 @@ def check_same(store: UnitStore, config: Configuration) -> None:
     except StoreError as error:
         raise StoreError(f"{error}; it exists already: use another --output") from error
     if "twotower_schema" not in about:
-        raise StoreError(f"{store.place} exists already, and is no twotower run")
+        raise StoreError(f"{store.place} exists already and is not a twotower run")
     if about["twotower_schema"] != SCHEMA_VERSION:
         raise StoreError(
             f"{store.place} has schema {about['twotower_schema']}; this version writes "
@@ -182,7 +182,7 @@ def check_same(store: UnitStore, config: Configuration) -> None:
     ]
     if changed:
         raise StoreError(
-            f"{store.place} was begun with other settings: {'; '.join(changed)}. Use "
+            f"{store.place} was started with other settings: {'; '.join(changed)}. Use "
             "--overwrite, or another --output"
         )
     store.states()
@@ -190,7 +190,7 @@ def check_same(store: UnitStore, config: Configuration) -> None:
 
 
 def changed_versions(store: UnitStore, part: str) -> list[tuple[str, str, str]]:
-    """Packages of which another version began the store: name, version then, version now."""
+    """Return packages whose version changed: name, version at the start, version now."""
     from ..results.provenance import versions
 
     before, now = json.loads(store.attributes(part)["versions"]), versions()
@@ -205,9 +205,9 @@ def _shown(settings: dict[str, Any], name: str) -> str:
 
 
 def finish(store: UnitStore, parts: Sequence[str]) -> None:
-    """Compute the scores of every part from what is measured, and write them.
+    """Compute the scores of every part from its measured units, and write them.
 
-    They are left as they are where they are of these prompts.
+    Parts whose scores already cover these units are skipped.
     """
     from ..measures.scores import two_tower_scores
     from ..results import open as open_run

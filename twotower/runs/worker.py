@@ -1,4 +1,4 @@
-"""What measures the units of a run: one model replica, in this process or an actor of Ray."""
+"""A worker: one model replica that measures units, in this process or in a Ray actor."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """How a unit went.
+    """Times of one unit.
 
     Attributes
     ----------
     seconds
         Wall time of measuring and writing.
     writing
-        Share of it that writing took, in seconds.
+        Part of it spent on writing, in seconds.
     worker
         Host and process.
     """
@@ -39,14 +39,14 @@ class Report:
 
 
 def worker_name() -> str:
-    """Host and process that this is."""
+    """Return host and process id of this process."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
 class Worker:
-    """Measures units of a run, and writes them into its store.
+    """Measures units of a run and writes them into its store.
 
-    Holds one model at a time, that of the unit that came last.
+    Holds one model at a time: that of the last unit.
 
     Parameters
     ----------
@@ -78,17 +78,17 @@ class Worker:
         )
 
     def create(self, attributes: dict[str, Any]) -> list[str]:
-        """Make the store: what it holds is learnt from the first prompt of each part.
+        """Make the store; measure the first prompt of each part to learn its variables.
 
         Parameters
         ----------
         attributes
-            Of the root.
+            Attributes of the root.
 
         Returns
         -------
         list of str
-            Lines about models and prompts.
+            Lines that describe models and prompts.
         """
         from ..results.units import plan_units
 
@@ -103,10 +103,10 @@ class Worker:
         return list(dict.fromkeys(lines))
 
     def part(self, part: str) -> tuple[Model, Prompts]:
-        """The model and all prompts of a part."""
+        """Return the model and all prompts of a part."""
         config = self.config.parts[part]
         if self._model is None or self._model[0] != config.model[0]:
-            self._model = self._prompts = None  # so that no two models are ever held
+            self._model = self._prompts = None  # never hold two models
             self._model = (config.model[0], config.load_model())
         model = self._model[1]
         if self._prompts is None or self._prompts[0] != part:
@@ -119,8 +119,7 @@ class Worker:
         Raises
         ------
         StoreError
-            If the prompts are not those for which the store was made, or it cannot be
-            written.
+            If the store was made for other prompts, or cannot be written.
         """
         from ..measures.analyze import run_datasets
         from ..measures.collect import collect
@@ -133,10 +132,10 @@ class Worker:
         model, prompts = self.part(unit.part)
         if known != unit.part:
             self._check_same(model, prompts, unit.part)
-            start = time.perf_counter()  # loading is no part of a unit
+            start = time.perf_counter()  # do not count loading
         some = prompts[unit.start : unit.stop]
         measures = self.measures
-        # The run says at its end which prompts are not finite.
+        # Warnings about prompts that are not finite come once, at the end of the run.
         with untold(), set_options(batch_size=self.config.batch_size):
             found = collect(model, some, measures)
             groups, _ = run_datasets(model, some, measures, found)
@@ -157,24 +156,24 @@ class Worker:
         return report
 
     def _check_same(self, model: Model, prompts: Prompts, part: str) -> None:
-        """Refuse to add to what was measured of other prompts, or of another model."""
+        """Check that the store was made with the same prompts and model."""
         from ..results import provenance
 
         if not self.store.place.holds():
             raise StoreError(
-                f"{self.store.place} is not to be seen by {self.name}: every worker must reach it"
+                f"{self.store.place} is not visible to {self.name}: every worker must reach it"
             )
         about, now = self.store.attributes(part), provenance(model, prompts)
         for name in ("prompts_hash", "tokenizer_hash", "model_revision", "dtype", "quantization"):
             if about[name] != now[name]:
                 raise StoreError(
-                    f"{self.store.place} was begun with another {name.replace('_', ' ')} "
+                    f"{self.store.place} was started with another {name.replace('_', ' ')} "
                     f"({about[name]}; now {now[name]}); use --overwrite, or another --output"
                 )
 
 
 def _unmeasured(model: Model, prompts: Prompts, measures: list[Measure]) -> Any:
-    """Datasets of a part without their values, and the attributes of its root."""
+    """Return a part's datasets without values, and the attributes of its root."""
     import numpy as np
 
     from ..measures.analyze import run_datasets

@@ -1,1 +1,1 @@
-"""Sizing: what fits on a machine, and how fast it runs."""
+"""Sizing: memory plans and benchmarks."""

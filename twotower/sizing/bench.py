@@ -1,4 +1,4 @@
-"""What a model costs on this machine: time and memory, stage by stage."""
+"""Benchmark of a model on this machine: time and memory of each stage."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ if TYPE_CHECKING:
 
 
 Measure = Callable[["Model", "Prompts", int], object]
-"""Takes a model, prompts and the size of a batch."""
+"""Function of a model, prompts and a batch size."""
 
 
 @dataclass
 class Stage:
-    """One thing that was done.
+    """One timed stage.
 
     Attributes
     ----------
     name
-        What it was.
+        Its name.
     seconds
         Median over rounds.
     peak_bytes
-        Most memory while it was done, by device: "cpu" is the whole process's resident
-        memory, libraries and weights included; "cuda:0" what tensors hold there.
+        Peak memory by device: "cpu" is the resident memory of the whole process, with
+        libraries and weights; "cuda:0" is the memory allocated by tensors there.
     """
 
     name: str
@@ -52,12 +52,12 @@ class Stage:
 
 
 class Peak:
-    """Most memory inside a `with` block, by device (Linux; elsewhere of the process so far)."""
+    """Peak memory in a `with` block, by device (except on Linux: since the process started)."""
 
     def __enter__(self) -> Peak:
         gc.collect()
         with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         for index in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(index)
         return self
@@ -69,9 +69,9 @@ class Peak:
 
 
 def most_resident() -> int:
-    """Peak of the process's resident memory.
+    """Return the peak of the process's resident memory.
 
-    Linux's own figure: that of getrusage begins with what the parent process held.
+    Read from /proc on Linux, because getrusage starts at the parent process's memory.
     """
     status = Path("/proc/self/status")
     if status.is_file():
@@ -121,8 +121,8 @@ MEASURES: dict[str, Measure] = {
     "analyze": _run(),
     "analyze-save-open": _saved,
 }
-"""What can be timed: sweeps at the last position (margins, or log-probabilities as well), at
-label positions and at all; both towers; everything at once, and saved and opened again."""
+"""What can be timed: sweeps at the last position (margins, or also log-probabilities), at label
+positions and at all positions; QK and OV; all measures, also with saving and opening."""
 
 DEFAULT = ("effects", "analyze")
 
@@ -141,28 +141,29 @@ def bench(
     Parameters
     ----------
     load
-        Loads the model.
+        Function that loads the model.
     build
-        Takes the model, a length and a number; gives prompts of about so many tokens.
+        Function of the model, a length in tokens and a number; returns prompts of about
+        that length.
     prompt_tokens, batch
-        Tokens of a prompt, and prompts.
+        Tokens per prompt, and number of prompts.
     rounds
-        How often each is timed, after one round that warms up.
+        Number of timed rounds, after one warm-up round.
     measures
         Names in `MEASURES`.
     say
-        Takes a line about every stage.
+        Called with a line about every stage.
 
     Returns
     -------
     dict
-        Machine, model, `stages`, and by measure seconds per prompt and per head, plain
-        forwards, and tokens per second.
+        Machine, model and `stages`; for each measure seconds per prompt and per head, cost in
+        plain forwards, and tokens per second.
 
     Raises
     ------
     InputError
-        If a number makes no sense, or a measure is not known.
+        If a number is out of range, or a measure is unknown.
     """
     from ..walk.batch_size import Batches
 
@@ -178,7 +179,7 @@ def bench(
     prompts = build(model, prompt_tokens, batch)
     length = float(prompts.lengths.mean())
     if abs(length - prompt_tokens) > 0.2 * prompt_tokens:
-        say(f"prompts have {length:.0f} tokens, as near to {prompt_tokens} as they can be had")
+        say(f"prompts have {length:.0f} tokens, the nearest possible to {prompt_tokens}")
 
     def plain() -> None:
         with torch.no_grad():
@@ -216,7 +217,7 @@ def bench(
 
 
 def _stage(name: str, job: Callable[[], object], rounds: int, say: Callable[[str], None]) -> Stage:
-    """Do something once, and so many times more if it is to be timed warm."""
+    """Time a job: once if `rounds` is 0, else the median of `rounds` after a warm-up."""
     times = []
     with Peak() as peak:
         for _ in range(rounds + 1):
@@ -232,13 +233,13 @@ def _stage(name: str, job: Callable[[], object], rounds: int, say: Callable[[str
 
 
 def weights_bytes(model: Model) -> int:
-    """Bytes of all parameters and buffers as they are stored; scales of int8 and nf4 apart."""
+    """Return the bytes of all parameters and buffers as stored, without int8 and nf4 scales."""
     module: Any = model.module
     return int(module.get_memory_footprint())
 
 
 def prompts_near(model: Model, tokens: int, n: int) -> Prompts:
-    """Prompts of a bundled task, of about so many tokens."""
+    """Build prompts of a bundled task with about `tokens` tokens."""
     from ..prompts import build_prompts, load_task
 
     task = load_task("animals-cities")
@@ -262,7 +263,7 @@ def _machine() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Name of the processor, where the system tells it."""
+    """Return the name of the processor, from /proc/cpuinfo if it exists."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text().splitlines():

@@ -1,8 +1,7 @@
-"""What a model takes on given devices, from its configuration alone.
+"""Memory estimate for a model on given devices, from its configuration only.
 
-Weights are laid out by the functions that transformers itself lays them out with when it
-loads; what a sweep takes besides is counted by the functions that size its chunks. No weight
-is read, and nothing is allocated.
+transformers' own functions place the weights; the functions that size a sweep's chunks count
+the rest. No weights are read and nothing is allocated.
 """
 
 from __future__ import annotations
@@ -20,47 +19,46 @@ from ..walk.memory import UNEMBED_BYTES, forward_bytes, logit_bytes, readable, r
 from .shape import Shape
 
 CONTEXT_BYTES = 600 << 20
-"""What a process takes on a GPU for CUDA and its libraries."""
+"""Memory of CUDA and its libraries in a process, on each GPU."""
 
 LIBRARIES_BYTES = 540 << 20
-"""What Python and the libraries take of the machine's memory before a model is loaded."""
+"""Memory of Python and the libraries before a model is loaded, on the CPU."""
 
 HEAP_SHARE = 0.5
-"""Part of the activations that the C library holds besides, on the machine: what is kept of
-every layer lies between what layers make and free, in pieces that nothing else fits in. Measured
-on the demo model, 8 to 64 prompts in a batch: 0.2 to 1.0."""
+"""Extra CPU heap as a share of the activations: kept tensors fragment the heap. Measured on the
+demo model with 8 to 64 prompts per batch: 0.2 to 1.0."""
 
 PLACEMENTS = 8
-"""How many placements are tried; they settle after two or three, or alternate."""
+"""Maximum number of placements to try; they settle after two or three, or alternate."""
 
 N_LABELS = 2
-"""Labels that are reckoned with."""
+"""Assumed number of labels."""
 
 ARRAYS_BY_POSITION = 4
-"""score, attention, score_content, score_content_mean; OV has one more for every label."""
+"""score, attention, score_content, score_content_mean; OV adds one per label."""
 
 
 @dataclass
 class Part:
-    """What stands on one device, in bytes.
+    """Memory use of one device, in bytes.
 
     Attributes
     ----------
     device
         "cuda:0", "cpu" or "disk".
     limit
-        Memory that there is; None where it does not matter.
+        Available memory; None for no limit.
     layers
-        Numbers of the blocks that are there.
+        Numbers of the blocks placed there.
     other
-        Other modules that are there.
+        Other modules placed there.
     libraries, weights
-        What is taken before anything is measured.
+        Memory in use before the first measure.
     activations
-        What the forward takes at its largest, and what of it is kept for the rows; on the
-        machine with what its heap holds besides.
+        Peak of the forward, and the part of it kept for the rows; on the CPU also the
+        fragmented heap.
     rows
-        Rows of a sweep on their way through a layer, or at the end their logits.
+        Rows of a sweep in a layer, or their logits at the end, whichever is larger.
     results
         Results of a batch until they leave the device; on the CPU, of all prompts.
     """
@@ -77,35 +75,34 @@ class Part:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Total bytes."""
         return self.libraries + self.weights + self.activations + self.rows + self.results
 
     @property
     def fits(self) -> bool:
-        """Whether it is no more than there is."""
+        """Whether the total is within the limit."""
         return self.limit is None or self.total <= self.limit
 
 
 @dataclass
 class Plan:
-    """Where a model goes and what `twotower.analyze` takes there.
+    """Placement of a model, and the memory that `twotower.analyze` needs there.
 
     Attributes
     ----------
     model, dtype, quantization, prompt_tokens, batch, prompts, keep
-        What was asked.
+        The arguments of the plan.
     parts
-        By device.
+        Memory use of each device.
     device_map
-        Modules by device.
+        Device of each module.
     max_memory
-        What `twotower.load` is to be given as `max_memory=`, for this placement: bytes for
-        the weights, by number of the GPU and "cpu".
+        Argument `max_memory=` of `twotower.load` for this placement: bytes for the weights,
+        by GPU number and "cpu".
     largest_batch, largest_batch_on_gpus
-        Most prompts of a batch that fit, and that fit with no weights moved off the GPUs; 0
-        if none does.
+        Largest batch that fits, and that fits with all weights on the GPUs; 0 if none does.
     offloads_quantized
-        Whether quantized weights would lie outside the GPUs, where bitsandbytes does not
+        Whether quantized weights would lie outside the GPUs, where bitsandbytes cannot
         compute with them.
     advice
         What to change if it does not fit.
@@ -128,11 +125,11 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether every device has room, and can do what is asked of it."""
+        """Whether every device has room, and no quantized weights are offloaded."""
         return all(part.fits for part in self.parts) and not self.offloads_quantized
 
     def describe(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the plan as a dict for JSON."""
         parts = [asdict(p) | {"total": p.total, "fits": p.fits} for p in self.parts]
         return asdict(self) | {"parts": parts, "fits": self.fits}
 
@@ -156,23 +153,23 @@ def make_plan(
     Parameters
     ----------
     name
-        Hub id, folder, or a shape that comes with the package.
+        Hub id, folder, or a shape bundled with the package.
     gpus, cpu
-        Memory of each GPU and of the machine, in bytes or as "24GiB"; without GPUs the
-        model is on the CPU, whose memory is by default this machine's.
+        Memory of each GPU and of the machine, in bytes or as "24GiB". Without GPUs the
+        model is on the CPU. The default for `cpu` is this machine's memory.
     dtype, quantization, device_map, revision
-        As `twotower.load` takes them.
+        As for `twotower.load`.
     prompt_tokens, batch, prompts
-        Tokens of a prompt, prompts in a batch and prompts in all.
+        Tokens per prompt, prompts per batch, and total number of prompts.
     keep
-        "all" or "labels": positions of QK and OV that are stored.
+        Stored positions of QK and OV: "all" or "labels".
 
     Raises
     ------
     InputError
-        If the numbers make no sense.
+        If a number is out of range.
     ModelError
-        If the configuration cannot be had, or no adapter fits.
+        If the configuration cannot be loaded, or no adapter fits.
     """
     for words, value in (("prompt_tokens", prompt_tokens), ("batch", batch), ("prompts", prompts)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -217,20 +214,20 @@ def make_plan(
 
 @dataclass
 class _Placement:
-    """Where everything goes for batches of one size.
+    """Placement of everything for one batch size.
 
     Attributes
     ----------
     placed
-        Modules by device: where transformers puts them, given `room`.
+        Device of each module, as transformers places them within `room`.
     room
-        What weights may take on each device.
+        Bytes for weights on each device.
     parts
-        What stands on each device.
+        Memory use of each device.
     offloads
-        Whether weights lie where they are not computed with.
+        Whether weights lie on a device that does not compute with them.
     fits
-        Whether there is room for all, and no quantized weight is offloaded.
+        Whether everything fits, and no quantized weight is offloaded.
     """
 
     placed: Mapping[str, int | str]
@@ -249,10 +246,9 @@ def _placement(
     prompts: int,
     keep: str,
 ) -> _Placement:
-    """The first placement that fits, of some of which each leaves the last one's room free.
+    """Try placements in turn, reserving the previous one's working memory, until one fits.
 
-    What is measured takes room that weights cannot have, and so moves them, and with them
-    what is measured where.
+    Reserving memory moves weights, which moves the working memory: hence several tries.
     """
     room = dict(limits)
     for _ in range(PLACEMENTS):
@@ -271,7 +267,7 @@ def _placement(
 
 
 def _largest(fits: Callable[[int], bool]) -> int:
-    """Most prompts of a batch that fit, up to 4,096; 0 if none does."""
+    """Return the largest batch that fits, up to 4,096 prompts; 0 if none does."""
     if not fits(1):
         return 0
     low, high = 1, 4096
@@ -282,7 +278,7 @@ def _largest(fits: Callable[[int], bool]) -> int:
 
 
 class _Counter:
-    """Counts what stands where, for batches of any size."""
+    """Counts the memory of each device, for any batch size."""
 
     def __init__(
         self,
@@ -295,7 +291,7 @@ class _Counter:
     ) -> None:
         self.model, self.architecture = shape.model, shape.architecture
         self.tokens, self.prompts = tokens, prompts
-        # About half of a demonstration's tokens are its text; with labels alone one is kept.
+        # With keep="labels" about one of ten tokens is kept.
         self.kept = tokens if keep == "all" else max(1, tokens // 10)
         self.where = {name: _device(device) for name, device in placed.items()}
         self.limits = {_device(name): size for name, size in limits.items()}
@@ -319,24 +315,24 @@ class _Counter:
                 self.of_other[name] = size
 
     def _of(self, name: str) -> str:
-        """Device of a module: that of the longest name in the map that begins its own."""
+        """Return the device of a module: that of its nearest parent in the map."""
         while name not in self.where and name:
             name = name.rpartition(".")[0]
         return self.where[name]
 
     @property
     def offloads(self) -> bool:
-        """Whether weights lie where they are not computed with."""
+        """Whether weights lie on a device that does not compute with them."""
         return any(size and self.runs_on(name) != name for name, size in self.owned.items())
 
     def runs_on(self, device: str) -> str:
-        """Where what lies on a device is computed: offloaded weights come to the first GPU."""
+        """Return the device that computes with these weights: offloaded ones use the first GPU."""
         if device.startswith("cuda"):
             return device
         return "cuda:0" if self.on_gpu else "cpu"
 
     def parts(self, batch: int) -> list[Part]:
-        """All devices, with a batch of so many prompts."""
+        """Return the memory use of all devices for one batch size."""
         found = {
             name: Part(name, self.limits.get(name), self.layers[name], self.other[name])
             for name in self.owned
@@ -349,7 +345,7 @@ class _Counter:
         computing: dict[str, list[int]] = {}
         for name, layers in self.layers.items():
             computing.setdefault(self.runs_on(name), []).extend(layers)
-            if self.runs_on(name) != name:  # one after the other comes to where it is computed
+            if self.runs_on(name) != name:  # offloaded modules are loaded one at a time
                 there = [self.of_layer[index] for index in layers]
                 there += [self.of_other[other] for other in self.other[name]]
                 found[self.runs_on(name)].activations += max(there, default=0)
@@ -362,13 +358,13 @@ class _Counter:
         return [*found.values(), *([disk] if disk.weights else [])]
 
     def _measure(self, part: Part, n_layers: int, at_end: bool, batch: int) -> None:
-        """Count a batch's forward, rows and results on a device that computes some layers."""
+        """Count a batch's forward, rows and results on a device with `n_layers` layers."""
         model, tokens = self.model, self.tokens
         n_heads = model.n_layers * model.n_heads
         logits = batch * logit_bytes(model)
         part.activations += forward_bytes(model, batch, tokens) - (0 if at_end else logits)
         n_rows = min(n_heads, max(1, TOKENS_PER_CHUNK // batch))
-        if n_rows < n_heads:  # the clean run is kept while rows go through it in chunks
+        if n_rows < n_heads:  # several chunks of rows: the clean run is kept for them
             share = n_layers / model.n_layers
             part.activations += int(share * clean_bytes(model, batch, 1, tokens - 1))
         if part.device == "cpu":
@@ -382,19 +378,19 @@ class _Counter:
         part.results += own if at_end else own * n_layers // model.n_layers
 
     def _results(self, batch: int) -> int:
-        """Arrays of all measures of some prompts."""
+        """Return the bytes of all measures' arrays for `batch` prompts."""
         by_position = self.kept * (ARRAYS_BY_POSITION + N_LABELS)
         by_head = 1 + 3 * N_LABELS
         return 4 * batch * self.model.n_layers * self.model.n_heads * (by_position + by_head)
 
 
 def _advice(plan: Plan, shape: Shape) -> list[str]:
-    """What to change, most useful first."""
+    """Return what to change, most useful first."""
     found = []
     if plan.largest_batch:
         return [f"take --batch {plan.largest_batch}"]
     if plan.offloads_quantized:
-        return ["quantized weights cannot be offloaded: add a --gpu, or leave the GPUs out"]
+        return ["quantized weights cannot be offloaded: add a --gpu, or plan without GPUs"]
     weights = sum(part.weights for part in plan.parts)
     room = sum(part.limit or 0 for part in plan.parts if part.device != "disk")
     if plan.quantization is None:
@@ -412,7 +408,7 @@ def _advice(plan: Plan, shape: Shape) -> list[str]:
     if plan.prompt_tokens > 100:
         found.append("take shorter prompts (--prompt-tokens)")
     if plan.keep == "all":
-        found.append("--keep labels stores QK and OV at label positions alone")
+        found.append("--keep labels stores QK and OV only at label positions")
     return found
 
 
@@ -421,7 +417,7 @@ def _device(name: int | str) -> str:
 
 
 def _machine_bytes() -> int:
-    """Memory of this machine."""
+    """Return the memory of this machine."""
     import psutil
 
     return int(psutil.virtual_memory().total)

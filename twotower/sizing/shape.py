@@ -1,4 +1,4 @@
-"""A model without weights: how large its parts are, and where transformers would put them."""
+"""A model without weights: the sizes of its modules, and their placement by transformers."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ..models.random_weights import on_meta
 from ..models.registry import find_architecture
 
 SCALES = {"nf4": 1 / 64 + 4 / (64 * 256), "int8": 0.0}
-"""Bytes per quantized weight besides the weight: nf4 has a byte for 64 of them, and four for
-256 of those (double quantization); int8 has four for a whole row."""
+"""Extra bytes per quantized weight: nf4 has one byte for 64 weights and four for 256 of those
+bytes (double quantization); int8 has four per row, counted as 0."""
 
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 class Shape:
-    """A model without weights, and how large its parts are.
+    """A model without weights, with the sizes of its modules.
 
     Parameters
     ----------
     name, dtype, quantization, revision
-        As `twotower.load` takes them.
+        As for `twotower.load`.
     """
 
     def __init__(
@@ -50,26 +50,26 @@ class Shape:
             settings = quantization_config(quantization, given)
             self.quantizer = AutoHfQuantizer.from_config(settings, pre_quantized=False)
             self.quantizer.preprocess_model(model=self.module, device_map=None)
-        traced = SimpleNamespace(_module=self.module)  # nothing is run
+        traced = SimpleNamespace(_module=self.module)  # never run
         self.model = Model(traced, None, self.architecture, name, revision)
         if self.model.n_layers < 1:
             raise ModelError(f"{name} has {self.model.n_layers} layers, by its config.json")
 
     def quantized(self, quantization: str) -> Shape:
-        """The same model, quantized."""
+        """Return the same model, quantized."""
         name, dtype, revision = self.asked
         return Shape(name, dtype, quantization, revision)
 
     def place(self, limits: Mapping[int | str, int], device_map: str) -> dict[str, int | str]:
-        """Modules by device, as `from_pretrained` would place them."""
+        """Return the device of each module, as `from_pretrained` would place it."""
         if device_map not in DEVICE_MAPS:
             raise InputError(
-                f"device_map={device_map!r} is not planned for; use {', '.join(DEVICE_MAPS)}"
+                f"plans do not support device_map={device_map!r}; use {', '.join(DEVICE_MAPS)}"
             )
         if len(limits) == 1:
             return {"": "cpu"}
         whole = self.module._no_split_modules
-        # They say that the planned GPUs are not in this machine, and what the plan counts itself.
+        # Silence warnings about missing GPUs and offloading: the plan is about other machines.
         names = ("accelerate.utils.modeling", "transformers.integrations.accelerate")
         levels = {logging.getLogger(name): logging.getLogger(name).level for name in names}
         for logger in levels:
@@ -108,7 +108,7 @@ class Shape:
         )
 
     def bytes_by_module(self) -> dict[str, int]:
-        """Bytes of the weights and buffers that each module holds itself."""
+        """Return the bytes of each module's own weights and buffers."""
         from transformers.integrations.accelerate import compute_module_sizes
 
         _, found = compute_module_sizes(self.module, self.quantizer)

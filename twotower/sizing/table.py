@@ -1,4 +1,4 @@
-"""A plan on the terminal."""
+"""A plan as a table in the terminal."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ COLUMNS = ("libraries", "weights", "activations", "rows", "results")
 
 
 def print_plan(plan: Plan, console: Console) -> None:
-    """Print what goes where, whether it fits, and the largest batch."""
+    """Print memory by device, whether it fits, and the largest batch."""
     from rich.table import Table
 
     quantized = f", {plan.quantization}" if plan.quantization else ""
     console.print(
         f"{plan.model}, {plan.dtype}{quantized}: analyze() on {plan.prompts} prompts of "
-        f"{plan.prompt_tokens} tokens, {plan.batch} in a batch; GiB",
+        f"{plan.prompt_tokens} tokens, {plan.batch} per batch; GiB",
         soft_wrap=True,
     )
     table = Table()
@@ -31,8 +31,8 @@ def print_plan(plan: Plan, console: Console) -> None:
     for name in COLUMNS:
         table.add_row(name, *(_gib(getattr(part, name)) for part in plan.parts))
     table.add_section()
-    table.add_row("in all", *(_gib(part.total) for part in plan.parts))
-    table.add_row("there is", *(_gib(part.limit) for part in plan.parts))
+    table.add_row("total", *(_gib(part.total) for part in plan.parts))
+    table.add_row("available", *(_gib(part.limit) for part in plan.parts))
     table.add_row("", *(_verdict(part) for part in plan.parts))
     console.print(table)
     if not plan.fits:
@@ -58,7 +58,7 @@ def _verdict(part: Part) -> str:
 
 
 def ranges(numbers: list[int]) -> str:
-    """Whole numbers as "0-3, 7"."""
+    """Format whole numbers as "0-3, 7"."""
     found = []
     for _, group in groupby(enumerate(sorted(numbers)), lambda pair: pair[1] - pair[0]):
         run = [number for _, number in group]

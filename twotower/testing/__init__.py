@@ -1,4 +1,4 @@
-"""Models with a known mechanism, for testing what finds mechanisms."""
+"""Models with a known mechanism, for testing methods that find mechanisms."""
 
 from .planting import ARCHITECTURES, DISTRACTORS, Planting
 

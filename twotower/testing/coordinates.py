@@ -1,8 +1,8 @@
-"""The residual stream of a planted model: one direction for everything that it knows.
+"""The residual stream of a planted model: one direction per feature.
 
-Every direction is a pair of elements, one up and one down, so that a vector's mean is zero and
-LayerNorm leaves it as it is; a constant that is far longer than all else keeps the norm's
-scale near one. So a planted model is nearly linear between attention patterns.
+Each direction is a pair of elements, +x and -x: a vector's mean is zero, so LayerNorm's centring
+does not change it. A constant much longer than the rest keeps the norm's scale near one.
+So a planted model is nearly linear apart from its attention patterns.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Coordinates:
     Parameters
     ----------
     names
-        What the directions mean.
+        Names of the directions.
     d_model
         Width of the stream, at least twice the number of names.
     """
@@ -31,7 +31,7 @@ class Coordinates:
             raise ValueError(f"{len(self.index)} directions need d_model >= {2 * len(self.index)}")
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        """(d_model,) the unit vector of a direction."""
+        """(d_model,) unit vector of a direction."""
         vector = torch.zeros(self.d_model)
         place = 2 * self.index[name]
         vector[place], vector[place + 1] = math.sqrt(0.5), -math.sqrt(0.5)
@@ -39,14 +39,14 @@ class Coordinates:
 
 
 def directions(n_classes: int, n_frequencies: int) -> list[str]:
-    """Names of everything that a planted model knows.
+    """Return the names of all directions of a planted model.
 
     Parameters
     ----------
     n_classes
-        Classes, and as many labels.
+        Number of classes, and of labels.
     n_frequencies
-        Frequencies in which positions are told where they are learned; 0 with rotary.
+        Number of frequencies of learned positions; 0 with rotary.
     """
     classes = range(n_classes)
     return [

@@ -1,4 +1,4 @@
-"""Writing a mechanism into models of four families: GPT-2, GPT-J, Llama and GPT-NeoX."""
+"""Write a mechanism into models of four families: GPT-2, GPT-J, Llama and GPT-NeoX."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from transformers import (
 from .mechanism import Slots
 
 NARROW = 32
-"""Width of a head for which frequencies are chosen."""
+"""Head width for which the frequencies are chosen."""
 
 N_NEAR = 5
 LEARNED = (1.0, 0.42, 0.178, 0.075, 0.032)
-"""Frequencies of learned positions; the slowest tells the nearest text over 190 tokens."""
+"""Frequencies of learned positions; the slowest distinguishes texts over 190 tokens."""
 
 
 @dataclass(frozen=True)
 class HeadWeights:
-    """One head: queries, keys and values (d_head, d_model), outputs (d_model, d_head)."""
+    """Weights of one head: q, k and v (d_head, d_model), o (d_model, d_head)."""
 
     q: torch.Tensor
     k: torch.Tensor
@@ -38,21 +38,21 @@ class HeadWeights:
 
 @dataclass(frozen=True)
 class Family:
-    """How a family is written.
+    """Layout of a model family.
 
     Attributes
     ----------
     config
-        From sizes: d_model, layers, heads, key-value heads; and what all have in common.
+        Function of d_model, layers, heads, key-value heads and options common to all families.
     slots
-        Where queries and keys have their parts, for a width of a head.
+        Function of d_head; returns the elements for the parts of queries and keys.
     write
-        Puts a layer's heads into its attention module.
+        Function that writes a layer's heads into its attention module.
     base
-        Attribute of the model that holds everything but the unembedding.
-    layers, attention, norms
-        Names of the list of layers, of a layer's attention, of a layer's norms.
-    embedding, final_norm
+        Attribute of the model that holds everything except the unembedding.
+    layers, attention
+        Names of the list of layers, and of a layer's attention.
+    embedding, learned_positions
         Names in the base.
     """
 
@@ -67,7 +67,7 @@ class Family:
 
 
 def rotary(width: int, base: float, interleaved: bool) -> list[tuple[int, int, float]]:
-    """Pairs of elements that rotary turns together, and their frequencies, fastest first."""
+    """Return pairs of elements that rotary turns together, with frequencies, fastest first."""
     half = width // 2
     return [
         ((2 * i, 2 * i + 1) if interleaved else (i, i + half)) + (base ** (-i / half),)
@@ -76,7 +76,7 @@ def rotary(width: int, base: float, interleaved: bool) -> list[tuple[int, int, f
 
 
 def llama_slots(d_head: int) -> Slots:
-    """All elements turn: what is not to turn goes where they turn slowest."""
+    """Return slots where all elements turn: content takes the slowest pairs."""
     pairs = rotary(d_head, LLAMA_BASE, interleaved=False)
     step = d_head // NARROW  # wider heads have more frequencies in between
     near = pairs[: N_NEAR * step : step]
@@ -84,7 +84,7 @@ def llama_slots(d_head: int) -> Slots:
 
 
 def partial_slots(interleaved: bool) -> Callable[[int], Slots]:
-    """Half of the elements turn."""
+    """Return a slots function for families in which half of the elements turn."""
 
     def slots(d_head: int) -> Slots:
         pairs = rotary(d_head // 2, 10_000.0, interleaved)
@@ -96,7 +96,7 @@ def partial_slots(interleaved: bool) -> Callable[[int], Slots]:
 
 
 def learned_slots(d_head: int) -> Slots:
-    """None turn; positions are read from the stream."""
+    """Return slots where no element turns: positions come from the residual stream."""
     near = [(2 * f, 2 * f + 1, theta) for f, theta in enumerate(LEARNED)]
     first = 2 * len(near)
     return Slots(list(range(first + 2, d_head)), near, text=(first, first + 1))
@@ -164,7 +164,7 @@ NO_DROPOUT: dict[str, Any] = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop
 
 
 def _write_apart(output: str) -> Callable[[Any, Sequence[HeadWeights], int], None]:
-    """Separate projections, with fewer key-value heads where there are."""
+    """Return a writer for separate projections, also with fewer key-value heads."""
 
     def write(attention: Any, heads: Sequence[HeadWeights], kv: int) -> None:
         shared = heads[:: len(heads) // kv]
@@ -177,14 +177,14 @@ def _write_apart(output: str) -> Callable[[Any, Sequence[HeadWeights], int], Non
 
 
 def _write_gpt2(attention: Any, heads: Sequence[HeadWeights], kv: int) -> None:
-    """One projection for all, its weight transposed."""
+    """Write the heads into one transposed projection for q, k and v."""
     parts = [torch.cat([getattr(head, name) for head in heads]) for name in "qkv"]
     attention.c_attn.weight.copy_(torch.cat(parts).T)
     attention.c_proj.weight.copy_(torch.cat([head.o for head in heads], dim=1).T)
 
 
 def _write_neox(attention: Any, heads: Sequence[HeadWeights], kv: int) -> None:
-    """One projection, head by head."""
+    """Write the heads into one projection, head by head."""
     parts = [torch.cat([head.q, head.k, head.v]) for head in heads]
     attention.query_key_value.weight.copy_(torch.cat(parts))
     attention.dense.weight.copy_(torch.cat([head.o for head in heads], dim=1))
@@ -205,7 +205,7 @@ FAMILIES = {
 
 
 def empty_model(config: PretrainedConfig) -> Any:
-    """A model whose matrices are all zero, and whose norms change nothing."""
+    """Make a model with zero matrices, and norms with unit weights."""
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -1,16 +1,16 @@
 """The two-tower mechanism, as queries, keys, values and outputs of single heads.
 
-A prompt is "text: label" line by line, and "text:" at its end; all of these are one token each.
+A prompt is "text: label" on each line, and "text:" at its end; each of these is one token.
 
-- All heads have the same keys and values. A key tells the feature that was gathered at the
-  position, whether it is a label, whether it is a text, and where it is; a value holds the
-  label and the feature of the token itself.
-- The *gathering* head looks one or two positions back at a text and writes its feature: at the
-  label of each demonstration, and at the last position.
+- All heads have the same keys and values. A key encodes the feature gathered at the position,
+  whether it is a label, whether it is a text, and where it is. A value encodes the label and
+  the feature of the token itself.
+- The *gathering* head looks one or two positions back at a text and writes its feature, at the
+  label of each demonstration and at the last position.
 - A *matching* head compares the feature gathered at the last position with those at the labels
-  (its queries and keys are two towers), and writes the labels that it finds.
-- Distractors: *silent* heads match and write nothing; *loud* heads look at all labels alike and
-  write them; *recent* heads look at the nearest labels and write them.
+  (its queries and keys are two towers), and writes the labels of matching positions.
+- Distractors: *silent* heads match and write nothing; *loud* heads attend to all labels equally
+  and write them; *recent* heads attend to the nearest labels and write them.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ NEAR = 1.5
 """Distance at which a gathering head looks: between 1 (from ":") and 2 (from a label)."""
 
 GATHER = 12.0
-"""Scores by which the nearest text stands out, by frequency."""
+"""Score advantage of the nearest text, per frequency."""
 
 ON_LABELS = 16.0
-"""Score by which labels stand out from other positions."""
+"""Score advantage of labels over other positions."""
 
 RECENT = 0.5
-"""Slope of a recent distractor's scores, by token."""
+"""Slope of a recent distractor's scores, per token."""
 
 
 @dataclass(frozen=True)
 class Slots:
-    """Where in a head each part of queries and keys goes.
+    """Elements of a head that hold each part of queries and keys.
 
     Attributes
     ----------
     content
-        Elements that no rotation reaches, or a slow one: one by class, and one more.
+        Elements with slow or no rotation: one per class, and one more.
     near
-        Pairs of elements, and the frequency by which they are turned.
+        Pairs of elements, with the frequency of their rotation.
     slow
-        One such pair of a low frequency, for nearness.
+        One such pair of low frequency, for recency.
     text
-        Where positions are learned: an element for whether the key is a text, and one for
-        its place. None with rotary.
+        For learned positions: an element for whether the key is a text, and one for its
+        position. None with rotary.
     """
 
     content: list[int]
@@ -60,20 +60,20 @@ class Slots:
 
 @dataclass(frozen=True)
 class Mechanism:
-    """What the heads of a planted model compute.
+    """Queries, keys, values and outputs of a planted model's heads.
 
     Attributes
     ----------
     x
-        The residual stream's directions.
+        Directions of the residual stream.
     slots
-        Where queries and keys have their parts.
+        Elements for the parts of queries and keys.
     n_classes, d_head
-        Classes (and labels), and width of a head.
+        Number of classes (and labels), and width of a head.
     similarity
-        Score by which a label of the query's class stands out from the others.
+        Score advantage of labels of the query's class.
     recency
-        What the score of a matching head loses by token of distance.
+        Decrease of a matching head's score per token of distance.
     """
 
     x: Coordinates
@@ -84,7 +84,7 @@ class Mechanism:
     recency: float
 
     def keys(self) -> torch.Tensor:
-        """(d_head, d_model) of all heads."""
+        """(d_head, d_model) keys of all heads."""
         weight = torch.zeros(self.d_head, self.x.d_model)
         for c in range(self.n_classes):
             weight[self.slots.content[c]] = self.x[f"gathered {c}"]
@@ -102,7 +102,7 @@ class Mechanism:
         return weight
 
     def values(self) -> torch.Tensor:
-        """(d_head, d_model) of all heads: the token's label, then its feature."""
+        """(d_head, d_model) values of all heads: the token's label, then its feature."""
         rows = [
             self.x[f"{what} {c}"] for what in ("label", "feature") for c in range(self.n_classes)
         ]
@@ -111,7 +111,7 @@ class Mechanism:
         return weight
 
     def gathering_queries(self) -> torch.Tensor:
-        """(d_head, d_model): the nearest text before labels and ends."""
+        """(d_head, d_model) queries, at labels and last positions, for the nearest text."""
         weight = torch.zeros(self.d_head, self.x.d_model)
         for f, (a, b, theta) in enumerate(self.slots.near):
             cos, sin = (GATHER * wave(theta * NEAR) for wave in (math.cos, math.sin))
@@ -125,7 +125,7 @@ class Mechanism:
         return self._scaled(weight)
 
     def looking_queries(self, similarity: float, recency: float) -> torch.Tensor:
-        """(d_head, d_model): labels, the more the more like the query, and the nearer."""
+        """(d_head, d_model) queries for labels, more for similar and for near ones."""
         weight = torch.zeros(self.d_head, self.x.d_model)
         for c in range(self.n_classes):
             weight[self.slots.content[c]] = similarity * self.x[f"gathered {c}"]
@@ -139,20 +139,20 @@ class Mechanism:
         return self._scaled(weight)
 
     def matching_queries(self) -> torch.Tensor:
-        """(d_head, d_model) of a matching head."""
+        """(d_head, d_model) queries of a matching head."""
         return self.looking_queries(self.similarity, self.recency)
 
     def gathering_outputs(self) -> torch.Tensor:
-        """(d_model, d_head): the text's feature becomes the gathered one."""
+        """(d_model, d_head) outputs that turn the text's feature into the gathered one."""
         return self._outputs(self.n_classes, "gathered", 1.0)
 
     def label_outputs(self, gain: float) -> torch.Tensor:
-        """(d_model, d_head): the label becomes the answer."""
+        """(d_model, d_head) outputs that turn the label into the answer."""
         return self._outputs(0, "answer", gain)
 
     @property
     def _constant(self) -> float:
-        """Length of the constant."""
+        """Length of the constant vector."""
         return math.sqrt(self.x.d_model)
 
     def _scaled(self, weight: torch.Tensor) -> torch.Tensor:
@@ -166,4 +166,4 @@ class Mechanism:
 
 
 PLACES = 64.0
-"""Positions over which the direction "place" grows by its unit."""
+"""Number of positions over which the direction "place" grows by 1."""

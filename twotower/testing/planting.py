@@ -1,4 +1,4 @@
-"""Models whose in-context heads are known, since their weights are constructed."""
+"""Models whose in-context heads are known, because their weights are constructed."""
 
 from __future__ import annotations
 
@@ -20,55 +20,55 @@ if TYPE_CHECKING:
 
 ARCHITECTURES = ("gpt2", "gptj", "llama", "neox")
 DISTRACTORS = ("silent", "loud", "recent")
-"""Heads that match and write nothing; that write what they find everywhere; that write what is
-nearest."""
+"""Heads that match and write nothing; that write all labels equally; that write the nearest
+labels."""
 
 
 @dataclass(frozen=True)
 class Planting:
-    """A model that does in-context classification by the two-tower mechanism, by construction.
+    """A model that classifies in context by a constructed two-tower mechanism.
 
     A lower head carries the feature of each demonstration's text to its label position, and
-    that of the query to the last position; matching heads compare the two (QK) and copy the
-    label found (OV). Everything else is zero, or noise. The mechanism is that of Yu &
+    the feature of the query to the last position. Matching heads compare the two (QK) and copy
+    the matching label (OV). Everything else is zero, or noise. The mechanism is that of Yu &
     Ananiadou (2024, arXiv 2402.02872); the weights are written by hand.
 
     Attributes
     ----------
     architecture
-        "gpt2", "gptj", "llama" or "neox" (Llama: two query heads to a key-value head where
-        their number is even).
+        "gpt2", "gptj", "llama" or "neox" (Llama: two query heads per key-value head if the
+        number of heads is even).
     n_layers, n_heads, d_head
         The model's size.
     n_classes
-        Classes, and as many labels (foo, bar, map, ...).
+        Number of classes, and of labels (foo, bar, map, ...).
     gather
         The lower head.
     match
         The matching heads, all in later layers; together they write `gain`.
     distractors
-        Heads by kind: "silent" (match, write nothing), "loud" (write all labels alike),
+        Heads by kind: "silent" (match, write nothing), "loud" (write all labels equally),
         "recent" (write the nearest labels).
     noise
-        Standard deviation, times the root of d_model, of what is added to every matrix of
-        attention and MLP.
+        Standard deviation of the noise added to every matrix of attention and MLP, times the
+        square root of d_model.
     similarity
-        Score by which labels of the query's class stand out. Below about 3, attention leaks
-        to others, and answers lean towards the more frequent label.
+        Score advantage of labels of the query's class. Below about 3, attention leaks to
+        other labels, and answers lean towards the more frequent label.
     recency
-        What a label's score loses by token of distance; answers lean towards recent labels.
+        Decrease of a label's score per token of distance; answers lean towards recent labels.
     gain, distractor_gain
-        Logits that the matching heads write together, and each distractor, with all its
-        attention on one label.
+        Logits written with all attention on one label: by the matching heads together, and by
+        each distractor.
     n_texts
-        Texts of a class.
+        Texts per class.
     seed
-        Of the noise.
+        Random seed for the noise.
 
     Raises
     ------
     InputError
-        If a place is taken twice or out of range, or a size is.
+        If two heads have the same place, or a head or size is out of range.
 
     Examples
     --------
@@ -123,59 +123,59 @@ class Planting:
             whole("layer of a head", layer, 0, self.n_layers - 1)
             whole("head", head, 0, self.n_heads - 1)
         if len(set(places)) < len(places):
-            raise InputError("two planted heads have the same place")
+            raise InputError("two planted heads have the same layer and number; move one")
         if not self.match:
-            raise InputError("there is no matching head")
+            raise InputError("match must name at least one matching head")
         if any(head.layer <= self.gather.layer for head in self.match):
-            raise InputError("matching heads must be in later layers than the gathering one")
+            raise InputError("matching heads must be in later layers than the gathering head")
 
     @property
     def heads(self) -> list[Head]:
-        """The heads that the task rests on: the gathering one and the matching ones."""
+        """The heads that do the task: the gathering head and the matching heads."""
         return [self.gather, *self.match]
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """One by class."""
+        """The labels, one per class."""
         return LABELS[: self.n_classes]
 
     @property
     def task(self) -> Task:
-        """The task that the model does: a class's texts are a0, a1, ..., another's b0, ..."""
+        """The task: texts a0, a1, ... of the first class, b0, b1, ... of the second, and so on."""
         from ..prompts import Task
 
         return Task(f"planted-{self.n_classes}", words(self.n_classes, self.n_texts))
 
     def prompts(self, model: Model, n: int = 24, shots: Any = 4, **options: Any) -> Prompts:
-        """Prompts of the task, by `twotower.build_prompts`."""
+        """Build prompts of the task, by `twotower.build_prompts`."""
         from ..prompts import build_prompts
 
         return build_prompts(model, self.task, self.labels, shots=shots, n=n, **options)
 
     def module(self) -> Any:
-        """The transformers model."""
+        """Make the transformers model."""
         from .weights import build
 
         return build(self)
 
     def tokenizer(self) -> Any:
-        """The tokenizer: every text, label and sign is one token."""
+        """Make the tokenizer; every text, label and sign is one token."""
         texts = [text for one in words(self.n_classes, self.n_texts).values() for text in one]
         return make_tokenizer(texts, self.labels)
 
     def load(self, **options: Any) -> Model:
-        """The model as `twotower.load` gives it; options are its."""
+        """Load the model by `twotower.load`, with its options."""
         from ..models import load
 
         return load(self.module(), tokenizer=self.tokenizer(), **options)
 
     def save(self, folder: str | Path) -> Path:
-        """Write an ordinary checkpoint with its tokenizer, and return the folder.
+        """Write a checkpoint in transformers' format, with tokenizer, and return the folder.
 
         Raises
         ------
         InputError
-            If a folder cannot be made there.
+            If the folder cannot be made.
         """
         if not isinstance(folder, (str, Path)):
             raise InputError(f"folder={folder!r} must be a path")
@@ -184,28 +184,28 @@ class Planting:
             place.mkdir(parents=True, exist_ok=True)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise InputError(f"{str(place)!r} cannot be made a folder: {reason}") from error
+            raise InputError(f"the folder {str(place)!r} cannot be made: {reason}") from error
         self.module().save_pretrained(place)
         self.tokenizer().save_pretrained(place)
         return place
 
     @classmethod
     def random(cls, architecture: str, seed: int, **fixed: Any) -> Planting:
-        """A planting of random place, size, number of classes and copies, with distractors.
+        """Draw a random planting: heads, size, number of classes, and distractors.
 
         Parameters
         ----------
         architecture
             As in `Planting`.
         seed
-            Decides all that is not fixed.
+            Random seed.
         **fixed
             Settings that are not drawn.
 
         Raises
         ------
         InputError
-            If the architecture is not known, or the seed is no whole number.
+            If the architecture is unknown, or the seed is not a whole number.
         """
         one_of("architecture", architecture, ARCHITECTURES)
         whole("seed", seed)
@@ -218,7 +218,7 @@ class Planting:
         later = [head for head in places if head.layer > gather_layer]
         match = later[: int(rng.integers(1, min(4, len(later)) + 1))]
         taken = {gather, *match}
-        # Silent and loud distractors need what the gathering head brings; recent ones do not.
+        # Place distractors after the gathering head: silent and loud ones need its output.
         free = [head for head in later if head not in taken]
         kinds = [DISTRACTORS[i % 3] for i in range(int(rng.integers(3, 7)))]
         distractors: dict[str, list[Head]] = {}
@@ -237,7 +237,7 @@ class Planting:
 
 
 def _heads(name: str, given: Any) -> list[Head]:
-    """Heads given as pairs; whether there are such is checked after."""
+    """Convert pairs to heads; `_check_places` checks that the heads exist."""
     try:
         return [Head(*head) for head in given]
     except TypeError:

@@ -1,4 +1,4 @@
-"""A tokenizer of whole words for planted models: every text, label and sign is one token."""
+"""A whole-word tokenizer for planted models: every text, label and sign is one token."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ SIGNS = ("<unk>", "<pad>", ":", "\n")
 
 
 def words(n_classes: int, n_texts: int) -> dict[str, list[str]]:
-    """Texts by class: a0, a1, ... of class a, b0, ... of class b."""
+    """Make texts by class: a0, a1, ... of class a, b0, ... of class b."""
     names = [chr(ord("a") + c) for c in range(n_classes)]
     return {name: [f"{name}{i}" for i in range(n_texts)] for name in names}
 
 
 def make_tokenizer(texts: Sequence[str], labels: Sequence[str]) -> Any:
-    """A fast tokenizer whose vocabulary is the signs, the texts and the labels with their blank."""
+    """Make a fast tokenizer for the signs, the texts, and the labels with a leading space."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

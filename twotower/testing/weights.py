@@ -19,7 +19,7 @@ N_POSITIONS = 256
 
 
 def build(planting: Planting) -> Any:
-    """A transformers model with the planting's weights."""
+    """Make a transformers model with the planting's weights."""
     family = FAMILIES[planting.architecture]
     n, heads = planting.n_classes, planting.n_heads
     d_model = heads * planting.d_head
@@ -59,7 +59,7 @@ def _write_embeddings(
     table[:] = math.sqrt(x.d_model) * x["constant"]
     table[tokens[":"]] += x["asks"]
     unembedding = model.get_output_embeddings().weight
-    # What is said where no label is found; else all logits would be rounding errors.
+    # The answer when no label is found; otherwise all logits would be rounding errors.
     unembedding[tokens["<unk>"]] = x["constant"] / math.sqrt(x.d_model)
     for c, (texts, label) in enumerate(
         zip(planting.task.texts.values(), planting.labels, strict=True)
@@ -78,7 +78,7 @@ def _write_embeddings(
 
 
 def _heads(planting: Planting, mechanism: Mechanism, layer: int) -> list[HeadWeights]:
-    """All heads of a layer."""
+    """Return the weights of all heads of a layer."""
     kinds: dict[Head, str] = {planting.gather: "gather"}
     kinds |= dict.fromkeys(planting.match, "match")
     for kind, heads in planting.distractors.items():
@@ -112,7 +112,7 @@ def _queries_and_outputs(
 
 
 def _add_noise(layers: Any, planting: Planting, d_model: int) -> None:
-    """Noise in every matrix of attention and MLP; the same for the same seed."""
+    """Add noise to every matrix of attention and MLP, by the planting's seed."""
     if not planting.noise:
         return
     generator = torch.Generator().manual_seed(planting.seed)

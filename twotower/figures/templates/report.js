@@ -57,7 +57,7 @@ async function promptOf(run, index) {
   return unpacked.get(key);
 }
 
-// What one head does: a function of name, position and label; null where nothing is known.
+// Return the chosen head's row in the arrays; -1 if it is not included.
 function rowOf(run) {
   const held = content.runs[run].held.heads;
   return held === null
@@ -65,6 +65,7 @@ function rowOf(run) {
     : held.findIndex(([layer, head]) => layer === state.layer && head === state.head);
 }
 
+// Return a function that gives the chosen head's value by name, position and label, or null.
 function reader(run, header) {
   const row = rowOf(run);
   return (name, position, label = 0) => {
@@ -76,7 +77,7 @@ function reader(run, header) {
   };
 }
 
-// As many digits as are held of the chosen head, at most three.
+// Number of digits: as many as are stored for the chosen head, at most three.
 function digitsOf(header, name) {
   const step = header.arrays[name]?.steps[rowOf(state.run)] ?? 0.001;
   return Math.min(3, Math.max(0, Math.round(-Math.log10(step))));
@@ -120,7 +121,7 @@ async function drawPrompt() {
   });
   const place = byId("tokens"), before = place.scrollTop, shownNow = `${state.run}.${state.prompt}`;
   place.replaceChildren(...spans);
-  // A new prompt is shown from its end, where the query is; else one stays where one was.
+  // Scroll a new prompt to its end, where the query is; keep the position of an old one.
   place.scrollTop = place.dataset.shown === shownNow ? before : place.scrollHeight;
   place.dataset.shown = shownNow;
   state.token = null;
@@ -136,7 +137,7 @@ function fillShades(header, about) {
   byId("shade").value = state.shade;
 }
 
-// One token after the other, for the keyboard.
+// Move from token to token with the keyboard.
 function moveToken(event) {
   const spans = byId("tokens").children, by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
   if (!by || !spans.length) return;
@@ -225,7 +226,7 @@ function layout(extra = {}) {
 
 const settings = { responsive: true, displayModeBar: false };
 
-// Draw, and choose the head of a point of the first trace that is clicked.
+// Draw a plot; a click on a point of its first trace chooses that head.
 function draw(id, traces, extra, headOf) {
   plotly.react(id, traces, layout(extra), settings);
   if (!headOf || byId(id).dataset.listens) return;
@@ -324,7 +325,7 @@ function drawScores(rows, about) {
     `${about.query_class}; the table below holds the same numbers`);
 }
 
-// Plotly reads a few tags in texts; a text is shown as it is.
+// Escape texts, because Plotly interprets a few tags.
 const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
 // ---- heads: numbers and table -------------------------------------------------------------
@@ -431,7 +432,7 @@ function choose(change) {
   const shown = content.runs[state.run].prompts[state.prompt]?.number ?? 0;
   const whose = content.runs.length > 1 ? `&run=${state.run}` : "";
   const hash = `#head=${state.layer}.${state.head}&prompt=${shown}${whose}`;
-  try { history.replaceState(null, "", hash); } catch { /* not allowed from some places */ }
+  try { history.replaceState(null, "", hash); } catch { /* forbidden on some origins */ }
 }
 
 function fillPrompts() {
@@ -496,7 +497,7 @@ function listen() {
   });
 }
 
-// Where the page starts: what its address names, else the first marked head, else the first.
+// Return the first state: from the address, else the first marked head, else the first head.
 function beginning() {
   const asked = new URLSearchParams(location.hash.slice(1)), run = first();
   const number_ = content.runs.length > 1 && asked.get("run") === "1" ? 1 : 0;
@@ -537,7 +538,7 @@ async function start() {
   document.head.append(script);
   plotly = window.Plotly;
   drawMap(); drawTowers(); await drawPrompt();
-  // Marks have a size of their own, which depends on the map's.
+  // The size of the marks depends on the size of the map.
   new ResizeObserver(() => drawMap()).observe(byId("map"));
   document.body.dataset.ready = "yes";
 }
