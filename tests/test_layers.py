@@ -35,7 +35,7 @@ HEAVY = {"torch", "nnsight", "transformers", "xarray", "zarr", "matplotlib", "ra
         ("from twotower.cli import app; app.help_print([])", set()),
         ("import twotower, xarray", {"xarray"}),
         ("import twotower.prompts", set()),
-        ("from twotower.measures import in_context_heads, two_tower_scores", set()),
+        ("from twotower import in_context_heads, two_tower_scores", set()),
         ("import twotower.figures.terminal, twotower.figures.report", set()),
     ],
 )

@@ -55,5 +55,7 @@ def test_pages_are_made_of_it(tmp_path: Path) -> None:
     subprocess.run([*command, "twotower", "!twotower.cli", "!twotower.runs"], check=True)
     page = (tmp_path / "twotower.html").read_text(encoding="utf-8")
     assert [name for name in tt.__all__ if f'id="{name}"' not in page] == [
-        "figures"
-    ]  # a page of its own
+        "errors",
+        "figures",
+        "measures",
+    ]  # pages of their own

@@ -26,7 +26,13 @@ def test_the_package_is_typed() -> None:
 
 def test_a_users_script_sees_signatures(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
-    names = ("tt.predict", "tt.load", "tt.open", "tt.measures.predict", "tt.figures.head_map")
+    names = (
+        "tt.predict",
+        "tt.load",
+        "tt.open",
+        "tt.measures.predictions.predict",
+        "tt.figures.head_map",
+    )
     lines = ["import twotower as tt", "import twotower.measures"]
     lines += [f"reveal_type({name})" for name in names]
     script.write_text("\n".join(lines) + "\n")

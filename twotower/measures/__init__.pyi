@@ -1,0 +1,43 @@
+from . import agreement as agreement
+from . import analyze as analyze
+from . import attribution as attribution
+from . import attribution_patching as attribution_patching
+from . import bias as bias
+from . import choose as choose
+from . import collect as collect
+from . import datasets as datasets
+from . import effects as effects
+from . import greedy as greedy
+from . import group_effects as group_effects
+from . import measure as measure
+from . import ov as ov
+from . import pair_effects as pair_effects
+from . import predictions as predictions
+from . import qk as qk
+from . import residual as residual
+from . import scores as scores
+from . import shares as shares
+from . import tracing as tracing
+
+__all__ = [
+    "agreement",
+    "analyze",
+    "attribution",
+    "attribution_patching",
+    "bias",
+    "choose",
+    "collect",
+    "datasets",
+    "effects",
+    "greedy",
+    "group_effects",
+    "measure",
+    "ov",
+    "pair_effects",
+    "predictions",
+    "qk",
+    "residual",
+    "scores",
+    "shares",
+    "tracing",
+]
