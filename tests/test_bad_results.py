@@ -75,7 +75,7 @@ FIGURES = {
         INPUT,
         "weighted='no' must be True or False",
     ),
-    "no curves": (lambda g: figures.knocked_out(None), INPUT, "curves must map names"),
+    "no curves": (lambda g: figures.knocked_out(None), INPUT, "curves must map"),
     "curves by words": (
         lambda g: figures.knocked_out({"a": {"x": 1}}),
         INPUT,
