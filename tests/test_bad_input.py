@@ -84,7 +84,7 @@ CASES = {
     "one label": (
         lambda g: tt.predict(g.model, strings(g.model, "cat: foo\ndog:", [(5, 8)])),
         INPUT,
-        "there is one label",
+        "there is only one label",
     ),
     "fraction a text": (lambda g: g.prompts.split("x"), INPUT, "finite number"),
     "fraction none": (lambda g: g.prompts.split(None), INPUT, "finite number"),
