@@ -204,7 +204,7 @@ CASES = {
     "heads of no prompts": (
         lambda g: tt.in_context_heads(g.effects.isel(prompt=slice(0, 0))),
         INPUT,
-        "no effects to choose by",
+        "no effect is known",
     ),
     "heads of nan": (lambda g: tt.in_context_heads(g.effects * np.nan), INPUT, "not finite"),
     "by a list": (lambda g: tt.in_context_heads(g.effects, by=["x"]), INPUT, "is not known"),

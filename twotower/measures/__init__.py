@@ -1,6 +1,6 @@
-"""Measures: (model, prompts) to labelled datasets. One file for each group of the schema.
+"""Measures: from model and prompts to labelled datasets. One file for each group of the schema.
 
-Modules are imported when they are first used: those that only read datasets need no torch.
+Modules are imported at first use, because those that only read datasets do not need torch.
 """
 
 import lazy_loader as _lazy
