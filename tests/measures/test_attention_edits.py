@@ -173,7 +173,7 @@ def check(found, model: tt.Model, prompts: tt.Prompts, by_hand) -> None:
 def test_against_float64(any_model: tt.Model, name: str, positions: str) -> None:
     model, prompts = any_model, make(any_model)
     if name == "mean distance" and model.architecture.learned_positions_path:
-        with pytest.raises(tt.errors.InputError, match="rotary models alone"):
+        with pytest.raises(tt.errors.InputError, match="only for rotary models"):
             tt.predict(model, prompts, EDITS[name][0](prompts, positions))
         return
     edit, by_hand = EDITS[name]
