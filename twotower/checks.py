@@ -22,7 +22,7 @@ def check_is(value: Any, kind: str, name: str) -> None:
     if kind not in (cls.__name__ for cls in type(value).__mro__):
         made_by = {"Model": "load", "Prompts": "build_prompts", "Task": "load_task"}[kind]
         raise InputError(
-            f"{name} must be what {made_by} returns (a {kind}); this is a {type(value).__name__}"
+            f"{name} must be the result of {made_by} (a {kind}); this is a {type(value).__name__}"
         )
 
 

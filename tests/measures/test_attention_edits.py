@@ -440,7 +440,7 @@ H = [(0, 1)]
         (lambda p: tt.Patch(H, p, "query"), "what='query' is not known"),
         (
             lambda p: tt.KnockOut(H, "last", to=tt.From("twin")),
-            "donor must be what build_prompts returns",
+            "donor must be the result of build_prompts",
         ),
         (lambda p: tt.KnockOut(H, "last", to=tt.From(p[:2])), "2 donors for 3 prompts"),
         (lambda p: tt.Patch(H, p[[1, 0, 2]], "attention"), "cannot be aligned"),

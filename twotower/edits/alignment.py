@@ -72,7 +72,7 @@ def _match(
     prompt: int,
     donor: int,
 ) -> Int[np.ndarray, " position"]:
-    """Return the donor's column, counted from its end, for every wanted position of a prompt."""
+    """Return the donor's column, counted from its end, for every position in `at`."""
     places: dict[Key, list[int]] = {}
     for column, key in enumerate(donor_keys):
         places.setdefault(key, []).append(column - len(donor_keys))

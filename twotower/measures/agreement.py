@@ -66,7 +66,7 @@ def agreement(exact: xr.Dataset, other: xr.Dataset, k: int = 12) -> Agreement:
     for effects in (exact, other):
         dims = getattr(getattr(effects, "margin_drop", None), "dims", ())
         if not {"prompt", "layer", "head"} <= set(dims):
-            raise InputError("agreement needs what head_effects or attribution_patching returns")
+            raise InputError("agreement needs the result of head_effects or attribution_patching")
     a, b = exact["margin_drop"], other["margin_drop"]
     if a.sizes != b.sizes or exact.attrs.get("prompts_hash") != other.attrs.get("prompts_hash"):
         raise InputError("the effects are of other heads or of other prompts")

@@ -110,7 +110,7 @@ def label_bias(predictions: xr.Dataset, favoured: Sequence[str] | np.ndarray) ->
         If `predictions` holds no logits, or `favoured` is not one label per prompt.
     """
     if not {"prompt", "label"} <= set(getattr(getattr(predictions, "logit", None), "dims", ())):
-        raise InputError("label_bias needs what predict returns: logit (prompt, label)")
+        raise InputError("label_bias needs the result of predict: logit (prompt, label)")
     labels = [str(label) for label in predictions["label"].values]
     favoured = np.asarray(favoured, dtype=object)
     n = predictions.sizes["prompt"]
@@ -172,7 +172,7 @@ def bias_reduction(
     whole("seed", seed)
     for biases in (before, after):
         if getattr(getattr(biases, "favoured", None), "dims", ()) != ("prompt",):
-            raise InputError("bias_reduction needs what label_bias returns, before and after")
+            raise InputError("bias_reduction needs the result of label_bias, before and after")
     same = before.attrs.get("prompts_hash") == after.attrs.get("prompts_hash")
     if not same or before["favoured"].values.tolist() != after["favoured"].values.tolist():
         raise InputError("the biases are of other prompts, or towards other labels")

@@ -61,7 +61,7 @@ def in_context_heads(
     dims = effects[by].dims if hasattr(effects, "data_vars") and by in effects else ()
     if not {"prompt", "layer", "head"} <= set(dims) or "position" in dims:
         source = "head_effects" if by == "margin_drop" else "attribution"
-        raise InputError(f"by={by!r} needs what {source} returns, or a run that holds it")
+        raise InputError(f"by={by!r} needs the result of {source}, or a run that holds it")
     values = _strength(measured_prompts(effects), label, by)
     mean = values.where(np.isfinite(values)).mean("prompt").transpose("layer", "head")
     ranked = int(np.isfinite(mean).sum())

@@ -243,7 +243,7 @@ def strongest_group(effects: xr.Dataset, k: int) -> list[Head]:
     whole("k", k, 1)
     dims = getattr(getattr(effects, "margin_drop", None), "dims", ())
     if not {"prompt", "group"} <= set(dims) or "n_heads" not in effects:
-        raise InputError("strongest_group needs what group_effects or subset_effects returns")
+        raise InputError("strongest_group needs the result of group_effects or subset_effects")
     mean = measured_prompts(effects)["margin_drop"].mean("prompt")
     mean = mean.isel(group=np.flatnonzero(effects["n_heads"].values == k))
     if not mean.size:
