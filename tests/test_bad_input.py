@@ -31,9 +31,17 @@ def strings(model, text=TEXT, spans=SPANS, gold=("foo",), **more):
 
 CASES = {
     # prompts
-    "a task's name": (lambda g: tt.build_prompts(g.model, "animals"), INPUT, "task must be what"),
-    "no task": (lambda g: tt.build_prompts(g.model, None), INPUT, "task must be what load_task"),
-    "no model": (lambda g: tt.build_prompts(None, TWO), INPUT, "model must be what load returns"),
+    "a task's name": (
+        lambda g: tt.build_prompts(g.model, "animals"),
+        INPUT,
+        "task must be the result of",
+    ),
+    "no task": (
+        lambda g: tt.build_prompts(g.model, None),
+        INPUT,
+        "task must be the result of load_task",
+    ),
+    "no model": (lambda g: tt.build_prompts(None, TWO), INPUT, "model must be the result of load"),
     "turned round": (lambda g: tt.build_prompts(TWO, g.model), INPUT, "model must be"),
     "labels of a dict": (
         lambda g: tt.build_prompts(g.model, TWO, {"animal": "foo", "town": "bar"}),
@@ -84,7 +92,7 @@ CASES = {
     "one label": (
         lambda g: tt.predict(g.model, strings(g.model, "cat: foo\ndog:", [(5, 8)])),
         INPUT,
-        "there is one label",
+        "there is only one label",
     ),
     "fraction a text": (lambda g: g.prompts.split("x"), INPUT, "finite number"),
     "fraction none": (lambda g: g.prompts.split(None), INPUT, "finite number"),
@@ -116,7 +124,7 @@ CASES = {
     "a reference's name": (
         lambda g: tt.KnockOut([(0, 0)], positions="all", to=tt.Mean("x")),
         INPUT,
-        "reference must be what",
+        "reference must be the result of",
     ),
     "an edit's seed": (
         lambda g: tt.Resample(g.prompts, seed=-1),
@@ -166,10 +174,22 @@ CASES = {
         INPUT,
         "batch_size=",
     ),
-    "prompts of text": (lambda g: tt.predict(g.model, ["a"]), INPUT, "prompts must be what"),
-    "prompts first": (lambda g: tt.predict(g.prompts, g.model), INPUT, "model must be what"),
+    "prompts of text": (
+        lambda g: tt.predict(g.model, ["a"]),
+        INPUT,
+        "prompts must be the result of",
+    ),
+    "prompts first": (
+        lambda g: tt.predict(g.prompts, g.model),
+        INPUT,
+        "model must be the result of",
+    ),
     "no prompts": (lambda g: tt.predict(g.model, g.prompts[:0]), INPUT, "there are no prompts"),
-    "sweep of text": (lambda g: tt.head_effects(g.model, "x"), INPUT, "prompts must be what"),
+    "sweep of text": (
+        lambda g: tt.head_effects(g.model, "x"),
+        INPUT,
+        "prompts must be the result of",
+    ),
     "sweep's seed": (
         lambda g: tt.head_effects(g.model, g.prompts, to=tt.Resample(g.prompts, -1)),
         INPUT,
@@ -195,16 +215,20 @@ CASES = {
         INPUT,
         "corrupted must be",
     ),
-    "heads of nothing": (lambda g: tt.in_context_heads(None), INPUT, "needs what head_effects"),
+    "heads of nothing": (
+        lambda g: tt.in_context_heads(None),
+        INPUT,
+        "needs the result of head_effects",
+    ),
     "heads of a mean": (
         lambda g: tt.in_context_heads(g.effects.mean("prompt")),
         INPUT,
-        "needs what head_effects",
+        "needs the result of head_effects",
     ),
     "heads of no prompts": (
         lambda g: tt.in_context_heads(g.effects.isel(prompt=slice(0, 0))),
         INPUT,
-        "no effects to choose by",
+        "no effect is known",
     ),
     "heads of nan": (lambda g: tt.in_context_heads(g.effects * np.nan), INPUT, "not finite"),
     "by a list": (lambda g: tt.in_context_heads(g.effects, by=["x"]), INPUT, "is not known"),

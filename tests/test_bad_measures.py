@@ -70,7 +70,11 @@ EDITS = {
         "has the demonstration 9",
     ),
     "a change by name": (lambda g: tt.KnockOut(HEADS, to="x"), INPUT, "to='x' is not a change"),
-    "a mean of nothing": (lambda g: tt.Mean(None), INPUT, "reference must be what build_prompts"),
+    "a mean of nothing": (
+        lambda g: tt.Mean(None),
+        INPUT,
+        "reference must be the result of build_prompts",
+    ),
     "factor nan": (
         lambda g: tt.KnockOut(HEADS, "all", to=tt.Times(np.nan)),
         INPUT,
@@ -96,7 +100,7 @@ EDITS = {
     "no donor": (
         lambda g: tt.KnockOut(HEADS, "last", to=tt.From(None)),
         INPUT,
-        "donor must be what build_prompts",
+        "donor must be the result of build_prompts",
     ),
     "what": (lambda g: tt.Patch(HEADS, g.prompts, what="q"), INPUT, "what='q' is not known"),
     "donors": (
@@ -115,7 +119,7 @@ MEASURES = {
     "a reference": (
         lambda g: effects(g, to=tt.From(3)),
         INPUT,
-        "donor must be what build_prompts returns",
+        "donor must be the result of build_prompts",
     ),
     "an empty mask": (
         lambda g: effects(g, positions=np.zeros(g.prompts.token_id.shape, bool)),
@@ -138,7 +142,11 @@ MEASURES = {
     "top tokens": (lambda g: tt.ov_labels(*g.of, top_tokens=3), INPUT, "heads=3 must be a list"),
     "labels kept": (lambda g: tt.ov_labels(*g.of, keep="x"), INPUT, "keep='x' is not known"),
     "similarity kept": (lambda g: tt.qk_similarity(*g.of, keep="x"), INPUT, "keep='x' is not"),
-    "streams": (lambda g: tt.residual_streams(None, g.prompts), INPUT, "model must be what load"),
+    "streams": (
+        lambda g: tt.residual_streams(None, g.prompts),
+        INPUT,
+        "model must be the result of load",
+    ),
     "no greedy heads": (lambda g: tt.greedy_heads(*g.of, 0), INPUT, "k=0 must be"),
     "greedy's pool": (lambda g: tt.greedy_heads(*g.of, 1, pool="x"), INPUT, "heads='x' must be"),
     "groups none": (lambda g: groups(g, None), INPUT, "groups=None must be a list of groups"),
@@ -166,12 +174,12 @@ MEASURES = {
     "the strongest head": (
         lambda g: strongest_group(g.effects, 2),
         INPUT,
-        "needs what group_",
+        "needs the result of group_",
     ),
     "the strongest of none": (
         lambda g: strongest_group(None, 2),
         INPUT,
-        "needs what group_",
+        "needs the result of group_",
     ),
     "no strongest": (
         lambda g: strongest_group(groups(g, [HEADS]), 0),
@@ -186,12 +194,12 @@ MEASURES = {
     "agreement with none": (
         lambda g: agreement(g.effects, None),
         INPUT,
-        "agreement needs what",
+        "agreement needs the result of",
     ),
     "agreement with answers": (
         lambda g: agreement(g.effects, g.answers),
         INPUT,
-        "agreement needs what head_effects",
+        "agreement needs the result of head_effects",
     ),
     "agreement elsewhere": (
         lambda g: agreement(g.effects, g.effects.isel(prompt=[0])),
@@ -203,7 +211,11 @@ MEASURES = {
         INPUT,
         "k=0 must be",
     ),
-    "bias of none": (lambda g: tt.label_bias(None, ["foo"]), INPUT, "label_bias needs what"),
+    "bias of none": (
+        lambda g: tt.label_bias(None, ["foo"]),
+        INPUT,
+        "label_bias needs the result of",
+    ),
     "bias to a number": (
         lambda g: tt.label_bias(g.answers, [1, 2, 3, 4]),
         INPUT,
@@ -213,7 +225,7 @@ MEASURES = {
     "less of answers": (
         lambda g: bias_reduction(g.answers, g.answers),
         INPUT,
-        "bias_reduction needs what label_bias returns",
+        "bias_reduction needs the result of label_bias",
     ),
     "less of none": (
         lambda g: bias_reduction(g.bias, None),
@@ -230,11 +242,15 @@ MEASURES = {
         INPUT,
         "seed=-1 must be",
     ),
-    "majority": (lambda g: tt.majority_label(g.prompts.strings), INPUT, "prompts must be what"),
+    "majority": (
+        lambda g: tt.majority_label(g.prompts.strings),
+        INPUT,
+        "prompts must be the result of",
+    ),
     "recency": (
         lambda g: recent_label(None),
         INPUT,
-        "prompts must be what build_prompts",
+        "prompts must be the result of build_prompts",
     ),
     "too many heads": (lambda g: tt.in_context_heads(g.effects, 99), INPUT, "k=99 must be"),
     "a label": (lambda g: tt.in_context_heads(g.effects, label="z"), INPUT, "label 'z' is not"),

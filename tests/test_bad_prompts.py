@@ -57,7 +57,7 @@ PROMPTS = {
     "no model": (
         lambda p: tt.prompts_from_strings(None, [TEXT], [SPANS], ["foo"]),
         INPUT,
-        "model must be what load returns",
+        "model must be the result of load",
     ),
     "no strings": (
         lambda p: tt.prompts_from_strings(tiny("llama-grouped"), [], [], []),

@@ -39,7 +39,7 @@ def page(given: SimpleNamespace, path: Any = "run.html", **options: Any) -> Path
 QUESTIONS = {
     "no heads": (lambda g: g.tt.heads(0), INPUT, "k=0 must be"),
     "heads by a number": (lambda g: g.tt.heads(2, by=3), INPUT, "by=3 is not known"),
-    "heads of answers": (lambda g: g.answers.tt.heads(), INPUT, "needs what head_effects returns"),
+    "heads of answers": (lambda g: g.answers.tt.heads(), INPUT, "needs the result of head_effects"),
     "a head of truth": (lambda g: g.tt.head(True, 0), INPUT, "layer=True must be"),
     "a head beyond": (lambda g: g.tt.head(0, 9), INPUT, "no head 9"),
     "a head of answers": (lambda g: g.answers.tt.head(0, 0), INPUT, "no dim 'layer' here"),
@@ -125,7 +125,11 @@ PLANTINGS = {
     "saved nowhere": (lambda: Planting().save(None), INPUT, "folder=None must be a path"),
     "saved in a file": (lambda: Planting().save(__file__), INPUT, "cannot be made: File"),
     "loaded anew": (lambda: Planting().load(dtype="float32"), INPUT, "is loaded already"),
-    "prompts of no model": (lambda: Planting().prompts(None), INPUT, "model must be what load"),
+    "prompts of no model": (
+        lambda: Planting().prompts(None),
+        INPUT,
+        "model must be the result of load",
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""Checks of plain arguments, so that a wrong one is named where it is given."""
+"""Checks of simple arguments; the error names the wrong argument."""
 
 from __future__ import annotations
 
@@ -10,51 +10,53 @@ from typing import Any
 from .errors import InputError
 
 MOST_PROMPTS = 1_000_000
-"""More are a slip: no machine holds them, and drawing them alone takes hours."""
+"""Largest number of prompts accepted. More is a mistake: drawing them would take hours, and no
+machine holds them."""
 
 
 def check_is(value: Any, kind: str, name: str) -> None:
-    """Refuse what is not a `Model`, `Prompts` or `Task`.
+    """Check that a value is a `Model`, `Prompts` or `Task`.
 
-    Told by the class's name, since the classes are above this module.
+    Compares class names, because this low-level module cannot import the classes.
     """
     if kind not in (cls.__name__ for cls in type(value).__mro__):
         made_by = {"Model": "load", "Prompts": "build_prompts", "Task": "load_task"}[kind]
         raise InputError(
-            f"{name} must be what {made_by} returns (a {kind}); this is a {type(value).__name__}"
+            f"{name} must be the result of {made_by} (a {kind}); this is a {type(value).__name__}"
         )
 
 
 def check_measured(model: Any, prompts: Any) -> None:
-    """Refuse other things than a model and prompts, one or more, of two labels or more.
+    """Check that a model and prompts can be measured.
 
-    Prompts made with another tokenizer than the model's are refused too.
+    There must be at least one prompt and two labels, and the prompts must be made with the
+    model's tokenizer.
     """
     check_is(model, "Model", "model")
     check_is(prompts, "Prompts", "prompts")
     if not len(prompts):
         raise InputError("there are no prompts")
     if len(prompts.labels) < 2:
-        raise InputError(f"there is one label, {prompts.labels[0]!r}: nothing to tell it from")
+        raise InputError(f"there is only one label, {prompts.labels[0]!r}; give two or more")
     prompts.check_model(model)
 
 
 def whole(name: str, value: Any, least: int = 0, most: int | None = None) -> int:
-    """A whole number within bounds.
+    """Return a value after checking that it is a whole number within bounds.
 
     Parameters
     ----------
     name
         Name of the argument, for the message.
     value
-        What was given.
+        Value to check.
     least, most
-        Bounds, both allowed.
+        Bounds, inclusive.
 
     Raises
     ------
     InputError
-        If it is no whole number (True and False are none), or out of bounds.
+        If the value is not a whole number (nor are True and False), or out of bounds.
     """
     ok = isinstance(value, Integral) and not isinstance(value, bool)
     if not ok or value < least or (most is not None and value > most):
@@ -64,12 +66,12 @@ def whole(name: str, value: Any, least: int = 0, most: int | None = None) -> int
 
 
 def finite(name: str, value: Any) -> float:
-    """A finite number.
+    """Return a value as a float after checking that it is a finite number.
 
     Raises
     ------
     InputError
-        If it is none.
+        If it is not a finite number.
     """
     ok = isinstance(value, Real) and not isinstance(value, bool)
     try:
@@ -83,27 +85,28 @@ def finite(name: str, value: Any) -> float:
 
 
 def encodable(name: str, text: str) -> None:
-    """Refuse a text that no tokenizer and no file takes.
+    """Check that a text can be tokenized and written to a file as UTF-8.
 
     Parameters
     ----------
     name
-        What the text is, for the message.
+        Name of the text, for the message.
     text
-        The text.
+        Text to check.
 
     Raises
     ------
     InputError
-        If it holds half of a surrogate pair, as wrongly decoded bytes and JSON escapes do.
+        If the text holds half of a surrogate pair, a result of wrongly decoded bytes or JSON
+        escapes.
     """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         half = text[error.start]
         raise InputError(
-            f"{name} {_short(text)} holds U+{ord(half):04X}, half of a surrogate pair and no "
-            "character by itself; read the text again with the right encoding, or leave it out"
+            f"{name} {_short(text)} holds U+{ord(half):04X}, half of a surrogate pair, which is "
+            "not a character; read the text again with the right encoding, or leave it out"
         ) from None
 
 
@@ -112,12 +115,12 @@ def _short(text: str) -> str:
 
 
 def one_of(name: str, value: Any, known: Iterable[str]) -> None:
-    """Reject a text that is not among the known ones.
+    """Check that a text is one of the known ones.
 
     Raises
     ------
     InputError
-        With the known ones.
+        If it is not; the message lists the known ones.
     """
     known = tuple(known)
     if not isinstance(value, str) or value not in known:
@@ -125,14 +128,14 @@ def one_of(name: str, value: Any, known: Iterable[str]) -> None:
 
 
 def yes_or_no(name: str, value: Any) -> None:
-    """Refuse what is not True or False.
+    """Check that a value is True or False.
 
     Raises
     ------
     InputError
-        With the argument's name.
+        If it is not; the message names the argument.
     """
-    import numpy as np  # here, since it takes a while and the command line does without
+    import numpy as np  # slow to import, and the command line does not need it
 
     if not isinstance(value, (bool, np.bool_)):
         raise InputError(f"{name}={value!r} must be True or False")

@@ -1,4 +1,4 @@
-"""Attention heads by layer and number, and checks of what users give as heads."""
+"""Attention heads, and checks of heads given by users."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Head(NamedTuple):
 
 
 class HasHeads(Protocol):
-    """What has heads, such as a model."""
+    """Object with heads, such as a model."""
 
     @property
     def n_layers(self) -> int:
@@ -45,10 +45,10 @@ def as_head(value: Any) -> Head:
     Raises
     ------
     InputError
-        If it is not a pair of whole numbers.
+        If the value is not a pair of whole numbers.
     """
     try:
-        # Not int(): it would take 0.5 for 0, and a text's digits for a head.
+        # int() would also accept 0.5 and strings of digits.
         if any(isinstance(x, (bool, np.bool_)) for x in value):
             raise TypeError
         layer, head = (operator.index(x) for x in value)
@@ -63,7 +63,7 @@ def parse_head(text: str) -> Head:
     Raises
     ------
     InputError
-        If it is not written so.
+        If the text has another form.
     """
     layer, point, head = text.partition(".")
     if not point or not (layer.isdecimal() and head.isdecimal()):
@@ -79,12 +79,12 @@ def as_list(heads: Any) -> list[Any]:
 
 
 def check_heads(heads: Iterable[Any], model: HasHeads) -> list[Head]:
-    """Heads as `Head`, each in range and none twice.
+    """Return heads as `Head`, after checking that each is in range and given once.
 
     Raises
     ------
     InputError
-        If a head is no pair of numbers, is out of range, or is given twice.
+        If a head is not a pair of numbers, is out of range, or is given twice.
     """
     found = []
     for item in as_list(heads):

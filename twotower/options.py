@@ -1,4 +1,4 @@
-"""Options that hold for every measure until they are changed, or inside a with-block."""
+"""Options of all measures, set globally or for a with-block."""
 
 from __future__ import annotations
 
@@ -32,23 +32,24 @@ class set_options:
     Parameters
     ----------
     batch_size
-        Prompts in a batch; fewer if memory runs out. None, the default, takes about a thousand
-        tokens on a processor and fills a GPU; the size found is remembered for each measure.
+        Prompts in a batch, fewer if memory runs out. By default (None) the size is found
+        automatically: about a thousand tokens on a CPU, as many as fit on a GPU. It is
+        remembered for each measure.
     memory_budget
-        Bytes, or a text such as "2GiB", that a batch of a sweep may take beyond the weights.
-        None, the default, takes half of what is free. Counterfactual rows go through the
-        layers in chunks that fit.
+        Memory that a batch of a sweep may use beyond the weights, in bytes or as a text such
+        as "2GiB". By default (None) half of the free memory. Counterfactual rows pass through
+        the layers in chunks that fit.
     progress
-        True shows a bar for every measure; a text is its title. False by default.
+        True shows a bar for every measure; a text sets the bar's title. False by default.
     proof
-        Whether every batch proves the identities behind its numbers, and every state of a
-        model is checked once by an independent forward. The attribute `proof` of every dataset
-        records the outcome, or that no proof was made. True by default.
+        Whether to check the identities behind the numbers in every batch, and to compare every
+        state of a model once with an independent forward. The attribute `proof` of every
+        dataset records the outcome, or that no proof was made. True by default.
 
     Raises
     ------
     InputError
-        If an option does not exist, or cannot have the value.
+        If an option does not exist, or its value is invalid.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Progress of long calls: bars in terminals and notebooks, lines now and then in log files."""
+"""Progress of long calls: bars in terminals and notebooks, occasional lines in log files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from .options import option, set_options
 
 SECONDS_BETWEEN_LINES = 30.0
-"""Least time between two lines of progress in a log file."""
+"""Minimum time between two progress lines in a log file."""
 
 
 def in_log() -> bool:
@@ -20,7 +20,7 @@ def in_log() -> bool:
 
 
 class Lines:
-    """Progress as lines in a log file, for a `with` block; updated like a bar of tqdm."""
+    """Progress lines in a log file, for a `with` block; updated like a tqdm bar."""
 
     def __init__(self, total: int, title: str, unit: str) -> None:
         self.total, self.title, self.unit = total, title, unit
@@ -33,7 +33,7 @@ class Lines:
         pass
 
     def update(self, n: int) -> None:
-        """Count n more, and print a line if the last one is old enough."""
+        """Add n to the count, and print a line if the last one is old enough."""
         self.done += n
         now = time.monotonic()
         if now - self.printed >= SECONDS_BETWEEN_LINES and self.done < self.total:
@@ -47,16 +47,16 @@ def report(line: str) -> None:
 
 
 def bar(total: int, title: str | None = None, unit: str = "prompt") -> Any:
-    """Return a progress bar for a `with` block, as the option `progress` asks.
+    """Return a progress bar for a `with` block, as set by the option `progress`.
 
     Parameters
     ----------
     total
-        Number of things to do.
+        Number of items.
     title
-        Title unless the option gives one.
+        Title, unless the option sets one.
     unit
-        Name of one thing.
+        Name of one item.
     """
     progress = option("progress")
     title = progress if isinstance(progress, str) else title
@@ -69,12 +69,12 @@ def bar(total: int, title: str | None = None, unit: str = "prompt") -> Any:
 
 @contextmanager
 def stage(title: str, show: bool = True) -> Iterator[None]:
-    """Give every bar in a `with` block a title; in a log file, print a line when it begins.
+    """Set the title of all bars in a `with` block; in a log file, print a line at its start.
 
     Parameters
     ----------
     title
-        What is being done.
+        Name of the stage.
     show
         Whether to show anything.
     """

@@ -173,7 +173,7 @@ def check(found, model: tt.Model, prompts: tt.Prompts, by_hand) -> None:
 def test_against_float64(any_model: tt.Model, name: str, positions: str) -> None:
     model, prompts = any_model, make(any_model)
     if name == "mean distance" and model.architecture.learned_positions_path:
-        with pytest.raises(tt.errors.InputError, match="rotary models alone"):
+        with pytest.raises(tt.errors.InputError, match="only for rotary models"):
             tt.predict(model, prompts, EDITS[name][0](prompts, positions))
         return
     edit, by_hand = EDITS[name]
@@ -440,7 +440,7 @@ H = [(0, 1)]
         (lambda p: tt.Patch(H, p, "query"), "what='query' is not known"),
         (
             lambda p: tt.KnockOut(H, "last", to=tt.From("twin")),
-            "donor must be what build_prompts returns",
+            "donor must be the result of build_prompts",
         ),
         (lambda p: tt.KnockOut(H, "last", to=tt.From(p[:2])), "2 donors for 3 prompts"),
         (lambda p: tt.Patch(H, p[[1, 0, 2]], "attention"), "cannot be aligned"),

@@ -283,7 +283,10 @@ def mask_of(prompts: tt.Prompts) -> np.ndarray:
         (lambda p: tt.KnockOut([(0, 1)], mask_of(p)[0]), "boolean array of shape"),
         (lambda p: tt.KnockOut([(0, 1)], to="noise"), "to='noise' is not a change of a head's"),
         (lambda p: tt.KnockOut([(0, 1)], to=tt.Zero), "use one of tt.Zero, tt.Mean, tt.Resample"),
-        (lambda p: tt.KnockOut([(0, 1)], to=tt.Mean("x")), "reference must be what build_prompts"),
+        (
+            lambda p: tt.KnockOut([(0, 1)], to=tt.Mean("x")),
+            "reference must be the result of build_prompts",
+        ),
         (
             lambda p: tt.KnockOut([(0, 1)], positions="all", to=tt.Resample(p[:1])),
             "differs from the prompt",

@@ -68,7 +68,7 @@ def test_positions_that_are_kept(llama: tt.Model, prompts: tt.Prompts) -> None:
 def test_positions_that_cannot_be_kept(llama: tt.Model, prompts: tt.Prompts) -> None:
     with pytest.raises(tt.errors.InputError, match="keep='first'"):
         tt.residual_streams(llama, prompts, keep="first")
-    with pytest.raises(tt.errors.InputError, match="keep means no position"):
+    with pytest.raises(tt.errors.InputError, match="keep selects no position"):
         tt.residual_streams(llama, prompts, keep=np.zeros(prompts.token_id.shape, dtype=bool))
     with pytest.raises(tt.errors.InputError, match="boolean array of shape"):
         tt.residual_streams(llama, prompts, keep=np.zeros((2, 2), dtype=bool))

@@ -1,1 +1,1 @@
-"""Edits of heads: what they are, as data, and how a walk carries them out."""
+"""Edits of heads: data classes that describe them, and code that applies them in a walk."""

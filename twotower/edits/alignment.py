@@ -1,4 +1,4 @@
-"""Matching positions of a prompt to those of its donor, by role and number of demonstration."""
+"""Alignment of a prompt's positions with its donor's, by role and number of demonstration."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from ..prompts import Prompts
 
 Key = tuple[str, int]
-"""Role and number of demonstration, by which positions of two prompts are matched."""
+"""Role and number of demonstration; positions of two prompts match if these are equal."""
 
 
 def check_donors(prompts: Prompts, donors: Prompts) -> None:
-    """Refuse another number of donors than of prompts."""
+    """Check that there is one donor for each prompt."""
     if len(donors) != len(prompts):
         raise InputError(
             f"there are {len(donors)} donors for {len(prompts)} prompts; give one for each"
@@ -40,21 +40,23 @@ def donor_columns(
     reference: Prompts,
     donors: Int[np.ndarray, " prompt"],
 ) -> Int[np.ndarray, "prompt position"]:
-    """(prompt, position) column of the donor's matching position, counted from its end.
+    """Return (prompt, position) columns of the donors' matching positions, counted from the end.
 
     Parameters
     ----------
     prompts
-        What is measured.
+        Prompts to measure.
     at
-        (prompt, position) boolean: positions that need a match; others hold -1.
-    reference, donors
-        Prompts that donors are taken from, and (prompt,) which is whose.
+        (prompt, position) boolean: positions that need a match. Others get -1.
+    reference
+        Prompts from which donors are taken.
+    donors
+        (prompt,) number of each prompt's donor in `reference`.
 
     Raises
     ------
     InputError
-        If a prompt and its donor do not align there.
+        If a prompt and its donor do not align at these positions.
     """
     reference_keys = position_keys(reference)
     columns = np.full(at.shape, -1, dtype=np.int64)
@@ -70,7 +72,7 @@ def _match(
     prompt: int,
     donor: int,
 ) -> Int[np.ndarray, " position"]:
-    """Donor's column, counted from its end, for every wanted position of a prompt."""
+    """Return the donor's column, counted from its end, for every position in `at`."""
     places: dict[Key, list[int]] = {}
     for column, key in enumerate(donor_keys):
         places.setdefault(key, []).append(column - len(donor_keys))

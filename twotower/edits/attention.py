@@ -1,11 +1,11 @@
-"""Edits of attention and of values, carried out as edits of the heads' outputs z.
+"""Edits of attention and of values, applied as edits of the heads' outputs z.
 
-z is the sum over keys of attention times value, so changed attention a' and changed values
-v' give z + sum (a' - a) v + sum a' (v' - v). The model's own z is kept and only the
-difference is added, so that an edit that changes nothing changes nothing. Attention and
-values are computed anew from queries and keys, whatever kernel the model runs.
+z is the sum over keys of attention times value. So changed attention a' and changed values
+v' give z + sum (a' - a) v + sum a' (v' - v). Only the difference is added to the model's own
+z, so an edit without effect leaves z exactly as it is. Attention is recomputed from queries
+and keys, whatever kernel the model runs.
 
-Shapes: B prompts of T positions, of which the last n look; h edited heads of a layer.
+Shapes: B prompts of T positions, of which the last n are queries; h edited heads of a layer.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ class Prepared:
     Attributes
     ----------
     edit
-        What is edited.
+        The edit.
     heads
-        In which heads.
+        Heads to edit.
     queries, keys
-        (prompt, position) boolean: positions that look and that are looked at.
+        (prompt, position) boolean: query and key positions.
     labels_at
         (prompt, position) boolean: label positions.
     columns
-        (prompt, position) matching columns of the donors (see `donor_columns`); None where
-        there are none.
+        (prompt, position) matching columns of the donors (see `donor_columns`); None if the
+        edit has no donors.
     """
 
     edit: AttentionEdit
@@ -70,13 +70,13 @@ class Prepared:
         model: Model,
         prompts: Prompts,
     ) -> Prepared:
-        """Check an edit, and align its donors.
+        """Return an edit after checking it and aligning its donors.
 
         Raises
         ------
         InputError
-            If donors do not align, nothing would be left of an attention that is to sum to
-            1, or a distance is given where there is none.
+            If donors do not align, if no attention is left to renormalize, or if a distance is
+            given for a model with learned positions.
         """
         columns = None
         if isinstance(edit, Patch):
@@ -87,8 +87,8 @@ class Prepared:
         elif isinstance(edit, DropPosition):
             if edit.distance != "zero" and model.architecture.learned_positions_path is not None:
                 raise InputError(
-                    f"distance={edit.distance!r} has a meaning for rotary models alone; "
-                    f"{model.name} has learned positions"
+                    f"distance={edit.distance!r} is only for rotary models; {model.name} has "
+                    "learned positions: leave distance out"
                 )
         elif edit.renormalize and edit.factor == 0:
             left = np.logical_or.accumulate(~keys & (prompts.token_id >= 0), axis=1)
@@ -96,12 +96,12 @@ class Prepared:
                 row = int(np.flatnonzero((queries & ~left).any(axis=1))[0])
                 raise InputError(
                     f"prompt {row}: a position sees nothing but the keys whose attention is cut; "
-                    "renormalize=True needs something that is left"
+                    "renormalize=True needs other visible keys"
                 )
         return cls(edit, heads, queries, keys, prompts.where("labels"), columns)
 
     def for_batch(self, model: Model, batch: Batch) -> Part:
-        """The edit cut to a batch, donors run."""
+        """Return the edit's part for a batch, with its donors' batch to run first."""
         by_layer: dict[int, list[int]] = {}
         for layer, head in self.heads:
             by_layer.setdefault(layer, []).append(head)
@@ -126,21 +126,21 @@ class Prepared:
 
 @dataclass
 class Part:
-    """One edit of a batch.
+    """Part of an edit that concerns one batch.
 
     Attributes
     ----------
     heads
-        Numbers of heads by layer.
+        Head numbers by layer.
     queries, keys, labels_at
         (B, T) boolean.
     n_queries
-        How many positions, counted from the end, hold all that look.
+        Number of last positions that contain all query positions.
     donated
-        By layer, once the donors have been run: attention (B, heads, n_queries, T), or
-        values (B, T, K, D).
+        Attention (B, heads, n_queries, T) or values (B, T, K, D) by layer, filled when the
+        donors have run.
     donors
-        Prompts that are run first, if any.
+        Donors to run first, if any.
     """
 
     edit: AttentionEdit
@@ -155,7 +155,7 @@ class Part:
     def looks(
         self, layer: int, heads: list[int], n: int, device: torch.device
     ) -> Bool[torch.Tensor, "B h {n} 1"]:
-        """(B, h, n, 1) boolean: which heads are edited where."""
+        """Return (B, h, n, 1) boolean: query positions at which each head is edited."""
         mine = self.queries.on(device)[:, -n:]
         none = torch.zeros_like(mine)
         by_head = [mine if head in self.heads[layer] else none for head in heads]
@@ -163,7 +163,7 @@ class Part:
 
 
 class AttentionEdits(BatchEdit):
-    """All edits of attention and values that are in force on a batch."""
+    """All edits of attention and values of a batch."""
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self.parts = [part for part in parts if part.n_queries]
@@ -205,7 +205,7 @@ def _changed_attention(
     weights: Float32[torch.Tensor, "B h n T"],
     hidden: Bool[torch.Tensor, "B 1 n T"],
 ) -> Float32[torch.Tensor, "B h n T"]:
-    """(B, h, n, T) attention with the edits in force: scores, then donors, then factors."""
+    """Return (B, h, n, T) edited attention: first scores, then donors, then factors."""
     layer, device = view.index, plain.device
 
     def chosen(part: Part) -> Bool[torch.Tensor, "B h n T"]:
@@ -240,12 +240,12 @@ def _changed_attention(
 def _heads_of(
     value: Float[torch.Tensor, "B T K D"], owners: Sequence[int]
 ) -> Float32[torch.Tensor, "B h T D"]:
-    """(B, h, T, D) float32 values of heads whose key-value heads are given."""
+    """Return (B, h, T, D) float32 values of heads, given their key-value heads."""
     return torch.stack([value[:, :, owner] for owner in owners], dim=1).float()
 
 
 class _Donated(Recorder):
-    """Attention or values of donors, at the positions that match the prompts' own."""
+    """Records donors' attention or values, at the positions that match those of the prompts."""
 
     def __init__(self, what: str, heads: dict[int, list[int]], columns: Everywhere, n: int) -> None:
         self.what, self.heads, self.columns, self.n = what, heads, columns, n

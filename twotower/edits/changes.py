@@ -1,4 +1,4 @@
-"""What a head's output becomes: five data classes, used by sweeps and edits alike."""
+"""Changes of a head's output: five data classes, used by sweeps and edits."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Zero:
-    """The head's output z, before the output projection, becomes zero.
+    """Set the head's output z (before the output projection) to zero.
 
     Notes
     -----
-    At all positions this equals zeroing the head's columns of the output projection, which
-    is how Yu & Ananiadou (2024) intervene.
+    At all positions, this equals zeroing the head's columns of the output projection, as Yu &
+    Ananiadou (2024) do.
     """
 
     def describe(self) -> dict[str, Any]:
@@ -29,10 +29,10 @@ class Zero:
 
 @dataclass(frozen=True, eq=False)
 class Mean:
-    """The head's output becomes its mean over reference prompts (mean ablation).
+    """Replace the head's output by its mean over reference prompts (mean ablation).
 
-    The mean is taken by layer, head, role and number of demonstration. It is computed once,
-    before any batching.
+    There is one mean for each layer, head, role and number of demonstration. It is computed
+    once, over all reference prompts.
 
     Parameters
     ----------
@@ -52,10 +52,10 @@ class Mean:
 
 @dataclass(frozen=True, eq=False)
 class Resample:
-    """The head's output becomes that of a random reference prompt (resample ablation).
+    """Replace the head's output by that of a random reference prompt (resample ablation).
 
-    Every prompt gets one donor that differs from it, and positions are matched by role and
-    number of demonstration.
+    Every prompt gets one donor that differs from it. Positions are matched by role and number
+    of demonstration.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ class Resample:
 
 @dataclass(frozen=True, eq=False)
 class From:
-    """The head's output becomes that of the prompt's donor (activation patching).
+    """Replace the head's output by that of the prompt's donor (activation patching).
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ class From:
 
 @dataclass(frozen=True)
 class Times:
-    """The head's output is multiplied by a factor.
+    """Multiply the head's output by a factor.
 
     Parameters
     ----------
@@ -122,12 +122,12 @@ Change = Zero | Mean | Resample | From | Times
 
 
 def check_change(to: Any) -> None:
-    """Reject anything but a change.
+    """Check that a value is a change of a head's output.
 
     Raises
     ------
     InputError
-        With the changes that exist.
+        If it is not; the message lists the changes.
     """
     if isinstance(to, get_args(Change)):
         return

@@ -1,4 +1,4 @@
-"""Edits of heads, as data."""
+"""Edits of heads: four data classes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 PATCHED = ("attention", "values")
-"""What `Patch` can take from a donor."""
+"""Quantities that `Patch` can take from a donor."""
 
 DISTANCES = ("zero", "mean")
-"""Distances at which `DropPosition` can put the keys of rotary models."""
+"""Query-key distances that `DropPosition` can use for rotary models."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class KnockOut:
         "last" (the default, as in `head_effects`), "labels", "all", `twotower.at`, or a boolean
         (prompt, position) array.
     to
-        What the outputs become: `Zero` (the default), `Mean`, `Resample`, `From` or `Times`.
+        New outputs: `Zero` (the default), `Mean`, `Resample`, `From` or `Times`.
     """
 
     heads: Sequence[tuple[int, int]]
@@ -61,19 +61,19 @@ class ScaleAttention:
     heads
         Heads, as `Head` or (layer, head).
     factor
-        0 or more; 1 changes nothing, 0 cuts what is read from the keys.
+        0 or more. 1 changes nothing; 0 blocks attention to the keys.
     keys
-        Positions that are looked at: `twotower.at`, "labels", "last", "all", or a boolean
-        (prompt, position) array.
+        Key positions: `twotower.at`, "labels", "last", "all", or a boolean (prompt, position)
+        array.
     renormalize
-        Whether the weights of a position are made to sum to 1 again.
+        Whether to rescale each query's weights to sum to 1 again.
     positions
-        Positions that look, in the same forms; by default the last.
+        Query positions, in the same forms; by default the last.
 
     Notes
     -----
-    Re-weighting attention at label positions is how Yu & Ananiadou (2024) reduce
-    majority-label bias; their formula is not known here, and this is not meant as theirs.
+    Yu & Ananiadou (2024) re-weight attention at label positions to reduce majority-label bias.
+    We do not know their formula; this edit does not claim to reproduce it.
     """
 
     heads: Sequence[tuple[int, int]]
@@ -96,28 +96,28 @@ class ScaleAttention:
 
 @dataclass(frozen=True, eq=False)
 class DropPosition:
-    """Take the position part out of heads' QK scores, and let attention follow.
+    """Remove the position part of heads' QK scores and recompute attention.
 
-    The scores of the keys become their content part (`score_content` in the glossary of
-    `twotower.results.schema`), and the softmax is taken anew over all that is visible.
+    The scores of the keys are replaced by their content part (`score_content` in the glossary
+    of `twotower.results.schema`). The softmax is then recomputed over all visible keys.
 
     Parameters
     ----------
     heads
         Heads, as `Head` or (layer, head).
     keys
-        Positions that are looked at, as in `ScaleAttention`; by default all.
+        Key positions, as in `ScaleAttention`; by default all.
     positions
-        Positions that look; by default the last.
+        Query positions; by default the last.
     distance
-        Rotary models only: "zero" puts keys at the query's own position; "mean" gives the
-        mean over the distances to the label positions before the query (zero where there
-        are none), which are distances that the model is used to.
+        Rotary models only. "zero" puts keys at the query's own position. "mean" averages over
+        the distances to the label positions up to the query (zero if there are none); the
+        model is used to these distances.
 
     Notes
     -----
-    Removing the positional term is how Yu & Ananiadou (2024) reduce recency bias; their
-    formula is not known here, and this is not meant as theirs.
+    Yu & Ananiadou (2024) remove the positional term to reduce recency bias. We do not know
+    their formula; this edit does not claim to reproduce it.
     """
 
     heads: Sequence[tuple[int, int]]
@@ -136,7 +136,7 @@ class DropPosition:
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """Give heads the attention or the values that they have in donor prompts.
+    """Replace heads' attention or values by those of donor prompts.
 
     Parameters
     ----------
@@ -146,14 +146,14 @@ class Patch:
         One donor for each prompt, aligned to it by role and number of demonstration, such
         as `prompts.reversed_labels()`.
     what
-        "attention": the attention weights, on the prompt's own values; "values": the value
-        vectors, under the prompt's own attention.
+        "attention": the donor's attention weights with the prompt's own values. "values": the
+        donor's value vectors with the prompt's own attention.
     positions
-        Positions that look; by default the last.
+        Query positions; by default the last.
 
     Notes
     -----
-    To take over a head's whole output, use ``KnockOut(heads, to=From(donor))``.
+    To patch a head's whole output, use ``KnockOut(heads, to=From(donor))``.
     """
 
     heads: Sequence[tuple[int, int]]
@@ -175,12 +175,12 @@ Edit = KnockOut | ScaleAttention | DropPosition | Patch
 
 
 def as_edits(edits: Edit | Iterable[Edit]) -> list[Edit]:
-    """Edits as a list; one edit may stand for a list of one.
+    """Return edits as a list; a single edit becomes a list of one.
 
     Raises
     ------
     InputError
-        If something in it is not an edit.
+        If an element is not an edit.
     """
     if not isinstance(edits, (Edit, Iterable)):
         raise InputError(f"edits={edits!r} must be a list of edits, such as [KnockOut(heads)]")

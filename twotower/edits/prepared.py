@@ -1,7 +1,7 @@
-"""Changes of heads' outputs made ready for batches: the one place that carries them out.
+"""Changes of heads' outputs, prepared for a model and prompts and then for each batch.
 
-Everything is settled before any batching: the mean is taken over all reference prompts, and
-each prompt's donor is drawn once. So results do not depend on how prompts are batched.
+Means and donors are fixed before batching: the mean is taken over all reference prompts, and
+each prompt's donor is drawn once. So results do not depend on the batch size.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 
 @dataclass
 class BatchChange:
-    """What heads' outputs become in a batch.
+    """Change of heads' outputs in a batch.
 
     Attributes
     ----------
     factor
-        Multiplies z where there are no replacements. A factor of 0 gives zeros, also where z is
-        not finite.
+        Multiplies z if there are no replacements. A factor of 0 gives zeros, even if z is not
+        finite.
     replacements
         (..., H, d_head) by layer, on the layer's device, filled when the donors have run; None
-        to multiply.
+        to multiply by the factor.
     donors
-        Prompts that run before the batch, if any.
+        Donors to run before the batch, if any.
     """
 
     factor: float = 0.0
@@ -49,14 +49,14 @@ class BatchChange:
     donors: list[Donors] = field(default_factory=list)
 
     def output(self, layer: int, z: Float[torch.Tensor, "*at H D"]) -> Float[torch.Tensor, "*new"]:
-        """Return what z (..., H, d_head) of a layer becomes, in a shape that broadcasts to it."""
+        """Return the new z of a layer, in a shape that broadcasts to z (..., H, d_head)."""
         if self.replacements is not None:
             return self.replacements[layer].to(z.device, z.dtype)
         return z * self.factor if self.factor else z.new_zeros(())
 
 
 class PreparedChange:
-    """A change that fits a model and prompts, ready to be cut to batches."""
+    """A change that is checked against model and prompts, ready for batches."""
 
     def __init__(self, factor: float = 0.0) -> None:
         self.factor = factor
@@ -64,42 +64,42 @@ class PreparedChange:
     def for_batch(
         self, batch: Batch, layers: Sequence[int], index: Int[torch.Tensor, "*at"] | None = None
     ) -> BatchChange:
-        """Return the change of some layers' heads in a batch.
+        """Return the change of heads' outputs in a batch.
 
         Parameters
         ----------
         batch, layers
-            Where heads are changed.
+            Batch and layers in which heads are changed.
         index
-            (...,) index into the batch's flattened (B T) positions, on the host; all positions
-            (B, T) by default. Positions that are not changed may hold anything.
+            (...,) index into the batch's flattened (B T) positions, on the CPU; all positions
+            (B, T) by default. Results at positions that are not changed are arbitrary.
         """
         return BatchChange(self.factor)
 
     def kinds(self, batch: Batch) -> Int[np.ndarray, "B T"]:
-        """(B, T) numbers, equal where positions with the same past get the same new output."""
+        """Return (B, T) numbers; equal numbers mean that equal prefixes get equal new outputs."""
         return np.zeros((len(batch.rows), batch.width), dtype=np.int64)
 
 
 def prepare_change(
     to: Change, model: Model, prompts: Prompts, at: Bool[np.ndarray, "prompt position"]
 ) -> PreparedChange:
-    """Return a change made ready for a model and prompts.
+    """Return a change prepared for a model and prompts.
 
     Parameters
     ----------
     to
         The change.
     model, prompts
-        What is measured.
+        Model and prompts to measure.
     at
         (prompt, position) boolean: positions at which heads will be changed.
 
     Raises
     ------
     InputError
-        If `to` is not a change, a position has no match in the reference prompts, or these
-        were made with another tokenizer.
+        If `to` is not a change, a position has no match in the reference prompts, or the
+        reference prompts were made with another tokenizer.
     """
     check_change(to)
     if isinstance(to, Mean):
@@ -116,7 +116,7 @@ def prepare_change(
 
 
 def _draw(prompts: Prompts, reference: Prompts, seed: int) -> Int[np.ndarray, " prompt"]:
-    """Each prompt's donor: one of the reference prompts that differs from it."""
+    """Draw a donor for each prompt among the reference prompts that differ from it."""
     rng = np.random.default_rng([seed, 5])
     strings = np.array(reference.strings, dtype=object)
     donors = np.zeros(len(prompts), dtype=np.int64)
@@ -129,7 +129,7 @@ def _draw(prompts: Prompts, reference: Prompts, seed: int) -> Int[np.ndarray, " 
 
 
 class _Averaged(PreparedChange):
-    """Mean of z per layer, head, role and number of demonstration.
+    """Change to the mean of z for each layer, head, role and number of demonstration.
 
     Reference prompts whose logits are not finite are left out.
     """
@@ -166,7 +166,7 @@ class _Averaged(PreparedChange):
             finite[batch.rows] = good
             if good.all():
                 total.add_(sums["sums"])
-            elif good.any():  # a sum with NaN in it is lost: once more without them
+            elif good.any():  # the sum contains NaN: repeat without the bad prompts
                 add(make_batch(model, reference, batch.rows[good]))
 
         for batch in feed:
@@ -177,8 +177,8 @@ class _Averaged(PreparedChange):
         counts = np.bincount(own[there], minlength=len(numbers))
         if (counts[self.index[at]] == 0).any():
             raise InputError(
-                "the reference prompts with finite logits lack a position that the mean is taken "
-                "of: load the model with dtype='float32' or 'bfloat16', or take other prompts"
+                "no reference prompt with finite logits has a position that the mean needs: load "
+                "the model with dtype='float32' or 'bfloat16', or take other reference prompts"
             )
         mean = total / torch.as_tensor(np.maximum(counts, 1))[:, None, None]
         by_layer = mean.unflatten(-1, (model.n_heads, -1)).unbind(dim=1)
@@ -198,7 +198,7 @@ class _Averaged(PreparedChange):
 
 
 class _Sums(Recorder):
-    """Sum of z over positions with the same key; padding counts for nothing."""
+    """Records sums of z over positions with the same key, without padding."""
 
     def __init__(self, index: Everywhere, n_keys: int) -> None:
         self.index, self.n_keys = index, n_keys
@@ -216,7 +216,7 @@ class _Sums(Recorder):
 
 
 class _Donated(PreparedChange):
-    """The z of a donor prompt, position matched to position."""
+    """Change to the z of a donor prompt at matching positions."""
 
     def __init__(
         self,
@@ -245,7 +245,7 @@ class _Donated(PreparedChange):
 
 
 class _Heads(Recorder):
-    """z (..., H, d_head) of some layers at an index (...,) into the batch's positions."""
+    """Records z (..., H, d_head) of some layers at an index (...,) into the batch's positions."""
 
     def __init__(self, layers: Sequence[int], index: Everywhere) -> None:
         self.layers, self.index = set(layers), index

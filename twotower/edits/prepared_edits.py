@@ -1,4 +1,4 @@
-"""Edits made ready: checked against model and prompts, then cut to each batch."""
+"""Preparation of edits: check them against model and prompts, then cut them to each batch."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 
 class PreparedEdits:
-    """Edits that fit a model and prompts.
+    """Edits prepared for a model and prompts.
 
-    On one head attention is edited first, then values, then the output z, whatever the
-    order in which the edits are given.
+    On one head, attention is edited first, then values, then the output z, in whatever order
+    the edits are given.
 
     Raises
     ------
     InputError
-        If an edit names heads out of range or positions of another shape, or if the same
-        thing of one head is edited twice at the same position.
+        If heads are out of range, positions have another shape, or two edits change the
+        attention, values or output of one head at the same position.
     """
 
     def __init__(self, model: Model, prompts: Prompts, edits: Sequence[Edit]) -> None:
@@ -77,14 +77,14 @@ class PreparedEdits:
             claimed.append((at, keys))
 
     def for_batch(self, batch: Batch) -> list[BatchEdit]:
-        """The edits of a batch, as a walk applies them."""
+        """Return the edits of a batch, for a walk to apply."""
         parts = [prepared.for_batch(self.model, batch) for prepared in self.attention]
         ready: list[BatchEdit] = [AttentionEdits(parts)] if parts else []
         return ready + [output.for_batch(batch) for output in self.outputs]
 
 
 def _target(edit: Edit) -> str:
-    """What of a head an edit changes."""
+    """Return the part of a head that an edit changes: "output", "attention" or "values"."""
     if isinstance(edit, KnockOut):
         return "output"
     return edit.what if isinstance(edit, Patch) else "attention"
@@ -92,7 +92,7 @@ def _target(edit: Edit) -> str:
 
 @dataclass
 class _PreparedOutput:
-    """A change of heads' outputs that fits a model and prompts."""
+    """Change of heads' outputs, prepared for a model and prompts."""
 
     heads: dict[int, list[int]]
     at: Bool[np.ndarray, "prompt position"]
@@ -104,7 +104,7 @@ class _PreparedOutput:
 
 
 def _by_layer(heads: Sequence[Head]) -> dict[int, list[int]]:
-    """Numbers of heads by layer."""
+    """Return head numbers by layer."""
     found: dict[int, list[int]] = {}
     for layer, head in heads:
         found.setdefault(layer, []).append(head)
@@ -112,7 +112,7 @@ def _by_layer(heads: Sequence[Head]) -> dict[int, list[int]]:
 
 
 class _ChangeHeads(BatchEdit):
-    """Changed outputs of heads, as a walk applies them."""
+    """Edit that changes heads' outputs in a walk."""
 
     def __init__(
         self, heads: dict[int, list[int]], positions: Everywhere, change: BatchChange
@@ -132,9 +132,9 @@ class _ChangeHeads(BatchEdit):
 def _chosen(
     heads: list[int], positions: Everywhere, z: Float[torch.Tensor, "B T H D"]
 ) -> Bool[torch.Tensor, "B T H 1"]:
-    """(B, T, H, 1) boolean: the positions, in the heads named.
+    """Return (B, T, H, 1) boolean: the positions, for the given heads.
 
-    Made of tensors that are on the device; an index from a list would have to come there.
+    Uses only tensors on the device; indexing with a list would need a copy from the CPU.
     """
     mask = positions.on(z.device)
     none = torch.zeros_like(mask)

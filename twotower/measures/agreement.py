@@ -1,4 +1,4 @@
-"""How well estimated effects of heads agree with exact ones."""
+"""Agreement of estimated effects of heads with exact ones."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Agreement:
     Attributes
     ----------
     rank_correlation
-        Spearman's, between the heads' mean effects.
+        Spearman correlation of the heads' mean effects.
     rank_correlation_by_prompt
-        Mean over prompts of Spearman's between a prompt's effects.
+        Spearman correlation of the heads' effects in one prompt, averaged over prompts.
     missed
-        False negatives: heads among the k strongest by the exact effects and not by the
-        others.
+        False negatives: heads among the k strongest by the exact effects, but not by the
+        other ones.
     found
-        Share of the k strongest that both have in common.
+        Share of the k strongest heads that both rankings have in common.
     """
 
     rank_correlation: float
@@ -41,32 +41,32 @@ class Agreement:
 
 
 def agreement(exact: xr.Dataset, other: xr.Dataset, k: int = 12) -> Agreement:
-    """How well other effects agree with exact ones, on the same prompts.
+    """Return how well other effects agree with exact ones, on the same prompts.
 
-    Effects that are missing in one of the two (NaN) count in neither.
+    Effects that are missing (NaN) in one dataset are ignored in both.
 
     Parameters
     ----------
     exact, other
-        Effects of the same heads and prompts, such as `head_effects` and
-        `attribution_patching` return, in this order.
+        Effects of the same heads on the same prompts, such as the results of `head_effects`
+        and `attribution_patching`, in this order.
     k
-        Number of strongest heads that are compared.
+        Number of strongest heads to compare.
 
     Returns
     -------
     Agreement
-        Rank correlations, and the strongest heads that both have or that one misses.
+        Rank correlations, the share of common strongest heads, and the heads missed.
 
     Raises
     ------
     InputError
-        If the two are of other heads or prompts, or are no effects.
+        If the two differ in heads or prompts, or are not effects.
     """
     for effects in (exact, other):
         dims = getattr(getattr(effects, "margin_drop", None), "dims", ())
         if not {"prompt", "layer", "head"} <= set(dims):
-            raise InputError("agreement needs what head_effects or attribution_patching returns")
+            raise InputError("agreement needs the result of head_effects or attribution_patching")
     a, b = exact["margin_drop"], other["margin_drop"]
     if a.sizes != b.sizes or exact.attrs.get("prompts_hash") != other.attrs.get("prompts_hash"):
         raise InputError("the effects are of other heads or of other prompts")
@@ -88,7 +88,7 @@ def agreement(exact: xr.Dataset, other: xr.Dataset, k: int = 12) -> Agreement:
 
 
 def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's, of the pairs without NaN; NaN where there are fewer than two."""
+    """Return Spearman's correlation of the pairs without NaN; NaN for fewer than two pairs."""
     from scipy.stats import spearmanr
 
     known = ~(np.isnan(a) | np.isnan(b))

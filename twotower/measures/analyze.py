@@ -46,21 +46,21 @@ def analyze(
     Parameters
     ----------
     model, prompts
-        What is measured.
+        Model and prompts to measure.
     measures
-        Which of "predictions", "effects", "attribution", "qk", "ov"; or measures of your own
-        (`twotower.measures.measure.Measure`), which must not share a group.
+        Some of "predictions", "effects", "attribution", "qk", "ov", and your own measures
+        (`twotower.measures.measure.Measure`). Each must have a group of its own.
     norm
-        Final norm of the attribution, as in `attribution`.
+        Statistics of the final norm, as in `attribution`.
     logprobs
-        Whether effects give drops of log-probabilities, as in `head_effects`.
+        Whether effects include drops of log-probabilities, as in `head_effects`.
     keep
-        Positions of QK and OV to keep, as in `qk_similarity`.
+        Positions at which to keep QK and OV results, as in `qk_similarity`.
 
     Returns
     -------
     xarray.DataTree
-        A run: a group for each measure, `prompts`, and `scores` if QK and OV were measured.
+        A run: one group for each measure, `prompts`, and `scores` if QK and OV were measured.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def choose_measures(
     logprobs: bool = True,
     keep: Positions = "all",
 ) -> list[Measure]:
-    """Return the measures that `analyze` takes for these arguments.
+    """Return the measures that `analyze` runs for these arguments.
 
     Raises
     ------
@@ -115,7 +115,7 @@ def choose_measures(
 def run_datasets(
     model: Model, prompts: Prompts, measures: Sequence[Measure], found: Sequence[Arrays]
 ) -> tuple[dict[str, xr.Dataset], dict[str, Any]]:
-    """Return a run's groups from the arrays of its measures, and the attributes of its root."""
+    """Return a run's groups, made from its measures' arrays, and the attributes of its root."""
     groups = {
         measure.group: measured_dataset(measure, arrays, model, prompts)
         for measure, arrays in zip(measures, found, strict=True)
@@ -127,7 +127,7 @@ def run_datasets(
 
 
 def prompts_dataset(model: Model, prompts: Prompts) -> xr.Dataset:
-    """Return the prompts themselves, token by token."""
+    """Return the dataset of the prompts: texts, tokens and token ids."""
     arrays = {
         "token_id": prompts.token_id,
         "token": prompts.token,

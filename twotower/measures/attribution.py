@@ -1,4 +1,4 @@
-"""How much each head's output, by itself, raises the labels."""
+"""Direct attribution: how much each head's own output raises the labels."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ Norm = Literal["frozen", "own"]
 
 
 def attribution(model: Model, prompts: Prompts, norm: Norm = "frozen") -> xr.Dataset:
-    """Return how much each head's output, by itself, raises the labels at the last position.
+    """Return how much each head's own output raises the labels at the last position.
 
     Parameters
     ----------
     model, prompts
-        What is measured.
+        Model and prompts to measure.
     norm
-        "own": the final norm takes its statistics from the vector at hand. "frozen": it
-        keeps those of the last position's final residual stream.
+        Statistics of the final norm. "own": those of the vector that is normed. "frozen":
+        those of the last position's final residual stream.
 
     Returns
     -------
@@ -93,7 +93,7 @@ class AttributionRecorder(Recorder):
         z = view.z[:, -1:] * alone
         projection = view.architecture.projection(view.block)
         nothing = call(projection, torch.zeros_like(z[:1, :1]).flatten(-2))
-        # A copy: a view would keep the whole stream of every layer.
+        # A copy, because a view would keep the whole residual stream in memory.
         self.base.append(view.residual[:, -1].clone())
         self.outputs.append(call(projection, z.flatten(-2)) - nothing)
 

@@ -36,9 +36,9 @@ def attribution_patching(
 ) -> xr.Dataset:
     """Estimate the effect of changing every head, to first order.
 
-    The margin's gradient at a head's output z, times the change of z: one forward and one
-    backward for all heads (and a forward of the donors, if there are any). It is an
-    estimate; compare it with the exact sweep by `agreement`.
+    The estimate is the margin's gradient at a head's output z, times the change of z. It takes
+    one forward and one backward for all heads, and a forward of the donors, if any. Use
+    `agreement` to compare it with the exact sweep.
 
     Parameters
     ----------
@@ -48,8 +48,8 @@ def attribution_patching(
     Returns
     -------
     xarray.Dataset
-        margin_drop (prompt, layer, head), as `head_effects` has it. The recorded settings
-        say ``estimate: gradient``.
+        margin_drop (prompt, layer, head), as in `head_effects`. The recorded settings contain
+        ``estimate: gradient``.
 
     Raises
     ------
@@ -96,7 +96,7 @@ class GradientEffects(Measure):
 
 
 class GradientRecorder(Recorder):
-    """Records the margin's gradient at every head's output, times the change of that output.
+    """Records the margin's gradient at every head's output times the change of that output.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ class GradientRecorder(Recorder):
     at
         (B, T) boolean: positions at which heads are changed.
     change
-        What their outputs become.
+        New outputs of the heads.
     """
 
     group = "effects"

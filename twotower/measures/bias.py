@@ -1,4 +1,4 @@
-"""Biases towards a label for other reasons than similarity: its frequency, its nearness."""
+"""Biases towards a label: majority-label bias and recency bias."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
     from ..statistics import Estimate
 
 BIASES = ("logit_bias", "count_bias")
-"""The two ways in which a bias is measured."""
+"""The two measures of a bias."""
 
 
 def majority_label(prompts: Prompts) -> np.ndarray:
-    """The label that most demonstrations of each prompt have.
+    """Return the most frequent label of each prompt's demonstrations.
 
     Parameters
     ----------
     prompts
-        Their label positions are counted.
+        Prompts whose demonstrations' labels are counted.
 
     Returns
     -------
     array (prompt,)
-        Labels' texts: what majority-label bias favours (Yu & Ananiadou 2024).
+        Texts of the labels that majority-label bias favours (Yu & Ananiadou 2024).
 
     Raises
     ------
     InputError
-        If in a prompt no label is more frequent than all others.
+        If the most frequent label of a prompt is not unique.
     """
     check_is(prompts, "Prompts", "prompts")
     found = []
@@ -54,17 +54,17 @@ def majority_label(prompts: Prompts) -> np.ndarray:
 
 
 def recent_label(prompts: Prompts) -> np.ndarray:
-    """The label of the demonstration that is nearest to each prompt's end.
+    """Return the label of each prompt's last demonstration.
 
     Parameters
     ----------
     prompts
-        Their last label positions are read.
+        Prompts whose last label is read.
 
     Returns
     -------
     array (prompt,)
-        Labels' texts: what recency bias favours (Yu & Ananiadou 2024).
+        Texts of the labels that recency bias favours (Yu & Ananiadou 2024).
 
     Raises
     ------
@@ -81,29 +81,28 @@ def recent_label(prompts: Prompts) -> np.ndarray:
 
 
 def label_bias(predictions: xr.Dataset, favoured: Sequence[str] | np.ndarray) -> xr.Dataset:
-    """How far each prompt's answer leans towards a label.
+    """Return how strongly each prompt's answer is biased towards its favoured label.
 
-    The mean over prompts is the bias, provided that right answers are balanced: each label
-    is right equally often where a label is favoured. Where labels are favoured in different
-    numbers of prompts, take the mean for each favoured label first and then their mean, as
-    `bias_reduction` does, so that a model's liking of one label's word cancels.
+    The mean over prompts is the bias if right answers are balanced: among the prompts that
+    favour a label, each label is right equally often. If labels are favoured in different
+    numbers of prompts, average over the prompts of each favoured label first, then over the
+    labels, as `bias_reduction` does. This cancels the model's preference for a label's word.
 
     Parameters
     ----------
     predictions
-        What `predict` returned, or the group of a run.
+        Result of `predict`, or the group `predictions` of a run.
     favoured
-        (prompt,) text of the favoured label, such as `majority_label` or `recent_label`
-        gives it.
+        (prompt,) text of the favoured label, such as the result of `majority_label` or
+        `recent_label`.
 
     Returns
     -------
     xarray.Dataset
-        logit_bias (prompt): the favoured label's logit less the mean of the others'.
-        count_bias (prompt): 1 where the favoured label is predicted, else 0, less 1 over
-        the number of labels. favoured (prompt). After Yu & Ananiadou (2024), whose own
-        formula is not known here. Both biases are NaN where the prompt is missing in
-        `predictions`.
+        logit_bias (prompt): the favoured label's logit minus the mean of the other labels'.
+        count_bias (prompt): 1 if the favoured label is predicted, else 0, minus 1 over the
+        number of labels. favoured (prompt). After Yu & Ananiadou (2024), whose exact formula
+        we do not know. Both biases are NaN where the prompt is missing in `predictions`.
 
     Raises
     ------
@@ -111,7 +110,7 @@ def label_bias(predictions: xr.Dataset, favoured: Sequence[str] | np.ndarray) ->
         If `predictions` holds no logits, or `favoured` is not one label per prompt.
     """
     if not {"prompt", "label"} <= set(getattr(getattr(predictions, "logit", None), "dims", ())):
-        raise InputError("label_bias needs what predict returns: logit (prompt, label)")
+        raise InputError("label_bias needs the result of predict: logit (prompt, label)")
     labels = [str(label) for label in predictions["label"].values]
     favoured = np.asarray(favoured, dtype=object)
     n = predictions.sizes["prompt"]
@@ -141,12 +140,15 @@ def label_bias(predictions: xr.Dataset, favoured: Sequence[str] | np.ndarray) ->
 def bias_reduction(
     before: xr.Dataset, after: xr.Dataset, kind: str = "logit_bias", seed: int = 0
 ) -> Estimate | None:
-    """Share of a bias that an edit takes away: 1 - after / before.
+    """Return the share of a bias that an edit removes: 1 - after / before.
+
+    Biases are averaged over the prompts of each favoured label, then over the labels. Prompts
+    that are missing before or after are left out of both.
 
     Parameters
     ----------
     before, after
-        What `label_bias` returned for the same prompts, without and with the edit.
+        Results of `label_bias` for the same prompts, without and with the edit.
     kind
         "logit_bias" or "count_bias".
     seed
@@ -155,16 +157,14 @@ def bias_reduction(
     Returns
     -------
     Estimate or None
-        With a 95% bootstrap interval over prompts, each drawn with both its values. None
-        where the interval of the bias before holds 0: there is nothing to reduce. Biases
-        are means over prompts for each favoured label, and then over these labels. Prompts
-        that are missing before or after are left out of both.
+        Share with a 95% bootstrap interval; each draw of a prompt takes its values before and
+        after together. None if the interval of the bias before contains 0, because there is
+        nothing to reduce.
 
     Raises
     ------
     InputError
-        If the two are of other prompts, favour other labels, or have no prompt in common that
-        is finite in both.
+        If the two differ in prompts or favoured labels, or no prompt is finite in both.
     """
     from ..statistics import reduction
 
@@ -172,7 +172,7 @@ def bias_reduction(
     whole("seed", seed)
     for biases in (before, after):
         if getattr(getattr(biases, "favoured", None), "dims", ()) != ("prompt",):
-            raise InputError("bias_reduction needs what label_bias returns, before and after")
+            raise InputError("bias_reduction needs the result of label_bias, before and after")
     same = before.attrs.get("prompts_hash") == after.attrs.get("prompts_hash")
     if not same or before["favoured"].values.tolist() != after["favoured"].values.tolist():
         raise InputError("the biases are of other prompts, or towards other labels")
@@ -183,7 +183,7 @@ def bias_reduction(
             "no prompt is finite both before and after: load the model with dtype='float32' or "
             "'bfloat16'"
         )
-    # Weights that give each favoured label the same part in the mean.
+    # Weights that make each favoured label count equally in the mean.
     _, label, counts = np.unique(
         before["favoured"].values[known].astype(str), return_inverse=True, return_counts=True
     )
@@ -193,5 +193,5 @@ def bias_reduction(
 
 
 def _labels_held(prompts: Prompts) -> list[np.ndarray]:
-    """For each prompt the labels of its demonstrations, in order."""
+    """Return the labels of each prompt's demonstrations, in order."""
     return [text[at] for text, at in zip(prompts.label_text, prompts.where("labels"), strict=True)]

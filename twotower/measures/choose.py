@@ -1,4 +1,4 @@
-"""Choosing heads: which of them in-context learning rests on."""
+"""Choice of the heads that in-context learning depends on most."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..head import Head
 
 GROUP_OF = {"margin_drop": "effects", "label_logit": "attribution"}
-"""Group that holds each variable by which heads can be ranked."""
+"""Variables by which heads can be ranked, and their groups."""
 
 
 def in_context_heads(
@@ -26,23 +26,23 @@ def in_context_heads(
     label: str | None = None,
     by: str = "margin_drop",
 ) -> list[Head]:
-    """The heads that in-context learning rests on most.
+    """Return the heads that in-context learning depends on most.
 
     Parameters
     ----------
     effects
-        What `head_effects` (or, for by="label_logit", `attribution`) returned, or a run
-        that holds it.
+        Result of `head_effects` (or of `attribution` for by="label_logit"), or a run that
+        contains it.
     k
         Number of heads.
     label
-        If given, that label's heads, judged on the prompts where it is right: those whose
-        knock-out lowers its log-probability most (the foo-heads and bar-heads of Yu &
-        Ananiadou 2024), or that write its logit most.
+        If given, rank heads for this label, on the prompts where it is right: by the drop of
+        its log-probability under knock-out (the foo-heads and bar-heads of Yu & Ananiadou
+        2024), or by the logit that they write for it.
     by
-        "margin_drop": heads whose knock-out costs most of the margin; they may act through
+        "margin_drop": heads whose knock-out lowers the margin most; they may act through
         later heads. "label_logit": heads whose own output raises the right label's logit
-        most, above the mean of the other labels'; they write the answer.
+        most, relative to the mean of the other labels'; they write the answer.
 
     Returns
     -------
@@ -53,26 +53,26 @@ def in_context_heads(
     Raises
     ------
     InputError
-        If k is out of range, fewer heads than k have an effect that is finite, or the label is
-        not known or never right.
+        If k is out of range, fewer than k heads have a finite effect, or the label is unknown
+        or never right.
     """
     one_of("by", by, GROUP_OF)
     effects = getattr(effects, "children", {}).get(GROUP_OF[by], effects)
     dims = effects[by].dims if hasattr(effects, "data_vars") and by in effects else ()
     if not {"prompt", "layer", "head"} <= set(dims) or "position" in dims:
         source = "head_effects" if by == "margin_drop" else "attribution"
-        raise InputError(f"by={by!r} needs what {source} returns, or a run that holds it")
+        raise InputError(f"by={by!r} needs the result of {source}, or a run that holds it")
     values = _strength(measured_prompts(effects), label, by)
     mean = values.where(np.isfinite(values)).mean("prompt").transpose("layer", "head")
     ranked = int(np.isfinite(mean).sum())
     if not ranked:
         raise InputError(
-            "there are no effects to choose by: prompts are not measured yet, or not finite (then "
-            "load the model with dtype='float32' or 'bfloat16')"
+            "no effect is known: prompts are not measured yet, or not finite (then load the model "
+            "with dtype='float32' or 'bfloat16')"
         )
     whole("k", k, 1, mean.size)
     if k > ranked:
-        raise InputError(f"k={k}: the effects of {ranked} of {mean.size} heads alone are finite")
+        raise InputError(f"k={k}, but only {ranked} of {mean.size} heads have finite effects")
     return strongest(mean, k)
 
 
@@ -100,7 +100,7 @@ def strongest(values: xr.DataArray, k: int) -> list[Head]:
 
 
 def _strength(effects: xr.Dataset, label: str | None, by: str) -> xr.DataArray:
-    """(prompt, layer, head) what heads are ranked by, on the prompts that count."""
+    """Return (prompt, layer, head) values to rank heads by, for the prompts that count."""
     if label is None:
         if by == "margin_drop":
             return effects[by]
@@ -121,12 +121,13 @@ def _strength(effects: xr.Dataset, label: str | None, by: str) -> xr.DataArray:
 
 
 def above_others(logits: xr.DataArray) -> xr.DataArray:
-    """Right label's logit less the mean of the others', (..., label) to (...).
+    """Return the right label's logit minus the mean of the others', (..., label) to (...).
 
     Parameters
     ----------
     logits
-        With the dim `label` and the coordinate `gold`. Where a logit is NaN so is the result.
+        Array with the dim `label` and the coordinate `gold`. If any logit is NaN, the result
+        is NaN.
     """
     is_gold = logits["label"] == logits["gold"]
     right = logits.where(is_gold, 0).sum("label", skipna=False)

@@ -40,16 +40,16 @@ def run(
     *,
     edits: Edit | Sequence[Edit] = (),
 ) -> xr.Dataset:
-    """Return a measure's dataset.
+    """Run a measure and return its dataset.
 
     Parameters
     ----------
     model, prompts
-        What is measured.
+        Model and prompts to measure.
     measure
-        What to record.
+        Measure to run.
     edits
-        Edits in force during the forwards.
+        Edits that are active during the forwards.
     """
     edits = as_edits(edits)
     (arrays,) = collect(model, prompts, [measure], edits=edits)
@@ -71,20 +71,20 @@ def collect(
     Parameters
     ----------
     model, prompts
-        What is measured.
+        Model and prompts to measure.
     measures
-        What to record. Measures with results by position must keep the same ones.
+        Measures to run. Those with results by position must keep the same positions.
     edits
-        Edits in force during the forwards.
+        Edits that are active during the forwards.
     title
         Title of the progress bar.
 
     Returns
     -------
     list of dict
-        For each measure its arrays, over all prompts in their order. Arrays by position
-        are right-aligned and NaN where padded. Beside them "finite" (prompt,): prompts whose
-        logits are finite; values of the others are missing.
+        Arrays of each measure, over all prompts in their order. Arrays by position are
+        right-aligned and NaN at padding. The entry "finite" (prompt,) marks prompts with
+        finite logits; the values of other prompts are missing.
     """
     columns = kept_columns(prompts, kept_positions(measures))
     width = prompts.n_positions if columns is None else columns.shape[1]
@@ -117,7 +117,7 @@ def collect(
                 record(make_batch(model, prompts, rows, columns))
 
         for batch in feed:
-            # In a function of its own, which lets go of everything if memory runs out.
+            # A separate function, so that its local tensors are freed if memory runs out.
             with feed.attempt():
                 record(batch)
                 bar.update(len(batch.rows))
@@ -134,11 +134,11 @@ def _once_more(
     recorders: Sequence[Recorder],
     found: Sequence[Mapping[str, torch.Tensor]],
 ) -> list[np.ndarray]:
-    """Numbers of prompts that are measured again, in batches without those that are not finite.
+    """Return the prompts of this batch to measure again, as one array of numbers for each batch.
 
-    Prompts of a batch have tensors in common, where zero times NaN is NaN. So whatever stood
-    beside a prompt that is not finite is measured without it. Where prompts share rows, a
-    counterfactual that overflows in one may reach others: each is measured by itself.
+    Prompts of a batch share tensors, in which zero times NaN is NaN. If some prompts are not
+    finite, the others are measured again without them. If prompts share rows, an overflow in
+    one counterfactual may reach others; each prompt with such values is measured by itself.
     """
     if not good.all():
         return [batch.rows[good]] if good.any() else []
@@ -153,7 +153,7 @@ def _once_more(
 
 
 def kept_positions(measures: Sequence[Measure]) -> Any:
-    """Return the positions at which measures keep their results by position."""
+    """Return the positions at which measures keep results."""
     kept = [measure.keep for measure in measures if "position" in measure.dims]
     return kept[0] if kept else "all"
 
@@ -170,7 +170,7 @@ def _place(
     """Write a batch's rows into the array over all prompts."""
     values = tensor.numpy()
     if values.dtype.kind == "f" and np.isinf(values).any():
-        values = np.where(np.isinf(values), np.nan, values)  # what overflowed is missing
+        values = np.where(np.isinf(values), np.nan, values)  # an overflow is a missing value
     shape, target = [n, *values.shape[1:]], [slice(None)] * values.ndim
     if "position" in dims:
         axis = dims.index("position")

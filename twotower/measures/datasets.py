@@ -1,4 +1,4 @@
-"""Datasets of measures: coordinates, provenance, and what is missing."""
+"""Datasets of measures: coordinates, provenance and missing values."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Arrays = dict[str, np.ndarray]
 def measured_dataset(
     measure: Measure, arrays: Arrays, model: Model, prompts: Prompts, **more: Any
 ) -> xr.Dataset:
-    """Return a measure's dataset from its arrays; `more` adds to the recorded settings."""
+    """Return a measure's dataset, made from its arrays; `more` adds recorded settings."""
     return dataset(
         measure.group,
         arrays,
@@ -58,16 +58,16 @@ def dataset(
     group
         Name of the group.
     arrays
-        Arrays by variable; token ids of "top_token" are turned into text here. "finite"
-        (prompt,), as `collect` gives it, says which prompts are missing; by default none.
+        Arrays by variable. Token ids of "top_token" are converted to text. "finite" (prompt,)
+        marks the prompts that are not missing, as returned by `collect`; by default all.
     model, prompts
-        What was measured.
+        Model and prompts that were measured.
     settings
-        Settings of the measure, to be recorded.
+        Settings of the measure to record.
     keep
-        Positions that the arrays hold.
+        Positions that the arrays contain.
     coordinates
-        Further index coordinates.
+        Additional index coordinates.
     """
     variables = GROUPS[group]
     arrays = dict(arrays)
@@ -114,18 +114,18 @@ def dataset(
 
 
 def _texts(ids: np.ndarray, model: Model) -> np.ndarray:
-    """Tokens' texts; "" where there is no token."""
+    """Return the tokens' texts, and "" for a negative id (no token)."""
     known = {int(i): "" if i < 0 else model.tokenizer.decode([int(i)]) for i in np.unique(ids)}
     return np.array([known[int(i)] for i in ids.ravel()], dtype=object).reshape(ids.shape)
 
 
 def kept_columns(prompts: Prompts, keep: Positions) -> np.ndarray | None:
-    """(prompt, K) columns of the positions that are kept, as `columns_of`; None for all.
+    """Return (prompt, K) columns of the kept positions (see `columns_of`), or None for all.
 
     Raises
     ------
     InputError
-        If the name is not known, or no position is meant.
+        If the name is unknown, or no position is selected.
     """
     if isinstance(keep, str):
         one_of("keep", keep, ("all", "labels", "last"))
@@ -133,5 +133,5 @@ def kept_columns(prompts: Prompts, keep: Positions) -> np.ndarray | None:
         return None
     columns = columns_of(position_mask(prompts, keep))
     if not columns.size:
-        raise InputError("keep means no position: nothing would be kept")
+        raise InputError("keep selects no position: nothing would be kept")
     return columns

@@ -1,4 +1,4 @@
-"""Head effects: what changing each head costs, exactly, for all heads."""
+"""Head effects: the exact drop of the margin when each head is changed, for all heads."""
 
 from __future__ import annotations
 
@@ -32,35 +32,35 @@ def head_effects(
 ) -> xr.Dataset:
     """Return the effect of changing every head, one at a time.
 
-    Every number equals that of a separate forward with the head's output changed, but all
-    heads are swept in one walk over the layers (see `twotower.sweep.rows`): at the last
-    position for about the cost of one more forward.
+    Every number equals that of a separate forward with the head's output changed. But one walk
+    over the layers sweeps all heads (see `twotower.sweep.rows`). At the last position this
+    costs about one more forward.
 
     Parameters
     ----------
     model, prompts
-        What is measured.
+        Model and prompts to measure.
     positions
-        Where a head's output is changed: "last", "labels", "all", `twotower.at`, or a boolean
-        (prompt, position) array. "labels" changes what heads write at label positions, not
-        what the last position reads from them.
+        Positions at which a head's output is changed: "last", "labels", "all", `twotower.at`,
+        or a boolean (prompt, position) array. "labels" changes the outputs at label positions,
+        not what the last position reads from there.
     to
-        What the output becomes: `Zero`, `Mean`, `Resample`, `From` or `Times`.
+        New output of the head: `Zero`, `Mean`, `Resample`, `From` or `Times`.
     logprobs
-        Whether to give drops of log-probabilities too. They need the whole vocabulary for
-        every head; margins need only the labels.
+        Whether to return drops of log-probabilities too. They need the logits of the whole
+        vocabulary for every head; margins need only those of the labels.
 
     Returns
     -------
     xarray.Dataset
-        margin_drop (prompt, layer, head): clean minus changed, positive where the head
+        margin_drop (prompt, layer, head): clean minus changed margin, positive if the head
         helps. logprob_drop (prompt, layer, head, label), in nat.
 
     Raises
     ------
     InputError
-        If positions and change do not fit, prompts cannot be aligned, or not a single row
-        fits the option `memory_budget`; the message says how much is needed.
+        If positions or change do not fit the prompts, donors cannot be aligned, or the option
+        `memory_budget` is too small for a single row; the message says how much is needed.
     """
     return run(model, prompts, Effects(positions, to, logprobs))
 
@@ -87,7 +87,7 @@ class Effects(Measure):
 
     @property
     def shares_beginnings(self) -> bool:
-        # Rows of the last position have no beginning in common.
+        # Rows at the last position cannot share beginnings.
         return self.positions != "last" if isinstance(self.positions, str) else True
 
     def memory_key(self) -> Hashable:
@@ -95,6 +95,6 @@ class Effects(Measure):
 
 
 def sweep_key(positions: Positions, to: Change, logprobs: bool) -> tuple[Hashable, ...]:
-    """Return what decides how much memory a sweep's batch takes, apart from its groups."""
+    """Return the settings that decide how much memory a sweep's batch takes, except its groups."""
     where = positions if isinstance(positions, str) else "given"
     return ("sweep", where, type(to).__name__, logprobs, option("memory_budget"))

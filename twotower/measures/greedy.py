@@ -1,4 +1,4 @@
-"""Greedy choice: heads that cost most together with those chosen before them."""
+"""Greedy choice of heads: each lowers the margin most together with those chosen before it."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def greedy_heads(
     positions: Positions = "last",
     to: Change = Zero(),
 ) -> xr.Dataset:
-    """Choose heads one after the other, each to cost most together with those before it.
+    """Choose heads one by one, each to lower the margin most together with those before it.
 
-    Every step sweeps all heads of the pool exactly, with those chosen so far changed as
-    well; it costs about as much as `head_effects`.
+    Every step is an exact sweep over the remaining heads of the pool, in which the heads chosen
+    so far are changed too. A step costs about as much as `head_effects`.
 
     Parameters
     ----------
     model, prompts
-        What is measured.
+        Model and prompts to measure.
     k
         Number of heads.
     pool
@@ -55,9 +55,9 @@ def greedy_heads(
     Returns
     -------
     xarray.Dataset
-        chosen_layer, chosen_head (step); margin_drop (prompt, step), with the heads of
-        all steps so far changed. The attribute `forwards` says how many plain forwards of
-        a prompt it cost, and `separate_forwards` how many one by one would have taken.
+        chosen_layer, chosen_head (step); margin_drop (prompt, step) with the heads of all
+        steps so far changed. The attribute `forwards` is the cost in plain forwards of a
+        prompt; `separate_forwards` is the number of separate forwards replaced.
 
     Raises
     ------

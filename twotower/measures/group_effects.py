@@ -1,4 +1,4 @@
-"""Group effects: what changing several heads together costs, exactly."""
+"""Group effects: the exact drop of the margin when several heads are changed together."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..prompts.positions import Positions
 
 LARGEST_POOL = 12
-"""Heads of which all subsets can be swept; 12 have 4,095."""
+"""Largest pool of which all subsets can be swept; 12 heads have 4,095 subsets."""
 
 
 @measurement
@@ -46,17 +46,17 @@ def group_effects(
     to: Change = Zero(),
     logprobs: bool = True,
 ) -> xr.Dataset:
-    """Return the effect of changing groups of heads, each group together.
+    """Return the effect of changing groups of heads, one group at a time.
 
-    Every number equals that of a separate forward. Groups that share their lower heads
-    share the work below the layer in which they part.
+    Every number equals that of a separate forward. Groups with the same heads in lower layers
+    share the computation up to the layer where they differ.
 
     Parameters
     ----------
     model, prompts
-        What is measured.
+        Model and prompts to measure.
     groups
-        Groups of heads, no two alike.
+        Distinct groups of heads.
     positions, to, logprobs
         As in `head_effects`.
 
@@ -64,15 +64,14 @@ def group_effects(
     -------
     xarray.Dataset
         margin_drop (prompt, group); n_heads (group); logprob_drop (prompt, group, label).
-        `group` names heads, as "17.0+18.6", in the order in which groups were given. The
-        attribute `forwards` says how many plain forwards of a prompt the sweep costs, and
-        `separate_forwards` how many it stands for.
+        `group` names the heads, such as "17.0+18.6", in the given order of groups. The
+        attribute `forwards` is the cost of the sweep in plain forwards of a prompt;
+        `separate_forwards` is the number of separate forwards replaced.
 
     Raises
     ------
     InputError
-        If a group is empty or given twice, a head is out of range, or what `head_effects`
-        raises.
+        If a group is empty or given twice, a head is out of range, or as `head_effects`.
     """
     checked = _checked(groups, model)
     measure = GroupEffects(tuple(checked), positions, to, logprobs)
@@ -125,7 +124,7 @@ class GroupEffects(Measure):
 def group_arrays(
     measure: GroupEffects, model: Model, prompts: Prompts, title: str | None = None
 ) -> Arrays:
-    """Return a sweep's arrays (prompt, group, ...), groups in the order given."""
+    """Return a sweep's arrays (prompt, group, ...), with groups in the given order."""
     (arrays,) = collect(model, prompts, [measure], title=title)
     order = sorted(range(len(measure.groups)), key=measure.groups.__getitem__)
     back = np.argsort(order)
@@ -157,7 +156,7 @@ def name_of(group: Group) -> str:
 def sweep_cost(
     model: Model, prompts: Prompts, groups: Sequence[Group], positions: Positions
 ) -> dict[str, float]:
-    """Return attributes that say what a sweep costs, and how many forwards it replaces."""
+    """Return a sweep's cost and the number of forwards it replaces, as attributes."""
     return {
         "forwards": round(forwards(model, prompts, groups, positions), 2),
         "separate_forwards": len(groups) + 1,
@@ -167,10 +166,10 @@ def sweep_cost(
 def forwards(
     model: Model, prompts: Prompts, groups: Sequence[Group], positions: Positions
 ) -> float:
-    """Return how many plain forwards of a mean prompt a sweep costs, with the clean one.
+    """Return the cost of a sweep in plain forwards of a mean prompt, including the clean one.
 
-    Counts positions times blocks; attention, the unembedding, and what prompts share are
-    left out.
+    Counts positions times blocks. Ignores attention, the unembedding, and the savings from
+    beginnings that prompts share.
     """
     at = position_mask(prompts, positions)
     real = prompts.token_id >= 0
@@ -189,14 +188,14 @@ def subset_effects(
     to: Change = Zero(),
     logprobs: bool = True,
 ) -> xr.Dataset:
-    """Return the effect of changing every subset of a pool of heads, exactly.
+    """Return the exact effect of changing every subset of a pool of heads.
 
     Parameters
     ----------
     model, prompts
-        What is measured.
+        Model and prompts to measure.
     pool
-        At most 12 heads; they have 4,095 subsets.
+        At most 12 heads, which have 4,095 subsets.
     positions, to, logprobs
         As in `head_effects`.
 
@@ -208,7 +207,7 @@ def subset_effects(
     Raises
     ------
     InputError
-        If the pool is empty or too large, or what `group_effects` raises.
+        If the pool is empty or too large, or as `group_effects`.
     """
     heads = check_heads(pool, model)
     if not 1 <= len(heads) <= LARGEST_POOL:
@@ -221,12 +220,12 @@ def subset_effects(
 
 
 def strongest_group(effects: xr.Dataset, k: int) -> list[Head]:
-    """Return the k heads that cost most of the margin together, by the mean over prompts.
+    """Return the k heads that lower the margin most together, by the mean over prompts.
 
     Parameters
     ----------
     effects
-        What `group_effects` or `subset_effects` returned.
+        Result of `group_effects` or `subset_effects`.
     k
         Number of heads.
 
@@ -237,14 +236,14 @@ def strongest_group(effects: xr.Dataset, k: int) -> list[Head]:
     Raises
     ------
     InputError
-        If no group has k heads, no effect is finite, or these are no effects of groups.
+        If no group has k heads, no effect is finite, or the dataset has no effects of groups.
     """
     from ..head import Head
 
     whole("k", k, 1)
     dims = getattr(getattr(effects, "margin_drop", None), "dims", ())
     if not {"prompt", "group"} <= set(dims) or "n_heads" not in effects:
-        raise InputError("strongest_group needs what group_effects or subset_effects returns")
+        raise InputError("strongest_group needs the result of group_effects or subset_effects")
     mean = measured_prompts(effects)["margin_drop"].mean("prompt")
     mean = mean.isel(group=np.flatnonzero(effects["n_heads"].values == k))
     if not mean.size:

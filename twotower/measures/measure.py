@@ -1,4 +1,4 @@
-"""A measure: a group of the schema, its settings, and the recorder that a batch needs."""
+"""Base class of measures: a group of the schema, settings, and a recorder for each batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MakeRecorder = Callable[[Batch], Recorder]
 
 
 class Measure:
-    """What to record of every batch.
+    """A quantity to record in every batch.
 
     A subclass is usually a frozen dataclass whose fields are the settings.
 
@@ -29,9 +29,9 @@ class Measure:
     group
         Group of the schema that the results belong to.
     gradients
-        Whether the recorder takes gradients.
+        Whether the recorder needs gradients.
     keep
-        Positions at which per-position results are kept.
+        Positions at which to keep per-position results.
     """
 
     group: ClassVar[str]
@@ -39,7 +39,7 @@ class Measure:
     keep: Positions = "all"
 
     def prepare(self, model: Model, prompts: Prompts) -> MakeRecorder:
-        """Check the settings and return a function that makes the recorder of a batch.
+        """Check the settings and return a function that makes a batch's recorder.
 
         Raises
         ------
@@ -49,18 +49,18 @@ class Measure:
         raise NotImplementedError
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings as the dataset records them: by default the dataclass fields."""
+        """Return the settings to record in the dataset, by default the dataclass fields."""
         if not is_dataclass(self):
             return {}
         return {field.name: described(getattr(self, field.name)) for field in fields(self)}
 
     def coordinates(self) -> Mapping[str, Any]:
-        """Return index coordinates of dims that only this measure has."""
+        """Return index coordinates of dims specific to this measure."""
         return {}
 
     @property
     def shares_beginnings(self) -> bool:
-        """Whether a batch should hold prompts that begin alike."""
+        """Whether to put prompts with the same beginning into one batch."""
         return False
 
     @property
@@ -69,16 +69,16 @@ class Measure:
         return {dim for variable in GROUPS[self.group].values() for dim in variable.dims}
 
     def memory_key(self) -> Hashable:
-        """Return what decides how much memory a batch takes.
+        """Return the key under which the batch size found is remembered.
 
-        The batch size that was found for a key is used again.
+        It must contain every setting that changes the memory a batch takes.
         """
         settings = tuple((name, repr(value)) for name, value in self.settings().items())
         return (type(self).__module__, type(self).__qualname__, settings)
 
 
 def described(value: Any) -> Any:
-    """Return a setting as JSON can hold it."""
+    """Return a setting in a form that JSON can store."""
     if hasattr(value, "describe"):
         return value.describe()
     return named(value) if hasattr(value, "dtype") else value

@@ -1,4 +1,4 @@
-"""What every call of a measure does first and last: checks, preparation, one warning."""
+"""Decorator of all measures: checks, preparation, and one warning of missing values."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 def measurement(function: F) -> F:
     """Check a function's model and prompts, prepare the model, and warn once of missing values.
 
-    Measures may call each other: the outermost one gathers their proofs and warnings.
+    Measures may call each other; the outermost one collects their proofs and warnings.
 
-    If a proof fails that uses what an earlier measure derived from the weights, the cache is
-    emptied and the function runs once more: a few weights may have changed in a way that the
-    model's state does not show.
+    If a proof fails while the cache holds values derived from the weights by an earlier
+    measure, the cache is emptied and the function runs once more. A few weights may have
+    changed without a visible change of the model's state.
     """
 
     @wraps(function)

@@ -1,4 +1,4 @@
-"""OV: what the value-output vector of every position says about the labels."""
+"""OV: label logits of every position's value-output vector."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def ov_labels(
     top_tokens: Sequence[tuple[int, int]] = (),
     keep: Positions = "all",
 ) -> xr.Dataset:
-    """Return what the value-output vector of every position says about the labels.
+    """Return the label logits of every head's value-output vector at every position.
 
     Parameters
     ----------
     model, prompts
-        What is measured.
+        Model and prompts to measure.
     top_tokens
-        Heads whose vectors are unembedded to the whole vocabulary, for the most likely
+        Heads whose vectors are unembedded to the whole vocabulary, to find the most likely
         token at each position.
     keep
         Positions to keep, as in `qk_similarity`.
@@ -47,14 +47,14 @@ def ov_labels(
     Returns
     -------
     xarray.Dataset
-        label_logit (prompt, layer, head, position, label) of the raw vectors; attention
-        times it is that of the weighted vectors. top_token (prompt, chosen, position),
-        where `chosen` names heads as "layer.head". NaN or "" at padding.
+        label_logit (prompt, layer, head, position, label) of the raw vectors; multiply it by
+        attention for the weighted vectors. top_token (prompt, chosen, position), where
+        `chosen` names heads as "layer.head". NaN or "" at padding.
 
     Raises
     ------
     InputError
-        If a head is out of range, or `keep` names no position.
+        If a head is out of range, or `keep` selects no position.
     """
     return run(model, prompts, LabelValues(tuple(as_list(top_tokens)), keep))
 
@@ -100,7 +100,7 @@ class LabelValuesRecorder(Recorder):
     def layer(self, view: LayerView) -> None:
         directions = self.readout.on(view.value.device).directions[view.index]
         grouped = directions.unflatten(0, (view.value.shape[2], -1))
-        # (B, K, T, D) with (K, D, G label): every head reads its own key-value head.
+        # (B, K, T, D) @ (K, D, G label): every head reads its own key-value head.
         n_kv, per, d_head, n_labels = grouped.shape
         flat = grouped.permute(0, 2, 1, 3).reshape(n_kv, d_head, per * n_labels)
         logits = (view.value.float().transpose(1, 2) @ flat).unflatten(-1, (per, n_labels))
@@ -115,11 +115,11 @@ class LabelValuesRecorder(Recorder):
 
 
 TOP_AT_ONCE = 64
-"""Vectors to unembed at a time: vocabularies are wide."""
+"""Vectors to unembed at a time, to bound the memory of the logits."""
 
 
 class TopTokens(Recorder):
-    """Records the vocabulary token with the largest logit of a head's raw value-output vector."""
+    """Records the token with the largest logit of each chosen head's raw value-output vector."""
 
     group = "ov"
 

@@ -1,4 +1,4 @@
-"""Pair effects: what changing two heads together costs, exactly, for all pairs."""
+"""Pair effects: the exact drop of the margin when two heads are changed, for all pairs."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def pair_effects(
     *,
     to: Change = Zero(),
 ) -> xr.Dataset:
-    """Return the effect of changing every pair of heads of the model together, exactly.
+    """Return the exact effect of changing two heads together, for all pairs of the model.
 
     Parameters
     ----------
     model, prompts
-        What is measured.
+        Model and prompts to measure.
     positions, to
         As in `head_effects`.
 
     Returns
     -------
     xarray.Dataset
-        margin_drop (prompt, layer, head, other_layer, other_head), symmetric; a head's pair
-        with itself has its own effect. What two heads do together beyond what each does
-        alone is the pair's drop less the two heads' own.
+        margin_drop (prompt, layer, head, other_layer, other_head), symmetric; the diagonal
+        holds the effects of single heads. The interaction of two heads is the pair's drop minus
+        the drops of the two single heads.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What the model answers, as it is or with heads edited."""
+"""Predictions of the model, with or without edits of heads."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
 
 
 def predict(model: Model, prompts: Prompts, edits: Edit | Sequence[Edit] = ()) -> xr.Dataset:
-    """Return what the model answers at the last position.
+    """Return the model's answers at the last position.
 
     Parameters
     ----------
     model, prompts
-        What is measured.
+        Model and prompts to measure.
     edits
-        Edits in force: `KnockOut`, `ScaleAttention`, `DropPosition`, `Patch`. They can be
-        combined: on one head attention is edited first, then values, then the output.
+        Active edits: `KnockOut`, `ScaleAttention`, `DropPosition`, `Patch`. They can be
+        combined. On one head, attention is edited first, then values, then the output.
 
     Returns
     -------
     xarray.Dataset
         logit, logprob (prompt, label); margin, correct, top_token, top1_correct (prompt).
-        `correct` compares only the labels; `top1_correct` the whole vocabulary, which is the
-        accuracy of Yu & Ananiadou (2024).
+        `correct` compares only the labels. `top1_correct` compares the whole vocabulary, like
+        the accuracy of Yu & Ananiadou (2024).
 
     Raises
     ------

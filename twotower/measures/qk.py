@@ -1,4 +1,4 @@
-"""QK: how similar the last position is to every position before it."""
+"""QK: similarity of the last position's query to every position's key."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ def qk_similarity(model: Model, prompts: Prompts, *, keep: Positions = "all") ->
     Parameters
     ----------
     model, prompts
-        What is measured.
+        Model and prompts to measure.
     keep
         Positions to keep: "all", "labels", "last", `twotower.at`, or a boolean (prompt,
-        position) array. Kept positions are counted from the last of them; `token_position`
-        says where each stands.
+        position) array. The coordinate `position` numbers the kept positions from the last
+        one; `token_position` gives their positions in the prompt.
 
     Returns
     -------
     xarray.Dataset
-        score, score_content, attention (prompt, layer, head, position), and for rotary
-        models score_content_mean: the content part at the label positions' distances.
-        NaN at padding.
+        score, score_content, attention (prompt, layer, head, position). For rotary models also
+        score_content_mean: the content part, averaged over the distances to the label
+        positions. NaN at padding.
 
     Raises
     ------
     InputError
-        If `keep` names no position.
+        If `keep` selects no position.
     """
     return run(model, prompts, Similarity(keep))
 

@@ -1,4 +1,4 @@
-"""Residual streams at chosen positions, to compare positions by hand."""
+"""Residual streams at chosen positions, for your own comparisons."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def residual_streams(model: Model, prompts: Prompts, *, keep: Positions = "label
     Parameters
     ----------
     model, prompts
-        What is measured.
+        Model and prompts to measure.
     keep
-        "labels", "last", "all", `twotower.at`, or a boolean (prompt, position) array. All
-        positions of a large model are many numbers: n_layers times d_model for each.
+        "labels", "last", "all", `twotower.at`, or a boolean (prompt, position) array. Each
+        position takes n_layers times d_model numbers, so "all" is large for a large model.
 
     Returns
     -------
     xarray.Dataset
         residual (prompt, layer, position, feature), float32: x_p^l of Yu & Ananiadou
-        (2024). Positions kept are counted from the last of them, and `token_position` says
-        where each is; NaN where a prompt has fewer.
+        (2024). The coordinate `position` numbers the kept positions from the last one;
+        `token_position` gives their positions in the prompt. NaN where a prompt has fewer.
 
     Raises
     ------
     InputError
-        If `keep` names no position.
+        If `keep` selects no position.
     """
     return run(model, prompts, ResidualStreams(keep))
 
@@ -70,7 +70,7 @@ class ResidualRecorder(Recorder):
         self.found: list[torch.Tensor] = []
 
     def layer(self, view: LayerView) -> None:
-        # A float32 copy: a later layer of the model may write into its stream in place.
+        # A float32 copy, because a later layer may change the residual stream in place.
         padded = ~view.real[..., None]
         stream = view.residual.float().masked_fill(padded, torch.nan)
         self.found.append(kept(stream.transpose(1, 2), self.batch).transpose(1, 2))

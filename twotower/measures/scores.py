@@ -1,4 +1,4 @@
-"""Two numbers per head: does its QK find the right demonstrations, does its OV say labels."""
+"""Two-tower scores of heads: QK AUC (finds right demonstrations), OV AUC (reads labels)."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 
 def two_tower_scores(run: xr.DataTree) -> xr.Dataset:
-    """QK AUC and OV AUC of every head, and its mean effect.
+    """Return the QK AUC, OV AUC and mean effect of every head.
 
     Parameters
     ----------
     run
-        A run with the groups `qk` and `ov`, as `analyze` returns it.
+        A run with the groups `qk` and `ov`, such as the result of `analyze`.
 
     Returns
     -------
     xarray.Dataset
-        (layer, head): qk_auc, qk_auc_content, ov_auc, and margin_drop where the run holds
-        effects. Chance is 0.5. A head's AUC is NaN where no prompt allows a comparison.
-        Prompts that are missing (not measured yet, or not finite) are left out.
+        (layer, head): qk_auc, qk_auc_content, ov_auc, and margin_drop if the run has effects.
+        Chance is 0.5. A head's AUC is NaN if no prompt allows a comparison. Prompts that are
+        missing (not measured yet, or not finite) are left out.
 
     Raises
     ------
@@ -38,10 +38,10 @@ def two_tower_scores(run: xr.DataTree) -> xr.Dataset:
 
     Notes
     -----
-    An AUC knows no size. Where a head's values hold a label's token at all, its label logits
-    are nearly the same wherever that label stands, and their sign alone makes the OV AUC 0 or
-    1, in heads that write next to nothing too. Ask for a size beside it: an effect, or the
-    label logit of the head's output (`attribution`).
+    An AUC does not measure size. If a head's values encode a label's token at all, the label
+    logits are nearly equal wherever that label stands. Their sign then makes the OV AUC 0 or 1,
+    even in heads that write almost nothing. So also check a size: an effect, or the label logit
+    of the head's output (`attribution`).
     """
     for name in ("qk", "ov"):
         if name not in getattr(run, "children", ()):
@@ -57,7 +57,7 @@ def two_tower_scores(run: xr.DataTree) -> xr.Dataset:
         arrays["margin_drop"] = effects["margin_drop"].mean("prompt").values
         parts.append(effects)
     about = {k: v for k, v in qk.attrs.items() if not k.startswith("twotower_")}
-    # Stores of older versions do not count what is not finite.
+    # Runs stored by older versions do not count values that are not finite.
     about["not_finite"] = int(about.get("not_finite", 0))
     about["not_finite_values"] = sum(int(x.attrs.get("not_finite_values", 0)) for x in parts)
     about["settings"] = json.dumps({"prompts": qk.sizes["prompt"]})
@@ -66,7 +66,9 @@ def two_tower_scores(run: xr.DataTree) -> xr.Dataset:
 
 
 def qk_auc(scores: xr.DataArray) -> np.ndarray:
-    """(layer, head) probability that a label position of the query's class scores higher.
+    """Return the (layer, head) probability that labels of the query's class score higher.
+
+    Compares label positions of the query's class with those of other classes.
 
     Parameters
     ----------
@@ -82,7 +84,9 @@ def qk_auc(scores: xr.DataArray) -> np.ndarray:
 
 
 def ov_auc(logits: xr.DataArray) -> np.ndarray:
-    """(layer, head) probability that a position holding a label says it more than others do.
+    """Return the (layer, head) probability that a label's own positions raise it more.
+
+    Compares label positions that hold the label with those that hold another one.
 
     Parameters
     ----------
@@ -103,7 +107,7 @@ def ov_auc(logits: xr.DataArray) -> np.ndarray:
 
 
 def _prompts(array: xr.DataArray) -> Iterator[xr.DataArray]:
-    """Each prompt's array; of a stored run, a block of them is read at a time."""
+    """Yield each prompt's array. Reads a stored run in blocks of prompts."""
     for start in range(0, array.sizes["prompt"], 16):
         block = array.isel(prompt=slice(start, start + 16)).load()
         for prompt in range(block.sizes["prompt"]):
@@ -111,7 +115,7 @@ def _prompts(array: xr.DataArray) -> Iterator[xr.DataArray]:
 
 
 def auc(values: np.ndarray, positive: np.ndarray) -> np.ndarray | None:
-    """Probability that a positive's value exceeds a negative's, ties counting half.
+    """Return the probability that a positive's value exceeds a negative's; ties count half.
 
     Parameters
     ----------
@@ -123,8 +127,8 @@ def auc(values: np.ndarray, positive: np.ndarray) -> np.ndarray | None:
     Returns
     -------
     array (...) or None
-        None where there are no positives or no negatives. Pairs with NaN are left out, and
-        where no other is left the result is NaN.
+        None if there are no positives or no negatives. Pairs with NaN are left out; if no pair
+        remains, the result is NaN.
     """
     high, low = values[positive][:, None], values[~positive][None]
     if not high.size or not low.size:
@@ -139,7 +143,7 @@ def auc(values: np.ndarray, positive: np.ndarray) -> np.ndarray | None:
 
 
 def _mean(found: list[np.ndarray | None], measured: xr.DataArray) -> np.ndarray:
-    """(layer, head) mean over comparisons that could be made; NaN where none could."""
+    """Return the (layer, head) mean over the comparisons that are not None; NaN if all are."""
     kept = [x for x in found if x is not None]
     if not kept:
         return np.full((measured.sizes["layer"], measured.sizes["head"]), np.nan)

@@ -1,4 +1,4 @@
-"""Attention shares: how much attention goes to which kind of position."""
+"""Attention shares: how much attention goes to each kind of position."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from ..prompts.positions import Positions
 
 SOURCES = ("itself", "own text", "own rest", "other texts", "other labels", "other rest", "bos")
-"""Kinds of positions to attend to; every visible position is of one kind."""
+"""Kinds of positions to attend to. Every visible position belongs to exactly one kind."""
 
 
 def attention_shares(model: Model, prompts: Prompts, positions: Positions = "labels") -> xr.Dataset:
-    """Return how much attention each head pays to which kind of position.
+    """Return how much attention each head pays to each kind of position.
 
     Parameters
     ----------
     model, prompts
-        What is measured.
+        Model and prompts to measure.
     positions
         Positions that attend: "labels", "last", "all", `twotower.at`, or a boolean (prompt,
         position) array.
@@ -43,15 +43,15 @@ def attention_shares(model: Model, prompts: Prompts, positions: Positions = "lab
     Returns
     -------
     xarray.Dataset
-        share (prompt, layer, head, source): attention paid to each source, averaged over the
-        prompt's attending positions; the sources sum to 1. "own" is the same demonstration,
-        or the query for positions of the query; "rest" is neither text nor label. NaN in
+        share (prompt, layer, head, source): attention to each source, averaged over the
+        prompt's attending positions. The sources sum to 1. "own" means the same demonstration
+        (or the query, for positions of the query); "rest" is neither text nor label. NaN for
         prompts without an attending position.
 
     Raises
     ------
     InputError
-        If the positions are unusable, or there are none.
+        If the positions are invalid or empty.
     """
     return run(model, prompts, AttentionShares(positions))
 
@@ -75,17 +75,16 @@ class AttentionShares(Measure):
 
 
 class SharesRecorder(Recorder):
-    """Attention of some positions, summed by source.
+    """Records the attention of the given positions, summed by source.
 
     Parameters
     ----------
     batch
         The batch.
     queries
-        (prompt, position) boolean: positions that look, of all prompts.
+        (prompt, position) boolean: query positions, of all prompts.
     sources
-        (B, T, T) number in `SOURCES` of what stands at a position (last dim) for one that
-        looks.
+        (B, T, T) index in `SOURCES` of each key position (last dim) for each query position.
     """
 
     group = "shares"
@@ -111,10 +110,10 @@ class SharesRecorder(Recorder):
 
 
 def _sources(prompts: Prompts, batch: Batch) -> np.ndarray:
-    """(B, T, T) number in `SOURCES` of the key (last dim) for the query."""
+    """Return (B, T, T) the index in `SOURCES` of each key (last dim) for each query."""
     role, number = (batch.part(x) for x in (prompts.role, prompts.demonstration))
     text = (role == "text") | (role == "query")
-    # An instruction before the demonstrations is not the query's own.
+    # An instruction before the demonstrations has number -1 too, but is not part of the query.
     before = (number < 0) & ~np.logical_or.accumulate(number >= 0, axis=1)
     before &= (number >= 0).any(axis=1, keepdims=True)
     own = (number[:, :, None] == number[:, None]) & ~before[:, None]

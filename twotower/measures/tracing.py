@@ -1,4 +1,4 @@
-"""Causal tracing of heads: what each head's clean output restores in a corrupted run."""
+"""Causal tracing of heads: how much each head's clean output restores in a corrupted run."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def causal_tracing(
     corrupted: Prompts,
     positions: Positions = "last",
 ) -> xr.Dataset:
-    """Return how much of the clean answer each head's clean output restores when corrupted.
+    """Return how much of the clean answer each head's clean output restores in corrupted prompts.
 
-    The heads' outputs of a clean prompt are put into its corrupted twin, one head at a
-    time, and the margin of the *clean* prompt's answer is read. All heads are swept in
-    one walk, as in `head_effects`. Also called activation patching, denoising direction.
+    Puts a clean prompt's head outputs into its corrupted prompt, one head at a time, and reads
+    the margin of the *clean* prompt's answer. One walk sweeps all heads, as in `head_effects`.
+    Also called activation patching (denoising).
 
     Parameters
     ----------
@@ -48,24 +48,24 @@ def causal_tracing(
     prompts
         Clean prompts.
     corrupted
-        As many others, such as `prompts.reversed_labels()` or `prompts.other_queries()`;
-        prompt i is traced in number i.
+        One corrupted prompt for each clean one, in the same order, such as
+        `prompts.reversed_labels()` or `prompts.other_queries()`.
     positions
-        Where outputs are put in, as in `head_effects`; other positions than "last" need
-        twins that align token by token there.
+        Positions at which outputs are replaced, as in `head_effects`. Except at "last", clean
+        and corrupted prompts must align there token by token.
 
     Returns
     -------
     xarray.Dataset
-        margin_gain (prompt, layer, head): margin with the head's clean output put in less
-        the corrupted run's own; margin_clean, margin_corrupted (prompt). Their difference
-        is what there is to restore. A prompt is missing (NaN) where its own logits or those of
-        its corrupted twin are not finite.
+        margin_gain (prompt, layer, head): margin with the head's clean output minus that of
+        the corrupted run. margin_clean, margin_corrupted (prompt): their difference is the
+        gain of a full restoration. A prompt is missing (NaN) if its logits or those of its
+        corrupted prompt are not finite.
 
     Raises
     ------
     InputError
-        If the prompts have other labels or another number, or cannot be aligned.
+        If clean and corrupted prompts differ in labels or number, or cannot be aligned.
     """
     check_is(corrupted, "Prompts", "corrupted")
     corrupted.check_model(model)
@@ -88,7 +88,7 @@ def causal_tracing(
 
 
 class _Restored(Effects):
-    """A sweep that puts clean outputs into corrupted prompts and reads the clean answer."""
+    """Sweep that puts clean outputs into corrupted prompts and reads the clean answer."""
 
     def __init__(self, positions: Positions, clean: Prompts) -> None:
         super().__init__(positions, From(clean), logprobs=False)
@@ -100,7 +100,7 @@ class _Restored(Effects):
 
 
 def _margins(logits: np.ndarray, gold: np.ndarray) -> np.ndarray:
-    """(prompt,) right label's logit less the largest other of (prompt, label)."""
+    """Return (prompt,) the right label's logit minus the largest other, from (prompt, label)."""
     is_gold = np.arange(logits.shape[1]) == gold[:, None]
     others = np.where(is_gold, -np.inf, logits).max(axis=1)
     return np.asarray(logits[is_gold] - others)

@@ -1,9 +1,9 @@
-"""Which counterfactual runs there are, and what of them can be shared.
+"""Plan of the counterfactual runs of a sweep, with shared computation.
 
-A counterfactual is a group of heads that are changed together. Below the group's highest
-layer it is the same run as that of its lower heads alone, so all groups make a *tree*: a
-run branches off its parent's at the layer of its highest heads. Single heads branch off
-the clean run. `plan` says, layer by layer, which runs go on and which branch off.
+In a counterfactual run, a group of heads is changed together. Below the group's highest layer,
+the run equals that of the group without its heads in that layer. So the runs form a *tree*: each
+run branches off its parent at the layer of its highest heads. Single heads branch off the clean
+run. `plan` lists for each layer which runs continue and which branch off.
 """
 
 from __future__ import annotations
@@ -13,25 +13,27 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 Group = tuple[tuple[int, int], ...]
-"""Heads (layer, head) that are changed together."""
+"""Heads (layer, head) to change together."""
 
 UNCHANGED: Group = ((-1, -1),)
-"""Stands for a run in which nothing is changed, which must stay on the clean run."""
+"""Key of the run in which nothing is changed; it must equal the clean run."""
 
 
 @dataclass
 class Step:
-    """What happens to the runs at one layer.
+    """Runs that continue and branch off at one layer.
+
+    The runs that leave the layer are those kept, followed by those that branch off.
 
     Attributes
     ----------
     n_before
-        Number of runs that come from below.
+        Number of runs that enter the layer.
     kept
-        Which of them go on, in their order; the others only serve as parents.
+        Indices of the entering runs that continue; the others only serve as parents.
     parents
-        For each run that branches off here: its parent among those from below, or -1 for
-        the clean run. It stands after those kept.
+        For each run that branches off: index of its parent among the entering runs, or -1 for
+        the clean run.
     heads
         For each run that branches off: the heads changed at this layer.
     """
@@ -44,17 +46,17 @@ class Step:
 
 @dataclass
 class Plan:
-    """How the counterfactuals of some groups of heads are run.
+    """Plan of the counterfactual runs of some groups of heads.
 
     Attributes
     ----------
     steps
-        One for each layer.
+        One step for each layer.
     order
-        For each group: number of its run among those that leave the last layer.
+        For each group: index of its run among those that leave the last layer.
     unchanged
-        For each layer: number of the unchanged run among those that leave it; None where
-        there is none yet.
+        For each layer: index of the unchanged run among those that leave it; None before the
+        unchanged run starts.
     """
 
     steps: list[Step]
@@ -63,23 +65,23 @@ class Plan:
 
     @property
     def row_layers(self) -> int:
-        """Blocks that rows go through, whole or from their attention's output on."""
+        """Number of blocks computed, summed over rows; a block where a row starts counts too."""
         return sum(step.n_before + len(step.parents) for step in self.steps)
 
 
 def plan(groups: Sequence[Group], n_layers: int, unchanged: int | None = None) -> Plan:
-    """How to run the counterfactuals of some groups of heads, sharing what is common.
+    """Return a plan of the counterfactual runs of some groups of heads.
 
     Parameters
     ----------
     groups
-        Groups of one head or more, no two alike.
+        Distinct groups of one head or more.
     n_layers
         Number of blocks.
     unchanged
-        The layer from which a run goes along in which nothing is changed; None for no such run.
+        Layer at which the unchanged run starts; None for no unchanged run.
     """
-    # A run is known by its changes so far; `until` is the last layer it is needed at.
+    # The key of a run is its changes so far; `until` is the last layer that needs the run.
     until: dict[Group, int] = {}
     here: list[dict[Group, tuple[Group, tuple[int, ...]]]] = [{} for _ in range(n_layers)]
     wanted = []

@@ -1,9 +1,9 @@
-"""Where counterfactual rows lie in a batch, and what each position of them sees.
+"""Layout of counterfactual rows in a batch, with the mask of what each position sees.
 
-A change at some positions leaves all positions before them as they were, so a row holds
-only what comes after: the *changed* positions. Prompts that begin alike have the same
-counterfactual there; their rows are laid into one *pack*, in which common positions stand
-once. A position sees the clean, unchanged positions before it in its prompt, and the
+A change at some positions does not affect earlier positions. So a row holds only the *changed*
+positions: the first one where heads are changed, and all later ones. Prompts with the same
+beginning have the same counterfactual there. Their rows share one *pack*, which holds common
+positions once. A position sees the clean, unchanged positions before it in its prompt, and the
 changed ones of its own row.
 
 Shapes: G packs, S changed positions of a pack, E unchanged ones, B prompts of T positions.
@@ -28,21 +28,21 @@ class Layout:
     Attributes
     ----------
     source, earlier
-        (G, S), (G, E) index into the batch's flattened (B T) positions; 0 where a pack
-        has fewer.
+        (G, S), (G, E) indices of changed and of unchanged positions in the batch's flattened
+        (B T) positions; 0 at padding of a pack.
     visible
-        (G, S, E + S) boolean: what each changed position may attend to. A position that
-        fills up a pack sees itself alone.
+        (G, S, E + S) boolean: keys that each changed position may attend to. Padding of a
+        pack sees only itself.
     distance
-        (G, S, E + S) number of positions from the one that looks to the one looked at.
+        (G, S, E + S) number of positions from query back to key.
     last
-        (G, Q) changed positions that are prompts' last ones; 0 where a pack has fewer.
+        (G, Q) indices of the prompts' last positions among the changed ones; 0 at padding.
     prompt
-        (B,) index of each prompt's last position in the flattened (G Q) ones.
+        (B,) index of each prompt's last position in the flattened (G Q) last positions.
     causal
-        Whether every position sees exactly those that stand before it in its pack.
+        Whether every position sees exactly itself and the positions before it in its pack.
     owner
-        (G, S) number of a prompt that a changed position belongs to; -1 where a pack has fewer.
+        (G, S) number of one prompt to which a changed position belongs; -1 at padding.
     """
 
     source: Everywhere
@@ -57,13 +57,13 @@ class Layout:
 
     @property
     def n_changed(self) -> int:
-        """Changed positions S of a pack."""
+        """Number of changed positions S of a pack."""
         return int(self.source.own.shape[1])
 
     def seen(
         self, window: int | None, last: bool, device: torch.device
     ) -> Bool[torch.Tensor, "G end all"]:
-        """(G, S or Q, E + S) boolean: what may be attended to in a layer with a window."""
+        """Return (G, S or Q, E + S) boolean: visible keys, for a layer's attention window."""
         key = (window, last, device)
         if key not in self._seen:
             seen = self.visible.on(device)
@@ -73,18 +73,18 @@ class Layout:
         return self._seen[key]
 
     def ends(self, x: Shaped[torch.Tensor, "G S *rest"]) -> Shaped[torch.Tensor, "G Q *rest"]:
-        """(G, Q, ...) prompts' last positions of x (G, S, ...)."""
+        """Return x (G, S, ...) at the prompts' last positions, (G, Q, ...)."""
         packs = torch.arange(len(x), device=x.device)
         return x[packs[:, None], self.last.on(x.device)]
 
     def row_ends(
         self, x: Shaped[torch.Tensor, "G n S *rest"]
     ) -> Shaped[torch.Tensor, "G n Q *rest"]:
-        """(G, n, Q, ...) prompts' last positions of rows (G, n, S, ...)."""
+        """Return rows (G, n, S, ...) at the prompts' last positions, (G, n, Q, ...)."""
         return self.ends(x.transpose(1, 2)).transpose(1, 2)
 
     def worst(self, x: Float[torch.Tensor, "G S"]) -> Float[torch.Tensor, " B"]:
-        """(B,) each prompt's largest of what (G, S) changed positions have, 0 or more."""
+        """Return (B,) each prompt's largest value of x (G, S), at least 0."""
         owner = self.owner.on(x.device).flatten()
         prompts = torch.arange(len(self.prompt.own), device=x.device)
         return torch.where(owner == prompts[:, None], x.flatten(), 0).amax(dim=1)
@@ -92,13 +92,13 @@ class Layout:
     def by_prompt(
         self, x: Shaped[torch.Tensor, "G n Q *rest"]
     ) -> Shaped[torch.Tensor, "B n *rest"]:
-        """(B, n, ...) of what (G, n, Q, ...) prompts' last positions have."""
+        """Return x (G, n, Q, ...) at last positions, ordered by prompt (B, n, ...)."""
         return x.transpose(1, 2).flatten(0, 1)[self.prompt.on(x.device)]
 
 
 @dataclass
 class _Pack:
-    """Positions of one or more prompts, common ones once; a tree with a root each."""
+    """Positions of one or more prompts as trees of shared prefixes; common positions once."""
 
     source: list[int] = field(default_factory=list)
     parent: list[int] = field(default_factory=list)
@@ -119,7 +119,7 @@ class _Pack:
                 self.changed.append(bool(changed) or (node >= 0 and self.changed[node]))
             node = self.children[place]
         self.last[prompt] = node
-        self.changed[node] = True  # it is read, even where nothing was changed
+        self.changed[node] = True  # the last position is read, even if no head is changed there
 
     @property
     def cost(self) -> int:
@@ -133,22 +133,22 @@ def make_layout(
     width: float,
     devices: Sequence[torch.device],
 ) -> Layout:
-    """Packs of a batch, prompts that begin alike together.
+    """Return the packs of a batch; prompts with the same beginning may share a pack.
 
     Parameters
     ----------
     token_id
-        (B, T), -1 where padded.
+        (B, T) token ids, -1 at padding.
     at
         (B, T) boolean: positions at which heads are changed.
     kinds
-        (B, T) number of what they are changed to; positions with other numbers are not
-        common.
+        (B, T) number of the new output at each position; positions with different numbers are
+        not shared.
     width
-        Number of positions at which attention costs as much as all the rest of a block;
-        decides whether a common beginning is worth a larger pack.
+        Number of positions at which attention costs as much as the rest of a block. Decides
+        whether sharing a beginning pays for the larger pack.
     devices
-        Where the tensors are wanted.
+        Devices that need the tensors.
     """
     n, n_positions = token_id.shape
     rows: list[tuple[list[tuple[int, ...]], np.ndarray, int]] = []
@@ -174,7 +174,7 @@ def make_layout(
 
 
 def _price(pack: _Pack, width: float) -> float:
-    """What the pack's rows cost, in positions' worth of a block without attention."""
+    """Return the cost of the pack's rows; the unit is one position of a block without attention."""
     return pack.cost * (1 + len(pack.source) / width)
 
 

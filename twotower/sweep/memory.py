@@ -1,4 +1,4 @@
-"""How many counterfactual rows of a sweep fit into memory at a time."""
+"""Number of counterfactual rows of a sweep that fit into memory at a time."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
     from .layout import Layout
 
 SHARE = 0.5
-"""Share of the free memory that a sweep takes where no budget is given."""
+"""Share of the free memory that a sweep uses if no budget is given."""
 
 REMOTE_BUDGET = "2GiB"
-"""What a sweep takes where no budget is given and the server's memory is not known."""
+"""Budget of a sweep on a server, whose free memory is unknown, if none is given."""
 
 TOKENS_PER_CHUNK = 4096
-"""Tokens of rows that are carried through the layers at a time; more gains nothing."""
+"""Largest number of row positions in a chunk; more is not faster."""
 
 
 @dataclass
 class Fit:
-    """What fits a budget at a time.
+    """Amounts that fit a memory budget at a time.
 
     Attributes
     ----------
     rows
-        Rows that are carried through the layers.
+        Rows in a chunk that passes through the layers.
     vectors
-        Vectors that are unembedded to the whole vocabulary.
+        Vectors to unembed to the whole vocabulary.
     """
 
     rows: int
@@ -50,13 +50,13 @@ class Fit:
 def what_fits(model: Model, layout: Layout, width: int, logprobs: bool) -> Fit:
     """Return how much of a batch's sweep fits the option `memory_budget` at a time.
 
-    Counted are the forward, what is kept of it, the rows on their way, and at the end
-    either the rows' margins or the logits of some of them.
+    Counts the forward, the tensors kept from it, the rows in the layers, the rows after the last
+    layer, and the logits of the vectors that are unembedded at a time.
 
     Raises
     ------
     BudgetError
-        If not one row fits, or not one vector's logits.
+        If not even one row fits, or not even one vector's logits.
     """
     source, earlier = layout.source.own, layout.earlier.own
     n_prompts, (n_packs, n_changed) = len(layout.prompt.own), source.shape
@@ -73,7 +73,7 @@ def what_fits(model: Model, layout: Layout, width: int, logprobs: bool) -> Fit:
     if smallest > given:
         raise BudgetError(
             f"memory_budget={budget!r} is too small for a batch of {n_prompts} prompts: "
-            f"its smallest is {readable(smallest)} ({smallest} bytes); give that, or a "
+            f"it needs at least {readable(smallest)} ({smallest} bytes); give that, or a "
             "smaller batch_size"
         )
     rows = min(
@@ -86,7 +86,7 @@ def what_fits(model: Model, layout: Layout, width: int, logprobs: bool) -> Fit:
 
 
 def clean_bytes(model: Model, n_packs: int, n_changed: int, n_earlier: int) -> int:
-    """What is kept of all layers of the clean run while rows go through them in chunks."""
+    """Return the bytes kept from all layers of the clean run while chunks of rows pass them."""
     a = model.architecture
     of_changed = n_changed * (a.d_model * (2 if a.parallel else 1) + a.n_heads * a.d_head)
     of_earlier = n_earlier * 2 * a.n_kv_heads * a.d_head
@@ -94,5 +94,5 @@ def clean_bytes(model: Model, n_packs: int, n_changed: int, n_earlier: int) -> i
 
 
 def end_bytes(model: Model, n_prompts: int) -> int:
-    """What a row takes when it has left the last layer, and while it is normed in float32."""
+    """Return the bytes of a row after the last layer, including its final norm in float32."""
     return n_prompts * model.d_model * (4 * model.dtype.itemsize + 3 * 4)

@@ -1,4 +1,4 @@
-"""Preparing a sweep: what is changed, in which groups, in chunks that fit the memory."""
+"""Preparation of a sweep: the change, the groups of heads, and chunks that fit the memory."""
 
 from __future__ import annotations
 
@@ -40,29 +40,29 @@ def prepare_sweep(
     logprobs: bool = False,
     gold: Int[np.ndarray, " prompt"] | None = None,
 ) -> Callable[[Batch], Sweep]:
-    """Return a function that makes the sweep of a batch.
+    """Return a function that builds the sweep recorder for a batch.
 
     Parameters
     ----------
     model, prompts
-        What is measured.
+        Model and prompts to measure.
     positions
         Positions at which heads' outputs are changed.
     to
-        What they become.
+        New outputs of the heads.
     groups
-        Groups of heads to change together. They cost least in sorted order, in which groups
-        that share lower heads are neighbours. By default every head is a group, and results
-        are by layer and head.
+        Groups of heads to change together. Sorted order is cheapest, because it puts groups
+        with the same lower heads next to each other. By default every head is a group, and
+        results are by layer and head.
     logprobs
-        Whether to give drops of log-probabilities too.
+        Whether to return drops of log-probabilities too.
     gold
-        (prompt,) number of the label whose margin is read; by default the right one.
+        (prompt,) index of the label whose margin is read; by default the right label.
 
     Raises
     ------
     CheckError
-        If something is in force that rows cannot follow.
+        If the model has active interventions that a sweep cannot reproduce in its rows.
     InputError
         If no position would be changed, or the change does not fit the prompts.
     """

@@ -1,11 +1,11 @@
-"""Counterfactual rows: what a prompt's positions would be, had heads been changed.
+"""Counterfactual rows: residual streams of runs in which heads are changed.
 
-A row is the residual stream of a pack's changed positions (see `layout`) in one
-counterfactual run (see `counterfactuals`). It branches off at the layer of its heads and
-goes through the blocks above; its queries attend to the clean keys and values of the
-unchanged positions and to the row's own. Each row is exact: it equals a separate forward
-with the heads changed. With changes at the last position alone a row is one vector, and
-one walk sweeps all heads for about the cost of one more forward.
+A row is the residual stream of a pack's changed positions (see `layout`) in one counterfactual
+run (see `counterfactuals`). It branches off at the layer of its heads and passes through the
+blocks above. Its queries attend to the clean keys and values of the unchanged positions and to
+those of the row itself. Each row is exact: it equals a separate forward with the heads changed.
+If only the last position is changed, a row is one vector, and one walk sweeps all heads for
+about the cost of one more forward.
 
 Shapes: G packs of S changed positions, n rows, H heads on K key-value heads, D = d_head.
 """
@@ -30,19 +30,19 @@ from .layout import Layout
 
 @dataclass
 class Moves:
-    """A step's numbers as tensors, made before the walk so that it never waits for them.
+    """A plan's step as tensors, made before the walk so that the walk need not wait for copies.
 
     Attributes
     ----------
     n_before, n_kept, n_new
-        Rows that come from below, those of them that go on, and those that branch off.
+        Numbers of rows that enter the layer, that continue, and that branch off.
     kept
-        (n_kept,) which go on; None for all.
+        (n_kept,) indices of the rows that continue; None for all.
     parents
-        (n_new,) parents of those that branch off, the clean run being 0 and row i being
-        i + 1; None where all branch off the clean run.
+        (n_new,) parents of the rows that branch off: 0 is the clean run, i + 1 is row i. None
+        if all branch off the clean run.
     swap
-        (n_new, H) boolean: heads changed in each.
+        (n_new, H) boolean: heads changed in each row.
     """
 
     n_before: int
@@ -54,7 +54,7 @@ class Moves:
 
     @classmethod
     def of(cls, step: Step, device: torch.device, n_heads: int) -> Moves:
-        """The tensors of a step, on the device of its layer."""
+        """Return the tensors of a step, on the device of its layer."""
         swap = torch.zeros(len(step.heads), n_heads, dtype=torch.bool)
         for row, numbers in enumerate(step.heads):
             swap[row, list(numbers)] = True
@@ -72,7 +72,7 @@ class Moves:
     def going_on(
         self, rows: Float[torch.Tensor, "G n_before *rest"]
     ) -> Float[torch.Tensor, "G n_kept *rest"]:
-        """(G, n_kept, ...) of rows (G, n_before, ...)."""
+        """Return the rows that continue (G, n_kept, ...), from rows (G, n_before, ...)."""
         return rows if self.kept is None else rows[:, self.kept.on(rows.device)]
 
     def branching(
@@ -80,7 +80,7 @@ class Moves:
         clean: Float[torch.Tensor, " G *rest"],
         rows: Float[torch.Tensor, "G n_before *rest"] | None,
     ) -> Float[torch.Tensor, "G n_new *rest"]:
-        """(G, n_new or 1, ...) what parents have, of the clean run (G, ...) and of rows."""
+        """Return the parents' values (G, n_new or 1, ...), from the clean run (G, ...) and rows."""
         if self.parents is None:
             return clean[:, None]
         assert rows is not None
@@ -90,14 +90,14 @@ class Moves:
 
 @dataclass
 class RowChange:
-    """What the changed heads' outputs become in rows.
+    """Change of heads' outputs in rows.
 
     Attributes
     ----------
     at
         (G, S) boolean: positions at which heads are changed.
     change
-        What their outputs become, at the positions (G, S).
+        New outputs at the positions (G, S).
     """
 
     at: Everywhere
@@ -110,7 +110,7 @@ class RowChange:
         layer: int,
         last: Layout | None,
     ) -> Float[torch.Tensor, "G n end H D"]:
-        """z (G, n or 1, S, H, D) to (G, n, S, H, D), in each row its heads changed."""
+        """Return z (G, n, S, H, D) with each row's heads changed, from (G, n or 1, S, H, D)."""
         device = z.device
         at = self.at.on(device)
         at = at if last is None else last.ends(at)
@@ -123,12 +123,12 @@ class RowChange:
 
 @dataclass
 class Clean:
-    """What rows need of a layer of the clean run.
+    """Tensors of one layer of the clean run that rows need.
 
     Attributes
     ----------
     residual, mlp_output
-        (G, S, d_model); the latter only where the block is parallel.
+        (G, S, d_model); the latter only if the block is parallel.
     z
         (G, S, H, D).
     key, value
@@ -136,9 +136,9 @@ class Clean:
     cos, sin
         (G, 1, S, 1, rotated) rotary tables, or None.
     size
-        (G, S) lengths of the residual stream, the attention output and the MLP output, summed.
+        (G, S) sum of the norms of residual stream, attention output and MLP output.
     score
-        (B,) largest absolute score that each prompt's last position attends to.
+        (B,) largest absolute QK score of each prompt's last position at a visible key.
     """
 
     architecture: Architecture
@@ -156,7 +156,7 @@ class Clean:
 
     @classmethod
     def of(cls, view: LayerView, layout: Layout) -> Clean:
-        """The part of a view that rows need, copied."""
+        """Return copies of the tensors in a layer's view that rows need."""
 
         def at(x: torch.Tensor, index: Everywhere) -> torch.Tensor:
             return x.flatten(0, 1)[index.on(x.device)]
@@ -173,7 +173,7 @@ class Clean:
         assert view.mlp_output is not None
         residual = at(view.residual, layout.source)
         added = (at(x, layout.source) for x in (view.attention_output, view.mlp_output))
-        # In float32, or in float64 where the model is; torch narrows nothing in a norm.
+        # In float32, or in float64 for a float64 model: torch refuses to narrow in a norm.
         size = sum(
             x.norm(dim=-1, dtype=torch.promote_types(x.dtype, torch.float32)).float()
             for x in (residual, *added)
@@ -196,7 +196,7 @@ class Clean:
         )
 
     def ends(self, layout: Layout) -> Clean:
-        """The same at prompts' last positions alone; keys, values and tables whole."""
+        """Return the same with residual, z and MLP output only at the prompts' last positions."""
         mlp_output = None if self.mlp_output is None else layout.ends(self.mlp_output)
         return replace(
             self,
@@ -208,7 +208,7 @@ class Clean:
     def rotate(
         self, x: Float[torch.Tensor, "G n S heads D"]
     ) -> Float[torch.Tensor, "G n S heads D"]:
-        """Rotary embedding of x (G, n, S, heads, D)."""
+        """Return x (G, n, S, heads, D) with the rotary embedding applied."""
         if self.cos is None or self.sin is None:
             return x
         return self.architecture.rotate(x, self.cos.to(x.dtype), self.sin.to(x.dtype))
@@ -222,28 +222,27 @@ def advance(
     layout: Layout,
     only_last: bool = False,
 ) -> Float[torch.Tensor, "G n end d_model"] | None:
-    """Rows taken through a block, and those that branch off in it.
+    """Pass rows through a block, add the rows that branch off in it, and return both.
 
     Parameters
     ----------
     clean
         The layer in the clean run.
     rows
-        (G, n_before, S, d_model) entering the block; None where there are none yet.
+        (G, n_before, S, d_model) entering the block; None if no row has branched off yet.
     moves
-        Which of them go on, and which branch off.
+        Rows that continue and rows that branch off.
     change
-        What the heads of those that branch off become.
+        Change of the heads in rows that branch off.
     layout
-        Where rows lie.
+        Layout of the rows.
     only_last
-        Whether to leave out all but prompts' last positions; nothing else is read of the
-        last block.
+        Whether to compute only the prompts' last positions; enough in the last block.
 
     Returns
     -------
     Tensor or None
-        (G, n_kept + n_new, S or Q, d_model) leaving the block.
+        (G, n_kept + n_new, S or Q, d_model) leaving the block; None without rows.
     """
     if rows is None and not moves.n_new:
         return None
@@ -273,7 +272,7 @@ def advance(
     mlp, norm = architecture.mlp(block), architecture.mlp_norm(block)
     if not architecture.parallel:
         return middle + call(mlp, norm(middle))
-    # Here the MLP reads what enters the block, which in a branching row is its parent's.
+    # In a parallel block the MLP reads the block's input; a new row takes its parent's MLP output.
     assert clean.mlp_output is not None
     of_rows = None if rows is None else call(mlp, norm(rows))
     return middle + together(clean.mlp_output, of_rows)
@@ -285,7 +284,7 @@ def _attend(
     layout: Layout,
     last: Layout | None,
 ) -> Float[torch.Tensor, "G n end H D"]:
-    """z (G, n, S or Q, H, D) of the rows."""
+    """Return z (G, n, S or Q, H, D) of the rows."""
     architecture, block = clean.architecture, clean.block
     normed = architecture.attention_norm(block)(rows)
     query, key, value = architecture.split(
@@ -311,11 +310,11 @@ def _attend_one(
     seen: Bool[torch.Tensor, "G 1 E"],
     scale: float,
 ) -> Float[torch.Tensor, "G n 1 H D"]:
-    """z (G, n, 1, H, D) of rows of one position: clean keys are shared, not copied."""
+    """Return z (G, n, 1, H, D) of rows of one position, which share the clean keys uncopied."""
     n_kv, n_rows = key.shape[3], query.shape[1]
     # (G, n, 1, H, D) to (G, K, n H/K, D), so that each key head's queries are one matrix.
     q = query[:, :, 0].unflatten(2, (n_kv, -1)).permute(0, 2, 1, 3, 4).flatten(2, 3)
-    # In float32, as the model's own kernels accumulate; a rounded score is a wrong weight.
+    # In float32, like the accumulation in the model's kernels; rounded scores give wrong weights.
     q = q.float()
     earlier = q @ clean.key.float().permute(0, 2, 3, 1) * scale
     earlier = earlier.masked_fill(~seen.unsqueeze(1), -torch.inf)
@@ -336,7 +335,7 @@ def _attend_many(
     seen: Bool[torch.Tensor, "G end all"] | None,
     scale: float,
 ) -> Float[torch.Tensor, "G n end H D"]:
-    """z (G, n, S or Q, H, D) of rows of several positions; `seen` None is causal."""
+    """Return z (G, n, S or Q, H, D) of rows of several positions; `seen` None means causal."""
     n_packs, n_rows = query.shape[:2]
 
     def whole(

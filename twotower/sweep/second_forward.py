@@ -1,8 +1,8 @@
-"""One number made twice: by the sweep, and by a forward of the transformers model with a hook.
+"""Independent check of a sweep: one head's effect, computed again with a PyTorch hook.
 
-Once for every state of a model, before it is measured in it, a head of one prompt is knocked out
-by a hook of PyTorch's in a plain forward of the model itself, which shares no code with the sweep:
-no trace, no adapter but for the output projection's place, no padding, no row.
+It runs once for every state of a model, before the first measurement. A hook knocks out a head of
+one prompt in a plain forward of the transformers model. This forward shares no code with the
+sweep: no trace, no padding, no rows, and of the adapter only the output projection's location.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ if TYPE_CHECKING:
     from ..prompts import Prompts
 
 CANDIDATES = 8
-"""Heads that are swept, of which the one with the largest effect is knocked out again."""
+"""Number of heads to sweep; the hook knocks out the one with the largest effect."""
 
 TRIED = 3
-"""Prompts that are tried, where numbers are not finite."""
+"""Number of prompts to try, if numbers are not finite."""
 
 KEY = ("second forward",)
-"""Of the result in the model's cache, which is emptied when the state changes."""
+"""Key of the result in the model's cache, which is emptied when the state changes."""
 
 
 def prove_state(model: Model, prompts: Prompts) -> None:
-    """Prove a model in its present state, if that was not done yet.
+    """Compare sweep and hook for the model's current state, unless this was done before.
 
     Parameters
     ----------
     model
-        Nothing is done for one on a server, where no hook can be put, nor where something is in
-        force that sweeps refuse.
+        The model. Skipped for a model on a server, which accepts no hooks, and for a model with
+        active interventions that sweeps refuse.
     prompts
-        The shortest of them is used.
+        Prompts, of which the shortest is used.
 
     Raises
     ------
@@ -65,7 +65,7 @@ def prove_state(model: Model, prompts: Prompts) -> None:
 
 
 def _on_one_of(model: Model, prompts: Prompts) -> dict[str, Any]:
-    """The comparison on the shortest prompt whose numbers are finite."""
+    """Return the comparison on the shortest prompt with finite numbers, or an empty dict."""
     for number in np.argsort(prompts.lengths, kind="stable")[:TRIED]:
         found = _compare(model, prompts[[int(number)]])
         if found:
@@ -106,7 +106,7 @@ def _compare(model: Model, prompt: Prompts) -> dict[str, Any]:
 
 
 def _candidates(model: Model) -> list[Head]:
-    """A few heads all over the model, the same ones for the same shape."""
+    """Return a few random heads of the model, the same ones for the same shape."""
     n = model.n_layers * model.n_heads
     rng = np.random.default_rng([model.n_layers, model.n_heads])
     numbers = rng.choice(n, size=min(CANDIDATES, n), replace=False)
@@ -119,7 +119,7 @@ def _margin(logits: Sequence[float] | np.ndarray, gold: int) -> float:
 
 
 def _logits(model: Model, prompt: Prompts, out: Head | None) -> np.ndarray:
-    """The labels' logits, with a head's output set to zero at the last position."""
+    """Return the labels' logits, with a head's output set to zero at the last position."""
     ids = torch.as_tensor(prompt.token_id, device=model.device)
     inputs = {"input_ids": ids, "use_cache": False, "return_dict": True}
     with torch.no_grad(), _without(model, out):

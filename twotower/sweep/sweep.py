@@ -1,4 +1,4 @@
-"""Sweeps: the effects of changing heads, each group of them by itself, from one walk."""
+"""Sweeps: effects of changing groups of heads, one group at a time, from one walk."""
 
 from __future__ import annotations
 
@@ -20,34 +20,33 @@ from .rows import Clean, Moves, RowChange, advance
 
 
 class Sweep(Recorder):
-    """Effects of changing groups of heads of a batch, one group at a time.
+    """Recorder of the effects of changing groups of heads, one group at a time.
 
     Parameters
     ----------
     batch
-        Its `gold` is the label whose margin is read.
+        The batch; `gold` is the label whose margin is read.
     readout
-        Of the labels.
+        Readout of the labels.
     layout
-        Where rows lie.
+        Layout of the rows.
     change
-        What heads are changed to.
+        Change of the heads.
     chunks
-        Groups of heads; those of a chunk are carried through the layers together. A
-        single chunk goes along with the walk; for more, what they need of the clean run
-        is kept until the walk is over.
+        Groups of heads; the rows of a chunk pass through the layers together. A single chunk
+        advances during the walk. With several chunks, the tensors needed from the clean run
+        are kept until the walk ends.
     unembedded
-        How many vectors to unembed at a time to the whole vocabulary, for
-        log-probabilities; 0 to leave those out.
+        Number of vectors to unembed at a time to the whole vocabulary, for
+        log-probabilities; 0 for no log-probabilities.
     shape
         Results are (B, *shape) and (B, *shape, label).
     layer_devices
-        Where each layer runs.
+        Device of each layer.
     group
         Group of the schema that names the results.
     rounding
-        What the model's arithmetic allows of the row in which nothing is changed; None to leave
-        that row out.
+        Error that the model's arithmetic allows in the unchanged row; None for no unchanged row.
     """
 
     def __init__(
@@ -85,11 +84,11 @@ class Sweep(Recorder):
         self.layers: list[Clean] = []
 
     def _start(self, chunk: Sequence[Group], number: int) -> int:
-        """The layer from which a chunk's unchanged row goes along.
+        """Return the layer at which a chunk's unchanged row starts.
 
-        From the first where rows are one position long, and in the first chunk. A longer row in
-        each of many small chunks would cost too much; there it goes through the last layers, as
-        many as make a hundredth of the chunk's work.
+        This is the first layer if rows have one position, and in the first chunk. In other
+        chunks, a longer row through all layers would cost too much. There it passes only through
+        the last layers, at about a hundredth of the chunk's cost.
         """
         if self.layout.n_changed == 1 or number == 0:
             return 0
@@ -122,14 +121,14 @@ class Sweep(Recorder):
     def _check_unchanged(
         self, clean: Clean, rows: Float[torch.Tensor, "G n_before S d_model"], chunk: int
     ) -> None:
-        """Claim that the unchanged row enters a layer as the clean run does, and set it so.
+        """Claim that the unchanged row equals the clean run before a layer, then reset it.
 
-        So each layer is proved by itself, and rounding of those before it does not add up.
+        The reset checks each layer by itself, so that rounding errors do not accumulate.
         """
         index = self.unchanged[chunk][clean.index - 1]
         if index is None:
             return
-        own = clean.residual.to(rows.device)  # that of the layer before
+        own = clean.residual.to(rows.device)  # rows are still on the previous layer's device
         self._claim(clean.index - 1, rows[:, index], own, self.layout.worst)
         rows[:, index] = own
 
@@ -152,7 +151,7 @@ class Sweep(Recorder):
         )
 
     def _chunk(self, chunk: int) -> Float[torch.Tensor, "G n Q d_model"]:
-        """(G, n, Q, d_model) what leaves the last layer in each of a chunk's runs."""
+        """Return (G, n, Q, d_model) the residual streams of a chunk's runs after the last layer."""
         rows: torch.Tensor | None = None
         for clean in self.layers:
             rows = self._advance(clean, rows, chunk)
@@ -162,14 +161,14 @@ class Sweep(Recorder):
     def _margins(
         self, residual: Float[torch.Tensor, "B *rest d_model"], gold: Int[torch.Tensor, " B"]
     ) -> Float[torch.Tensor, " B *rest"]:
-        """(B, ...) of residuals (B, ..., d_model), from the final norm on in float32."""
+        """Return margins (B, ...) of residuals (B, ..., d_model); norm and logits in float32."""
         normed = self.readout.frozen_norm(residual, self.readout.spread(residual))
         return margin(self.readout.label_logits(normed), gold)
 
     def _logprobs(
         self, residual: Float[torch.Tensor, "B *rest d_model"], end: End
     ) -> Float[torch.Tensor, "B *rest label"]:
-        """(B, ..., label) of residuals (B, ..., d_model)."""
+        """Return log-probabilities (B, ..., label) of residuals (B, ..., d_model)."""
         normed = end.final_norm(residual)
         logprobs: torch.Tensor = self.readout.logprobs(normed, end, self.unembedded)
         return logprobs
@@ -198,7 +197,7 @@ class Sweep(Recorder):
         if logprob_drops:
             logprob_drop = torch.cat(logprob_drops, dim=1)
             missing |= ~logprob_drop.isfinite().all(dim=-1)
-        # A counterfactual that overflows is missing in all that is said of it.
+        # If a counterfactual overflows, all its results are missing.
         found = {"margin_drop": drop.masked_fill(missing, torch.nan).unflatten(1, self.shape)}
         if logprob_drop is not None:
             logprob_drop = logprob_drop.masked_fill(missing.unsqueeze(-1), torch.nan)

@@ -1,1 +1,1 @@
-"""The walk over a model's layers: batches, views of layers, readout, and proof."""
+"""The walk over a model's layers: batches, layer views, readout and proof."""

@@ -1,4 +1,4 @@
-"""Batches: prompts of like length, left-padded, as tensors where the model wants them."""
+"""Batches: prompts of similar length, left-padded, as tensors on the model's devices."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 
 @dataclass
 class Batch:
-    """Some prompts, cut to the longest of them.
+    """Some prompts, left-padded to the length of the longest.
 
     Attributes
     ----------
     rows
-        (B,) numbers of the prompts.
+        (B,) indices of the prompts.
     input_ids, attention_mask, position_ids
-        (B, T) tensors on the device of the embedding.
+        (B, T) tensors on the embedding's device.
     devices
         All devices of the model.
     mask
-        (B, T) boolean: what is no padding.
+        (B, T) boolean: True for tokens, False for padding.
     gold
-        (B,) number of the right label.
+        (B,) index of the right label.
     kept
-        (B, K) columns to keep of per-position results, -1 where there are fewer than K;
+        (B, K) columns of per-position results to keep, -1 where a prompt has fewer than K;
         None to keep all T.
     """
 
@@ -56,7 +56,7 @@ class Batch:
 
     @property
     def inputs(self) -> dict[str, torch.Tensor | bool | int]:
-        """What the model is called with; only the last position is unembedded."""
+        """Arguments of the model's forward; only the last position is unembedded."""
         return {
             "input_ids": self.input_ids,
             "attention_mask": self.attention_mask,
@@ -67,15 +67,15 @@ class Batch:
         }
 
     def everywhere(self, values: np.ndarray) -> Everywhere:
-        """An array on all devices of the model."""
+        """Return an array on all devices of the model."""
         return Everywhere(values, self.devices)
 
     def cut(self, by_position: Shaped[np.ndarray, "prompt position"]) -> Everywhere:
-        """The batch's part (B, T) of a (prompt, position) array, on all devices."""
+        """Return the batch's part (B, T) of a (prompt, position) array, on all devices."""
         return self.everywhere(self.part(by_position))
 
     def part(self, by_position: Shaped[np.ndarray, "prompt position"]) -> Shaped[np.ndarray, "B T"]:
-        """The batch's part (B, T) of a (prompt, position) array."""
+        """Return the batch's part (B, T) of a (prompt, position) array."""
         part: np.ndarray = by_position[self.rows][:, by_position.shape[1] - self.width :]
         return part
 
@@ -86,24 +86,23 @@ def make_batch(
     rows: Int[np.ndarray, " B"],
     columns: Int[np.ndarray, "prompt K"] | None = None,
 ) -> Batch:
-    """Tensors of some prompts.
+    """Return a batch of some prompts.
 
     Parameters
     ----------
     model
-        Gives the device and the padding token.
+        Model, which determines the devices and the padding token.
     prompts
         All prompts.
     rows
-        (B,) numbers of those wanted.
+        (B,) indices of the prompts in the batch.
     columns
-        (prompt, K) columns at which per-position results are kept (see `columns_of`); None
-        for all.
+        (prompt, K) columns of per-position results to keep (see `columns_of`); None for all.
     """
     width = int(prompts.lengths[rows].max())
     ids = prompts.token_id[rows][:, prompts.n_positions - width :]
     mask = ids >= 0
-    # Padding is masked, so any token does where the model has no embedding for the tokenizer's.
+    # Padding is masked, so any token works if the model has no embedding of the padding token.
     pad = model.tokenizer.pad_token_id
     pad = 0 if pad is None or pad >= embedding_rows(model) else pad
     device, devices = model.device, model.devices
@@ -124,12 +123,12 @@ def make_batch(
 
 
 def columns_of(mask: Bool[np.ndarray, "prompt position"]) -> Int[np.ndarray, "prompt K"]:
-    """(prompt, K) columns of the positions meant, right-aligned; -1 where there are fewer.
+    """Return (prompt, K) columns of selected positions, right-aligned, -1 where there are fewer.
 
     Parameters
     ----------
     mask
-        (prompt, position) boolean.
+        (prompt, position) boolean: selected positions.
     """
     found = [np.flatnonzero(row) for row in mask]
     width = max(map(len, found))
@@ -140,10 +139,10 @@ def columns_of(mask: Bool[np.ndarray, "prompt position"]) -> Int[np.ndarray, "pr
 
 
 def ordered(model: Model, prompts: Prompts, shared: bool = False) -> Int[np.ndarray, " prompt"]:
-    """(prompt,) numbers of the prompts, longest first, as they come into batches.
+    """Return (prompt,) indices of the prompts in the order of batches, longest first.
 
-    With `shared`, prompts that begin alike stand together. What takes most memory comes
-    first, so that a run fails early or not at all.
+    With `shared`, prompts with the same beginning come together. The longest prompts need most
+    memory, so a run that does not fit fails early.
 
     Raises
     ------
@@ -152,7 +151,8 @@ def ordered(model: Model, prompts: Prompts, shared: bool = False) -> Int[np.ndar
     """
     if model.max_positions is not None and prompts.n_positions > model.max_positions:
         raise InputError(
-            f"a prompt has {prompts.n_positions} tokens and the model takes {model.max_positions}"
+            f"a prompt has {prompts.n_positions} tokens and the model takes {model.max_positions};"
+            " take shorter prompts or fewer demonstrations"
         )
     lengths = prompts.lengths
     families = _families(prompts) if shared else np.arange(len(prompts))
@@ -162,7 +162,10 @@ def ordered(model: Model, prompts: Prompts, shared: bool = False) -> Int[np.ndar
 
 
 def _families(prompts: Prompts) -> Int[np.ndarray, " prompt"]:
-    """(prompt,) a number for each prompt, the same where half of the tokens are common."""
+    """Return (prompt,) numbers; equal numbers mark prompts that share a long beginning.
+
+    In sorted order, a prompt joins its predecessor's family if they share half of its tokens.
+    """
     tokens = [tuple(row[row >= 0]) for row in prompts.token_id]
     families = np.zeros(len(tokens), dtype=np.int64)
     before: tuple[int, ...] = ()

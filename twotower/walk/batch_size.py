@@ -1,7 +1,7 @@
-"""How many prompts go into a batch: found, remembered, and halved where memory runs out.
+"""Batch size: found automatically, remembered, and halved when memory runs out.
 
-On a processor a batch has about a thousand tokens; more gains little. On a GPU the first
-batch is as careful, what it took is measured, and the next ones fill the device.
+On a CPU a batch has about a thousand tokens; more is hardly faster. On a GPU the first batch has
+the same size. Its memory use is measured, and the next batches fill the device.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ if TYPE_CHECKING:
     from ..prompts import Prompts
 
 TOKENS_PER_BATCH = 1024
-"""Padded tokens of a batch on a processor, and of the first one on a GPU."""
+"""Tokens, with padding, of a batch on a CPU, and of the first batch on a GPU."""
 
 SHARE = 0.8
-"""Share of a GPU's free memory that batches are to fill."""
+"""Share of a GPU's free memory that a batch may fill."""
 
 GROWTH = 16
-"""How many times larger than the one before a batch may be."""
+"""Largest growth factor from one batch to the next."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Found:
-    """What is known of the batches of one kind of measurement.
+    """Batch size found for one kind of measurement.
 
     Attributes
     ----------
     tokens
-        Padded tokens that a batch may have.
+        Largest number of tokens in a batch, with padding.
     ceiling
-        Fewest at which memory ran out; None if it never did.
+        Smallest number of tokens at which memory ran out; None if it never did.
     halvings
-        How often it did.
+        Number of times that memory ran out.
     """
 
     tokens: int = TOKENS_PER_BATCH
@@ -55,15 +55,16 @@ class Found:
     halvings: int = 0
 
     def ran_out(self, tokens: int) -> None:
-        """Memory ran out on so many padded tokens."""
+        """Reduce the size after memory ran out on a number of tokens."""
         self.ceiling = min(tokens, self.ceiling or tokens)
         self.tokens = max(1, tokens // 2)
         self.halvings += 1
 
     def went(self, tokens: int, room: float | None) -> None:
-        """A batch of so many padded tokens went, and `room` times what it took is free.
+        """Adapt the size after a batch succeeded, if `room` times its memory is free.
 
-        Much smaller batches than may be say nothing, since some memory is taken once.
+        Batches below half the allowed size are ignored, because part of the memory that they
+        take does not depend on size.
         """
         if room is None or 2 * tokens < self.tokens:
             return
@@ -73,7 +74,7 @@ class Found:
 
 
 class Meter:
-    """What a batch takes of the GPUs that a model is on."""
+    """Memory that a batch takes on the model's GPUs."""
 
     def __init__(self, model: Model) -> None:
         devices = () if model.remote else model.devices
@@ -81,13 +82,13 @@ class Meter:
         self.before: dict[torch.device, int] = {}
 
     def start(self) -> None:
-        """Called before a batch."""
+        """Start measuring, before a batch."""
         for device in self.devices:
             torch.cuda.reset_peak_memory_stats(device)
             self.before[device] = torch.cuda.memory_allocated(device)
 
     def room(self) -> float | None:
-        """How many times what was taken since `start` is free; None where there is no GPU."""
+        """Return the free memory over the memory taken since `start`; None without a GPU."""
         times = []
         for device, before in self.before.items():
             taken = torch.cuda.max_memory_allocated(device) - before
@@ -96,28 +97,28 @@ class Meter:
 
 
 class Batches:
-    """Batches of prompts, like lengths together so that little is padding.
+    """Batches of prompts, grouped by length to save padding.
 
-    What is done with a batch stands in `with batches.attempt():`. Where memory runs out
-    there, the same prompts come again in smaller batches.
+    Process each batch inside `with batches.attempt():`. If memory runs out there, the same
+    prompts come again in smaller batches.
 
     Parameters
     ----------
     model, prompts
-        What is measured.
+        Model and prompts to measure.
     batch_size
-        Prompts in a batch, as long as memory does; None to find a size.
+        Prompts in a batch, fewer if memory runs out; None to find a size.
     columns
-        (prompt, K) columns at which per-position results are kept; None for all.
+        (prompt, K) columns of per-position results to keep; None for all.
     shared
-        Whether prompts that begin alike come together first.
+        Whether to put prompts with the same beginning together.
     kind
-        What is measured; a size that was found holds for the next time.
+        Key under which the batch size found is remembered.
 
     Raises
     ------
     InputError
-        If `batch_size` is not a whole number from 1 up, prompts are too long, or memory
+        If `batch_size` is not a whole number of 1 or more, prompts are too long, or memory
         runs out on a single prompt.
     """
 
@@ -133,7 +134,7 @@ class Batches:
         self.most = None if batch_size is None else whole("batch_size", batch_size, 1)
         self.model, self.prompts, self.columns = model, prompts, columns
         self.left = ordered(model, prompts, shared)
-        # Attention's part grows with the prompts' length.
+        # The length belongs to the key, because attention's share of the memory grows with it.
         width = prompts.n_positions if columns is None else columns.shape[1]
         key = ("batch size", kind, shared, *(n.bit_length() for n in (prompts.n_positions, width)))
         self.found: Found = Found()
@@ -159,7 +160,7 @@ class Batches:
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
-        """Do something with a batch, which may run out of memory."""
+        """Return a context for processing a batch, which handles running out of memory."""
         self.meter.start()
         try:
             yield
@@ -173,9 +174,9 @@ class Batches:
             self.error = str(error)
 
     def _halve(self, n: int, tokens: int) -> None:
-        """Make room after memory ran out on n prompts, and go on with half of them.
+        """Free memory after it ran out on n prompts, and halve the batch size.
 
-        Comes when the error is gone, and with it what it held.
+        Must run after the exception is dropped, because its traceback keeps tensors alive.
         """
         from accelerate.utils.memory import clear_device_cache
 
@@ -183,7 +184,7 @@ class Batches:
         if n == 1:
             raise InputError(
                 f"memory ran out on a single prompt of {tokens} tokens: take shorter prompts, "
-                "keep='labels' where there is such an argument, a memory_budget=, or load the "
+                "keep='labels' if the measure has that argument, a memory_budget=, or load the "
                 f"model with quantization= or in bfloat16 ({self.error})"
             )
         self.found.ran_out(tokens)
@@ -193,7 +194,7 @@ class Batches:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out: a device's, the processor's or a server's."""
+    """Return whether an error means that memory ran out, on a GPU, the CPU or a server."""
     from accelerate.utils.memory import should_reduce_batch_size
     from nnsight.intervention.backends.remote import RemoteError
 

@@ -1,4 +1,4 @@
-"""Tensors that are needed wherever the model is."""
+"""Tensors with a copy on every device of the model."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch
 
 
 class Everywhere:
-    """A tensor on each of some devices.
+    """A tensor with copies on several devices.
 
-    Copied from the host before a walk, which neither waits for copies nor takes them from one
-    device to another.
+    Copies are made from the CPU before a walk, so that the walk neither waits for them nor copies
+    between devices.
 
     Parameters
     ----------
     values
         Array or tensor.
     devices
-        Where it is wanted. Elsewhere it is copied when it is first asked for: what is made in
-        a walk itself, and on a server, the devices of which are not known here.
+        Devices that get a copy now. Others get one at first use: for tensors made during a walk,
+        and on a server, whose devices are unknown here.
     """
 
     def __init__(self, values: Any, devices: Iterable[torch.device]) -> None:
@@ -28,11 +28,11 @@ class Everywhere:
         self._on = {device: self.own.to(device) for device in devices}
 
     def on(self, device: torch.device) -> torch.Tensor:
-        """The tensor on a device."""
+        """Return the tensor on a device."""
         if device not in self._on:
             self._on[device] = self.own.to(device)
         return self._on[device]
 
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Everywhere:
-        """What a function makes of the tensor, on the same devices."""
+        """Apply a function to the tensor and return the result on the same devices."""
         return Everywhere(function(self.own), self._on)

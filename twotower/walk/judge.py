@@ -1,4 +1,4 @@
-"""Judging what a batch's proof found: note it, or refuse the batch with the likely cause."""
+"""Judgement of a batch's proof: record the errors, or raise with the likely cause."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def proved_batch(
     *,
     gradients: bool = False,
 ) -> list[dict[Any, torch.Tensor]]:
-    """What recorders take from a batch, once its identities were found to hold.
+    """Run a batch, check its identities, and return the recorders' results.
 
     Raises
     ------
     CheckError
-        If one does not hold; the message names prompt, layer, head, identity, size and what
-        probably causes it.
+        If an identity does not hold. The message names prompt, layer, head, identity, error and
+        probable cause.
     """
     if not option("proof"):
         model.proof.made = False
@@ -49,14 +49,14 @@ def proved_batch(
     *found, claims = run_batch(model, batch, [*recorders, proof], edits, gradients=gradients)
     refuse(model, model.acting)
     finite = [bool(new[FINITE].all()) for new in found if FINITE in new]
-    if all(finite):  # else prompts that are finite are measured once more, without the others
+    if all(finite):  # otherwise the finite prompts are measured again, without the others
         judge(model, batch, claims)
         model.proof.prompts += len(batch.rows)
     return found
 
 
 def judge(model: Model, batch: Batch, claims: Mapping[Any, torch.Tensor]) -> None:
-    """Note each identity's worst case, and refuse the batch if one does not hold.
+    """Record the worst case of each identity, and raise if one does not hold.
 
     Raises
     ------
@@ -89,15 +89,15 @@ def judge(model: Model, batch: Batch, claims: Mapping[Any, torch.Tensor]) -> Non
 
 
 def likely_cause(model: Model, identity: str) -> str:
-    """What probably makes an identity fail, in a sentence."""
+    """Return a sentence with the probable cause of a failed identity."""
     assert model.state is not None
     others = model.state.interventions()
     if others:
         return f"Probably because of the {_cannot_follow(others)}"
     if identity in ("label directions", "logits"):
         return (
-            "Probably weights were changed while a measure ran, or the final norm or the "
-            "unembedding does more than a norm and a product"
+            "Probably weights changed while a measure ran, or the final norm or the unembedding "
+            "does more than a norm and a matrix product"
         )
     adapter = type(model.architecture).__name__
     if identity in ("attention", "scale"):
@@ -106,28 +106,28 @@ def likely_cause(model: Model, identity: str) -> str:
             "prompt's length (window, rotary, scale)"
         )
     return (
-        f"Probably the adapter {adapter} does not describe this model's blocks, or a module does "
-        "not treat every position by itself"
+        f"Probably the adapter {adapter} does not describe this model's blocks, or a module mixes "
+        "positions"
     )
 
 
 def refuse(model: Model, others: Sequence[str]) -> None:
-    """Refuse a measure that cannot follow interventions of others, if there are any.
+    """Raise if foreign interventions are active that a measure cannot reproduce.
 
-    Their effect on other vectors than the clean run's is not known: one that clips large values,
-    say, may do nothing there and much to a row of a sweep.
+    Their effect on vectors outside the clean run is unknown. An intervention that clips large
+    values, for example, may do nothing in the clean run and much in a row of a sweep.
 
     Raises
     ------
     CheckError
-        With their names.
+        If there are any; the message names them.
     """
     if others:
-        raise CheckError(f"{model.name} has in force the {_cannot_follow(others)}")
+        raise CheckError(f"{model.name} has an active intervention: the {_cannot_follow(others)}")
 
 
 def _cannot_follow(others: Sequence[str]) -> str:
-    """Interventions of others, and what to do about them."""
+    """Return the names of foreign interventions and the advice for the user."""
     every = others[0] + (f" ({len(others)} in all)" if len(others) > 1 else "")
     return (
         f"{every}, which this measure cannot follow: remove it, or write it as an edit "

@@ -1,4 +1,4 @@
-"""Memory: what is free, and what a forward takes."""
+"""Memory: free bytes of a device, and bytes that forwards and rows need."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class BudgetError(InputError):
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free on a device."""
+    """Return the free bytes of a device."""
     if device.type == "cuda":
-        # What torch holds without using it is free for tensors, too.
+        # Memory that torch has reserved but does not use is free for tensors too.
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0] + unused)
     import psutil
@@ -31,16 +31,13 @@ def free_bytes(device: torch.device) -> int:
 
 
 def readable(n_bytes: float) -> str:
-    """Bytes in MiB or GiB."""
+    """Return a number of bytes as text, in MiB or GiB."""
     mib = n_bytes / 2**20
     return f"{mib / 1024:.2f}GiB" if mib >= 1024 else f"{mib:.1f}MiB"
 
 
 def row_bytes(model: Model, n_packs: int, n_changed: int, n_earlier: int) -> int:
-    """What one row takes at its largest, on its way through a block.
-
-    Counts what is held at a time in the attention and in the MLP, whichever is more.
-    """
+    """Return the peak bytes of one row in a block, in attention or in the MLP."""
     a, size = model.architecture, model.dtype.itemsize
     of_heads, of_keys = a.n_heads * a.d_head, a.n_kv_heads * a.d_head
     seen = n_earlier + n_changed
@@ -55,7 +52,7 @@ def row_bytes(model: Model, n_packs: int, n_changed: int, n_earlier: int) -> int
 
 
 def forward_bytes(model: Model, n_prompts: int, width: int) -> int:
-    """What the forward takes: its largest block, scores perhaps whole, and its logits."""
+    """Return the bytes of a forward: one block, full scores for eager attention, and logits."""
     scores = 0
     if model.attention_kernel in (None, "eager"):
         scores = 3 * n_prompts * model.n_heads * width**2 * max(4, model.dtype.itemsize)
@@ -63,6 +60,6 @@ def forward_bytes(model: Model, n_prompts: int, width: int) -> int:
 
 
 def logit_bytes(model: Model) -> int:
-    """What a vector's logits take; a second time where they are not float32 at once."""
+    """Return the bytes of a vector's logits; dtypes below float32 need a float32 copy."""
     size = model.dtype.itemsize
     return model.architecture.vocabulary_size * (4 if size == 4 else 4 + size)

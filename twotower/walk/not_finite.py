@@ -1,8 +1,7 @@
-"""Prompts whose logits are not finite: found in every batch, and told to the user once a call.
+"""Prompts with logits that are not finite: found in every batch, with one warning per call.
 
-The model's own logits at the last position decide. A prompt is finite if its labels' logits
-and the largest logit of the vocabulary are; then the log-sum-exp is finite, too. Single
-entries of -inf do no harm.
+A prompt is finite if, at the last position, its labels' logits and the largest logit of the
+vocabulary are finite. Then the log-sum-exp is finite too, even if single logits are -inf.
 """
 
 from __future__ import annotations
@@ -29,18 +28,18 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 FINITE = "finite"
-"""Name under which `collect` gives (prompt,) which prompts are finite, beside the arrays."""
+"""Name of the (prompt,) array in the results of `collect` that marks finite prompts."""
 
 
 class Finite(Recorder):
-    """Which prompts of a batch have finite logits, they and their donors.
+    """Records which prompts of a batch have finite logits, including those of their donors.
 
     Parameters
     ----------
     label_ids
-        Token ids of the labels, on all devices; None where there are none.
+        Token ids of the labels, on all devices; None to check only the largest logit.
     donors
-        Recorders of the donors' batches, which are run first.
+        Recorders of the donors' batches, which run first.
     """
 
     def __init__(self, label_ids: Everywhere | None, donors: Sequence[Watched] = ()) -> None:
@@ -57,7 +56,7 @@ class Finite(Recorder):
 
 
 class Watched(Recorder):
-    """A recorder of donors, and whether their logits are finite."""
+    """Recorder of donors that also records whether their logits are finite."""
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder, self.watch = recorder, Finite(None)
@@ -72,7 +71,7 @@ class Watched(Recorder):
 
 
 def watch(batch: Batch, label_ids: Sequence[int], donors: Iterable[Donors]) -> Finite:
-    """The recorder that finds which prompts of a batch, and which of their donors, are finite."""
+    """Return the recorder that finds the finite prompts of a batch, and watch the donors too."""
     watched = []
     for donor in donors:
         donor.recorder = Watched(donor.recorder)
@@ -82,22 +81,21 @@ def watch(batch: Batch, label_ids: Sequence[int], donors: Iterable[Donors]) -> F
 
 @dataclass
 class Notice:
-    """What is not finite, in one call of a measure.
+    """Prompts and values that are not finite, in one call of a measure.
 
     Attributes
     ----------
     prompts
-        By what prompts they are, their numbers, and how many prompts there are.
+        By kind of prompts: indices of those that are not finite, and number of all.
     values
-        By group of the schema, the number of single values that are not finite in prompts
-        that are.
+        By group of the schema: number of values that are not finite in finite prompts.
     """
 
     prompts: dict[str, tuple[set[int], int]] = field(default_factory=dict)
     values: dict[str, int] = field(default_factory=dict)
 
     def text(self) -> str:
-        """What the user is told; empty where all is finite."""
+        """Return the text of the warning; empty if everything is finite."""
         parts = []
         for words, (numbers, total) in self.prompts.items():
             found = named(numbers, total, words)
@@ -119,14 +117,14 @@ _notice: ContextVar[Notice | None] = ContextVar("notice", default=None)
 
 
 def tell(words: str, numbers: Iterable[int], total: int) -> None:
-    """Note prompts that are not finite, for the warning at the end of the measure.
+    """Record prompts that are not finite, for the warning at the end of the measure.
 
     Parameters
     ----------
     words
-        What prompts they are.
+        Kind of prompts, such as "reference prompts".
     numbers, total
-        Their numbers, and how many prompts there are.
+        Indices of the prompts that are not finite, and number of all prompts.
     """
     numbers = set(map(int, numbers))
     if numbers:
@@ -136,14 +134,14 @@ def tell(words: str, numbers: Iterable[int], total: int) -> None:
 
 
 def tell_values(group: str, count: int) -> None:
-    """Note single values of a group that are not finite."""
+    """Record the number of values of a group that are not finite in finite prompts."""
     if count:
         with _noting() as notice:
             notice.values[group] = max(count, notice.values.get(group, 0))
 
 
 def tells_once(measure: Callable[P, T]) -> Callable[P, T]:
-    """Give a measure one warning of all that was not finite, however many walks it takes."""
+    """Decorate a measure to give one warning for all its walks."""
 
     @wraps(measure)
     def run(*arguments: P.args, **options: P.kwargs) -> T:
@@ -155,7 +153,7 @@ def tells_once(measure: Callable[P, T]) -> Callable[P, T]:
 
 @contextmanager
 def untold() -> Iterator[Notice]:
-    """Note what is not finite without a warning, where something else says it."""
+    """Collect prompts and values that are not finite without a warning; the caller reports them."""
     notice = Notice()
     token = _notice.set(notice)
     try:
@@ -166,7 +164,7 @@ def untold() -> Iterator[Notice]:
 
 @contextmanager
 def _noting() -> Iterator[Notice]:
-    """The notice of the call under way; else a new one, which is told at its end."""
+    """Yield the notice of the running call, or a new one that warns at its end."""
     known = _notice.get()
     if known is not None:
         yield known
@@ -178,7 +176,7 @@ def _noting() -> Iterator[Notice]:
 
 
 def _outside() -> int:
-    """Number of the caller's frame that is the user's, as `warnings.warn` counts."""
+    """Return the `stacklevel` of the user's frame, the first one outside the package."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and _own(frame.f_globals.get("__name__", "")):
         frame, level = frame.f_back, level + 1

@@ -1,9 +1,9 @@
-"""Proof with every batch: identities that must hold on the very prompts that are measured.
+"""Proof with every batch: identities that must hold on the measured prompts themselves.
 
-While a batch is walked, each layer's parts are put together again and compared with what the
-model computed itself. Each comparison is a *claim*: an error and what rounding allows
-(`twotower.models.rounding`), for each prompt and, where it can be told, each head. The claims of a
-measure end up in its datasets' attribute `proof`; one that does not hold is a `CheckError`.
+During the walk, each layer is reassembled from its parts and compared with the model's own result.
+Each comparison is a *claim*: an error and the error that rounding allows
+(`twotower.models.rounding`), for each prompt and, if possible, each head. Datasets record the
+claims in their attribute `proof`. A claim that does not hold raises `CheckError`.
 
 Shapes: B prompts of T positions, H heads on K key-value heads, D elements of a head.
 """
@@ -34,16 +34,16 @@ IDENTITIES = {
     "own logits",
     "unchanged row": "a counterfactual in which nothing is changed leaves the clean run",
 }
-"""What is claimed of every batch, worded as its contrary."""
+"""Identities that every batch must fulfil; each text describes the failure."""
 
 
 AT_ONCE = 4
-"""Prompts whose logits are summed at a time."""
+"""Number of prompts whose log-sum-exp is computed at a time."""
 
 
 @dataclass
 class Claim:
-    """A comparison that was made in a walk.
+    """A comparison made in a walk.
 
     Attributes
     ----------
@@ -52,7 +52,7 @@ class Claim:
     layer
         Number of the layer; None at the end of the model.
     error, allowed
-        (B,) or (B, H), the latter of any shape that expands to it.
+        Error (B,) or (B, H), and the allowed error in a shape that expands to it.
     """
 
     identity: str
@@ -62,14 +62,14 @@ class Claim:
 
 
 class Proof(Recorder):
-    """Makes the claims about a batch's last positions, and gathers those of other recorders.
+    """Makes the claims about a batch's last positions, and collects those of other recorders.
 
     Parameters
     ----------
     rounding
-        What the model's arithmetic allows.
+        Errors that the model's arithmetic allows.
     others
-        The recorders beside it; what they claim is gathered.
+        Other recorders of the walk, whose claims are collected.
     """
 
     group = "proof"
@@ -83,7 +83,7 @@ class Proof(Recorder):
         self.scales: torch.Tensor | None = None
 
     def layer(self, view: LayerView) -> None:
-        with torch.no_grad():  # no decorator, which would hide this source from a server
+        with torch.no_grad():  # a decorator would hide this method's source from the server
             self._layer(view)
 
     def _layer(self, view: LayerView) -> None:
@@ -94,7 +94,7 @@ class Proof(Recorder):
         assert view.attention_output is not None
         assert view.mlp_output is not None
         parts = (view.residual, view.attention_output, view.mlp_output)
-        # Copies: views would keep the whole stream of a layer.
+        # Copies, because views would keep the whole residual stream in memory.
         self.dtype = coarsest(*parts)
         self.parts = tuple(x[:, -1].to(view.z.device).float().clone() for x in parts)
 
@@ -125,15 +125,15 @@ class Proof(Recorder):
         left: Float32[torch.Tensor, "B H D"],
         slope: Float32[torch.Tensor, "B H D"],
     ) -> None:
-        """How much larger the model's scores are than recomputed ones, as a factor less 1.
+        """Claim that the model's scores have the same scale as recomputed ones.
 
-        A single output in a coarse dtype hides a scale that is off by a percent; a fit over all
-        heads and prompts does not, of each layer and of all. `slope` is the output's derivative
-        with respect to the logarithm of the scale.
+        A coarse dtype hides a scale error of one percent in a single output. A least-squares fit
+        over all heads and prompts detects it, for each layer and for all layers. `slope` is the
+        output's derivative with respect to the logarithm of the scale.
         """
         each = (left * slope).flatten(1)
         sums = torch.stack((each.sum(dim=1), slope.square().sum(dim=(1, 2)), each.square().sum(1)))
-        # Prompts whose numbers are not finite are judged elsewhere.
+        # Prompts that are not finite are handled by `not_finite`.
         total = sums.where(sums.isfinite().all(dim=0), 0).sum(dim=1)
         self._fitted(view.index, total, view.own_z.dtype, len(each))
         total = total.to(self.scales.device) if self.scales is not None else total
@@ -148,7 +148,7 @@ class Proof(Recorder):
         self.claims.append(Claim("scale", layer, error, allowed))
 
     def _block(self, index: int, after: Float[torch.Tensor, "B d_model"]) -> None:
-        """What a block's parts sum to, against what comes after it."""
+        """Claim that a block's parts sum to the residual stream after it."""
         if self.parts is None:
             return
         parts = [part.to(after.device) for part in self.parts]
@@ -211,10 +211,10 @@ class Proof(Recorder):
         found: Float32[torch.Tensor, "B label"],
         allowed: Float32[torch.Tensor, " B"],
     ) -> None:
-        """The labels' log-probabilities, which depend on the logits of all other tokens."""
+        """Claim that the labels' log-probabilities agree, which depend on the whole vocabulary."""
         labels = end.logits[:, readout.on(end.logits.device).label_ids]
         low, high = end.logits.aminmax(dim=-1)
-        # A few prompts at a time, as vocabularies are wide.
+        # A few prompts at a time, to save memory.
         total = torch.cat([some.logsumexp(dim=-1) for some in end.logits.split(AT_ONCE)])
         expected = labels - total[:, None]
         size = torch.maximum(high, -low) + expected.abs().amax(dim=-1)
@@ -224,7 +224,7 @@ class Proof(Recorder):
 
 
 class Proved(Recorder):
-    """A recorder of donors, and the proof beside it."""
+    """Recorder of donors that runs a proof too."""
 
     def __init__(self, recorder: Recorder, proof: Proof) -> None:
         self.recorder, self.proof = recorder, proof
@@ -239,7 +239,7 @@ class Proved(Recorder):
 
 
 def _gathered(claims: Iterable[Claim], device: torch.device) -> dict[Any, torch.Tensor]:
-    """Errors and what is allowed (2, layer, B, *H) by identity."""
+    """Return errors and allowed errors (2, layer, B, *H), by identity and layers."""
     found: dict[str, dict[int | None, torch.Tensor]] = {}
     for claim in claims:
         both = torch.stack((claim.error, claim.allowed.expand_as(claim.error))).detach()
@@ -255,7 +255,7 @@ def _gathered(claims: Iterable[Claim], device: torch.device) -> dict[Any, torch.
 def _worse(
     a: Float32[torch.Tensor, " 2 *rest"], b: Float32[torch.Tensor, " 2 *rest"]
 ) -> Float32[torch.Tensor, " 2 *rest"]:
-    """Of two claims of the same thing, the one that holds less well; not a number is worst."""
+    """Return the worse of two claims elementwise, by error over allowed error; NaN is worst."""
     b = b.to(a.device)
     worse = ~(b[0] * a[1] <= a[0] * b[1])
     return torch.where(worse, b, a)

@@ -1,13 +1,13 @@
-"""How a label's logit is taken from a vector.
+"""Readout: label logits of a vector.
 
-A label's direction is its unembedding row, pulled back through the final norm's scale
-(and centring, where the norm centres) and through each head's output projection. The
-logit of a value vector is then one dot product, divided by the statistic of the final
-norm at the last position. Biases belong to no head (see "label logit" in the glossary of
+A label's direction is its unembedding row, pulled back through the final norm's scale (and
+centring, if the norm centres) and through each head's output projection. The logit of a value
+vector is its dot product with this direction, divided by the final norm's statistic at the last
+position. Biases are not assigned to heads (see "label logit" in the glossary of
 `twotower.results.schema`).
 
-All of it is found by calling modules on chosen vectors, so it holds for quantized,
-offloaded and remote weights alike.
+All directions are found by calling modules on probe vectors. So the readout also works for
+quantized, offloaded and remote weights.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from ..models import Architecture, Model
 
 CACHE_BYTES = 1 << 21
-"""Bytes of logits that stay in a processor's cache."""
+"""Bytes of logits that fit into a CPU's cache."""
 
 
 @dataclass
 class Readout:
-    """The way from a vector to the labels' logits.
+    """Weights that map a vector to the labels' logits.
 
     Attributes
     ----------
@@ -46,7 +46,8 @@ class Readout:
     directions
         (layer, head, d_head, label) the labels' directions pulled back to each head's z.
     projection_bias
-        (layer, label) what the output projections' biases add to the labels, before the norm.
+        (layer, label) label logits of the output projections' biases, before division by the
+        norm's statistic.
     label_ids
         (label,) token ids of the labels.
     """
@@ -63,7 +64,7 @@ class Readout:
     _copies: dict[torch.device, Readout] = field(default_factory=dict, repr=False)
 
     def on(self, device: torch.device) -> Readout:
-        """The readout with its tensors on a device, copied there once."""
+        """Return the readout with its tensors on a device; copies are made once."""
         if device == self.rows.device:
             return self
         if device not in self._copies:
@@ -74,14 +75,14 @@ class Readout:
 
     @property
     def label_directions(self) -> Float[torch.Tensor, "label d_model"]:
-        """(label, d_model) dot with a vector, over `spread`, is the label's logit."""
+        """(label, d_model) directions; a vector's dot product over `spread` is its label logit."""
         pulled = self.rows * self.scale
         return pulled - pulled.mean(dim=-1, keepdim=True) if self.centred else pulled
 
     def spread(
         self, residual: Float[torch.Tensor, "*rest d_model"]
     ) -> Float32[torch.Tensor, "*rest"]:
-        """The final norm's statistic (...,) of residuals (..., d_model), in float32."""
+        """Return the final norm's statistic (...,) of residuals (..., d_model), in float32."""
         x = residual.float()
         if self.centred:
             x = x - x.mean(dim=-1, keepdim=True)
@@ -90,14 +91,14 @@ class Readout:
     def label_logits(
         self, normed: Float[torch.Tensor, "*rest d_model"]
     ) -> Float32[torch.Tensor, "*rest label"]:
-        """(..., label) full logits of normed vectors (..., d_model), biases included."""
+        """Return label logits (..., label) of normed vectors (..., d_model), with biases."""
         own = self.on(normed.device)
         return normed.float() @ own.rows.T + own.bias
 
     def frozen_norm(
         self, x: Float[torch.Tensor, "*rest d_model"], spread: Float[torch.Tensor, "*#rest"]
     ) -> Float32[torch.Tensor, "*rest d_model"]:
-        """The final norm of x (..., d_model) with a given statistic (...,)."""
+        """Return the final norm of x (..., d_model) with a given statistic (...,)."""
         x = x.float()
         if self.centred:
             x = x - x.mean(dim=-1, keepdim=True)
@@ -110,9 +111,9 @@ class Readout:
         end: End,
         at_a_time: int | None = None,
     ) -> Float32[torch.Tensor, "*rest label"]:
-        """(..., label) log-probabilities over the whole vocabulary, in float32.
+        """Return the labels' log-probabilities (..., label) over the whole vocabulary, in float32.
 
-        Unembeds a bounded number of vectors at a time.
+        Unembeds a limited number of vectors at a time.
         """
         n = at_a_time or max(1, UNEMBED_BYTES // (4 * end.logits.shape[-1]))
         flat = normed.flatten(0, -2).to(end.dtype)
@@ -123,17 +124,17 @@ class Readout:
     def _logprobs(
         self, normed: Float[torch.Tensor, "n d_model"], end: End
     ) -> Float32[torch.Tensor, "n label"]:
-        """(n, label) of normed vectors (n, d_model); their logits are gone afterwards."""
+        """Return log-probabilities (n, label) of normed vectors (n, d_model)."""
         logits: torch.Tensor = end.unembedding(normed).float()
         labels = logits[:, self.on(logits.device).label_ids]
         return labels - logsumexp_(logits).unsqueeze(-1)
 
 
 def logsumexp_(logits: Float[torch.Tensor, "n vocabulary"]) -> Float[torch.Tensor, " n"]:
-    """(n,) log-sum-exp of logits (n, vocabulary), which are overwritten.
+    """Return the log-sum-exp (n,) of logits (n, vocabulary), and overwrite the logits.
 
-    On a processor a few rows at a time, so that they stay in its cache between the
-    maximum, the exponentials and the sum; that takes a quarter of the time.
+    On a CPU, processes a few rows at a time. They then stay in the cache between maximum,
+    exponentials and sum, which takes a quarter of the time.
     """
     found = []
     rows = max(1, CACHE_BYTES // (4 * logits.shape[-1]))
@@ -144,12 +145,12 @@ def logsumexp_(logits: Float[torch.Tensor, "n vocabulary"]) -> Float[torch.Tenso
 
 
 def get_readout(model: Model, label_ids: tuple[int, ...]) -> Readout:
-    """The readout of some labels, made once per model.
+    """Return the readout of some labels, made once per model.
 
     Parameters
     ----------
     model
-        Its modules are called on probes in one short trace.
+        Model, whose modules are called on probe vectors in one short trace.
     label_ids
         Token ids of the labels.
     """
@@ -180,7 +181,7 @@ def _get_readout(model: Model, key: tuple[Any, ...], ids: list[int]) -> Readout:
             projection_bias,
             torch.tensor(ids),
         )
-        # Before any walk, which would have to wait for the copies.
+        # Copy now, so that no walk has to wait for the copies.
         for device in () if model.remote else devices:
             readout.on(torch.device(device))
     known: Readout = model.cache[key]
@@ -188,7 +189,7 @@ def _get_readout(model: Model, key: tuple[Any, ...], ids: list[int]) -> Readout:
 
 
 def _probe(architecture: Architecture, root: Any, ids: list[int]) -> list[Any]:
-    """Norm, label rows, label directions and the devices met; inside a trace."""
+    """Return the parts of a `Readout`, and the devices met. Only works inside a trace."""
     projection_like = [architecture.projection(b).input for b in architecture.layers(root)]
     norm, unembedding = architecture.final_norm(root), architecture.unembedding(root)
     normed_dtype = norm.input.dtype
@@ -197,8 +198,8 @@ def _probe(architecture: Architecture, root: Any, ids: list[int]) -> list[Any]:
 
     width = like.shape[-1]
     zero = torch.zeros(1, width, dtype=normed_dtype, device=like.device)
-    # A vector of mean 0 and variance 1 comes out as plus and minus the norm's weight,
-    # whether or not the norm centres; ones come out as the bias alone where it does.
+    # The norm maps a vector of mean 0 and variance 1 to plus and minus its weight, whether it
+    # centres or not. It maps a vector of ones to its bias only if it centres.
     signs = torch.ones_like(zero)
     signs[:, 1::2] = -1
     root_epsilon = (1 + architecture.norm_epsilon) ** 0.5
@@ -206,7 +207,7 @@ def _probe(architecture: Architecture, root: Any, ids: list[int]) -> list[Any]:
     scale = (norm(signs).float()[0] - shift) * signs[0].float() * root_epsilon
     centred = (norm(torch.ones_like(zero)).float()[0] - shift).abs().max() < 0.1 * scale.abs().max()
 
-    # The unembedding's rows, a few hundred elements at a time.
+    # The labels' unembedding rows, a few hundred elements at a time.
     step = 256
     unembedded = unembedding(zero.to(unembed_dtype))
     bias = unembedded[0, ids].float()

@@ -12,7 +12,7 @@ from .walk import End
 def margin(
     logits: Float[torch.Tensor, "B *rest label"], gold: Int[torch.Tensor, " B"]
 ) -> Float[torch.Tensor, " B *rest"]:
-    """Right label's logit minus the largest other label's: (B, ..., label) to (B, ...)."""
+    """Return the right label's logit minus the largest other one: (B, ..., label) to (B, ...)."""
     is_gold = torch.arange(logits.shape[-1], device=logits.device) == gold[:, None]
     is_gold = is_gold.view(len(gold), *[1] * (logits.dim() - 2), -1)
     right = logits.masked_fill(~is_gold, -torch.inf).amax(dim=-1)
@@ -22,14 +22,14 @@ def margin(
 def stack(
     by_layer: list[Float[torch.Tensor, " B *rest"]], end: End
 ) -> Float[torch.Tensor, "B layer *rest"]:
-    """(B, layer, ...) of what every layer has (B, ...), which may be on several devices."""
+    """Return the layers' tensors (B, ...), which may be on several devices, as (B, layer, ...)."""
     return torch.stack([x.to(end.residual.device) for x in by_layer], dim=1)
 
 
 def keep(
     values: Float[torch.Tensor, "B *rest T"], batch: Batch
 ) -> Float[torch.Tensor, "B *rest kept"]:
-    """(B, ..., T) cut to the columns that the batch keeps; NaN where there is none."""
+    """Return values (B, ..., T) at the columns that the batch keeps; NaN where there is none."""
     if batch.kept is None:
         return values
     kept = batch.kept.on(values.device)

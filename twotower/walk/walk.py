@@ -1,9 +1,9 @@
-"""One trace over the layers; every measure sees the same view of each layer.
+"""The walk: one trace over the layers, in which every measure sees the same view of each layer.
 
-A measure gives a *recorder* for each batch. The walk shows it every layer in turn and
-then the end of the model; the recorder gives back tensors. Everything here runs inside
-an nnsight trace, the same for local, sharded, quantized and remote models: modules are
-called, no weight is read, and only torch is used.
+A measure makes a *recorder* for each batch. The walk passes every layer to the recorder, then
+the end of the model; the recorder returns tensors. All of this runs inside an nnsight trace, in
+the same way for local, sharded, quantized and remote models. The code calls modules, reads no
+weights, and uses only torch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def once(function: Callable[[Any], Any]) -> Any:
-    """A property that is computed when it is first read.
+    """Return a property that is computed at first access and then stored.
 
     `functools.cached_property` holds a lock, which cannot be sent to a server.
     """
@@ -41,7 +41,7 @@ def once(function: Callable[[Any], Any]) -> Any:
 
 @dataclass
 class LayerView:
-    """What a layer computed on a batch of B prompts of T positions.
+    """Tensors of a layer, for a batch of B prompts of T positions.
 
     Attributes
     ----------
@@ -50,23 +50,23 @@ class LayerView:
     block
         nnsight's envoy of the block; its modules can be called.
     mask
-        (B, T) boolean: what is no padding.
+        (B, T) boolean: True for tokens, False for padding.
     residual
         (B, T, d_model) residual stream entering the block.
     query, key, value
-        (B, T, H, d_head), (B, T, K, d_head) twice; before rotary.
+        (B, T, H, d_head) queries, (B, T, K, d_head) keys and values; before rotary.
     cos, sin
         (B or 1, T, 1, rotated) rotary tables, or None.
     z
         (B, T, H, d_head) heads' outputs before the output projection, after edits.
     own_z
-        (B, T, H, d_head) the same as the model computed them, before edits.
+        (B, T, H, d_head) heads' outputs before edits, as computed by the model.
     attention_output
-        (B, T, d_model) the output projection's output.
+        (B, T, d_model) output of the output projection.
     mlp_output
-        (B, T, d_model).
+        (B, T, d_model) output of the MLP.
     learned
-        (B or 1, T, d_model) learned position embedding, where positions are not rotary.
+        (B or 1, T, d_model) learned position embedding, or None.
     """
 
     architecture: Architecture
@@ -88,7 +88,7 @@ class LayerView:
     def rotate(
         self, x: Float[torch.Tensor, "B *S heads D"], positions: slice
     ) -> Float[torch.Tensor, "B *S heads D"]:
-        """Rotary embedding of x (B, ..., S, heads, d_head) at S of the positions."""
+        """Return x (B, ..., S, heads, d_head) with the rotary embedding of S positions applied."""
         if self.cos is None or self.sin is None:
             return x
         cos, sin = self.cos[:, positions], self.sin[:, positions]
@@ -103,21 +103,21 @@ class LayerView:
 
     @once
     def last_query(self) -> Float[torch.Tensor, "B H D"]:
-        """(B, H, d_head) the last position's queries after rotary."""
+        """(B, H, d_head) queries of the last position after rotary."""
         return self.rotate(self.query[:, -1:], slice(-1, None))[:, 0]
 
     def visible(self, n_queries: int = 1) -> Bool[torch.Tensor, "B {n_queries} T"]:
-        """(B, n_queries, T) boolean: what the last positions may attend to."""
+        """Return (B, n_queries, T) boolean: keys visible to the last n_queries positions."""
         return visible(self.real, n_queries, self.window)
 
     @property
     def real(self) -> Bool[torch.Tensor, "B T"]:
-        """(B, T) boolean: what is no padding."""
+        """(B, T) boolean: True for tokens, False for padding."""
         return self.mask.on(self.z.device)
 
     @property
     def window(self) -> int | None:
-        """Number of positions a query sees, itself included; None for all."""
+        """Number of positions that a query sees, including itself; None for all."""
         return self.architecture.window(self.index)
 
     @once
@@ -128,7 +128,7 @@ class LayerView:
     def score(
         self, query: Float[torch.Tensor, "B H D"], key: Float[torch.Tensor, "B T K D"]
     ) -> Float32[torch.Tensor, "B H T"]:
-        """q.k times the model's scaling, in float32: (B, H, D) and (B, T, K, D) to (B, H, T)."""
+        """Return scaled q.k in float32: (B, H, D) and (B, T, K, D) to (B, H, T)."""
         grouped = query.float().unflatten(1, (key.shape[2], -1))
         product = grouped @ key.float().permute(0, 2, 3, 1)
         scores: torch.Tensor = product.flatten(1, 2) * self.architecture.scaling(self.index)
@@ -136,13 +136,13 @@ class LayerView:
 
     @once
     def score_size(self) -> Float32[torch.Tensor, "B H"]:
-        """(B, H) largest absolute score that the last position attends to."""
+        """(B, H) largest absolute score of the last position at a visible key."""
         scores: torch.Tensor = self.scores
         return scores.masked_fill(~self.visible(), 0).abs().amax(dim=-1)
 
     @once
     def attention(self) -> Float32[torch.Tensor, "B H T"]:
-        """(B, H, T) float32 attention of the last position."""
+        """(B, H, T) float32 attention weights of the last position."""
         scores: torch.Tensor = self.scores
         return scores.masked_fill(~self.visible(), -torch.inf).softmax(dim=-1)
 
@@ -150,11 +150,12 @@ class LayerView:
     def content(
         self,
     ) -> tuple[Float[torch.Tensor, "B T H D"], Float[torch.Tensor, "B T K D"]]:
-        """(B, T, H, D), (B, T, K, D) queries and keys without the learned position's path.
+        """(B, T, H, D), (B, T, K, D) queries and keys without the learned position embedding.
 
-        That path leads through the attention's norm. The norm's weight is not read: the
-        norm of the embedding alone, less its bias, is the weighted, centred embedding over
-        the embedding's own deviation.
+        The position embedding's part of the attention norm's output is subtracted. To compute
+        this part without reading weights, the norm is called on the embedding. The result minus
+        the norm's bias is the weighted, centred embedding over the embedding's own standard
+        deviation, which is then rescaled to that of the residual stream.
         """
         assert self.learned is not None
         architecture, norm = self.architecture, self.architecture.attention_norm(self.block)
@@ -174,9 +175,9 @@ class LayerView:
 def visible(
     mask: Bool[torch.Tensor, "B T"], n_queries: int, window: int | None
 ) -> Bool[torch.Tensor, "B {n_queries} T"]:
-    """(B, n_queries, T) boolean: which of T positions the last n_queries may attend to.
+    """Return (B, n_queries, T) boolean: keys visible to the last n_queries positions.
 
-    A padded query sees itself alone, so that no row of a softmax is empty.
+    Every query sees itself, even at padding, so that no row of the softmax is empty.
     """
     width = mask.shape[1]
     columns = torch.arange(width, device=mask.device)
@@ -189,18 +190,18 @@ def visible(
 
 @dataclass
 class End:
-    """What stands after the last layer.
+    """Tensors and modules after the last layer.
 
     Attributes
     ----------
     residual
         (B, d_model) residual stream of the last position, entering the final norm.
     logits
-        (B, vocabulary) float32, of the last position: the model's own answer.
+        (B, vocabulary) float32 logits of the last position, as computed by the model.
     final_norm, unembedding
         Envoys that can be called.
     dtype
-        What the unembedding takes.
+        Input dtype of the unembedding.
     """
 
     residual: Float[torch.Tensor, "B d_model"]
@@ -211,31 +212,31 @@ class End:
 
 
 class Recorder:
-    """Takes from a walk what a measure is made of; one per batch."""
+    """Records the tensors that a measure needs from a walk; one recorder for each batch."""
 
     group: str = ""
     """Group of the schema that names the results."""
 
     readout: Any = None
-    """The labels' readout, if it uses one; it is proved beside."""
+    """Readout of the labels, if the recorder uses one; the proof checks it."""
 
     final_logprobs: torch.Tensor | None = None
-    """(B, label) the clean run's log-probabilities as it makes them, if it makes any."""
+    """(B, label) log-probabilities of the clean run, if the recorder computes them."""
 
     claims: Sequence[Any] = ()
-    """Claims of its own about the batch (`twotower.walk.proof`)."""
+    """The recorder's own claims about the batch (`twotower.walk.proof`)."""
 
     donors: Sequence[Donors] = ()
-    """Other prompts that are run before the batch."""
+    """Donors to run before the batch."""
 
     shares_rows: bool = False
-    """Whether a value of one prompt that is not finite may reach other prompts' values."""
+    """Whether values that are not finite in one prompt may reach other prompts."""
 
     def layer(self, view: LayerView) -> None:
-        """Called at every layer, in order."""
+        """Record a layer; called for every layer, in order."""
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
-        """Called after the last layer; gives the batch's results."""
+        """Return the batch's results; called after the last layer."""
         return {}
 
 
@@ -257,14 +258,14 @@ class Together(Recorder):
 
 @dataclass
 class Donors:
-    """Prompts that are run before a batch, since something of theirs is put into it.
+    """Prompts that run before a batch and whose activations are put into it.
 
     Attributes
     ----------
     batch
-        The prompts.
+        Batch of the donor prompts.
     recorder
-        Takes what is wanted; what uses it holds on to the recorder's own results.
+        Recorder of the activations. The edit that uses them reads them from the recorder.
     """
 
     batch: Batch
@@ -272,15 +273,15 @@ class Donors:
 
 
 class BatchEdit:
-    """An edit made ready for a batch."""
+    """An edit prepared for a batch."""
 
     donors: Sequence[Donors] = ()
-    """Other prompts that are run before the batch."""
+    """Donors to run before the batch."""
 
     def apply(
         self, view: LayerView, z: Float[torch.Tensor, "B T H D"]
     ) -> Float[torch.Tensor, "B T H D"]:
-        """The edited z of a layer; z itself where the layer is not concerned."""
+        """Return the edited z of a layer, or z itself if the layer is not edited."""
         raise NotImplementedError
 
 
@@ -292,10 +293,10 @@ def walk(
     edits: Sequence[BatchEdit] = (),
     gradients: bool = False,
 ) -> list[dict[Any, torch.Tensor]]:
-    """Show every layer to every recorder. Only works inside a trace of `root`.
+    """Pass every layer to every recorder and return the results. Only works in a trace of `root`.
 
-    Values are read in the order in which the model makes them, as nnsight requires. With
-    `gradients` the graph begins at the first layer, and every z stands in it.
+    Values are read in the order in which the model computes them, as nnsight requires. With
+    `gradients`, the autograd graph starts at the first layer and contains every z.
     """
     embedding = architecture.learned_positions(root)
     learned = None if embedding is None else Everywhere(embedding.output, ())
@@ -311,7 +312,7 @@ def walk(
         projection = architecture.projection(block)
         z = projection.input.unflatten(-1, (architecture.n_heads, -1))
         cos, sin = (None, None) if tables is None else (t.unsqueeze(-2) for t in tables)
-        # Read before accelerate brings it to the layer's own device.
+        # It was read before accelerate moved it to the layer's device.
         residual = residual.to(z.device)
         parts = (residual, query, key, value, cos, sin, z, z)
         view = LayerView(architecture, index, block, mask, *parts, learned=learned)
@@ -329,7 +330,7 @@ def walk(
     final_norm, unembedding = architecture.final_norm(root), architecture.unembedding(root)
     residual, device = final_norm.input[:, -1], final_norm.output.device
     dtype = unembedding.input.dtype
-    # The model's own answer, which accelerate has brought to where the tokens came from.
+    # accelerate has moved these logits to the device of the tokens.
     logits = root.output.logits[:, -1].float()
     end = End(residual.to(device), logits, final_norm, unembedding, dtype)
     return [recorder.finish(end) for recorder in recorders]
@@ -344,10 +345,10 @@ def run_batch(
     gradients: bool = False,
     on_cpu: bool = True,
 ) -> list[dict[Any, torch.Tensor]]:
-    """What recorders take from a forward of a batch, brought to the CPU.
+    """Run a batch and return the recorders' results, by default on the CPU.
 
-    The donors' forwards come first. All of it is one session, which a server runs as one
-    job; what donors give does not leave it.
+    The donors' forwards run first. All forwards form one session, which a server runs as one
+    job. The donors' activations do not leave the session.
     """
     architecture, root, inputs, mask = model.architecture, model.traced, batch.inputs, batch.mask
     before = [
@@ -366,13 +367,13 @@ def run_batch(
 
 
 def donors_of(edits: Sequence[BatchEdit], recorders: Sequence[Recorder]) -> list[Donors]:
-    """Other prompts that are run before a batch."""
+    """Return the donors to run before a batch."""
     of_edits = [donors for edit in edits for donors in edit.donors]
     return of_edits + [donors for recorder in recorders for donors in recorder.donors]
 
 
 def on_host(results: Sequence[dict[Any, torch.Tensor]]) -> list[dict[Any, torch.Tensor]]:
-    """Results brought to the CPU: all copies are under way before one is waited for."""
+    """Return results on the CPU; starts all copies before waiting for them."""
     found = [{k: x.to("cpu", non_blocking=True) for k, x in result.items()} for result in results]
     for device in {x.device for result in results for x in result.values()}:
         if device.type != "cpu":
