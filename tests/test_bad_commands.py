@@ -96,7 +96,7 @@ LINES = {
     "analyze --model MODEL MODEL --task TASK": "must be one or several that differ",
     "analyze --model ./nope --task TASK": "there is no folder ./nope",
     "analyze --model EMPTY --task TASK": "it has no config.json",
-    "analyze --model someone/none --task TASK": "could not be had from the hub",
+    "analyze --model someone/none --task TASK": "could not be loaded from the hub",
     "analyze --task nope": "there is no task 'nope'",
     "analyze --task nope.csv": "there is no file nope.csv",
     "analyze --task hub:": "names no dataset",

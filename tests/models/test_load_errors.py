@@ -19,7 +19,7 @@ ANSWER = httpx.Response(404, request=httpx.Request("GET", "https://hub.example/s
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        (GatedRepoError, "'some/model' is gated: ask for access on its page, and log in"),
+        (GatedRepoError, "'some/model' is gated: request access on its page, and log in"),
         (RevisionNotFoundError, "'some/model' has no revision 'v2' on the hub"),
         (RepositoryNotFoundError, "there is no 'some/model' on the hub, or it is private"),
     ],

@@ -273,7 +273,7 @@ def test_ready_entries_ask_for_their_dataset(monkeypatch: pytest.MonkeyPatch, li
 def test_no_network(library: Any, source: str) -> None:
     with pytest.raises(
         tt.errors.InputError,
-        match=r"could not be had from the hub \(.*check the name and the network",
+        match=r"could not be loaded from the hub \(.*check the name and the network",
     ):
         tt.load_task(source)
 

@@ -275,7 +275,7 @@ def _from_hub(at: str, entry: HubTask, max_per_class: int, seed: int, name: str 
         table = datasets.load_dataset(entry.dataset, entry.config, split=entry.split)
     except Exception as error:
         raise InputError(
-            f"{entry.dataset} could not be had from the hub ({type(error).__name__}: "
+            f"{entry.dataset} could not be loaded from the hub ({type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]}); check the name and the network"
         ) from error
     table = table.shuffle(seed=seed)
