@@ -168,7 +168,7 @@ LINES = {
     "fetch": "set TWOTOWER_CACHE to a folder",
     "tasks nope": "there is no task 'nope'",
     "tasks a b": "Unused Tokens: ['b']",
-    "tasks FILE": "no table that can be read here",
+    "tasks FILE": "is not a readable table",
     # experiments
     "experiments x": 'Unknown command "x"',
     "experiments list x": "Unused Tokens: ['x']",

@@ -70,7 +70,7 @@ CASES = {
         INPUT,
         "must be texts",
     ),
-    "a blank at the end": (lambda g: strings(g.model, TEXT + " "), INPUT, "ends in a blank"),
+    "a blank at the end": (lambda g: strings(g.model, TEXT + " "), INPUT, "ends in a space"),
     "spans none": (lambda g: strings(g.model, spans=None), INPUT, "must be a list of"),
     "spans flat": (lambda g: strings(g.model, spans=[5, 8]), INPUT, "must be a list of"),
     "spans of floats": (lambda g: strings(g.model, spans=[(5.0, 8.0)]), INPUT, "must be a list of"),
@@ -93,7 +93,11 @@ CASES = {
     "a task split at 2": (lambda g: TWO.split(2.0, 0), INPUT, "strictly between"),
     "a task split at nan": (lambda g: TWO.split(np.nan, 0), INPUT, "finite number"),
     "a task's seed": (lambda g: TWO.split(0.5, -1), INPUT, "seed=-1 must be"),
-    "a class's number": (lambda g: tt.Task("t", {1: ["a"], "1": ["b"]}), INPUT, "needs a name"),
+    "a class's number": (
+        lambda g: tt.Task("t", {1: ["a"], "1": ["b"]}),
+        INPUT,
+        "needs a different name",
+    ),
     "a class without name": (
         lambda g: tt.Task("t", {"": ["a"], "x": ["b"]}),
         INPUT,
@@ -102,9 +106,9 @@ CASES = {
     "a text in two classes": (
         lambda g: tt.Task("t", {"p": ["a b"], "q": ["a  b "]}),
         INPUT,
-        "stands in the classes",
+        "is in the classes",
     ),
-    "a task none": (lambda g: tt.load_task(None), INPUT, "no task's name"),
+    "a task none": (lambda g: tt.load_task(None), INPUT, "neither a task name"),
     # edits
     "heads none": (lambda g: tt.KnockOut(None, positions="all"), INPUT, "must be a list of"),
     "heads a number": (lambda g: tt.KnockOut(3, positions="all"), INPUT, "must be a list of"),

@@ -224,7 +224,7 @@ def test_a_tokenizer_that_is_not_there(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     model = hf_model("llama") if loaded else folder
     with pytest.raises(
-        tt.errors.ModelError, match="'nobody/tokenizer' is not a folder here"
+        tt.errors.ModelError, match="'nobody/tokenizer' is not a folder, and"
     ) as caught:
         tt.load(model, tokenizer="nobody/tokenizer")
     assert str(folder) not in str(caught.value)

@@ -37,7 +37,7 @@ def test_what_the_hub_answered(kind: type[Exception], words: str, wrapped: bool)
 
 def test_no_answer() -> None:
     found = str(readable("some/model", OSError("no network"), "v2"))
-    assert found.startswith("'some/model (revision v2)' is not a folder here")
+    assert found.startswith("'some/model (revision v2)' is not a folder, and")
     assert "no network" in found
     assert "Check the name and the network" in found
 
