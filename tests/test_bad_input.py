@@ -227,23 +227,23 @@ def test_input_error(name: str, given: SimpleNamespace) -> None:
 
 
 STORES = {
-    "none": (lambda g, path: tt.save(None, path), SCHEMA, "is no run"),
-    "text": (lambda g, path: tt.save("x", path), SCHEMA, "is no run"),
+    "none": (lambda g, path: tt.save(None, path), SCHEMA, "is not a run"),
+    "text": (lambda g, path: tt.save("x", path), SCHEMA, "is not a run"),
     "mean": (
         lambda g, path: tt.save(g.effects.mean("prompt", keep_attrs=True), path),
         SCHEMA,
         "has dims",
     ),
-    "nowhere": (lambda g, path: tt.save(g.effects, None), STORE, "is no path"),
-    "number": (lambda g, path: tt.save(g.effects, 3), STORE, "is no path"),
-    "long": (lambda g, path: tt.save(g.effects, "x" * 300), STORE, "no place for"),
+    "nowhere": (lambda g, path: tt.save(g.effects, None), STORE, "is not a path"),
+    "number": (lambda g, path: tt.save(g.effects, 3), STORE, "is not a path"),
+    "long": (lambda g, path: tt.save(g.effects, "x" * 300), STORE, "cannot be a store"),
     "below a file": (
         lambda g, path: tt.save(g.effects, Path(__file__) / "run.zarr"),
         STORE,
-        "no (folder|place)",
+        "not a writable folder|cannot be a store",
     ),
-    "open none": (lambda g, path: tt.open(None), STORE, "is no path"),
-    "open long": (lambda g, path: tt.open("x" * 300), STORE, "no place for"),
+    "open none": (lambda g, path: tt.open(None), STORE, "is not a path"),
+    "open long": (lambda g, path: tt.open("x" * 300), STORE, "cannot be a store"),
 }
 
 

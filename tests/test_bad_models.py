@@ -321,4 +321,4 @@ def test_a_cache_that_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_endpoints_that_are_none(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", address)
     call = lambda: tt.open("s3://bucket/run.zarr")  # noqa: E731
-    refused((call, STORE, "AWS_ENDPOINT_URL=.* is no address"))
+    refused((call, STORE, "AWS_ENDPOINT_URL=.* is not an address"))
