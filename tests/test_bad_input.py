@@ -78,7 +78,7 @@ CASES = {
         INPUT,
         "must be texts",
     ),
-    "a blank at the end": (lambda g: strings(g.model, TEXT + " "), INPUT, "ends in a blank"),
+    "a blank at the end": (lambda g: strings(g.model, TEXT + " "), INPUT, "ends in a space"),
     "spans none": (lambda g: strings(g.model, spans=None), INPUT, "must be a list of"),
     "spans flat": (lambda g: strings(g.model, spans=[5, 8]), INPUT, "must be a list of"),
     "spans of floats": (lambda g: strings(g.model, spans=[(5.0, 8.0)]), INPUT, "must be a list of"),
@@ -101,7 +101,11 @@ CASES = {
     "a task split at 2": (lambda g: TWO.split(2.0, 0), INPUT, "strictly between"),
     "a task split at nan": (lambda g: TWO.split(np.nan, 0), INPUT, "finite number"),
     "a task's seed": (lambda g: TWO.split(0.5, -1), INPUT, "seed=-1 must be"),
-    "a class's number": (lambda g: tt.Task("t", {1: ["a"], "1": ["b"]}), INPUT, "needs a name"),
+    "a class's number": (
+        lambda g: tt.Task("t", {1: ["a"], "1": ["b"]}),
+        INPUT,
+        "needs a different name",
+    ),
     "a class without name": (
         lambda g: tt.Task("t", {"": ["a"], "x": ["b"]}),
         INPUT,
@@ -110,9 +114,9 @@ CASES = {
     "a text in two classes": (
         lambda g: tt.Task("t", {"p": ["a b"], "q": ["a  b "]}),
         INPUT,
-        "stands in the classes",
+        "is in the classes",
     ),
-    "a task none": (lambda g: tt.load_task(None), INPUT, "no task's name"),
+    "a task none": (lambda g: tt.load_task(None), INPUT, "neither a task name"),
     # edits
     "heads none": (lambda g: tt.KnockOut(None, positions="all"), INPUT, "must be a list of"),
     "heads a number": (lambda g: tt.KnockOut(3, positions="all"), INPUT, "must be a list of"),
@@ -247,23 +251,23 @@ def test_input_error(name: str, given: SimpleNamespace) -> None:
 
 
 STORES = {
-    "none": (lambda g, path: tt.save(None, path), SCHEMA, "is no run"),
-    "text": (lambda g, path: tt.save("x", path), SCHEMA, "is no run"),
+    "none": (lambda g, path: tt.save(None, path), SCHEMA, "is not a run"),
+    "text": (lambda g, path: tt.save("x", path), SCHEMA, "is not a run"),
     "mean": (
         lambda g, path: tt.save(g.effects.mean("prompt", keep_attrs=True), path),
         SCHEMA,
         "has dims",
     ),
-    "nowhere": (lambda g, path: tt.save(g.effects, None), STORE, "is no path"),
-    "number": (lambda g, path: tt.save(g.effects, 3), STORE, "is no path"),
-    "long": (lambda g, path: tt.save(g.effects, "x" * 300), STORE, "no place for"),
+    "nowhere": (lambda g, path: tt.save(g.effects, None), STORE, "is not a path"),
+    "number": (lambda g, path: tt.save(g.effects, 3), STORE, "is not a path"),
+    "long": (lambda g, path: tt.save(g.effects, "x" * 300), STORE, "cannot be a store"),
     "below a file": (
         lambda g, path: tt.save(g.effects, Path(__file__) / "run.zarr"),
         STORE,
-        "no (folder|place)",
+        "not a writable folder|cannot be a store",
     ),
-    "open none": (lambda g, path: tt.open(None), STORE, "is no path"),
-    "open long": (lambda g, path: tt.open("x" * 300), STORE, "no place for"),
+    "open none": (lambda g, path: tt.open(None), STORE, "is not a path"),
+    "open long": (lambda g, path: tt.open("x" * 300), STORE, "cannot be a store"),
 }
 
 

@@ -152,7 +152,7 @@ TASKS = {
     "a class a text": (lambda: task(texts={"a": "abc", "b": ["x"]}), INPUT, "needs a list of"),
     "an empty class": (lambda: task(texts={"a": [], "b": ["x"]}), INPUT, "has no texts"),
     "unknown": (lambda: tt.load_task("zzz"), INPUT, "there is no task 'zzz'. Bundled: "),
-    "a number": (lambda: tt.load_task(3), INPUT, "3 is no task's name"),
+    "a number": (lambda: tt.load_task(3), INPUT, "3 is neither a task name"),
     "no file": (lambda: tt.load_task("z.csv"), INPUT, "there is no file z.csv"),
     "no dataset": (lambda: tt.load_task("hub:"), INPUT, "names no dataset; write hub:owner/"),
     "texts a class": (lambda: tt.load_task("sst2", max_per_class=0), INPUT, "max_per_class=0"),
@@ -183,7 +183,7 @@ FILES = {
     "a list a line": ("t.jsonl", b"[1, 2]\n", r"it has \[1, 2\]"),
     "a number a line": ("t.jsonl", b"3\n", "it has 3"),
     "a list for a text": ("t.jsonl", b'{"text": [1], "label": "a"}', r"holds \[1\] in 'text'"),
-    "a text in two classes": ("t.csv", b"text,label\na,x\na,y\n", "stands in the classes"),
+    "a text in two classes": ("t.csv", b"text,label\na,x\na,y\n", "is in the classes"),
 }
 
 

@@ -154,15 +154,15 @@ def test_plantings(name: str) -> None:
 # ---- stores --------------------------------------------------------------------------------------
 
 SAVED = {
-    "zero in its name": (lambda g: tt.save(g.run, "a\0b"), STORE, "is no path"),
-    "bytes": (lambda g: tt.save(g.run, b"x"), STORE, "is no path"),
+    "zero in its name": (lambda g: tt.save(g.run, "a\0b"), STORE, "is not a path"),
+    "bytes": (lambda g: tt.save(g.run, b"x"), STORE, "is not a path"),
     "the folder itself": (lambda g: tt.save(g.run, ""), STORE, "exists already"),
     "replaced perhaps": (lambda g: tt.save(g.run, "r", overwrite="no"), INPUT, "overwrite='no'"),
     "half a dataset": (lambda g: tt.save(g.answers.drop_vars("margin"), "r"), SCHEMA, "lacks the"),
     "an empty dataset": (lambda g: tt.save(BARE, "r"), SCHEMA, "is not a group"),
     "an empty tree": (lambda g: tt.save(xr.DataTree(), "r"), SCHEMA, "a run has groups"),
-    "a dict": (lambda g: tt.save({"a": g.answers}, "r"), SCHEMA, "a dict is no run"),
-    "an array": (lambda g: tt.save(g.answers.margin, "r"), SCHEMA, "a DataArray is no run"),
+    "a dict": (lambda g: tt.save({"a": g.answers}, "r"), SCHEMA, "a dict is not a run"),
+    "an array": (lambda g: tt.save(g.answers.margin, "r"), SCHEMA, "a DataArray is not a run"),
     "a strange place": (lambda g: tt.save(g.run, "nope://x"), STORE, "nope://x cannot be used"),
 }
 

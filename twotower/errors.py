@@ -1,20 +1,20 @@
-"""The errors twotower raises, so that a script can tell them apart.
+"""Errors and warnings of twotower, one class per kind.
 
 Every message is one sentence that says what is wrong and what to do.
 """
 
 
 def in_one_line(error: BaseException, most: int = 300) -> str:
-    """Kind and message of any error, in so many characters of one line at most."""
+    """Return the class name and message of an error on one line, cut after `most` characters."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:most]}"
 
 
 class TwoTowerError(Exception):
-    """Base of every error that twotower raises on purpose."""
+    """Base class of all errors of twotower."""
 
 
 class TwoTowerWarning(UserWarning):
-    """Base of every warning that twotower gives."""
+    """Base class of the warnings of twotower."""
 
 
 class InputError(TwoTowerError, ValueError):
@@ -22,32 +22,32 @@ class InputError(TwoTowerError, ValueError):
 
 
 class ModelError(TwoTowerError, RuntimeError):
-    """A model could not be loaded, or its structure is not understood."""
+    """A model could not be loaded, or its architecture is not supported."""
 
 
 class CheckError(ModelError):
-    """A model was loaded, but the numbers read from it do not add up."""
+    """A model was loaded, but the check of its numbers failed."""
 
 
 class FetchError(TwoTowerError, OSError):
-    """Something could not be downloaded."""
+    """A download failed."""
 
 
 class StoreError(TwoTowerError, OSError):
-    """A store of results is missing, foreign, damaged or unreadable."""
+    """A results store is missing, damaged, unreadable or not of twotower."""
 
 
 class SchemaError(TwoTowerError, ValueError):
-    """A dataset does not have the form that `twotower.results.schema` fixes."""
+    """A dataset does not match the schema in `twotower.results.schema`."""
 
 
 class FindingError(TwoTowerError, AssertionError):
-    """A result that should hold on the demo task does not hold."""
+    """An expected result on the demo task does not hold."""
 
 
 class NotFiniteWarning(UserWarning):
-    """Logits of some prompts are not finite: those prompts are missing (NaN) in the results."""
+    """Some prompts have non-finite logits; they are missing (NaN) in the results."""
 
 
 class WorkerError(TwoTowerError):
-    """A worker died, or no other can be placed."""
+    """A worker died, or no further worker can be placed."""

@@ -1,4 +1,4 @@
-"""Intervals over prompts, and comparisons with chance."""
+"""Bootstrap intervals over prompts, and tests against chance."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 
 
 class Estimate(NamedTuple):
-    """A number from n prompts with its bootstrap interval.
+    """An estimate from n prompts with its bootstrap interval.
 
     Parameters
     ----------
     value, low, high
-        The number, and the ends of its 95% interval.
+        Estimate, and the ends of its 95% interval.
     n
         Number of prompts.
     """
@@ -39,14 +39,14 @@ class Estimate(NamedTuple):
 
 
 def mean_known(values: np.ndarray, axis: int = 0) -> np.ndarray:
-    """Mean over an axis of what is not NaN; NaN, without a warning, where nothing is.
+    """Return the mean over an axis, ignoring NaN; NaN without a warning if all values are NaN.
 
     Parameters
     ----------
     values
-        Numbers; NaN where one is missing.
+        Values; NaN where missing.
     axis
-        Of the prompts, the first one by default.
+        Axis of the prompts.
     """
     values = np.asarray(values)
     known = ~np.isnan(values)
@@ -56,13 +56,12 @@ def mean_known(values: np.ndarray, axis: int = 0) -> np.ndarray:
 
 
 def bootstrap_mean(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> Estimate:
-    """Mean with a 95% percentile bootstrap interval over the first axis.
+    """Return the mean with a 95% percentile bootstrap interval over the first axis.
 
     Parameters
     ----------
     values
-        (prompt,) one number each. Prompts whose number is NaN are missing: they are left out,
-        and the estimate's n does not count them.
+        (prompt,) values. NaN marks a missing prompt, which is left out and not counted in n.
     seed
         Seed of the resampling.
     resamples
@@ -76,12 +75,12 @@ def bootstrap_mean(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> 
 def bootstrap(
     statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int = 0, resamples: int = 2000
 ) -> Estimate:
-    """Any number computed from prompts, with a 95% percentile bootstrap interval.
+    """Return a statistic of prompts with a 95% percentile bootstrap interval.
 
     Parameters
     ----------
     statistic
-        Takes numbers of prompts (..., n), drawn with replacement, and gives (...,).
+        Function from prompt indices (..., n), drawn with replacement, to values (...,).
     n
         Number of prompts.
     seed, resamples
@@ -92,7 +91,7 @@ def bootstrap(
     rows = np.arange(n)
     if not n:
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
-    if n < 2:  # nothing to resample
+    if n < 2:  # too few to resample
         return Estimate(float(statistic(rows)), float("nan"), float("nan"), n)
     found = resample(
         (rows,),
@@ -109,20 +108,19 @@ def bootstrap(
 def reduction(
     before: np.ndarray, after: np.ndarray, seed: int = 0, resamples: int = 2000
 ) -> Estimate | None:
-    """Share of a mean that is taken away: 1 - after / before, from paired measurements.
+    """Return by which share a mean falls: 1 - after / before, from paired measurements.
 
     Parameters
     ----------
     before, after
-        (n,) measurements of the same things, which are drawn with both. Things of which one
-        measurement is NaN are left out.
+        (n,) paired measurements, resampled in pairs. Pairs with a NaN are left out.
     seed, resamples
         As in `bootstrap_mean`.
 
     Returns
     -------
     Estimate or None
-        None unless the interval of the mean before excludes 0.
+        None if the interval of the mean of `before` includes 0.
     """
     before, after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
     both = ~(np.isnan(before) | np.isnan(after))
@@ -132,7 +130,7 @@ def reduction(
         return None
     n = len(before)
     drawn = np.random.default_rng(seed).integers(n, size=(resamples, n))
-    # A few resamples may have no bias at all: their share is infinite, or none (0 of 0).
+    # A resample with mean 0 before gives an infinite or undefined (0 / 0) share.
     with np.errstate(divide="ignore", invalid="ignore"):
         shares = 1 - after[drawn].mean(axis=1) / before[drawn].mean(axis=1)
     low, high = np.nanquantile(shares, (0.025, 0.975), method="nearest")
@@ -140,14 +138,14 @@ def reduction(
 
 
 def above_chance(correct: np.ndarray, chance: float) -> float:
-    """p-value of an exact binomial test that answers are right more often than by chance.
+    """Return the p-value of an exact one-sided binomial test of accuracy against chance.
 
     Parameters
     ----------
     correct
-        (prompt,) boolean, or numbers of which NaN are left out.
+        (prompt,) booleans or numbers; NaN is left out.
     chance
-        Probability of a right guess.
+        Probability of a correct guess.
     """
     from scipy.stats import binomtest
 

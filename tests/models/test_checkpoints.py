@@ -180,7 +180,7 @@ def hub() -> Iterator[str]:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("someone/gated-model", "is gated: ask for access on its page, and log in"),
+        ("someone/gated-model", "is gated: request access on its page, and log in"),
         ("someone/missing-model", "there is no 'someone/missing-model' on the hub"),
     ],
 )
@@ -267,7 +267,7 @@ def test_weights_that_the_configuration_has_no_place_for(
     byte_level().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, **lie}))
-    with pytest.raises(ModelError, match=r"no place for: model\.layers\.\d.* is of another model"):
+    with pytest.raises(ModelError, match=r"fit its config.json: model\.layers\.\d.*another model"):
         tt.load(tmp_path)
 
 

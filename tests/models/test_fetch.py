@@ -89,7 +89,7 @@ def test_fetched_once(server: dict) -> None:
 
 def test_goes_on_where_it_stopped(server: dict) -> None:
     server["break_at"] = 2**20 + 5
-    with pytest.raises(tt.errors.FetchError, match="what has arrived is kept"):
+    with pytest.raises(tt.errors.FetchError, match="the part received is kept"):
         fetch.fetch_demo_model(progress=False)
     arrived = part().stat().st_size
     assert 0 < arrived <= 2**20 + 5

@@ -19,7 +19,7 @@ ANSWER = httpx.Response(404, request=httpx.Request("GET", "https://hub.example/s
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        (GatedRepoError, "'some/model' is gated: ask for access on its page, and log in"),
+        (GatedRepoError, "'some/model' is gated: request access on its page, and log in"),
         (RevisionNotFoundError, "'some/model' has no revision 'v2' on the hub"),
         (RepositoryNotFoundError, "there is no 'some/model' on the hub, or it is private"),
     ],
@@ -37,7 +37,7 @@ def test_what_the_hub_answered(kind: type[Exception], words: str, wrapped: bool)
 
 def test_no_answer() -> None:
     found = str(readable("some/model", OSError("no network"), "v2"))
-    assert found.startswith("'some/model (revision v2)' is not a folder here")
+    assert found.startswith("'some/model (revision v2)' is not a folder, and")
     assert "no network" in found
     assert "Check the name and the network" in found
 

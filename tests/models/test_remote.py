@@ -154,9 +154,9 @@ def test_nobody_answers(server: Server) -> None:
     ("options", "message"),
     [
         ({"remote": "somewhere"}, "must be True, or the address of a server"),
-        ({"quantization": "nf4"}, "quantization: how the model is loaded is up to the server"),
-        ({"dtype": "bfloat16", "device_map": "auto"}, "device_map, dtype: how the model"),
-        ({"weights": "random"}, "random weights are made here"),
+        ({"quantization": "nf4"}, "quantization: not possible with remote="),
+        ({"dtype": "bfloat16", "device_map": "auto"}, "device_map, dtype: not possible"),
+        ({"weights": "random"}, "random weights are made locally"),
     ],
 )
 def test_what_is_up_to_the_server(server: Server, options: Any, message: str) -> None:

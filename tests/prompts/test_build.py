@@ -193,7 +193,7 @@ def test_templates(llama: tt.Model) -> None:
         ({"labels": ("foo", "foo")}, "labels must differ"),
         ({"labels": ("foo",)}, "2 classes .* there are 1 labels"),
         ({"labels": "foo"}, "must be a list of words"),
-        ({"labels": ("foo", " bar")}, "without blanks"),
+        ({"labels": ("foo", " bar")}, "without spaces"),
         ({"shots": 10}, "has 10 texts here, and 10 shots and a query need 11"),
         ({"shots": {"foo": 1}}, "shots names the labels foo, not foo, bar"),
         ({"shots": -1}, "whole number"),
@@ -214,7 +214,7 @@ def test_templates(llama: tt.Model) -> None:
         ({"n": 0}, "n=0"),
         ({"n": True}, "n=True"),
         ({"order": "random"}, "order='random'"),
-        ({"template": "{text} {label}"}, "not blank between"),
+        ({"template": "{text} {label}"}, "a visible character between"),
         ({"template": "{label}: {text}"}, "must hold {text} and then {label}"),
         ({"template": "{text}"}, "must hold {text} and then {label}"),
     ],
@@ -321,7 +321,7 @@ def test_strings_that_share_a_text_stay_together(llama: tt.Model) -> None:
         (["a: foo\nb:"], [[(3, 6)], []], ["foo"], "one of each per prompt"),
         (["a: foo\nb:"], [[(6, 3)]], ["foo"], "is empty, overlaps"),
         (["a: foo\nb:"], [[(3, 60)]], ["foo"], "ends beyond"),
-        (["a: foo"], [[(3, 6)]], ["foo"], "nothing is asked"),
+        (["a: foo"], [[(3, 6)]], ["foo"], "add a query after it"),
         (["a: foo\nb:"], [[(3, 6)]], ["bar"], "'bar' is not among the labels"),
         ([], [], [], "there are no prompts"),
     ],
@@ -381,5 +381,5 @@ def test_a_class_without_texts() -> None:
 
 
 def test_a_text_in_two_classes() -> None:
-    with pytest.raises(tt.errors.InputError, match="'cat' stands in the classes"):
+    with pytest.raises(tt.errors.InputError, match="'cat' is in the classes"):
         tt.Task("t", {"animal": ANIMALS, "city": [*CITIES, "cat"]})

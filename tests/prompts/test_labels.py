@@ -135,7 +135,7 @@ START = "a: foo\nb: bar\n"
 def test_a_later_query_that_merges_with_its_label() -> None:
     assert len(strings([f"{START}c:", f"{START}d:"], joining())) == 2
     with pytest.raises(
-        tt.errors.InputError, match=r"prompt 1: with the label 'foo' behind it the query"
+        tt.errors.InputError, match=r"prompt 1: with the label 'foo' after it the query"
     ):
         strings([f"{START}c:", f"{START}z:"], joining())
 

@@ -382,7 +382,7 @@ ONE = write(("cat", "foo"), query="dog")
         (("cat: foo bar:", [(5, 8), (7, 12)]), {}, r"\(7, 12\) of label 1 .*overlaps"),
         (("a: foo\nb: bar\nc:", [(10, 13), (3, 6)]), {}, r"\(3, 6\) of label 1 .*overlaps"),
         (("cat: foo\ndog:", [(5, 99)]), {}, "ends beyond the text's 13 characters"),
-        (("cat: foo\n", [(5, 8)]), {}, "prompt 0 ends with a label; nothing is asked"),
+        (("cat: foo\n", [(5, 8)]), {}, "prompt 0 ends with a label; add a query"),
         (("cat: foo\ndog:", [(0, 8)]), {"gold": ["cat: foo"]}, "'cat: foo' is not one token"),
         (ONE, {"gold": ["bar"]}, "right label 'bar' is not among the labels"),
         (ONE, {"gold": []}, "1 lists of spans and 0 right labels"),

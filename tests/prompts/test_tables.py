@@ -74,7 +74,7 @@ def test_a_dataset_and_its_splits(datasets: Any) -> None:
     assert tt.load_task(splits, split="test").texts["town"] == ("La Paz, Bolivia",)
     with pytest.raises(tt.errors.InputError, match="no split 'dev'; it has train, test"):
         tt.load_task(splits, split="dev")
-    with pytest.raises(tt.errors.InputError, match="streams has no end"):
+    with pytest.raises(tt.errors.InputError, match="streaming dataset has no end"):
         tt.load_task(table.to_iterable_dataset())
 
 
@@ -161,7 +161,7 @@ def test_columns_that_are_not_there_or_twice() -> None:
     ):
         tt.load_task(FRAME.rename(columns={"label": "k"}))
     with pytest.raises(
-        tt.errors.InputError, match="the table has several columns 'text'; leave one"
+        tt.errors.InputError, match="the table has several columns 'text'; keep one"
     ):
         tt.load_task(FRAME.rename(columns={"id": "text"}))
     with pytest.raises(tt.errors.InputError, match="the table holds no rows"):
@@ -182,7 +182,7 @@ BAD = {
     "bars": ("t.csv", "id|text|label\n1|a|x\n", "separated by bars, not by commas"),
     "tabs in a csv": ("t.csv", "text\tlabel\na\tx\n", "by tabs, not by commas; call it .tsv"),
     "commas in a tsv": ("t.tsv", "text,label\na,x\n", "by commas, not by tabs; call it .csv"),
-    "a name twice": ("t.csv", "text,text,label\na,b,x\n", "several columns 'text'; leave one"),
+    "a name twice": ("t.csv", "text,text,label\na,b,x\n", "several columns 'text'; keep one"),
     "another name twice": ("t.csv", "text,label,k,k\na,x,1,2\n", "several columns 'k'"),
     "latin-1": ("t.csv", "text,label\na,x\ncafé,x\n".encode("latin-1"), "line 3, byte 0xe9"),
     "utf-16": ("t.csv", "text,label\na,x\n".encode("utf-16"), "not utf-8 but UTF-16; save it"),
@@ -190,7 +190,7 @@ BAD = {
     "utf-16 JSON": ("t.json", "[]".encode("utf-16"), "not utf-8 but UTF-16"),
     "no JSON": ("t.json", "[\n{nope}]", "t.json, line 2: Expecting property name"),
     "empty JSON": ("t.json", "", "holds no rows"),
-    "a number": ("t.json", "3", "must hold a list of objects"),
+    "a number": ("t.json", "3", "must be a list of objects"),
     "a list of texts": ("t.json", '["a", "b"]', "row 1 of t lacks .* it has 'a'"),
     "other columns": ("t.json", '{"a": [1]}', "no column 'text'; it has a"),
     "columns of two lengths": ("t.json", '{"text": ["a"], "label": []}', "different lengths"),
@@ -199,7 +199,7 @@ BAD = {
     "a short row": ("t.json", '{"columns": ["text", "label"], "data": [["a"]]}', "row 1 does not"),
     "broken lines": ("t.json", '{"text": "a", "label": "x"}\n{"text"', "t.json, line 2: Expecting"),
     "no Parquet": ("t.parquet", "text,label\na,x\n", "t.parquet cannot be read: Parquet magic"),
-    "a spreadsheet": ("t.xlsx", "PK", "no table that can be read here; give one of .csv, .tsv"),
+    "a spreadsheet": ("t.xlsx", "PK", "is not a readable table; give one of .csv, .tsv"),
 }  # fmt: skip
 
 
@@ -231,7 +231,7 @@ def test_tables_are_told_without_importing_their_libraries(
 ) -> None:
     for name in ("pandas", "datasets"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    with pytest.raises(tt.errors.InputError, match="dict is no task's name and no table"):
+    with pytest.raises(tt.errors.InputError, match="dict is neither a task name nor a table"):
         tt.load_task({"text": ["a long list of texts"] * 9, "label": ["x"] * 9})
     assert not {"pandas", "datasets"} & set(sys.modules)
 
@@ -266,8 +266,8 @@ def test_classes_that_are_numbers_become_texts() -> None:
     [
         (FRAME, "for a DataFrame use load_task"),
         ({"a": FRAME, "b": ["x"]}, "class 'a' needs a list of texts"),
-        ({"a": ["x"], "a ": ["y"]}, "class 'a ' needs a name of its own; another class is 'a'"),
-        ({1: ["x"], 1.5: ["y"], "1": ["z"]}, "class '1' needs a name of its own"),
+        ({"a": ["x"], "a ": ["y"]}, "class 'a ' needs a different name; another class is also 'a'"),
+        ({1: ["x"], 1.5: ["y"], "1": ["z"]}, "class '1' needs a different name"),
         ({None: ["x"], "b": ["y"]}, "class None needs a name"),
         ({np.nan: ["x"], "b": ["y"]}, "class nan needs a name"),
         ([("a", "x"), ("b", None)], "class of text 2, None, needs a name"),

@@ -30,7 +30,7 @@ from twotower.prompts.task import HUB_TASKS
         ({"a": ["cat"], "b": [""]}, "class 'b' holds '', which is no text"),
         ({"a": ["cat"], "b": [None]}, "class 'b' holds None, which is no text"),
         ({"a": ["cat"], "b": [["Rome"]]}, r"class 'b' holds \['Rome'\], which is no text"),
-        ({"a": ["cat", "dog"], "b": ["dog"]}, "'dog' stands in the classes 'a' and 'b'"),
+        ({"a": ["cat", "dog"], "b": ["dog"]}, "'dog' is in the classes 'a' and 'b'"),
     ],
 )
 def test_what_is_no_task(texts: Any, message: str) -> None:
@@ -63,7 +63,7 @@ def test_parts_of_a_task() -> None:
     assert [len(p.texts["b"]) for p in task.split(0.01, seed=0)] == [1, 4]
     assert [len(p.texts["b"]) for p in task.split(0.99, seed=0)] == [4, 1]
     with pytest.raises(
-        tt.errors.InputError, match="class 'b' of 'u' has one text: nothing to split"
+        tt.errors.InputError, match="class 'b' of 'u' has one text; a split needs two"
     ):
         tt.Task("u", {"a": ["x", "y"], "b": ["z"]}).split(0.5, seed=0)
 
@@ -149,7 +149,7 @@ def test_a_jsonl_file_with_other_columns(tmp_path: Path) -> None:
         ("t.jsonl", b'{"text": "cat", "label": null}', "row 1 of t has no class"),
         ("t.csv", b"text,label\ncat,pet\n,town\n", "class 'town' holds '', which is no text"),
         ("t.csv", b"text,label\ncat,pet\ndog,pet\n", "has 1 class; it needs at least 2"),
-        ("t.csv", b"text,label\ncat,pet\ncat,town\n", "'cat' stands in the classes 'pet'"),
+        ("t.csv", b"text,label\ncat,pet\ncat,town\n", "'cat' is in the classes 'pet'"),
     ],
 )  # fmt: skip
 def test_files_that_hold_no_task(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -273,7 +273,7 @@ def test_ready_entries_ask_for_their_dataset(monkeypatch: pytest.MonkeyPatch, li
 def test_no_network(library: Any, source: str) -> None:
     with pytest.raises(
         tt.errors.InputError,
-        match=r"could not be had from the hub \(.*check the name and the network",
+        match=r"could not be loaded from the hub \(.*check the name and the network",
     ):
         tt.load_task(source)
 

@@ -324,7 +324,7 @@ def test_a_query_that_changes_with_its_label_is_refused() -> None:
     inner = Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, [(":", " ")]))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
     items = [Template().prompt([("c", "x", "f")], "c", "x", "f")]
-    with pytest.raises(InputError, match=r"with the label 'f' behind it the query .* differently"):
+    with pytest.raises(InputError, match=r"with the label 'f' after it the query .* differently"):
         assemble(items, ("f", "b"), tokenizer)
 
 

@@ -240,7 +240,7 @@ def test_what_is_no_such_store(tmp_path: Path, store: UnitStore) -> None:
     with pytest.raises(StoreError, match="there is no store"):
         UnitStore(tmp_path / "nothing").ledger()
     zarr.create_group(tmp_path / "foreign", zarr_format=3)
-    with pytest.raises(StoreError, match="no run that is measured in units"):
+    with pytest.raises(StoreError, match="not a run measured in units"):
         UnitStore(tmp_path / "foreign").states()
     store.place.remove()
     with pytest.raises(StoreError):

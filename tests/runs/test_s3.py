@@ -145,7 +145,7 @@ def test_saved_in_one_piece(llama: tt.Model, prompts: tt.Prompts) -> None:
 def test_places_that_cannot_be_used() -> None:
     with pytest.raises(StoreError, match="there is no store at s3://runs/nothing"):
         tt.open("s3://runs/nothing.zarr")
-    with pytest.raises(StoreError, match="s3://no-such-bucket/x cannot be looked into"):
+    with pytest.raises(StoreError, match="s3://no-such-bucket/x cannot be listed"):
         tt.open("s3://no-such-bucket/x")
     with pytest.raises(StoreError, match="cannot be used"):
         Place("nowhere://x").store()

@@ -1,4 +1,4 @@
-"""Models one can look inside: loading, adapters, and the proof that they are read right."""
+"""Model loading, architecture adapters, and the check that a model is read correctly."""
 
 from ..head import Head
 from .architecture import Architecture

@@ -1,4 +1,4 @@
-"""Adapters that are part of a model (peft's): which they are, and a hash of their weights."""
+"""peft adapters in a model: their names, kinds and weight hashes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 
 
 def adapters_of(module: torch.nn.Module) -> list[dict[str, Any]]:
-    """Adapters of a model, for the record.
+    """Return the peft adapters of a model, for the provenance.
 
     Returns
     -------
     list of dict
-        For each adapter its name, its kind ("lora"), in how many modules it is active and merged,
-        and the SHA-256 of its weights.
+        For each adapter: name, kind ("lora"), number of modules where it is active, number
+        where it is merged, and SHA-256 of its weights.
     """
     found: dict[str, dict[str, Any]] = {}
     hashes: dict[str, Any] = {}
@@ -44,7 +44,7 @@ def _layers(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _weights(layer: Any) -> Iterator[tuple[str, list[torch.Tensor]]]:
-    """Adapters of a layer, each with its tensors."""
+    """Iterate over the adapters of a layer, each with its tensors."""
     every: list[Any] = [getattr(layer, name, None) for name in layer.adapter_layer_names]
     holders = [holder for holder in every if hasattr(holder, "keys")]
     for name in dict.fromkeys(key for holder in holders for key in holder.keys()):  # noqa: SIM118

@@ -1,9 +1,8 @@
-"""What twotower must be told about an architecture, and nothing more.
+"""Base class of architecture adapters.
 
-An adapter names submodules and says how a block adds up. It never computes with a
-weight: modules are called, so that plain, quantized, offloaded and remote models are
-read by the same code. Every method takes nnsight envoys or plain modules alike, because
-both give submodules as attributes.
+An adapter names the submodules of a model and describes how a block computes. It calls modules
+and never computes with their weights. The same code therefore reads plain, quantized, offloaded
+and remote models. Every method takes nnsight envoys or plain modules.
 
 Shapes use B prompts, T positions, H query heads, K key-value heads, D = d_head.
 """
@@ -21,7 +20,7 @@ from ..errors import ModelError
 
 
 class Architecture(abc.ABC):
-    """How one family of transformers is laid out.
+    """Layout of one family of transformers.
 
     Parameters
     ----------
@@ -30,16 +29,16 @@ class Architecture(abc.ABC):
     """
 
     model_types: ClassVar[tuple[str, ...]]
-    """`config.model_type` values that are known to have this layout."""
+    """`config.model_type` values with this layout."""
 
     layers_path: ClassVar[str]
-    """Where the list of blocks is, from the root module."""
+    """Path of the list of blocks, from the root module."""
 
     final_norm_path: ClassVar[str]
-    """Where the norm before the unembedding is, from the root module."""
+    """Path of the norm before the unembedding, from the root module."""
 
     unembedding_path: ClassVar[str]
-    """Where the unembedding is, from the root module."""
+    """Path of the unembedding, from the root module."""
 
     attention_norm_name: ClassVar[str]
     mlp_norm_name: ClassVar[str]
@@ -48,16 +47,16 @@ class Architecture(abc.ABC):
     """Names of a block's parts."""
 
     qkv_names: ClassVar[tuple[str, ...]]
-    """The attention module's projections to queries, keys and values, as they run."""
+    """The attention module's projections to queries, keys and values, in the order they run."""
 
     projection_name: ClassVar[str]
-    """The attention module's output projection; its input is z."""
+    """The attention module's output projection; its input is z, the heads' outputs."""
 
     interleaved_rotary: ClassVar[bool] = False
-    """Whether rotary turns neighbouring elements (GPT-J) or the two halves (Llama)."""
+    """Whether rotary embedding pairs neighbouring elements (GPT-J) or the two halves (Llama)."""
 
     learned_positions_path: ClassVar[str | None] = None
-    """Where a learned position embedding is, from the root module, if there is one."""
+    """Path of the learned position embedding, from the root module; None without one."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -77,43 +76,43 @@ class Architecture(abc.ABC):
     # ---- places -----------------------------------------------------------------
 
     def layers(self, root: Any) -> Any:
-        """List of blocks."""
+        """Return the list of blocks."""
         return resolve(root, self.layers_path)
 
     def final_norm(self, root: Any) -> Any:
-        """Norm before the unembedding."""
+        """Return the norm before the unembedding."""
         return resolve(root, self.final_norm_path)
 
     def unembedding(self, root: Any) -> Any:
-        """Map from the normed residual stream to logits."""
+        """Return the unembedding: the map from the normed residual stream to logits."""
         return resolve(root, self.unembedding_path)
 
     def learned_positions(self, root: Any) -> Any | None:
-        """Learned position embedding, or None where positions are rotary."""
+        """Return the learned position embedding; None for rotary positions."""
         return resolve(root, self.learned_positions_path) if self.learned_positions_path else None
 
     def attention(self, block: Any) -> Any:
-        """Attention module of a block."""
+        """Return the attention module of a block."""
         return getattr(block, self.attention_name)
 
     def attention_norm(self, block: Any) -> Any:
-        """Norm that attention reads."""
+        """Return the norm before attention."""
         return getattr(block, self.attention_norm_name)
 
     def mlp_norm(self, block: Any) -> Any:
-        """Norm that the MLP reads; in GPT-J it is the attention's own."""
+        """Return the norm before the MLP; in GPT-J attention shares it."""
         return getattr(block, self.mlp_norm_name)
 
     def mlp(self, block: Any) -> Any:
-        """MLP of a block."""
+        """Return the MLP of a block."""
         return getattr(block, self.mlp_name)
 
     def projection(self, block: Any) -> Any:
-        """Output projection; its input holds the heads' outputs side by side."""
+        """Return the output projection; its input concatenates the heads' outputs."""
         return getattr(self.attention(block), self.projection_name)
 
     def qkv(self, block: Any) -> list[Any]:
-        """Projections to queries, keys and values."""
+        """Return the projections to queries, keys and values."""
         attention = self.attention(block)
         return [getattr(attention, name) for name in self.qkv_names]
 
@@ -121,7 +120,7 @@ class Architecture(abc.ABC):
 
     @property
     def parallel(self) -> bool:
-        """Whether attention and MLP both read the block's input."""
+        """Whether attention and MLP both read the block's input (parallel block)."""
         return False
 
     @abc.abstractmethod
@@ -132,12 +131,12 @@ class Architecture(abc.ABC):
         Float[torch.Tensor, "*rest K D"],
         Float[torch.Tensor, "*rest K D"],
     ]:
-        """Queries, keys and values of every head, from what `qkv` put out.
+        """Return queries, keys and values of every head, from the outputs of `qkv`.
 
         Parameters
         ----------
         block
-            The block, should heads be normed after the projection (Qwen3).
+            The block, needed if heads are normed after the projection (Qwen3).
         projected
             Outputs of the modules of `qkv`, each (..., features).
 
@@ -150,10 +149,10 @@ class Architecture(abc.ABC):
     def rotary_tables(
         self, attention: Any
     ) -> tuple[Float[torch.Tensor, "B T rotated"], Float[torch.Tensor, "B T rotated"]] | None:
-        """Cosines and sines (B or 1, T, rotated elements) of a block; None without rotary.
+        """Return cosines and sines (B or 1, T, rotated elements) of a block; None without rotary.
 
-        Read from the attention module's inputs inside a trace, so that scaled and
-        per-layer rotary embeddings are the model's own.
+        They are read from the attention module's inputs inside a trace. Scaled and per-layer
+        rotary embeddings therefore come from the model itself.
         """
         cos, sin = attention.inputs[1]["position_embeddings"]
         return cos, sin
@@ -164,7 +163,7 @@ class Architecture(abc.ABC):
         cos: Float[torch.Tensor, "*#rest 1 rotated"],
         sin: Float[torch.Tensor, "*#rest 1 rotated"],
     ) -> Float[torch.Tensor, "*rest heads D"]:
-        """Rotary embedding of x (..., heads, D) by tables (..., 1, rotated elements)."""
+        """Apply rotary embedding to x (..., heads, D), with tables (..., 1, rotated elements)."""
         rotated = cos.shape[-1]
         head, rest = x[..., :rotated], x[..., rotated:]
         if self.interleaved_rotary:
@@ -176,46 +175,45 @@ class Architecture(abc.ABC):
         return torch.cat((out, rest), dim=-1) if rest.shape[-1] else out
 
     def scaling(self, layer: int) -> float:
-        """Factor on q.k before the softmax."""
+        """Return the factor on q.k before the softmax."""
         return float(self.d_head**-0.5)
 
     def window(self, layer: int) -> int | None:
-        """Number of positions a query sees, itself included; None for all."""
+        """Return how many positions a query attends to, its own included; None for all."""
         return None
 
     def of_a_layer(self, name: str) -> bool:
-        """Whether a weight of a checkpoint is one of a layer's, and no buffer of old files."""
+        """Check that a checkpoint weight belongs to a layer and is not a buffer of old files."""
         layers = self.layers_path.rpartition(".")[2]
         buffers = ("rotary_emb.inv_freq", "attn.bias", "masked_bias", "attention.bias")
         return bool(re.search(rf"(^|\.){layers}\.\d+\.", name)) and not name.endswith(buffers)
 
     @property
     def norm_epsilon(self) -> float:
-        """Epsilon under the root of the final norm."""
+        """Epsilon under the square root of the final norm."""
         for name in ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps", "norm_epsilon"):
             if getattr(self.config, name, None) is not None:
                 return float(getattr(self.config, name))
-        raise ModelError(f"{type(self.config).__name__} names no epsilon of its norms")
+        raise ModelError(f"{type(self.config).__name__} has no epsilon for its norms")
 
     # ---- recognition ----------------------------------------------------------------
 
     @classmethod
     def block_names(cls) -> set[str]:
-        """Names of everything with parameters that a block may contain."""
+        """Return the names of all submodules with parameters in a block."""
         return {cls.attention_norm_name, cls.mlp_norm_name, cls.attention_name, cls.mlp_name}
 
     @classmethod
     def attention_names(cls) -> set[str]:
-        """Names of everything with parameters that an attention module may contain."""
+        """Return the names of all submodules with parameters in an attention module."""
         return {*cls.qkv_names, cls.projection_name}
 
     @classmethod
     def misfit(cls, module: torch.nn.Module) -> str | None:
-        """Why a plain module does not have this layout; None if it has.
+        """Return why a plain module does not have this layout; None if it does.
 
-        A block or attention module with parts that the adapter does not know (further
-        norms, cross-attention) does not fit: leaving such a part out would give
-        silently wrong numbers.
+        A block or attention module with unknown parts (further norms, cross-attention) does
+        not fit. Ignoring such a part would give wrong numbers without an error.
         """
         for path in (cls.layers_path, cls.final_norm_path, cls.unembedding_path):
             if resolve(module, path, default=None) is None:
@@ -242,9 +240,9 @@ class Architecture(abc.ABC):
 
 
 def call(module: Any, x: Float[torch.Tensor, "*rest features"]) -> Float[torch.Tensor, "*rest out"]:
-    """A module's output on vectors (..., features), as one sequence of them.
+    """Call a module on vectors (..., features), flattened to one sequence.
 
-    bitsandbytes' int8 layers take at most three dims, and mixtures of experts just three.
+    bitsandbytes int8 layers take at most three dims; mixtures of experts take exactly three.
     """
     out: torch.Tensor = module(x.flatten(0, -2).unsqueeze(0)).squeeze(0).unflatten(0, x.shape[:-1])
     return out
@@ -254,7 +252,7 @@ _MISSING = object()
 
 
 def resolve(root: Any, path: str, default: Any = _MISSING) -> Any:
-    """The submodule at a dotted path."""
+    """Return the submodule at a dotted path."""
     for name in path.split("."):
         if default is not _MISSING and not hasattr(root, name):
             return default

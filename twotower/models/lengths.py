@@ -1,8 +1,9 @@
-"""Lengths at which a model's attention changes, and a proof on both sides of each.
+"""Check attention beyond the lengths at which it changes.
 
-A window, a chunk, a context beyond which rotary or queries are scaled: a short prompt shows
-nothing of them. Where a configuration names such a length, prompts go beyond it: in the model
-itself if that is short, else in a small random model of the same kind whose lengths are shorter.
+Attention may have a window, chunks, or a context length beyond which rotary embeddings or queries
+are scaled. Short prompts do not reach these. If the configuration names such a length, the check
+runs on longer prompts: in the model itself if the length is short, else in a small random model of
+the same kind with shorter lengths.
 """
 
 from __future__ import annotations
@@ -18,24 +19,24 @@ if TYPE_CHECKING:
     from .model import Model
 
 AFFORDABLE = 64
-"""Positions that a proof in the model itself may take."""
+"""Longest length, in positions, that is checked in the model itself."""
 
 SHORTENED = 8
-"""The first length of a small model; each further one is half as long again."""
+"""First length of the small model; each further length is 1.5 times the previous one."""
 
 NAMES = ("window", "chunk_size", "original_max_position", "context_length", "floor_scale")
-"""Parts of names of settings that are such lengths."""
+"""Parts of the names of settings that hold such lengths."""
 
 NOT_LENGTHS = ("max_window_layers", "chunk_size_feed_forward")
 
 SWITCHING = ("dynamic", "longrope")
-"""Kinds of rotary that switch at the context they were trained on."""
+"""Kinds of rotary embedding that change at the training context length."""
 
 log = logging.getLogger(__name__)
 
 
 def named_lengths(config: Any) -> dict[str, int]:
-    """Lengths that a configuration names, by the setting's name."""
+    """Return the lengths in a configuration, by setting name."""
     found: dict[str, int] = {}
     ropes: list[dict[str, Any]] = []
 
@@ -61,7 +62,7 @@ def _is_length(name: str, value: Any) -> bool:
 
 
 def check_lengths(model: Model) -> dict[str, Finding]:
-    """Prove attention beyond every length that a model's configuration names.
+    """Check attention beyond every length in a model's configuration.
 
     Parameters
     ----------
@@ -71,12 +72,12 @@ def check_lengths(model: Model) -> dict[str, Finding]:
     Returns
     -------
     dict
-        As from `check_model`; empty where the configuration names no length.
+        As from `check_model`; empty if the configuration names no length.
 
     Raises
     ------
     CheckError
-        If attention is not understood beyond a length.
+        If the adapter does not describe attention beyond a length.
     """
     lengths = named_lengths(model.config)
     if not lengths:
@@ -93,7 +94,7 @@ def check_lengths(model: Model) -> dict[str, Finding]:
 
 
 def _small(model: Model, lengths: dict[str, int]) -> Model | None:
-    """A small model of the same kind with shorter lengths; None where none can be made."""
+    """Make a small model of the same kind with shorter lengths; None if that fails."""
     from .model import Model
     from .registry import find_architecture
     from .shrink import random_small_model, shrunk
@@ -105,7 +106,7 @@ def _small(model: Model, lengths: dict[str, int]) -> Model | None:
         if type(architecture) is not type(model.architecture):
             return None
         wrapped = traced(module, model.tokenizer)
-    except Exception as error:  # whatever a model's own code says of sizes that do not fit
+    except Exception as error:  # any error of the model's code about sizes
         log.info("no small model of %s could be made: %s", model.name, error)
         return None
     return Model(wrapped, model.tokenizer, architecture, model.name)
@@ -114,7 +115,7 @@ def _small(model: Model, lengths: dict[str, int]) -> Model | None:
 def _beyond(
     model: Model, proved: Model, longest: int, lengths: dict[str, int]
 ) -> dict[str, Finding]:
-    """The check on prompts of more than twice the longest length, and of a little more."""
+    """Run the check on prompts slightly longer than the longest length and than twice of it."""
     try:
         return check_model(proved, (2 * longest + 5, longest + 2))
     except CheckError as error:

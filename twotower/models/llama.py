@@ -1,4 +1,4 @@
-"""Llama and its relatives: three projections, rotary by halves, RMSNorm, gated MLP."""
+"""Llama family: three projections, rotary embedding by halves, RMSNorm, gated MLP."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .architecture import Architecture
 
 
 class Llama(Architecture):
-    """Llama, Mistral and Qwen2; keys and values may have fewer heads than queries."""
+    """Llama, Mistral and Qwen2; there may be fewer key-value heads than query heads."""
 
     model_types: ClassVar[tuple[str, ...]] = ("llama", "mistral", "qwen2")
     layers_path = "model.layers"

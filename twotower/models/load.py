@@ -1,4 +1,4 @@
-"""Loading: hub id, folder, demo model, transformers model or nnsight model to `Model`."""
+"""Load a hub id, folder, demo model, transformers model or nnsight model as a `Model`."""
 
 from __future__ import annotations
 
@@ -44,37 +44,37 @@ def load(
     ----------
     model
         A hub id ("huggyllama/llama-7b"), a folder, "smollm2-135m" (the demo model,
-        fetched once), a transformers model (with `tokenizer`), also inside peft's or
-        torch.compile's wrapper, or an nnsight model. A model of yours is left as it is: it may be
-        in training mode, trained further and hooked (see `twotower.models.state`).
+        fetched once), a transformers model (with `tokenizer`), also wrapped by peft or
+        torch.compile, or an nnsight model. Your own model is not changed: it may be in training
+        mode, trained further and hooked (see `twotower.models.state`).
     tokenizer
-        A tokenizer, hub id or folder, where it is not the model's own.
+        A tokenizer, hub id or folder; by default the model's own.
     dtype
         "float32", "bfloat16", "float16" or a torch dtype; by default the checkpoint's.
     device_map, max_memory
         Passed to transformers and accelerate: "auto", "cuda:0", a dict of modules.
     quantization
-        "int8" or "nf4" (bitsandbytes; nf4 with double quantization). int8 picks outlier
-        columns over all rows of a call, so its results depend on what is in a batch.
+        "int8" or "nf4" (bitsandbytes; nf4 with double quantization). int8 chooses outlier
+        columns over all rows of a call, so its results depend on the other prompts of a batch.
     weights
-        "random" for a model of the same shape with random weights, to try out time and
-        memory; "llama-7b", "gpt-j-6b" and "gpt2-large" are shapes that come with the
-        package. Where no tokenizer is at hand, it gets a synthetic one.
+        "random" for a model of the same shape with random weights, to measure time and memory.
+        The package includes the shapes "llama-7b", "gpt-j-6b" and "gpt2-large". Without a
+        tokenizer, the model gets a synthetic one.
     remote
-        True for NDIF, or the address of a server, "http://...": only the configuration and
-        the tokenizer are loaded here, and each batch is one job there. See
+        True for NDIF, or the address of a server, "http://...". Only the configuration and the
+        tokenizer are loaded locally; each batch is one job on the server. See
         `twotower.models.remote`.
     revision
         Branch, tag or commit on the hub.
     attn_implementation
-        "eager" or "sdpa"; by default what transformers chooses.
+        "eager" or "sdpa"; by default transformers chooses.
     check
-        Prove that heads add up to the attention output, that recomputed attention gives the heads'
-        outputs, and that edits reach the logits, at every length that the configuration names.
+        Check that heads sum to the attention output, that recomputed attention gives the heads'
+        outputs, and that edits reach the logits, at every length in the configuration.
     **transformers_options
-        Anything else that `from_pretrained` takes. Code that comes with a model is run with
-        trust_remote_code=True alone. Pickled objects beside weights are refused, unless their
-        classes are allowed by `torch.serialization.safe_globals` around this call.
+        Further arguments of `from_pretrained`. A model's own code runs only with
+        trust_remote_code=True. Pickled objects in weight files are refused; to allow their
+        classes, call this function inside `torch.serialization.safe_globals`.
 
     Returns
     -------
@@ -83,11 +83,11 @@ def load(
     Raises
     ------
     InputError
-        If the arguments do not go together.
+        If the arguments are invalid or contradict each other.
     ModelError
-        If the model cannot be found, read or understood.
+        If the model cannot be found or read, or its architecture is not supported.
     CheckError
-        If the numbers read from it do not add up.
+        If the check fails.
     FetchError
         If the demo model cannot be downloaded.
     """
@@ -99,9 +99,9 @@ def load(
     if revision is not None and not isinstance(revision, str):
         raise InputError(f"revision={revision!r} must be a branch, tag or commit, as text")
     options = dict(transformers_options)
-    if not options.get("weights_only", True):  # transformers takes it, and heeds it half the way
+    if not options.get("weights_only", True):  # transformers applies it only in part
         raise InputError(
-            "weights_only=False would run whatever a checkpoint holds; allow the classes that it "
+            "weights_only=False would run any code in a checkpoint; allow the classes that it "
             "needs instead: with torch.serialization.safe_globals([...]): load(...)"
         )
     asked = {"dtype": dtype, "quantization": quantization}
@@ -114,14 +114,14 @@ def load(
             options[name] = value
     if isinstance(model, (str, os.PathLike)):
         if max_memory is not None and device_map is None:
-            raise InputError("max_memory= goes with device_map=, such as 'auto'")
+            raise InputError("max_memory= needs device_map=, such as 'auto'")
         if device_map == "meta":
             raise InputError("device_map='meta' loads no weights; see weights='random'")
         if revision is not None and (str(model) == DEMO_MODEL or _is_folder(str(model))):
-            raise InputError(f"revision= is for a model on the hub, and {model} is not read there")
+            raise InputError(f"revision= is for a model on the hub; {model} is local")
     if isinstance(model, (str, os.PathLike)) and weights == "random":
         if remote:
-            raise InputError("random weights are made here: leave out weights= or remote=")
+            raise InputError("random weights are made locally: leave out weights= or remote=")
         loaded = _random(str(model), tokenizer, torch_dtype(dtype), quantization, revision, options)
     elif isinstance(model, (str, os.PathLike)) and remote:
         options |= {k: v for k, v in asked.items() if v is not None}
@@ -156,7 +156,7 @@ def _check(model: Model) -> None:
     from .lengths import check_lengths
 
     try:
-        # On a processor, bitsandbytes packs 4-bit weights anew in their first forward.
+        # On a CPU, bitsandbytes repacks 4-bit weights in their first forward pass.
         with freed_at_once(), measuring(model):
             check_model(model)
             check_lengths(model)
@@ -204,17 +204,17 @@ def _from_checkpoint(
     except Exception as error:
         raise readable(name, error, revision) from error
     absent = sorted(info["missing_keys"])
-    if absent:  # transformers fills them with random numbers and goes on
+    if absent:  # transformers would fill them with random numbers
         raise ModelError(
             f"the files of {name} hold no weights for {absent[0]} ({len(absent)} are absent); "
             "copy or download it again"
         )
     architecture = find_architecture(module.config, module)
     unused = sorted(filter(architecture.of_a_layer, info["unexpected_keys"]))
-    if unused:  # transformers leaves them out and goes on: another model than the files'
+    if unused:  # transformers would ignore them and run another model
         raise ModelError(
-            f"the files of {name} hold weights that its config.json has no place for: {unused[0]} "
-            f"({len(unused)} in all); one of the two is of another model"
+            f"the files of {name} hold weights that do not fit its config.json: {unused[0]} "
+            f"({len(unused)} in all); one of the two belongs to another model"
         )
     _prepare(module)
     if name != DEMO_MODEL and not Path(name).is_dir():
@@ -237,7 +237,7 @@ def _remote(
     hub, shared = _hub_options(revision, options)
     others = sorted(set(options) - set(shared))
     if others:
-        raise InputError(f"{', '.join(others)}: how the model is loaded is up to the server")
+        raise InputError(f"{', '.join(others)}: not possible with remote=; the server loads models")
     try:
         tok = _tokenizer(name if tokenizer is None else tokenizer, {**hub, **shared})
         return remote_model(name, tok, server, revision, shared)
@@ -253,7 +253,7 @@ def _random(
     revision: str | None,
     options: dict[str, Any],
 ) -> Model:
-    """A model of a shape, a folder's or a hub id's configuration, with random weights."""
+    """Make a model with random weights from a shape, folder or hub id."""
     from .traced import traced as traced_model
 
     hub, shared = _hub_options(revision, options)
@@ -279,10 +279,10 @@ def _random(
 
 
 def _prepare(module: Any) -> None:
-    """Make a model ready to be measured."""
+    """Prepare a model for measures."""
     module.eval().requires_grad_(False)
-    # In bfloat16, torch's matrix product with a weight that needs no gradient copies the weight
-    # for every prompt where the input is a slice, as that of the last position is.
+    # In bfloat16, torch copies a weight without gradient for every prompt if the input is a slice,
+    # such as the last position.
     module.get_output_embeddings().register_forward_pre_hook(_contiguous)
 
 
@@ -291,7 +291,7 @@ def _contiguous(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Te
 
 
 def _has_tokenizer(name: str) -> bool:
-    """Whether a folder holds a tokenizer; a hub id is taken to, a shape of the package not."""
+    """Check that a folder holds a tokenizer; assumed for a hub id, not for a bundled shape."""
     files = ("*token*", "vocab*", "*.model")
     folder = Path(name)
     if folder.is_dir():
@@ -302,12 +302,12 @@ def _has_tokenizer(name: str) -> bool:
 def load_config(
     name: str, revision: str | None = None, options: Mapping[str, Any] | None = None
 ) -> Any:
-    """The configuration of a shape of the package, a folder, a hub id or the demo model.
+    """Load the configuration of a bundled shape, folder, hub id or the demo model.
 
     Raises
     ------
     ModelError
-        If it cannot be had.
+        If it cannot be loaded.
     """
     from transformers import AutoConfig
 
@@ -324,33 +324,33 @@ def load_config(
 
 
 def _check_folder(name: str) -> None:
-    """Refuse what looks like a folder and is none, and what can be no name at all."""
+    """Reject missing folders and impossible names."""
     looks_like_a_folder = name.startswith((".", "~", os.sep)) or name.count("/") > 1
     if not _is_folder(name) and looks_like_a_folder:
         raise ModelError(f"there is no folder {name}")
 
 
 def _is_folder(name: str) -> bool:
-    """Whether there is such a folder; refuses what can be no name at all."""
+    """Check that a folder exists; reject impossible names."""
     try:
         return Path(name).is_dir()
     except OSError as error:
-        raise ModelError(f"{name[:60]}... is no folder and no hub id: {error.strerror}") from error
+        raise ModelError(f"{name[:60]}... is not a folder or hub id: {error.strerror}") from error
 
 
 def _hub_options(
     revision: str | None, options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What goes with every request to the hub: the revision, and how to ask."""
+    """Return the revision and the shared options of every request to the hub."""
     hub = {"revision": revision} if revision is not None else {}
     names = ("token", "cache_dir", "trust_remote_code")
-    # Left out, transformers asks on the terminal whether to run what came with a model.
+    # Without this, transformers asks on the terminal whether to run the model's code.
     shared = {"trust_remote_code": False}
     return hub, shared | {name: options[name] for name in names if name in options}
 
 
 def _commit(name: str, hub: Mapping[str, Any]) -> str | None:
-    """The commit that a hub id was loaded from: where its configuration lies in the cache."""
+    """Return the commit of a loaded hub id, from the cache path of its configuration."""
     from transformers.utils import cached_file, extract_commit_hash
 
     found: str | None = extract_commit_hash(cached_file(name, "config.json", **hub), None)
@@ -395,7 +395,7 @@ def _tokenizer(source: Any, options: dict[str, Any]) -> Any:
         return source
     if not isinstance(source, (str, os.PathLike)):
         raise InputError(
-            f"a {type(source).__name__} is no tokenizer; pass tokenizer= a transformers "
+            f"a {type(source).__name__} is not a tokenizer; pass tokenizer= a transformers "
             "tokenizer, a hub id or a folder"
         )
     try:
@@ -405,12 +405,12 @@ def _tokenizer(source: Any, options: dict[str, Any]) -> Any:
 
 
 def torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
-    """A torch dtype by its name; "auto" for None, the checkpoint's own.
+    """Return the torch dtype of a name; "auto" (the checkpoint's dtype) for None.
 
     Raises
     ------
     InputError
-        If it is no floating-point type.
+        If it is not a floating-point type.
     """
     if dtype is None:
         return "auto"
@@ -424,5 +424,5 @@ def torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
     if not dtype.is_floating_point:
         raise InputError(f"dtype={dtype} is not a floating-point type")
     if dtype.itemsize < 2:
-        raise InputError(f"dtype={dtype} cannot be computed with; see quantization=")
+        raise InputError(f"dtype={dtype} does not support arithmetic; see quantization=")
     return dtype

@@ -1,4 +1,4 @@
-"""What went wrong in loading a model, in one sentence with what to do."""
+"""Translate loading errors into one sentence that says what to do."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from ..errors import InputError, ModelError
 
 
 def readable(name: str, error: Exception, revision: str | None = None) -> Exception:
-    """An error of transformers or of the hub as one of this package.
+    """Translate an error of transformers or the hub into an error of this package.
 
     Parameters
     ----------
     name
         Hub id or folder of the model or the tokenizer.
     error
-        What was raised.
+        The error raised.
     revision
-        Which revision was asked for.
+        The revision requested.
     """
     if isinstance(error, (ModelError, InputError)):
         return error
     reason = " ".join(str(error).split())
     if "trust_remote_code" in reason:
         return ModelError(
-            f"{name} brings Python code of its own, which is not run unasked; if you trust it, "
+            f"{name} needs its own Python code, which is not run by default; if you trust it, "
             "pass trust_remote_code=True to twotower.load"
         )
-    if "Weights only load failed" in reason:  # torch's own advice is to run what is pickled
+    if "Weights only load failed" in reason:  # torch would advise running the pickle
         return ModelError(
             f"a file of {name} is damaged, or holds pickled Python objects beside weights, which "
-            "are not loaded unasked; copy or download it again, take safetensors, or, if you trust "
-            "it, allow their classes by torch.serialization.safe_globals"
+            "are not loaded by default; copy or download it again, use safetensors, or, if you "
+            "trust it, allow their classes with torch.serialization.safe_globals"
         )
     if _damaged(error, reason):
         return ModelError(
@@ -45,7 +45,7 @@ def readable(name: str, error: Exception, revision: str | None = None) -> Except
 
 
 def _damaged(error: Exception, reason: str) -> bool:
-    """Whether a file was read that is not what it was, in a folder or in the hub's cache."""
+    """Check whether the error means a corrupt file, in a folder or in the hub's cache."""
     from safetensors import SafetensorError
 
     words = "Error while deserializing", "unpickling", "Unpickling", "PytorchStreamReader"
@@ -78,7 +78,7 @@ def _of_the_hub(name: str, error: Exception, reason: str, revision: str | None) 
 
     if says(GatedRepoError):
         return (
-            f"{name!r} is gated: ask for access on its page, and log in by `hf auth login`, or "
+            f"{name!r} is gated: request access on its page, and log in with `hf auth login`, or "
             "pass token="
         )
     if says(RevisionNotFoundError):
@@ -86,19 +86,19 @@ def _of_the_hub(name: str, error: Exception, reason: str, revision: str | None) 
     if says(RepositoryNotFoundError):
         return (
             f"there is no {name!r} on the hub, or it is private: check its spelling; for a private "
-            "one log in by `hf auth login`, or pass token="
+            "one log in with `hf auth login`, or pass token="
         )
     if isinstance(error, OSError):
         asked = name if revision is None else f"{name} (revision {revision})"
         return (
-            f"{asked!r} is not a folder here, and could not be had from the hub: {reason[:300]} "
+            f"{asked!r} is not a folder, and could not be loaded from the hub: {reason[:300]} "
             "Check the name and the network, or download the model and pass its folder"
         )
     return f"{name} could not be loaded: {type(error).__name__}: {reason[:500]}"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what led to it."""
+    """Iterate over an error and its causes."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

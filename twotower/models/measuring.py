@@ -1,8 +1,8 @@
-"""The conditions under which a model is measured, made for the time of a measure.
+"""Conditions under which a model is measured.
 
-Evaluation mode, no autocast, one thread at a time; and hooks of others run where the model runs,
-not where a measure calls a module on vectors of its own. Afterwards everything is as the user
-left it.
+During a measure: evaluation mode, no autocast, one thread at a time. User hooks run in the model's
+forward pass, but not when a measure calls a module on its own vectors. Afterwards the user's
+settings are restored.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from .model import Model
 
 _LOCK = threading.RLock()
-"""nnsight keeps what it traces in globals: one measure at a time in a process."""
+"""nnsight keeps the traced model in globals, so a process runs one measure at a time."""
 
 _measured: list[Any] = []
-"""Models under way, innermost last."""
+"""Models being measured, innermost last."""
 
 
 @contextmanager
 def measuring(model: Model) -> Iterator[bool]:
-    """Conditions for measuring a model; within another such context of it, nothing happens.
+    """Set the conditions for measuring a model; a nested context for the same model does nothing.
 
-    Gives whether this is the outermost one.
+    Yields whether this context is the outermost one.
     """
     with _LOCK:
         if any(one is model for one in _measured):
@@ -56,13 +56,13 @@ def measuring(model: Model) -> Iterator[bool]:
 
 @contextmanager
 def _plain_arithmetic() -> Iterator[None]:
-    """No autocast, which would round in a way that a model's dtype does not tell."""
+    """Disable autocast, whose rounding does not follow the model's dtype."""
     with ExitStack() as stack:
         devices = [x for x in ("cpu", "cuda", "mps", "xpu") if _autocast(x)]
         if devices:
             warnings.warn(
-                "autocast is on, and measures do not follow it: they compute in the model's own "
-                "dtype. Load or cast the model to the dtype that you want to measure",
+                "autocast is on, but measures ignore it and compute in the model's own dtype. "
+                "Load or cast the model in the dtype that you want to measure",
                 TwoTowerWarning,
                 stacklevel=2,
             )
@@ -77,15 +77,15 @@ def _plain_arithmetic() -> Iterator[None]:
 def _autocast(device: str) -> bool:
     try:
         return torch.is_autocast_enabled(device)
-    except RuntimeError:  # a kind of device that this torch does not know
+    except RuntimeError:  # unknown to this version of torch
         return False
 
 
 @contextmanager
 def _evaluating(modules: list[torch.nn.Module]) -> Iterator[None]:
-    """Every module in evaluation mode.
+    """Set every module to evaluation mode.
 
-    The flag is set, not `eval()` called, which libraries override to do more.
+    Sets the flag instead of calling `eval()`, which some libraries override.
     """
     training = [module for module in modules if module.training]
     for module in training:
@@ -99,7 +99,7 @@ def _evaluating(modules: list[torch.nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def _not_compiled(modules: list[torch.nn.Module]) -> Iterator[None]:
-    """Modules that `module.compile()` compiled run as they are written; nnsight looks inside."""
+    """Run modules compiled by `module.compile()` uncompiled, because nnsight looks inside."""
     compiled = [(module, module._compiled_call_impl) for module in modules]
     compiled = [(module, call) for module, call in compiled if call is not None]
     for module, _ in compiled:
@@ -113,7 +113,7 @@ def _not_compiled(modules: list[torch.nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def _named_outputs(config: Any) -> Iterator[None]:
-    """Outputs by name, where a configuration asks for tuples; transformers' own parts need them."""
+    """Return outputs by name even if the configuration asks for tuples; transformers needs them."""
     if getattr(config, "return_dict", True):
         yield
         return
@@ -125,11 +125,12 @@ def _named_outputs(config: Any) -> Iterator[None]:
 
 
 class _Watched:
-    """A user's hook that is watched for whether it changes anything.
+    """A wrapper that records whether a user's hook changes anything.
 
-    It is passed over where a measure calls the module on vectors laid out in its own way. A hook
-    that counts positions would act on the wrong ones there, and one that collects would collect
-    them. The code of a trace runs in a greenlet of its own, the model's forward in the caller's.
+    It skips the hook when a measure calls the module on its own vectors. Their layout differs, so
+    a hook that counts positions would act on the wrong ones, and a hook that collects activations
+    would collect them. A trace runs in its own greenlet; the model's forward pass runs in the
+    caller's.
     """
 
     def __init__(self, hook: Hook, places: Mapping[int, str], acting: list[str]) -> None:
@@ -156,7 +157,7 @@ class _Watched:
 
 
 def _tensors(x: Any) -> Iterator[torch.Tensor]:
-    """Tensors in what a module takes or gives."""
+    """Iterate over the tensors in a module's inputs or outputs."""
     if isinstance(x, torch.Tensor):
         yield x
     elif isinstance(x, (Mapping, tuple, list)):
@@ -170,9 +171,9 @@ def _version(tensor: torch.Tensor) -> int:
 
 @contextmanager
 def _hooks_watched(model: Model) -> Iterator[None]:
-    """Users' hooks in the model's forward only, and those noted that act on what measures read.
+    """Run user hooks only in the model's forward pass, and record those that change its values.
 
-    Measures begin at the first block; what happens before it is the model's input to them.
+    Hooks before the first block are not recorded: measures take its input as given.
     """
     root, architecture = model.module, model.architecture
     named = list(root.named_modules())

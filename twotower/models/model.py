@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 ADAPTERS = ("adapters",)
-"""Of the adapters' record in a model's cache."""
+"""Cache key of the adapters' record."""
 
 
 def device_of(module: torch.nn.Module) -> torch.device:
-    """Device that a module runs on.
+    """Return the device that a module runs on.
 
-    Where accelerate has moved its weights away until they are needed, its hook tells.
+    For offloaded weights, accelerate's hook knows the device.
     """
     hook = getattr(module, "_hf_hook", None)
     device = getattr(hook, "execution_device", None)
@@ -37,7 +37,7 @@ def device_of(module: torch.nn.Module) -> torch.device:
 class Model:
     """A causal language model whose heads can be read and edited.
 
-    Made by `twotower.load`; not meant to be built by hand.
+    Use `twotower.load` to make one.
 
     Attributes
     ----------
@@ -46,22 +46,22 @@ class Model:
     tokenizer
         A fast transformers tokenizer.
     architecture
-        The adapter that says where queries, keys, values and heads are.
+        The adapter that locates queries, keys, values and heads.
     name, revision
         Hub id or folder, and the revision or content hash of the weights.
     remote
-        What is passed to nnsight as `remote=` when tracing.
+        Value of nnsight's `remote=` when tracing.
     cache
-        What measures derive from the weights once, such as labels' directions; by what it is.
-        Emptied when the state changes.
+        Values derived from the weights, such as label directions. Cleared when the state
+        changes; batch sizes are kept.
     state
-        All that decided the model's numbers when it was measured last (`twotower.models.state`).
+        State at the last measure (`twotower.models.state`).
     loaded
-        The same when it was loaded.
+        State when it was loaded.
     proof
-        Of the measure under way, or of the last one (`twotower.models.findings`).
+        Checks of the current or last measure (`twotower.results.findings`).
     acting
-        Hooks of others that changed something in it, in words.
+        Descriptions of user hooks that changed values in it.
     """
 
     traced: Any
@@ -77,9 +77,9 @@ class Model:
     acting: list[str] = field(default_factory=list, repr=False)
 
     def look(self) -> State:
-        """Take the model's state, and forget what was derived from another one.
+        """Take the model's state, and clear the cache if the state changed.
 
-        Called before each measure, which starts a proof of its own.
+        Called before each measure, which starts its own proof.
         """
         if not self.remote:
             from .wrapper import renew_methods, renew_modules
@@ -94,19 +94,19 @@ class Model:
         return now
 
     def forget(self) -> None:
-        """Forget what was derived from the weights, and what was proved with it."""
+        """Clear the values derived from the weights, and the proof; keep batch sizes."""
         sizes = {key: size for key, size in self.cache.items() if key[0] == "batch size"}
         self.cache.clear()
         self.cache.update(sizes)
         self.begin()
 
     def begin(self) -> None:
-        """Begin the proof of a measure."""
+        """Start the proof of a new measure."""
         self.proof = Findings()
         self.acting.clear()
 
     def about(self) -> dict[str, str]:
-        """Its state when it was measured last, and the proof of that measure, for the record."""
+        """Return the state and proof of the last measure, for the provenance."""
         state = self.state or self.look()
         if ADAPTERS not in self.cache:
             self.cache[ADAPTERS] = [] if self.remote else adapters_of(self.module)
@@ -121,7 +121,7 @@ class Model:
 
     @property
     def quantization(self) -> str | None:
-        """How the weights are quantized: "int8", "nf4", "fp4", another method's name, or None."""
+        """Quantization of the weights: "int8", "nf4", "fp4", another method's name, or None."""
         return None if self.remote else quantization_of(self.module)
 
     @property
@@ -141,27 +141,27 @@ class Model:
 
     @property
     def n_heads(self) -> int:
-        """Number of query heads of a layer."""
+        """Number of query heads per layer."""
         return self.architecture.n_heads
 
     @property
     def n_kv_heads(self) -> int:
-        """Number of key-value heads of a layer."""
+        """Number of key-value heads per layer."""
         return self.architecture.n_kv_heads
 
     @property
     def d_head(self) -> int:
-        """Elements of a head's query, key and value."""
+        """Dimension of a head's query, key and value."""
         return self.architecture.d_head
 
     @property
     def d_model(self) -> int:
-        """Elements of the residual stream."""
+        """Dimension of the residual stream."""
         return self.architecture.d_model
 
     @property
     def max_positions(self) -> int | None:
-        """Longest prompt the model takes, in tokens; None where it is not stated."""
+        """Longest prompt, in tokens; None if the configuration does not state it."""
         return self.architecture.max_positions
 
     @property
@@ -172,7 +172,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Device that the token ids belong on; the processor where a server sees to it."""
+        """Device for the token ids; the CPU for a remote model."""
         return torch.device("cpu") if self.remote else device_of(self.module.get_input_embeddings())
 
     @property
@@ -185,7 +185,7 @@ class Model:
 
     @property
     def devices(self) -> list[torch.device]:
-        """All devices that the model runs on, in the order of its parts."""
+        """All devices of the model: embedding, layers, final norm, unembedding."""
         if self.remote:
             return [self.device]
         a, root = self.architecture, self.module
@@ -194,12 +194,12 @@ class Model:
 
     @property
     def attention_kernel(self) -> str | None:
-        """The attention implementation that transformers runs."""
+        """Attention implementation in transformers."""
         return getattr(self.config, "_attn_implementation", None)
 
     @property
     def device_map(self) -> dict[str, str]:
-        """Where modules are; {"": device} for a model on one device."""
+        """Device of each module; {"": device} for a model on one device."""
         placed = getattr(self.module, "hf_device_map", None) or {"": self.device}
         return {name: str(device) for name, device in placed.items()}
 

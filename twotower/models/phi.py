@@ -1,4 +1,4 @@
-"""Phi: attention and MLP side by side on one norm, rotary on a part of each head."""
+"""Phi: parallel attention and MLP with a shared norm, rotary embedding on part of each head."""
 
 from __future__ import annotations
 

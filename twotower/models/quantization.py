@@ -1,4 +1,4 @@
-"""What transformers is given for a quantization."""
+"""Quantization settings for transformers, and detection of a model's quantization."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ QUANTIZATIONS = ("int8", "nf4")
 
 
 def quantization_config(quantization: str, dtype: torch.dtype | str) -> Any:
-    """What transformers takes for a quantization; nf4 computes in the dtype."""
+    """Return the transformers configuration of a quantization; nf4 computes in `dtype`."""
     from transformers import BitsAndBytesConfig
 
     if quantization == "int8":
-        # It says of every product of matrices that inputs are cast to float16.
+        # It logs for every matrix product that inputs are cast to float16.
         logger = logging.getLogger("bitsandbytes.autograd._functions")
         if not any(isinstance(one, Once) for one in logger.filters):
             logger.addFilter(Once())
@@ -29,9 +29,9 @@ def quantization_config(quantization: str, dtype: torch.dtype | str) -> Any:
 
 
 def quantization_of(module: torch.nn.Module) -> str | None:
-    """How a model's weights are quantized, by its modules as they are; None where they are not.
+    """Return how a model's weights are quantized, from its modules; None if they are not.
 
-    Methods other than bitsandbytes' are known by their configuration's name for them.
+    For methods other than bitsandbytes, return the method's name in the configuration.
     """
     found: dict[str, None] = {}
     for part in module.modules():
@@ -50,14 +50,14 @@ def quantization_of(module: torch.nn.Module) -> str | None:
 
 
 class Once(logging.Filter):
-    """Lets every message through once."""
+    """Log filter that passes each message once."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a message is new."""
+        """Check whether a message is new."""
         new = record.getMessage() not in self.seen
         self.seen.add(record.getMessage())
         return new

@@ -1,4 +1,4 @@
-"""Qwen3: Llama's layout, with each head's query and key normed before rotary."""
+"""Qwen3: Llama's layout, with norms on each head's query and key before rotary."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Qwen3(Llama):
     def split(
         self, block: Any, projected: list[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        # By name: super() does not work in a method that was sent to a server as source.
+        # super() does not work in a method sent to a server as source.
         q, k, v = Llama.split(self, block, projected)
         attention = self.attention(block)
         return attention.q_norm(q), attention.k_norm(k), v

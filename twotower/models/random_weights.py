@@ -1,8 +1,8 @@
-"""Models of real shapes with random weights: for time and memory, where no weights are at hand.
+"""Models of real shapes with random weights, to measure time and memory without real weights.
 
-The ordinary loader is given a state dict whose tensors come into being when it asks for
-them, one after the other. So a random model is placed, quantized and offloaded by the same
-code as a real one, and takes no more memory than its final size and one tensor.
+The transformers loader gets a state dict whose tensors are made one by one, when it reads them.
+So the same code places, quantizes and offloads random and real models. Peak memory is the final
+size plus one tensor.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import torch
 from ..errors import ModelError
 
 SHAPES = {path.stem: path for path in sorted((Path(__file__).parent / "configs").glob("*.json"))}
-"""Configurations that come with the package, by name."""
+"""Bundled configurations, by name."""
 
 
 def on_meta(config: Any, dtype: torch.dtype | None = None) -> Any:
-    """A model without memory for its weights.
+    """Make a model on the meta device, without memory for its weights.
 
     Raises
     ------
     ModelError
-        If the configuration is none of a causal language model.
+        If the configuration is not that of a causal language model.
     """
     from transformers import AutoModelForCausalLM
 
@@ -40,7 +40,7 @@ def on_meta(config: Any, dtype: torch.dtype | None = None) -> Any:
 
 @dataclass
 class RandomTensor:
-    """A tensor that is made when it is read, as a slice of a safetensors file is."""
+    """A tensor made when it is read, like a slice of a safetensors file."""
 
     shape: torch.Size
     dtype: torch.dtype
@@ -56,16 +56,16 @@ class RandomTensor:
 
 
 def random_model(config: Any, dtype: torch.dtype, seed: int = 0, **options: Any) -> Any:
-    """A model with random weights, from the ordinary loader.
+    """Make a model with random weights, with the transformers loader.
 
     Parameters
     ----------
     config, dtype
-        The model's.
+        Configuration and dtype of the model.
     seed
-        Decides the weights, with their names.
+        Seed of the weights, combined with their names.
     **options
-        What `from_pretrained` takes: `device_map`, `quantization_config`, ...
+        Arguments of `from_pretrained`: `device_map`, `quantization_config`, ...
     """
     module = on_meta(config, dtype)
     state = random_state(module, dtype, seed)
@@ -75,7 +75,7 @@ def random_model(config: Any, dtype: torch.dtype, seed: int = 0, **options: Any)
 
 
 def random_state(module: Any, dtype: torch.dtype, seed: int) -> dict[str, RandomTensor]:
-    """Weights as a new model has them: normal matrices, norms of one, biases of zero."""
+    """Return initial weights by name: normal matrices, norms of one, biases of zero."""
     tied = set(getattr(module, "all_tied_weights_keys", None) or {})
     spread = getattr(module.config, "initializer_range", None) or 0.02
     found = {}
@@ -91,10 +91,10 @@ def random_state(module: Any, dtype: torch.dtype, seed: int) -> dict[str, Random
 
 
 def synthetic_tokenizer(vocabulary: int) -> Any:
-    """A byte-level tokenizer that knows the words of the bundled tasks.
+    """Make a byte-level tokenizer trained on the words of the bundled tasks.
 
-    Labels of the default task, with their blank, are one token; ids stay below the
-    vocabulary's size.
+    Each label of the default task, with its leading space, is one token. Ids are below
+    `vocabulary`.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

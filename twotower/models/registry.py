@@ -1,4 +1,4 @@
-"""Which adapter serves a model: by `config.model_type`, then by structure."""
+"""Choose the adapter of a model: by `config.model_type`, then by structure."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ ADAPTERS: list[type[Architecture]] = [GPT2, GPTJ, GPTNeoX, Llama, Phi, Qwen3]
 
 
 def register(adapter: type[Architecture]) -> type[Architecture]:
-    """Make a new adapter known; later ones win. Usable as a class decorator."""
+    """Register an adapter; later ones take precedence. Usable as a class decorator."""
     ADAPTERS.insert(0, adapter)
     return adapter
 
 
 def find_architecture(config: Any, module: torch.nn.Module) -> Architecture:
-    """The adapter of a model.
+    """Return the adapter of a model.
 
     Parameters
     ----------
@@ -37,8 +37,8 @@ def find_architecture(config: Any, module: torch.nn.Module) -> Architecture:
     Raises
     ------
     ModelError
-        If no adapter fits. A model type nobody has named is served by the adapter whose
-        structure fits exactly; the check at load then proves or refuses it.
+        If no adapter fits. An unknown model type gets the adapter whose structure fits exactly;
+        the check at load then accepts or rejects it.
     """
     named = [adapter for adapter in ADAPTERS if config.model_type in adapter.model_types]
     reasons = []

@@ -1,11 +1,10 @@
-"""Models that run on a server: only configuration and tokenizer are loaded here.
+"""Models that run on a server; only configuration and tokenizer are loaded locally.
 
-A batch is one session, and a session one job: its traces are sent as source, with the parts of
-this package that they use, and only the results come back. What has been run against what: a
-server of our own in another process, which speaks the protocol of nnsight 0.8.1, on the same
-version of Python and without this package or xarray (tests/models/test_remote.py); not the
-public NDIF service. Classes are sent as bytecode where they have no source of their own, so
-client and server need the same minor version of Python.
+A batch is one session, and a session is one job. Its traces are sent as source, with the parts of
+this package that they use; only the results come back. Tested against our own server in another
+process, with the protocol of nnsight 0.8.1, the same Python version, and without this package or
+xarray (tests/models/test_remote.py). Untested against the public NDIF service. Classes without
+source are sent as bytecode, so client and server need the same minor version of Python.
 """
 
 from __future__ import annotations
@@ -29,25 +28,25 @@ def remote_model(
     revision: str | None,
     options: Mapping[str, Any],
 ) -> Model:
-    """A model on NDIF, or on a server of one's own.
+    """Return a model on NDIF or on your own server.
 
     Parameters
     ----------
     name
-        Hub id, as the server knows it.
+        Hub id on the server.
     tokenizer
         Its tokenizer.
     server
-        True for NDIF, or an address, "http://..."; `prepare` was called with it.
+        True for NDIF, or an address, "http://..."; call `prepare` with it first.
     revision
         Branch, tag or commit on the hub.
     options
-        How to ask the hub: `token`, `cache_dir`, `trust_remote_code`.
+        Hub options: `token`, `cache_dir`, `trust_remote_code`.
 
     Raises
     ------
     InputError
-        If the address is none.
+        If the address is invalid.
     """
     import nnsight
 
@@ -62,7 +61,7 @@ def remote_model(
 
 @contextmanager
 def reached(server: bool | str) -> Iterator[None]:
-    """Say in one sentence that a server is not there, where one is asked.
+    """Turn connection errors of a remote model into a one-sentence error.
 
     Raises
     ------
@@ -79,12 +78,12 @@ def reached(server: bool | str) -> Iterator[None]:
 
 
 def prepare(server: bool | str) -> None:
-    """Have the package sent along with every request, as servers do not have it.
+    """Send this package with every request, because servers do not have it.
 
     Raises
     ------
     InputError
-        If the server is none.
+        If `server` is not True, "local" or an address.
     """
     import nnsight
 

@@ -1,7 +1,7 @@
-"""A small random model of the same kind: a configuration's copy with few, narrow layers.
+"""A small random model of the same kind, with few, narrow layers.
 
-What decides how a model computes is kept: its class, the kinds of its layers, how attention is
-scaled, windowed and rotated. Only sizes change, so a proof on it holds for the kind.
+The small model keeps the class, the kinds of layers, and the scaling, windows and rotary embedding
+of attention. Only sizes change, so a check on it is valid for the kind.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from .random_weights import on_meta
 
 HEADS, D_HEAD = 4, 16
-"""Query heads, and elements of each."""
+"""Number of query heads, and dimension of each."""
 
 SIZES = {
     "intermediate_size": 48,
@@ -29,21 +29,21 @@ SIZES = {
     "n_routed_experts": 4,
     "num_experts_per_tok": 2,
 }
-"""Largest value of a configuration's sizes, by name."""
+"""Maximum of each size in the configuration, by name."""
 
 SPREAD = 0.15
-"""Standard deviation of random weights: attention is then far from uniform."""
+"""Standard deviation of the random weights; large enough for attention far from uniform."""
 
 
 def shrunk(config: Any, lengths: Mapping[str, int] | None = None) -> Any:
-    """A copy of a configuration for a small model of the same kind.
+    """Return a copy of a configuration for a small model of the same kind.
 
     Parameters
     ----------
     config
         A transformers configuration.
     lengths
-        New values of settings that name lengths, which may stand in `rope_parameters`.
+        New values of the length settings, also in `rope_parameters`.
     """
     small = copy.deepcopy(config)
     n_heads = config.num_attention_heads
@@ -72,7 +72,7 @@ def shrunk(config: Any, lengths: Mapping[str, int] | None = None) -> Any:
 
 
 def _fewer_layers(config: Any) -> None:
-    """Keep one layer of each kind, and two at least."""
+    """Keep one layer of each kind, and at least two layers."""
     n = config.num_hidden_layers
     kinds = getattr(config, "layer_types", None)
     kept = sorted({kind: i for i, kind in reversed(list(enumerate(kinds or [])))}.values())
@@ -88,7 +88,7 @@ def _fewer_layers(config: Any) -> None:
 
 
 def _set(config: Any, name: str, value: int) -> None:
-    """Set a length wherever the configuration names it."""
+    """Set a length everywhere in the configuration."""
     if hasattr(config, name):
         setattr(config, name, value)
     for owner in ("rope_parameters", "rope_scaling"):
@@ -100,16 +100,16 @@ def _set(config: Any, name: str, value: int) -> None:
 
 
 def random_small_model(config: Any, seed: int = 0) -> Any:
-    """A model of a configuration, with random weights, biases and norms, in float32.
+    """Make a float32 model with random weights, biases and norms.
 
-    The global random state is left as it is.
+    The global random state does not change.
 
     Parameters
     ----------
     config
-        A small one.
+        A small configuration.
     seed
-        Decides the weights.
+        Seed of the weights.
     """
     from transformers import AutoModelForCausalLM
 

@@ -1,13 +1,13 @@
-"""The state of a model: all that decides its numbers, as it is now.
+"""Current state of a model: everything that determines its numbers.
 
-Users train a model, load other weights into it, hook it, adapt it, cast it. Before each measure
-its state is taken; where it differs from that of the measure before, whatever was derived from
-the old one is thrown away and the model is proved anew.
+Users train a model, load other weights, add hooks or adapters, or cast it. Each measure takes the
+state first. If the state differs from that of the previous measure, cached values are discarded
+and the model is checked again.
 
-Taking it must be cheap, so weights are not read whole. A weight is known by its tensor, the
-version that autograd counts with each change in place, and a sample of its elements, which
-changes where the version does not (`weight.data`). A change that all three miss, a few elements
-written through `.data`, is left to the proof of the batch.
+Taking the state must be cheap, so weights are not read completely. A weight is identified by its
+tensor, by autograd's version counter of in-place changes, and by a sample of its elements. The
+sample detects changes through `weight.data`, which the version misses. If only a few elements
+change through `.data`, all three may miss it; the check of the batch must then detect it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .model import Model
 
 SAMPLES = 64
-"""Elements of each weight that are looked at, spread evenly over it."""
+"""Number of sampled elements per weight, evenly spaced."""
 
 FRAMEWORKS = (
     "accelerate",
@@ -38,31 +38,31 @@ FRAMEWORKS = (
     "transformers",
     "twotower",
 )
-"""Packages whose hooks are part of how a model runs, such as those that move weights."""
+"""Packages whose hooks belong to running a model, such as hooks that move weights."""
 
 HOOKS = {"_forward_hooks": "forward hook", "_forward_pre_hooks": "forward pre-hook"}
-"""Where torch keeps a module's hooks, and their names."""
+"""Attributes where torch keeps a module's hooks, and the kinds of hook."""
 
 FORWARD = "forward"
-"""Kind of what was put in the place of the method of this name."""
+"""Kind of a replaced `forward` method."""
 
 
 @dataclass(frozen=True)
 class Hook:
-    """A hook that somebody put on a module.
+    """A user's hook on a module.
 
     Attributes
     ----------
     path
-        Of the module; "every module" for torch's global hooks.
+        Path of the module; "every module" for torch's global hooks.
     kind
         "forward hook", "forward pre-hook", or "forward" where the method itself was replaced.
     name
-        Of the function, with its module.
+        Name of the function, with its Python module.
     identity
-        Of the function object.
+        `id` of the function object.
     function
-        Held, so that no other one gets its identity.
+        The function, kept alive so that no other object gets its `id`.
     """
 
     path: str
@@ -73,7 +73,7 @@ class Hook:
 
     @property
     def is_before(self) -> bool:
-        """Whether it is given what goes into a module, not what comes out."""
+        """Whether the hook gets the module's input, not its output."""
         return self.kind == HOOKS["_forward_pre_hooks"]
 
     def __str__(self) -> str:
@@ -82,27 +82,27 @@ class Hook:
 
 @dataclass(frozen=True)
 class State:
-    """What decides a model's numbers.
+    """Everything that determines a model's numbers.
 
     Attributes
     ----------
     identity
-        Hash of identities of all modules and edits, and of identities and versions of all
-        weights and buffers.
+        Hash of the identities of all modules, edits, weights and buffers, and of the versions
+        of weights and buffers.
     sample
-        Hash of elements sampled from them: the same for the same weights in any process.
+        Hash of sampled elements; the same for the same weights in every process.
     hooks
-        Hooks of others.
+        User hooks.
     edits
-        nnsight edits in force, by where they were written.
+        Active nnsight edits, by source file and line.
     adapters
-        For each adapted module its active, merged and disabled adapters and their scales.
+        For each adapted module: active, merged and disabled adapters, and their scales.
     kernel
         Attention implementation.
     dtypes
-        Of the weights and buffers, most frequent first.
+        Dtypes of the weights and buffers, most frequent first.
     held
-        Edits, so that no other ones get their identities.
+        The edits, kept alive so that no other objects get their `id`.
     """
 
     identity: str
@@ -115,29 +115,30 @@ class State:
     held: tuple[Any, ...] = field(default=(), compare=False, repr=False)
 
     def differences(self, other: State) -> list[str]:
-        """In what another state differs from this one; names of parts."""
+        """Return the names of the parts that differ between two states."""
         parts = {"weights": "sample", "attention kernel": "kernel"}
         parts |= {name: name for name in ("hooks", "edits", "adapters", "dtypes")}
         return [name for name, at in parts.items() if getattr(self, at) != getattr(other, at)]
 
     def unfollowed(self) -> list[str]:
-        """Interventions of others that a sweep's rows cannot follow whatever they do, in words.
+        """Return descriptions of the user interventions that a sweep's rows can never include.
 
-        An edit is part of traces only. A method may count positions, and rows lie otherwise.
+        These are nnsight edits, which act only in traces, and replaced `forward` methods, which
+        may count positions that differ in rows.
         """
         found = [str(hook) for hook in self.hooks if hook.kind == FORWARD]
         return found + [f"nnsight edit {edit}" for edit in self.edits]
 
     def interventions(self) -> list[str]:
-        """Interventions of others, in words."""
+        """Return descriptions of all user interventions."""
         found = [str(hook) for hook in self.hooks]
         return found + [f"nnsight edit {edit}" for edit in self.edits]
 
 
 def take_state(model: Model) -> State:
-    """The state of a model as it is now.
+    """Return the current state of a model.
 
-    On a server only its edits are known.
+    For a remote model only the edits are known.
     """
     root = model.module
     modules = list(root.named_modules(remove_duplicate=True))
@@ -164,7 +165,7 @@ def _tensors(modules: list[tuple[str, torch.nn.Module]]) -> Iterator[torch.Tenso
 
 def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:
     form = (tensor.dtype, tensor.shape, tensor.device)
-    if tensor.is_meta:  # an offloaded weight: another tensor after each forward
+    if tensor.is_meta:  # offloaded: a new tensor after each forward pass
         return form
     version = -1 if tensor.is_inference() else tensor._version
     return id(tensor), version, tensor.data_ptr(), *form
@@ -175,11 +176,11 @@ def _hash(values: Any) -> str:
 
 
 def _sample(tensors: list[torch.Tensor]) -> str:
-    """Hash of some elements of every tensor; one copy from each device and dtype."""
+    """Return a hash of sampled elements of every tensor; one copy per device and dtype."""
     found = hashlib.blake2b(digest_size=16)
     groups: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
     for tensor in tensors:
-        # An offloaded weight is on "meta" until it is needed.
+        # Offloaded weights are on "meta" until needed.
         if tensor.is_meta or not tensor.numel():
             continue
         taken = _spread(tensor.data)
@@ -192,7 +193,7 @@ def _sample(tensors: list[torch.Tensor]) -> str:
 
 
 def _spread(tensor: torch.Tensor) -> torch.Tensor:
-    """Elements spread evenly over the memory that a tensor spans."""
+    """Return elements spread evenly over a tensor's memory."""
     span = tensor.numel()
     if not tensor.is_contiguous():
         steps = zip(tensor.shape, tensor.stride(), strict=True)
@@ -212,7 +213,7 @@ def _dtypes(tensors: list[torch.Tensor]) -> tuple[str, ...]:
 def hooks_of(
     modules: list[tuple[str, torch.nn.Module]],
 ) -> Iterator[tuple[dict[int, Any], int, Hook]]:
-    """Hooks of others on modules and on all modules, each with its place in torch's dicts."""
+    """Iterate over user hooks, global ones included, each with its dict and key in torch."""
     for where, kind in HOOKS.items():
         places = [("every module", getattr(torch_modules, f"_global{where}"))]
         places += [(path, getattr(module, where)) for path, module in modules]
@@ -223,7 +224,7 @@ def hooks_of(
 
 
 def _replaced(modules: list[tuple[str, torch.nn.Module]]) -> Iterator[Hook]:
-    """Methods that others put in the place of modules' `forward`."""
+    """Iterate over user functions that replace a module's `forward`."""
     for path, module in modules:
         function = _replaced_forward(module)
         if function is not None:
@@ -237,12 +238,12 @@ def _hook(path: str, kind: str, function: Any) -> Hook:
 
 
 def is_foreign(function: Any) -> bool:
-    """Whether a hook is a user's own, and no part of how a framework runs a model."""
+    """Check that a hook is the user's, not a framework's."""
     return any(map(_is_users, _unwrapped(function)))
 
 
 def _unwrapped(function: Any) -> Iterator[Any]:
-    """A function, and what it wraps: a user's may wrap a framework's, and the other way round."""
+    """Iterate over a function and the functions it wraps, of the user or of a framework."""
     while function is not None:
         if isinstance(function, functools.partial):
             function = function.func
@@ -256,21 +257,21 @@ def _is_users(function: Any) -> bool:
 
 
 def _package(function: Any) -> str:
-    """Where a function was written; `functools.wraps` makes `__module__` that of another."""
+    """Return the Python module of a function; `functools.wraps` overwrites `__module__`."""
     function = getattr(function, "__func__", function)
     written = getattr(function, "__globals__", {}).get("__name__")
     return str(written or getattr(function, "__module__", None) or type(function).__module__)
 
 
 def _replaced_forward(module: torch.nn.Module) -> Any:
-    """A user's function in the place of a module's `forward`; None where it is the class's."""
+    """Return a user's function that replaces a module's `forward`, or None."""
     own = module.__dict__.get("forward")
-    state = module.__dict__.get("__nnsight__")  # nnsight keeps the one that it wrapped
+    state = module.__dict__.get("__nnsight__")  # nnsight keeps the wrapped method
     if state is not None and type(own).__module__.startswith("nnsight"):
         own = state.original
     if own is None or own is type(module).forward:
         return None
-    # nnsight wraps a replaced method once more.
+    # nnsight wraps a replaced method again.
     inner = own
     if getattr(own, "__module__", "").startswith("nnsight") and getattr(own, "__closure__", None):
         inner = own.__closure__[0].cell_contents
@@ -279,11 +280,11 @@ def _replaced_forward(module: torch.nn.Module) -> Any:
 
 
 def _written_at(edit: Any) -> str:
-    """File and line of an nnsight edit."""
+    """Return file and line of an nnsight edit."""
     code = getattr(edit, "code", None)
     if code is None:
         return "of unknown origin"
-    # nnsight compiles an edit by itself, with the first line numbered 0 or 1.
+    # nnsight compiles an edit separately; its first line has number 0 or 1.
     lines = [line for _, _, line in code.co_lines() if line is not None and line > 1]
     return f"at {code.co_filename.rpartition('/')[2]}:{min(lines, default=1)}"
 

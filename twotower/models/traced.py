@@ -1,4 +1,4 @@
-"""nnsight's wrapper around a loaded model, where accelerate has moved weights away."""
+"""nnsight wrapper of a loaded model, with support for accelerate's offloading."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from .model import device_of
 
 
 class Traced(nnsight.TransformersModel):
-    """A model that takes its inputs on the device that the embedding runs on.
+    """An nnsight model that sends its inputs to the device of the embedding.
 
-    nnsight sends them to the first weight's device, which is "meta" where that weight waits
-    on disk or in the processor's memory until it is needed.
+    nnsight sends them to the device of the first weight, which is "meta" if that weight is
+    offloaded to disk or CPU memory.
     """
 
     @property
     def device(self) -> torch.device:
-        """Where inputs are sent."""
+        """Device of the inputs."""
         return device_of(self._module.get_input_embeddings())
 
 
 def traced(module: Any, tokenizer: Any) -> Traced:
-    """A loaded transformers model in nnsight's wrapper."""
+    """Wrap a loaded transformers model in nnsight."""
     placed = getattr(module, "hf_device_map", None)
     if not placed:
         return Traced(module, task="text-generation", tokenizer=tokenizer)
-    # transformers takes the first for the device of its pipeline, and "disk" is none.
+    # transformers uses the first device for its pipeline, and "disk" is not a device.
     runs_on = device_of(module.get_input_embeddings())
     module.hf_device_map = {name: runs_on if at == "disk" else at for name, at in placed.items()}
     try:

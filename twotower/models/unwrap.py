@@ -1,4 +1,4 @@
-"""From what a user holds to the transformers model inside: adapted, compiled, data parallel."""
+"""Unwrap the transformers model inside peft, torch.compile and data-parallel wrappers."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from ..errors import ModelError
 
 
 def unwrapped(model: Any) -> Any:
-    """The model inside peft's, torch.compile's and data-parallel wrappers.
+    """Return the model inside peft, torch.compile and data-parallel wrappers.
 
-    It shares its weights with the wrapper, and adapters are part of it: what is done to one shows
-    in the other. Measures run it as it is written, not compiled.
+    It shares weights and adapters with the wrapper, so changes to one affect the other. Measures
+    run it uncompiled.
 
     Raises
     ------
     ModelError
-        If the wrapper does more than the model inside: prompt learning puts tokens or keys and
-        values of its own before the prompt, FSDP keeps weights in pieces.
+        If the wrapper does more than the model inside: prompt learning adds its own tokens, keys
+        or values before the prompt, and FSDP shards weights.
     """
     while True:
         inner = _inside(model)
@@ -32,7 +32,7 @@ def unwrapped(model: Any) -> Any:
 def _inside(model: Any) -> Any:
     kind = type(model).__name__
     if kind == "FullyShardedDataParallel":
-        raise ModelError("a model under FSDP keeps its weights in pieces; load it with device_map=")
+        raise ModelError("FSDP shards the weights of a model; load it with device_map= instead")
     if kind == "OptimizedModule":
         return model._orig_mod
     parallel = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
@@ -44,7 +44,7 @@ def _inside(model: Any) -> Any:
     for name, config in getattr(model, "peft_config", {}).items():
         if getattr(config, "is_prompt_learning", False):
             raise ModelError(
-                f"the adapter {name!r} is one of prompt learning ({config.peft_type.value}): it "
-                "puts vectors of its own before the prompt, which has no tokens for them"
+                f"the adapter {name!r} uses prompt learning ({config.peft_type.value}): it adds "
+                "vectors before the prompt that match no tokens; load the model without it"
             )
     return model.get_base_model()

@@ -1,9 +1,9 @@
-"""Keeping nnsight's wrapper in line with the model inside, which its user may rebuild.
+"""Update nnsight's wrapper when the user changes the model inside.
 
-nnsight mirrors a model's modules when it wraps it, and puts a method of its own in the place of
-each module's `forward`. Adapters added or taken out later replace modules; users replace `forward`,
-or delete it to have the class's own back. Neither tells nnsight, whose traces would then read
-modules that no longer run, or wait for modules that no longer report.
+When nnsight wraps a model, it mirrors its modules and replaces each module's `forward` with its own
+method. Later, users may add or remove adapters, which replaces modules. They may also replace
+`forward`, or delete it to restore the class's method. nnsight does not notice: its traces would
+read modules that no longer run, or wait for modules that no longer report.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..errors import ModelError
 
 
 def renew_methods(root: torch.nn.Module) -> None:
-    """Put nnsight's method back around each `forward` that was replaced or deleted."""
+    """Wrap every replaced or deleted `forward` with nnsight's method again."""
     for module in root.modules():
         state = module.__dict__.get(STATE)
         if state is None or "_hf_hook" in module.__dict__:  # accelerate's own replacement
@@ -27,22 +27,22 @@ def renew_methods(root: torch.nn.Module) -> None:
         if not isinstance(method, Controller):
             new = State(module_body(module))
             module.__dict__["forward"] = Controller(module, new)
-        elif method.state is not state:  # one of nnsight's, put back after a replacement
+        elif method.state is not state:  # nnsight's method, restored after a replacement
             new = method.state
         else:
             continue
-        # The old method may still be called by the new one; it must not report a second time.
+        # The new method may call the old one, which must not report a second time.
         new.routes, state.routes = state.routes, []
         module.__dict__[STATE] = new
 
 
 def renew_modules(traced: Any, architecture: Any) -> None:
-    """Mirror the modules anew where some were replaced.
+    """Update nnsight's mirror of the modules if some were replaced.
 
     Raises
     ------
     ModelError
-        If the model no longer has the layout that its adapter describes.
+        If the model no longer has its adapter's layout.
     """
     root = traced._module
     if _mirrors(traced):
@@ -50,17 +50,17 @@ def renew_modules(traced: Any, architecture: Any) -> None:
     reason = architecture.misfit(root)
     if reason is not None:
         raise ModelError(
-            f"modules of the model were replaced since it was loaded, and {reason}; put them "
+            f"modules of the model were replaced after loading, and {reason}; put them "
             "back, or load the model again"
         )
     with warnings.catch_warnings():
-        # It says that methods were replaced, which the state of the model names.
+        # nnsight warns about replaced methods; the model's state already lists them.
         warnings.simplefilter("ignore")
         traced._update(root)
 
 
 def _mirrors(envoy: Any) -> bool:
-    """Whether an envoy and those below it stand for the modules that are there now."""
+    """Check that an envoy and its children mirror the current modules."""
     own = envoy._module._modules
     mirrored = envoy._child_map
     present = [name for name, module in own.items() if module is not None]

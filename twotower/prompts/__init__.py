@@ -1,4 +1,4 @@
-"""Prompts: tasks, demonstrations, and the role of every token."""
+"""Prompts: tasks, demonstrations, and the role of each token."""
 
 from .build import build_prompts, prompts_from_strings
 from .positions import At, at

@@ -1,4 +1,4 @@
-"""Building prompts: which texts demonstrate, in which order, under which labels."""
+"""Build prompts: choose demonstrations, their order and their labels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ORDERS = ("shuffled", "alternating", "blocked")
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides a set of prompts, but for their number and the tokenizer."""
+    """All settings of a set of prompts, except their number and the tokenizer."""
 
     task: Task
     labels: tuple[str, ...]
@@ -38,10 +38,10 @@ class Recipe:
     add_special_tokens: bool = True
     control_tokens: bool = False
     part: str = ""
-    """Which part of the task's texts this is, after a split."""
+    """Part of the task's texts, after a split."""
 
     def describe(self) -> dict[str, Any]:
-        """What `build_prompts` was given, for the record."""
+        """Return the arguments of `build_prompts`, for the provenance."""
         return {
             "shots": self.shots,
             "template": self.template.form,
@@ -55,7 +55,7 @@ class Recipe:
         }
 
     def make(self, n: int, tokenizer: Any) -> Prompts:
-        """The first n prompts."""
+        """Make the first n prompts."""
         draw = _Draw(self)
         return assemble(
             [draw.prompt(i) for i in range(n)],
@@ -72,7 +72,7 @@ class Recipe:
     def split(
         self, fraction: float, seed: int, n_first: int, n_second: int, tokenizer: Any
     ) -> tuple[Prompts, Prompts]:
-        """Prompts of two parts of the task's texts."""
+        """Make prompts from two parts of the task's texts."""
         halves = self.task.split(fraction, seed)
         first, second = (
             replace(self, task=half, part=f"{self.part}split({fraction}, {seed})[{number}]")
@@ -84,11 +84,11 @@ class Recipe:
 
     @property
     def most_shots(self) -> int:
-        """Largest number of demonstrations that any class can be asked for."""
+        """Largest number of demonstrations of a class."""
         return max(self.shots.values()) if isinstance(self.shots, Mapping) else self.shots
 
     def check_texts(self) -> None:
-        """Refuse a task with too few texts for the demonstrations and a query."""
+        """Check that every class has enough texts for the demonstrations and a query."""
         for name, texts in self.task.texts.items():
             if len(texts) < self.most_shots + 1:
                 raise InputError(
@@ -99,7 +99,7 @@ class Recipe:
 
 
 class _Draw:
-    """Draws prompt after prompt; prompt i does not depend on how many are drawn."""
+    """Draws prompts one by one; prompt i does not depend on their number."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -107,7 +107,7 @@ class _Draw:
         rng = np.random.default_rng([recipe.seed, 1])
         self.queues = {c: rng.permutation(len(recipe.task.texts[c])) for c in self.classes}
         if recipe.shared_demonstrations:
-            # The first of each class's queue demonstrate; queries come from the rest.
+            # The first texts of each queue are demonstrations; queries come from the rest.
             k = recipe.most_shots
             self.shared = {c: self.queues[c][:k] for c in self.classes}
             self.queues = {c: self.queues[c][k:] for c in self.classes}
@@ -116,8 +116,8 @@ class _Draw:
 
     def prompt(self, i: int) -> Prompt:
         recipe, n = self.recipe, len(self.classes)
-        # Blocks of n x n prompts hold every query class under every label once (or every
-        # class n times where labels stay), so right answers are balanced.
+        # A block of n x n prompts pairs every query class with every label once (with fixed
+        # labels: has every class n times), so correct answers are balanced.
         block = np.random.default_rng([recipe.seed, 2, i // (n * n)]).permutation(n * n)
         cell = int(block[i % (n * n)])
         query_class = self.classes[cell % n]
@@ -147,7 +147,7 @@ class _Draw:
         return recipe.template.prompt(demonstrations, text, query_class, labels[query_class])
 
     def _counts(self, rotation: int) -> dict[str, int]:
-        """Demonstrations of each class, under labels shifted by `rotation`."""
+        """Return the number of demonstrations per class, with labels shifted by `rotation`."""
         shots, n = self.recipe.shots, len(self.classes)
         if not isinstance(shots, Mapping):
             return dict.fromkeys(self.classes, shots)
@@ -156,7 +156,7 @@ class _Draw:
         }
 
     def _order(self, rng: np.random.Generator, counts: Mapping[str, int]) -> list[str]:
-        """Class of each demonstration, from first to last."""
+        """Return the class of each demonstration, from first to last."""
         blocked = [c for c in self.classes for _ in range(counts[c])]
         if self.recipe.order == "blocked":
             return blocked
@@ -182,58 +182,57 @@ def build_prompts(
     add_special_tokens: bool = True,
     control_tokens: bool = False,
 ) -> Prompts:
-    """Prompts of labelled demonstrations and an unlabelled query.
+    """Build prompts of labelled demonstrations and an unlabelled query.
 
     Parameters
     ----------
     model
-        Its tokenizer and context length are used.
+        Model that gives the tokenizer and the context length.
     task
         Texts by class.
     labels
-        One word per class, each one token as it stands in the prompt; or a dict of class to
-        word. By default foo, bar, map, key, cup, ... Words that are the classes' own names
-        go with their classes, in whatever order they are given.
+        One word per class, each a single token in the prompt; or a dict of class to word. By
+        default foo, bar, map, key, cup, ... Words that are class names are matched to their
+        classes, in any order.
     shots
-        Demonstrations per label, or a dict of label to number for unbalanced ones.
+        Demonstrations per label, or a dict of label to number for unbalanced prompts.
     n
         Number of prompts.
     seed
-        Decides every draw. Prompt i is the same for every n > i.
+        Seed of all draws. Prompt i is the same for every n > i.
     template
-        How a demonstration is written, with {text} and then {label}.
+        Format of a demonstration, with {text} and then {label}.
     instruction
         Text before the first demonstration.
     order
-        "shuffled" (anew in each prompt), "alternating" (class after class, in turn) or
-        "blocked" (all of the first class, then all of the next).
+        "shuffled" (separately in each prompt), "alternating" (classes in turn) or "blocked"
+        (all of the first class, then all of the next).
     permute_labels
-        Whether the label of a class changes between prompts, so that each class stands
-        under each label equally often. By default it does, unless labels are given by class
-        or are the classes' own names.
+        Whether the label of a class changes between prompts, so that each class has each
+        label equally often. By default True, unless labels are given by class or are the
+        class names.
     shared_demonstrations
         Whether all prompts have the same demonstrations.
     add_special_tokens
-        Whether the tokenizer adds its special tokens, as in transformers. Pass False where
-        the template or the instruction holds the BOS already, as chat templates do.
+        Whether the tokenizer adds its special tokens, as in transformers. Pass False if the
+        template or the instruction already contains the BOS token, as chat templates do.
     control_tokens
-        Whether control tokens of the tokenizer, such as <|im_end|>, may stand in the task's
-        texts and labels, where they are read as control tokens. In the template and the
-        instruction they always may.
+        Whether the task's texts and labels may contain control tokens of the tokenizer, such
+        as <|im_end|>. The template and the instruction always may.
 
     Returns
     -------
     Prompts
-        In every block of (number of classes) squared prompts, right answers are balanced
-        over labels and classes. A query never stands among its demonstrations.
+        In every block of (number of classes) squared prompts, correct answers are balanced
+        over labels and classes. A query never appears among its demonstrations.
 
     Raises
     ------
     InputError
         If labels are not distinct single tokens, one per class and the same after every
-        prompt; if only some labels are names of classes and `permute_labels` is not given; if
-        a class has too few texts; if the tokenizer does not read a character as it is
-        written; or if a prompt is longer than the model's context.
+        prompt; if only some labels are class names and `permute_labels` is not given; if a
+        class has too few texts; if the tokenizer drops or does not know a character; or if a
+        prompt is longer than the model's context.
     """
     if not hasattr(model, "tokenizer"):
         check_is(model, "Model", "model")
@@ -276,7 +275,7 @@ def build_prompts(
 
 
 def _spans(spans: Any, prompt: int) -> list[tuple[int, int]]:
-    """Spans as pairs of whole numbers."""
+    """Return spans as pairs of integers."""
     try:
         return [(operator.index(start), operator.index(end)) for start, end in spans]
     except (TypeError, ValueError):
@@ -297,32 +296,32 @@ def prompts_from_strings(
     add_special_tokens: bool = True,
     control_tokens: bool = False,
 ) -> Prompts:
-    r"""Prompts from a user's own texts.
+    r"""Build prompts from a user's own texts.
 
     Parameters
     ----------
     model
-        Its tokenizer and context length are used.
+        Model that gives the tokenizer and the context length.
     strings
-        The prompts, each ending where the label would follow.
+        The prompts, each ending directly before the label.
     label_spans
-        For each prompt the spans (start, end), in characters, of its demonstrations'
-        labels, in order. What stands before a label belongs to its demonstration; what
-        stands after the last one is the query.
+        For each prompt the spans (start, end), in characters, of its demonstrations' labels,
+        in order. Text before a label belongs to its demonstration; text after the last label
+        is the query.
     gold
-        For each prompt the right label's text.
+        For each prompt the text of the correct label.
     labels
-        Label texts in the order wanted for the dim `label`; by default as they appear.
+        Label texts, in the order of the dim `label`; by default in order of appearance.
     classes
         For each prompt the class of each demonstration; by default its label.
     query_class
-        For each prompt the class of the query; by default its right label.
+        For each prompt the class of the query; by default its correct label.
     add_special_tokens
-        Whether the tokenizer adds its special tokens, as in transformers. If not, a BOS that
-        a string begins with has the role "bos".
+        Whether the tokenizer adds its special tokens, as in transformers. If not, a BOS token
+        at the start of a string has the role "bos".
     control_tokens
-        Whether control tokens of the tokenizer, such as <|im_end|>, may stand in the strings,
-        as they do in chat turns.
+        Whether the strings may contain control tokens of the tokenizer, such as <|im_end|> in
+        chat turns.
 
     Returns
     -------
@@ -331,8 +330,8 @@ def prompts_from_strings(
     Raises
     ------
     InputError
-        If lengths differ, spans overlap or are empty, a label is not one token, and the same
-        after every prompt, or the tokenizer does not read a character as it is written.
+        If lengths differ; if spans overlap or are empty; if a label is not a single token,
+        the same after every prompt; or if the tokenizer drops or does not know a character.
 
     Examples
     --------
@@ -361,13 +360,13 @@ def prompts_from_strings(
             raise InputError(f"{name}= must be a list with an entry for each prompt")
     if not len(strings) == len(label_spans) == len(gold):
         raise InputError(
-            f"{len(strings)} strings, {len(label_spans)} lists of spans and {len(gold)} right "
-            "labels; there must be one of each per prompt"
+            f"{len(strings)} strings, {len(label_spans)} lists of spans and {len(gold)} correct "
+            "labels; give one of each per prompt"
         )
     for name, entries in (("classes", classes), ("query_class", query_class)):
         if entries is not None and len(entries) != len(strings):
             raise InputError(f"{len(strings)} strings and {len(entries)} entries of {name}=")
-    # A pandas Series is indexed by its own index, not by place.
+    # A pandas Series is indexed by its own index, not by position.
     strings, label_spans, gold = list(strings), list(label_spans), list(gold)
     classes = None if classes is None else list(classes)
     query_class = None if query_class is None else list(query_class)
@@ -384,7 +383,7 @@ def prompts_from_strings(
         for cls in given:
             encodable(f"prompt {i}: the class", cls)
         if classes is not None and query_class is None and gold[i] not in given:
-            raise InputError("classes= other than the labels need query_class= beside them")
+            raise InputError("classes= other than the labels also need query_class=")
         for number, (span, cls) in enumerate(zip(spans, given, strict=True)):
             start, end = span
             label = string[start:end].strip()
@@ -399,10 +398,10 @@ def prompts_from_strings(
             at = end
         query = string[at:]
         if not query.strip():
-            raise InputError(f"prompt {i} ends with a label; nothing is asked")
+            raise InputError(f"prompt {i} ends with a label; add a query after it")
         if query[-1] in " \t":
             raise InputError(
-                f"prompt {i} ends in a blank, which belongs to the label's token; leave it out"
+                f"prompt {i} ends in a space, which belongs to the label's token; remove it"
             )
         segments.append(Segment(query, "query"))
         answer_class = query_class[i] if query_class is not None else gold[i]
@@ -410,9 +409,9 @@ def prompts_from_strings(
         items.append(Prompt(kept, query.strip(), gold[i], answer_class))
     unknown = sorted(set(gold) - set(seen))
     if unknown:
-        raise InputError(f"the right label {unknown[0]!r} is not among the labels {list(seen)}")
+        raise InputError(f"the correct label {unknown[0]!r} is not among the labels {list(seen)}")
     if labels is not None and set(seen) != set(labels):
-        raise InputError(f"the prompts hold labels that are not in labels={list(labels)}")
+        raise InputError(f"the prompts contain labels that are not in labels={list(labels)}")
     return assemble(
         items,
         list(seen),

@@ -1,4 +1,4 @@
-"""What a tokenizer makes of single characters: control tokens, unknown ones, none at all."""
+"""Check for control tokens, unknown characters and dropped characters."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from ..errors import InputError
 from .segments import Segment
 
 MARKUP = re.compile(r"<.+>|\[.+\]", re.DOTALL)
-"""How control tokens look that a tokenizer does not mark as special."""
+"""Pattern of control tokens that a tokenizer does not mark as special."""
 
 BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-"""A byte of a character that the vocabulary lacks."""
+"""Token of one byte of a character that is not in the vocabulary."""
 
 PRIVATE = "\ue000\ue001"
-"""Characters without a meaning, which no vocabulary holds but as bytes."""
+"""Private-use characters, which a vocabulary contains only as bytes."""
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
-"""What some of a character's bytes are decoded to."""
+"""Result of decoding an incomplete character."""
 
 Token = tuple[int, int, int, Segment]
 """Token id, first character, end, and the segment that the token belongs to."""
 
 
 class Characters:
-    """Checks that the characters of prompts are read as they are written.
+    """Checks that a tokenizer reads every character of the prompts.
 
     Parameters
     ----------
     tokenizer
         A fast transformers tokenizer.
     control_tokens
-        Whether control tokens may stand in texts and labels.
+        Whether texts and labels may contain control tokens.
     """
 
     def __init__(self, tokenizer: Any, control_tokens: bool) -> None:
@@ -43,14 +43,14 @@ class Characters:
         self.control = {} if control_tokens else _control_tokens(tokenizer)
         self.unknown = _unknown_tokens(tokenizer)
         self.added = set(tokenizer.added_tokens_decoder)
-        # BPE without a token for unknown characters, or bytes of them, leaves them out. What
-        # transformers calls the unknown token is not always one of the vocabulary's model.
+        # BPE without an unknown token or byte tokens drops unknown characters. The unknown
+        # token of transformers is not always known to the backend's model.
         model = self.backend.model
         self.silent = type(model).__name__ == "BPE" and model.unk_token is None
         self.known: dict[str, bool] = {}
 
     def check(self, number: int, string: str, tokens: Sequence[Token]) -> None:
-        """Refuse a prompt whose characters are not read as they are written.
+        """Check that the tokenizer reads every character of a prompt.
 
         Parameters
         ----------
@@ -59,13 +59,13 @@ class Characters:
         string
             The prompt.
         tokens
-            Its tokens, without those that the tokenizer adds by itself.
+            Its tokens, without the special tokens that the tokenizer adds.
 
         Raises
         ------
         InputError
-            If the tokenizer drops a character or does not know it, or a control token
-            stands in a text, label or query.
+            If the tokenizer drops a character or does not know it, or a text, label or query
+            contains a control token.
         """
         covered = np.zeros(len(string), dtype=bool)
         for token, start, end, segment in tokens:
@@ -77,40 +77,40 @@ class Characters:
                 raise InputError(
                     f"prompt {number}: the tokenizer does not know {_named(written)} in "
                     f"{_shown(segment)} and reads its unknown token {self.unknown[token]!r} "
-                    "instead; leave out the text that holds it, or take another tokenizer"
+                    "instead; remove the text that contains it, or use another tokenizer"
                 )
             if token in self.control and segment.role not in ("separator", "bos"):
                 content = self.control[token]
                 if BYTE.fullmatch(content) and written != content:
                     continue
                 raise InputError(
-                    f"prompt {number}: {_shown(segment)} holds {content!r}, which the tokenizer "
-                    "reads as one of its control tokens; leave it out, or pass "
-                    "control_tokens=True if the model shall see the control token"
+                    f"prompt {number}: {_shown(segment)} contains {content!r}, which the tokenizer "
+                    "reads as one of its control tokens; remove it, or pass "
+                    "control_tokens=True if the model should see the control token"
                 )
         if not covered.all():
             lost = self._lost(string, tokens)
             if lost:
                 raise InputError(
                     f"prompt {number}: the tokenizer drops {_named(lost)}, so the model would not "
-                    "see it; leave out the text that holds it, or take another tokenizer"
+                    "see it; remove the text that contains it, or use another tokenizer"
                 )
 
     def check_label(self, label: str, token: int) -> None:
-        """Refuse a label that is a control token or unknown."""
+        """Check that a label is known and not a control token."""
         if token in self.unknown and label != self.unknown[token]:
-            raise InputError(f"the tokenizer does not know the label {label!r}; take another word")
+            raise InputError(f"the tokenizer does not know the label {label!r}; use another word")
         if token in self.control and not BYTE.fullmatch(self.control[token]):
             raise InputError(
-                f"the label {label!r} is one of the tokenizer's control tokens; take another "
+                f"the label {label!r} is one of the tokenizer's control tokens; use another "
                 "word, or pass control_tokens=True"
             )
 
     def _lost(self, string: str, tokens: Sequence[Token]) -> str:
-        """Characters of a prompt that no token stands for.
+        """Return the characters of a prompt that have no token.
 
-        Offsets only say that there are some: where one is dropped, those after it are off, and
-        an accent that the normalizer joins with its letter is covered by none.
+        Offsets only show that such characters may exist: after a dropped character they are
+        wrong, and they do not cover an accent that the normalizer joins with its letter.
         """
         normalizer = self.backend.normalizer
         lost, rest = "", string
@@ -134,9 +134,9 @@ class Characters:
 
 
 def _control_tokens(tokenizer: Any) -> dict[int, str]:
-    """Texts of a tokenizer's control tokens by id.
+    """Return the texts of a tokenizer's control tokens, by id.
 
-    Runs of blanks, which some tokenizers add too, are text like any other.
+    Added tokens of only spaces are ordinary text.
     """
     added = {key: token.content.strip() for key, token in tokenizer.added_tokens_decoder.items()}
     special = {key for key, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -148,7 +148,7 @@ def _is_markup(text: str) -> bool:
 
 
 def _unknown_tokens(tokenizer: Any) -> dict[int, str]:
-    """Texts of the tokens for unknown characters by id, as tokenizer and vocabulary name them."""
+    """Return the texts of the unknown tokens of the tokenizer and its model, by id."""
     model = tokenizer.backend_tokenizer.model
     found: dict[int, str] = {}
     names = [tokenizer.unk_token, getattr(model, "unk_token", None)]
@@ -156,7 +156,7 @@ def _unknown_tokens(tokenizer: Any) -> dict[int, str]:
         key = tokenizer.backend_tokenizer.token_to_id(name) if name else None
         if key is not None:
             found[key] = name
-    if type(model).__name__ == "Unigram":  # it does not say which its unknown token is
+    if type(model).__name__ == "Unigram":  # it does not name its unknown token
         first, second = (_ids(tokenizer.backend_tokenizer, c) for c in PRIVATE)
         if first and first == second:
             found[first[-1]] = tokenizer.convert_ids_to_tokens(first[-1])
@@ -169,13 +169,13 @@ def _ids(backend: Any, text: str) -> list[int]:
 
 
 def _named(characters: str) -> str:
-    """Characters with their code points, each once."""
+    """List characters with their code points, each once."""
     listed = [f"{c!r} (U+{ord(c):04X})" for c in dict.fromkeys(characters)]
     return ", ".join(listed[:5]) + (" and others" if len(listed) > 5 else "")
 
 
 def _shown(segment: Segment) -> str:
-    """A segment, for a message."""
+    """Describe a segment, for a message."""
     what = {"query": "the query", "label": "the label", "text": "the text"}.get(segment.role, "")
     text = segment.text if len(segment.text) < 60 else f"{segment.text[:57]}..."
     return f"{what or 'the template'} {text!r}"

@@ -1,4 +1,4 @@
-"""Names of classes, and texts by class, from the forms in which people hold them."""
+"""Read class names, and texts by class, from common Python and pandas types."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import numpy as np
 from ..errors import InputError
 
 MISSING = ("NAType", "NaTType")
-"""Types of pandas' marks of a missing value."""
+"""Types of missing values in pandas."""
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a cell of a table holds nothing: None, NaN or pandas' marks for it."""
+    """Check whether a table cell is missing: None, NaN, or missing in pandas."""
     if value is None or type(value).__name__ in MISSING:
         return True
     return isinstance(value, (float, np.floating)) and bool(np.isnan(value))
 
 
 def class_name(value: Any) -> str | None:
-    """A class's name as text; None where the value cannot name a class.
+    """Return the name of a class as text; None if the value cannot name a class.
 
     Parameters
     ----------
     value
-        A text, a number (1 and 1.0 are the same class), True or False, or another single
-        value that has a text, such as a date.
+        A text, a number (1 and 1.0 are the same class), True or False, or another scalar with
+        a text form, such as a date.
     """
     if isinstance(value, np.generic):
         value = value.item()
@@ -43,18 +43,18 @@ def class_name(value: Any) -> str | None:
 
 
 def texts_by_class(texts: Any) -> list[tuple[Any, Any]]:
-    """Pairs of (class, its texts), not yet checked.
+    """Return pairs of (class, its texts), unchecked.
 
     Parameters
     ----------
     texts
-        A dict of class to texts; a pandas Series of lists by class, of single texts by class,
-        or grouped by class; or (text, class) tuples.
+        A dict of class to texts; a pandas Series with classes as index (of lists or of single
+        texts), or grouped by class; or (text, class) tuples.
 
     Raises
     ------
     InputError
-        If it is something else.
+        If it is of another type.
     """
     kind = type(texts).__name__
     if kind in ("DataFrame", "Dataset", "DatasetDict"):
@@ -79,7 +79,7 @@ def texts_by_class(texts: Any) -> list[tuple[Any, Any]]:
 
 
 def _grouped(pairs: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-    """Pairs of (text, class) as (class, texts)."""
+    """Group pairs of (text, class) into pairs of (class, texts)."""
     found: dict[Any, list[Any]] = {}
     for number, (text, cls) in enumerate(pairs, start=1):
         name = class_name(cls)

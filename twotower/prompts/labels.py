@@ -1,4 +1,4 @@
-"""Which label goes with which class, and whether labels change places between prompts."""
+"""Assign labels to classes, and decide whether labels are permuted between prompts."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from .tokens import CANDIDATE_LABELS
 
 
 def order_labels(task: Task, labels: Any, permute: bool | None) -> tuple[tuple[str, ...], bool]:
-    """Labels in the order of the task's classes, and whether they are permuted.
+    """Return labels in the order of the task's classes, and whether they are permuted.
 
     Parameters
     ----------
     task
-        Its classes are labelled.
+        Task whose classes get the labels.
     labels
-        A list of words, a dict of class to word, or None for words that mean nothing.
+        A list of words, a dict of class to word, or None for neutral words.
     permute
-        What the user decided; None where it follows from the labels. Labels that say what a
-        class is are not permuted then: half of the demonstrations would contradict them.
+        The user's choice; None to decide from the labels. Labels that are class names are
+        then not permuted, because permuted ones would contradict the demonstrations.
 
     Raises
     ------
     InputError
-        If there is not one label per class; if labels are equal or no words; or if some labels
-        are names of classes, some are not, and `permute` is None.
+        If there is not one label per class; if labels are equal or not words; or if only some
+        labels are class names and `permute` is None.
     """
     if permute is not None:
         yes_or_no("permute_labels", permute)
@@ -46,12 +46,12 @@ def order_labels(task: Task, labels: Any, permute: bool | None) -> tuple[tuple[s
         words = list(labels)
     if len(words) != len(task.classes):
         raise InputError(
-            f"{task.name!r} has {len(task.classes)} classes ({', '.join(task.classes)}) and there "
-            f"are {len(words)} labels; give one label per class"
+            f"{task.name!r} has {len(task.classes)} classes ({', '.join(task.classes)}) but "
+            f"{len(words)} labels are given; give one label per class"
         )
     for word in words:
         if not isinstance(word, str) or not word or word != word.strip():
-            raise InputError(f"label {word!r} must be a word without blanks around it")
+            raise InputError(f"label {word!r} must be a word without spaces around it")
         encodable("label", word)
     if len(set(words)) != len(words):
         raise InputError(f"labels must differ: {', '.join(words)}")
@@ -63,7 +63,7 @@ def order_labels(task: Task, labels: Any, permute: bool | None) -> tuple[tuple[s
 
 
 def _of_dict(task: Task, labels: Mapping[Any, Any]) -> list[Any]:
-    """Labels given by class, in the order of the classes."""
+    """Return labels from a dict, in the order of the classes."""
     named = [(class_name(cls), word) for cls, word in labels.items()]
     by_class = dict(named)
     if set(by_class) != set(task.classes) or len(named) != len(by_class):
@@ -75,7 +75,7 @@ def _of_dict(task: Task, labels: Mapping[Any, Any]) -> list[Any]:
 
 
 def _own_names(task: Task, words: list[str]) -> list[str] | None:
-    """Labels in the order of the classes whose names they are; None if they are others."""
+    """Return labels that are the class names, in the order of the classes; else None."""
     if set(words) == set(task.classes):
         return list(task.classes)
     by_name = {_folded(word): word for word in words}
@@ -86,7 +86,7 @@ def _own_names(task: Task, words: list[str]) -> list[str] | None:
 
 
 def _check_some(task: Task, words: list[str]) -> None:
-    """Refuse labels of which only some are names of classes."""
+    """Check that either all or no labels are class names."""
     names = {_folded(cls) for cls in task.classes}
     some = [word for word in words if _folded(word) in names]
     if some:

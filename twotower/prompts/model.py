@@ -1,4 +1,4 @@
-"""What prompts need of a model, as a protocol: the room of models lies above this one."""
+"""Protocol of the models that prompts accept; this package must not import `models`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class LoadedModel(Protocol):
 
     @property
     def name(self) -> str:
-        """Name for messages."""
+        """Name, for messages."""
 
     @property
     def tokenizer(self) -> Any:
@@ -18,7 +18,7 @@ class LoadedModel(Protocol):
 
     @property
     def max_positions(self) -> int | None:
-        """Most tokens of a prompt."""
+        """Largest number of tokens in a prompt; None for no limit."""
 
     @property
     def module(self) -> Any:
@@ -26,8 +26,8 @@ class LoadedModel(Protocol):
 
     @property
     def config(self) -> Any:
-        """Its configuration."""
+        """The transformers configuration."""
 
     @property
     def architecture(self) -> Any:
-        """The adapter that names its parts."""
+        """The architecture adapter."""

@@ -1,4 +1,4 @@
-"""Picking positions of prompts by the part they play."""
+"""Select positions of prompts by role, label, class or demonstration."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class At:
-    """Positions that have all of some properties; made by `twotower.at`.
+    """Positions that match all given properties; use `twotower.at` to make one.
 
     Attributes
     ----------
     role, label, demonstration_class
-        Accepted texts; None for any.
+        Accepted values; None for any.
     demonstration
-        Accepted numbers of demonstrations; None for any.
+        Accepted demonstration numbers; None for any.
     same_class
-        Whether the demonstration's class is the query's; None for either.
+        Whether the demonstration has the query's class; None for any.
     """
 
     role: tuple[str, ...] | None = None
@@ -38,12 +38,12 @@ class At:
     same_class: bool | None = None
 
     def mask(self, prompts: Prompts) -> np.ndarray:
-        """(prompt, position) boolean; padding is never meant.
+        """Return a (prompt, position) boolean mask; padding is always False.
 
         Raises
         ------
         InputError
-            If a label, class or demonstration stands in none of the prompts.
+            If no prompt has a given label, class or demonstration.
         """
         found = np.asarray(prompts.token_id >= 0)
         asked: dict[str, tuple[str | int, ...] | None] = {
@@ -68,13 +68,13 @@ class At:
         return found
 
     def describe(self) -> dict[str, Any]:
-        """The properties that are asked for, for the record."""
+        """Return the given properties, for the provenance."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in given.items() if value is not None}
 
 
 Positions = str | At | np.ndarray
-"""How users pick positions: by name, by `at`, or as a boolean (prompt, position) array."""
+"""Ways to select positions: a name, `at`, or a boolean (prompt, position) array."""
 
 
 def at(
@@ -85,31 +85,31 @@ def at(
     demonstration: int | Iterable[int] | None = None,
     same_class: bool | None = None,
 ) -> At:
-    """Positions by role, label, class or demonstration, as edits take them.
+    """Select positions by role, label, class or demonstration, for edits.
 
     Parameters
     ----------
     role
         One or more of bos, text, separator, label, query, last.
     label
-        Text of the demonstration's label. All positions of the demonstration have it;
-        with role="label" only the label itself is meant.
+        Text of the demonstration's label. Matches all positions of the demonstration; add
+        role="label" to match only the label token.
     demonstration_class
         Class of the demonstration.
     demonstration
         Number of the demonstration, from 0.
     same_class
-        True: demonstrations of the query's own class; False: of another.
+        True: demonstrations of the query's class; False: of other classes.
 
     Returns
     -------
     At
-        Positions that have all the properties given, in every prompt.
+        Positions that match all given properties, in every prompt.
 
     Raises
     ------
     InputError
-        If nothing is asked for, or a role is not known.
+        If no property is given, or a role is unknown.
 
     Examples
     --------
@@ -133,7 +133,7 @@ def at(
         None if same_class is None else bool(same_class),
     )
     if not found.describe():
-        raise InputError("at() needs a property to pick positions by, such as role='label'")
+        raise InputError("at() needs a property to select positions, such as role='label'")
     return found
 
 
@@ -149,12 +149,12 @@ def _texts(name: str, given: Any) -> tuple[str, ...] | None:
 
 
 def position_mask(prompts: Prompts, positions: Positions) -> Bool[np.ndarray, "prompt position"]:
-    """(prompt, position) boolean, from a name, from `twotower.at`, or from a user's array.
+    """Return a (prompt, position) boolean mask from a name, `twotower.at`, or a user's array.
 
     Raises
     ------
     InputError
-        If the name is not known, or the array is not boolean of that shape.
+        If the name is unknown, or the array is not boolean of that shape.
     """
     if isinstance(positions, str):
         return prompts.where(positions)
@@ -170,7 +170,7 @@ def position_mask(prompts: Prompts, positions: Positions) -> Bool[np.ndarray, "p
 
 
 def named(positions: Positions) -> Any:
-    """Positions, for the record."""
+    """Describe positions, for the provenance."""
     if isinstance(positions, str):
         return positions
     return positions.describe() if hasattr(positions, "describe") else "given"

@@ -1,4 +1,4 @@
-"""Prompts ready for a model: token ids, and for every position the role it plays."""
+"""Tokenized prompts: token ids, and the role of every position."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """Tokenized prompts, left-padded to one length T.
+    """Tokenized prompts, left-padded to a common length T.
 
     Attributes
     ----------
@@ -33,20 +33,20 @@ class Prompts:
     label_ids
         Token id of each label.
     token_id
-        (prompt, position), -1 where padded.
+        (prompt, position) token ids, -1 for padding.
     token, role, demonstration_class, label_text
-        (prompt, position) strings, "" where padded or not in a demonstration; a padded
-        position's role is "pad".
+        (prompt, position) strings, "" for padding or outside demonstrations; the role of
+        padding is "pad".
     demonstration
-        (prompt, position) number of the demonstration, -1 where there is none.
+        (prompt, position) number of the demonstration, -1 outside demonstrations.
     tokenizer
-        Which made the tokens, and makes those of changed prompts.
+        Tokenizer of these prompts and of their changed versions.
     recipe
-        How the prompts were built, for splitting them; None for a user's own texts.
+        Settings of `build_prompts`, for splitting; None for a user's own texts.
     task_name, seed
-        Where they come from.
+        Name of the task, and seed of the draw.
     add_special_tokens
-        Whether the tokenizer added its special tokens, as to changed prompts.
+        Whether the tokenizer adds its special tokens.
     """
 
     items: tuple[Prompt, ...]
@@ -77,7 +77,7 @@ class Prompts:
         return iter(self.items)
 
     def __getitem__(self, index: int | slice | Sequence[int] | np.ndarray) -> Prompts:
-        """Some of the prompts, without padding that none of them needs."""
+        """Return some of the prompts, without unneeded padding."""
         if isinstance(index, (int, np.integer)):
             if not -len(self) <= index < len(self):
                 raise IndexError(f"prompt {index} of {len(self)}")
@@ -117,7 +117,7 @@ class Prompts:
 
     @property
     def lengths(self) -> np.ndarray:
-        """(prompt,) number of tokens."""
+        """(prompt,) numbers of tokens."""
         found: np.ndarray = (self.token_id >= 0).sum(axis=1)
         return found
 
@@ -128,12 +128,12 @@ class Prompts:
 
     @property
     def gold(self) -> np.ndarray:
-        """(prompt,) the right label's text."""
+        """(prompt,) text of the correct label."""
         return np.array([p.gold for p in self.items], dtype=object)
 
     @property
     def gold_index(self) -> np.ndarray:
-        """(prompt,) the right label's number among `labels`."""
+        """(prompt,) index of the correct label in `labels`."""
         return np.array([self.labels.index(p.gold) for p in self.items])
 
     @property
@@ -143,7 +143,7 @@ class Prompts:
 
     @property
     def texts(self) -> set[str]:
-        """All texts that stand in any prompt."""
+        """All texts of the prompts."""
         return set().union(*(p.texts for p in self.items)) if self.items else set()
 
     @property
@@ -158,28 +158,28 @@ class Prompts:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def check_model(self, model: LoadedModel) -> None:
-        """Refuse a model that would read other tokens in these prompts.
+        """Check that a model reads the same tokens in these prompts.
 
         Every measure calls it, also for reference prompts and donors.
 
         Parameters
         ----------
         model
-            What is going to be measured.
+            The model to measure.
 
         Raises
         ------
         InputError
-            If the model's tokenizer makes other tokens of the same texts, or the model has
-            no embedding for a token.
+            If the model's tokenizer gives other tokens for the same texts, or the model has no
+            embedding for a token.
         """
-        # Imported here: what stands in the module would be sent to a server with donors.
+        # Imported here: a remote run would send a module-level import to the server with donors.
         from .tokenizers import check_prompts
 
         check_prompts(model, self)
 
     def _with(self, items: Sequence[Prompt]) -> Prompts:
-        """Changed prompts, tokenized as these were; their texts were checked already."""
+        """Tokenize changed prompts with the same settings; their texts are already checked."""
         return assemble(
             items,
             self.labels,
@@ -191,12 +191,12 @@ class Prompts:
         )
 
     def where(self, positions: str) -> np.ndarray:
-        """(prompt, position) boolean: the positions that a name stands for.
+        """Return a (prompt, position) boolean mask of the positions of a name.
 
         Parameters
         ----------
         positions
-            "last", "labels" or "all" (all that are not padding).
+            "last", "labels" or "all" (all except padding).
         """
         one_of("positions", positions, ("last", "labels", "all"))
         if positions == "all":
@@ -204,10 +204,10 @@ class Prompts:
         return np.asarray(self.role == {"last": "last", "labels": "label"}[positions])
 
     def reversed_labels(self) -> Prompts:
-        """The same prompts with each label replaced by the next (the last by the first).
+        """Return the same prompts with each label replaced by the next (the last by the first).
 
-        With two labels this swaps them, as the paper's contrast does (Yu & Ananiadou
-        2024, section 3.3). Classes and texts stay; the right answer moves along.
+        With two labels this swaps them, as in Yu & Ananiadou (2024, section 3.3). Classes and
+        texts stay the same; the correct label changes too.
         """
         shifted = dict(zip(self.labels, self.labels[1:] + self.labels[:1], strict=True))
         items = [p.relabelled(shifted) for p in self.items]
@@ -217,19 +217,18 @@ class Prompts:
         return twin
 
     def reordered(self, orders: Sequence[Sequence[int]]) -> Prompts:
-        """The same prompts with their demonstrations in another order.
+        """Return the same prompts with their demonstrations in another order.
 
         Parameters
         ----------
         orders
-            For each prompt the numbers of its demonstrations, from the new first to the
-            new last.
+            For each prompt the numbers of its demonstrations, in the new order.
 
         Raises
         ------
         InputError
-            If an order does not name each demonstration once, or prompts were made from
-            strings, in which what stands between demonstrations belongs to none.
+            If an order does not name each demonstration once, or if the prompts were made from
+            strings, where separators between demonstrations are unknown.
         """
         if not hasattr(orders, "__len__") or len(orders) != len(self):
             raise InputError(f"orders={orders!r} must be {len(self)} lists, one for each prompt")
@@ -237,10 +236,9 @@ class Prompts:
         return self._with(items)
 
     def other_queries(self, seed: int = 0) -> Prompts:
-        """The same demonstrations, each asked about a query of another class.
+        """Return the same demonstrations, each with a query of another class.
 
-        The queries are those of the other prompts here. The right answer changes with
-        the class.
+        The queries come from the other prompts. The correct label changes with the class.
 
         Parameters
         ----------
@@ -250,8 +248,7 @@ class Prompts:
         Raises
         ------
         InputError
-            If no other prompt asks about another class that stands among a prompt's
-            demonstrations.
+            If no other prompt has a query of another class in the prompt's demonstrations.
         """
         rng = np.random.default_rng([whole("seed", seed), 19])
         items = []
@@ -273,13 +270,12 @@ class Prompts:
         return self._with(items)
 
     def split(self, fraction: float = 0.5, seed: int = 0) -> tuple[Prompts, Prompts]:
-        """Two sets of prompts; no text of one stands in the other.
+        """Split into two sets of prompts without common texts.
 
-        Prompts made by `build_prompts` share texts among their demonstrations, so the
-        task's texts are parted and both sets drawn anew from their part, by the same
-        settings; together they have as many prompts as there are here. Prompts from
-        strings, and slices, are parted as they are where they fall into groups without
-        common texts.
+        Prompts from `build_prompts` share demonstration texts. So the task's texts are split,
+        and both sets are drawn again with the same settings; the total number of prompts stays
+        the same. Prompts from strings, and slices, are only distributed: this needs groups of
+        prompts without common texts.
 
         Parameters
         ----------
@@ -295,7 +291,7 @@ class Prompts:
         """
         finite("fraction", fraction)
         if not 0 < fraction < 1:
-            raise InputError(f"fraction={fraction} must lie strictly between 0 and 1")
+            raise InputError(f"fraction={fraction} must be strictly between 0 and 1")
         whole("seed", seed)
         n_first = round(fraction * len(self))
         if not 0 < n_first < len(self):
@@ -321,7 +317,7 @@ class Prompts:
                 "these prompts cannot be split: all of them are linked by common texts. Split "
                 "the prompts that build_prompts returned, or the task (task.split)"
             )
-        cut = int(np.argmin(np.abs(sizes[:-1] - n_first))) + 1  # one group is left at least
+        cut = int(np.argmin(np.abs(sizes[:-1] - n_first))) + 1  # at least one group remains
         first = np.isin(group, order[:cut])
         return self[np.flatnonzero(first)], self[np.flatnonzero(~first)]
 
@@ -341,13 +337,13 @@ def assemble(
     add_special_tokens: bool = True,
     control_tokens: bool = False,
 ) -> Prompts:
-    """Tokenize prompts and line up their arrays.
+    """Tokenize prompts and make the padded arrays.
 
     Raises
     ------
     InputError
         If there are no prompts; if labels are equal, not one token, or not the same token in
-        every prompt; if characters are not read as they are written; or if a prompt is
+        every prompt; if the tokenizer drops or does not know a character; or if a prompt is
         longer than `max_positions`.
     """
     items, labels = tuple(items), tuple(labels)

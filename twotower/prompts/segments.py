@@ -1,7 +1,7 @@
-"""A prompt as a list of segments, each of which knows the role it plays.
+"""A prompt as a list of segments with roles.
 
-Prompts are never searched for their parts: they are put together from segments, and a
-token belongs to the segment in which its last character lies.
+Prompts are assembled from segments and never searched for their parts. A token belongs to the
+segment that contains its last character.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from ..checks import encodable
 from ..errors import InputError
 
 ROLES = ("pad", "bos", "text", "separator", "label", "query", "last")
-"""Every role a position can have; "last" is the position that predicts the label."""
+"""All roles of positions; "last" is the position that predicts the label."""
 
 TEMPLATE = "{text}: {label}\n"
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a prompt.
+    """A contiguous part of a prompt.
 
     Parameters
     ----------
     text
-        The characters.
+        Its characters.
     role
         One of `ROLES`.
     demonstration
-        Number of the demonstration it belongs to, from 0; -1 for the query.
+        Number of its demonstration, from 0; -1 for the query.
     demonstration_class, label
-        That demonstration's class and label; "" for the query.
+        Class and label of its demonstration; "" for the query.
     """
 
     text: str
@@ -43,7 +43,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt: its segments, the query's text, and the right answer."""
+    """One prompt: its segments, the query's text and class, and the correct label."""
 
     segments: tuple[Segment, ...]
     text: str
@@ -52,19 +52,19 @@ class Prompt:
 
     @property
     def string(self) -> str:
-        """The prompt as the tokenizer sees it."""
+        """The prompt as one string, the input of the tokenizer."""
         return "".join(s.text for s in self.segments)
 
     @property
     def texts(self) -> set[str]:
-        """Texts of the demonstrations and of the query, less the blanks around them.
+        """Texts of the demonstrations and the query, without spaces around them.
 
-        In a user's own string the blanks depend on where in the prompt a text stands.
+        In a user's own string these spaces depend on the text's place in the prompt.
         """
         return {s.text.strip() for s in self.segments if s.role in ("text", "query")}
 
     def relabelled(self, new: dict[str, str]) -> Prompt:
-        """The same prompt with every label replaced by another."""
+        """Return the prompt with every label replaced by another."""
         segments = tuple(
             replace(
                 s,
@@ -76,7 +76,7 @@ class Prompt:
         return replace(self, segments=segments, gold=new[self.gold])
 
     def reordered(self, order: Sequence[int]) -> Prompt:
-        """The same prompt with its demonstrations in another order.
+        """Return the prompt with its demonstrations in another order.
 
         Parameters
         ----------
@@ -88,7 +88,9 @@ class Prompt:
         if not hasattr(order, "__len__") or sorted(order) != known:
             raise InputError(f"order={order!r} does not name each demonstration once")
         if not any(s.role == "separator" and s.demonstration >= 0 for s in self.segments):
-            raise InputError("demonstrations of a prompt from a string cannot be told apart")
+            raise InputError(
+                "demonstrations of a prompt from a string cannot be reordered; use build_prompts"
+            )
         first = numbers.index(min(n for n in numbers if n >= 0))
         last = len(numbers) - numbers[::-1].index(max(numbers))
         moved = [
@@ -100,7 +102,7 @@ class Prompt:
         return replace(self, segments=(*self.segments[:first], *moved, *self.segments[last:]))
 
     def asking(self, other: Prompt, gold: str) -> Prompt:
-        """The same demonstrations with another prompt's query."""
+        """Return the prompt with another prompt's query."""
         (query,) = (s for s in other.segments if s.role == "query")
         segments = tuple(query if s.role == "query" else s for s in self.segments)
         return Prompt(segments, other.text, gold, other.query_class)
@@ -108,15 +110,15 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Template:
-    """How a text and its label are written.
+    """Format of a text and its label.
 
     Parameters
     ----------
     form
-        Holds {text} and then {label}, once each. The query is written with the same
-        form up to {label}, less trailing blanks.
+        Contains {text} and then {label}, once each. The query uses the same form up to
+        {label}, without trailing spaces.
     instruction
-        Stands once before the first demonstration.
+        Text before the first demonstration.
     """
 
     form: str = TEMPLATE
@@ -135,13 +137,13 @@ class Template:
             )
         if not self.parts[1].strip():
             raise InputError(
-                f"template {self.form!r} needs something that is not blank between {{text}} and "
+                f"template {self.form!r} needs a visible character between {{text}} and "
                 "{label}: the last position is the token before the label"
             )
 
     @property
     def parts(self) -> tuple[str, str, str]:
-        """What stands before the text, between text and label, and after the label."""
+        """Parts before the text, between text and label, and after the label."""
         before, rest = self.form.split("{text}")
         between, after = rest.split("{label}")
         return before, between, after
@@ -153,7 +155,7 @@ class Template:
         query_class: str,
         gold: str,
     ) -> Prompt:
-        """A prompt of demonstrations (text, class, label) and a query."""
+        """Make a prompt from demonstrations (text, class, label) and a query."""
         before, between, after = self.parts
         segments = [Segment(self.instruction, "separator")]
         for number, (text, cls, label) in enumerate(demonstrations):
@@ -168,7 +170,7 @@ class Template:
         segments += [
             Segment(before, "separator"),
             Segment(query, "query"),
-            # A blank goes with the label's token; a line break is a token of its own.
+            # A space belongs to the label's token; a line break is a separate token.
             Segment(between.rstrip(" "), "separator"),
         ]
         return Prompt(tuple(s for s in segments if s.text), query, gold, query_class)

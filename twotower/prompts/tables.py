@@ -1,7 +1,7 @@
-"""Tables of texts and classes: files, data frames and datasets, read as they are.
+"""Read tables of texts and classes from files, data frames and datasets.
 
-Nothing is guessed: a file that is not rectangular, or not in the encoding or format that its
-name says, is refused with the place where it goes wrong.
+Nothing is guessed. A file that is not rectangular, or does not have the encoding or format of its
+extension, is rejected with the line of the error.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 
 @dataclass(frozen=True)
 class Table:
-    """Rows, and where they come from.
+    """Rows of a table and their source.
 
     Attributes
     ----------
     rows
-        What was read, by column.
+        The rows, each a dict by column.
     name
-        A name for the task: that of the file or dataset.
+        Name of the file or dataset, used as the task's name.
     source
-        Where the rows come from, for the record.
+        Source of the rows, for the provenance.
     """
 
     rows: Rows
@@ -46,20 +46,20 @@ class Table:
 
 
 def read_file(path: Path, text: str, label: str) -> Table:
-    """Rows of a file, by the ending of its name (see `FORMATS`).
+    """Read a file; its extension gives the format (see `FORMATS`).
 
     Parameters
     ----------
     path
         The file.
     text, label
-        Columns of the texts and the classes; other columns may be left out.
+        Columns of the texts and the classes; other columns may be skipped.
 
     Raises
     ------
     InputError
-        If there is no such file, it cannot be read, is not rectangular, or has no rows or
-        no such columns.
+        If the file does not exist, cannot be read, is not rectangular, has no rows, or lacks
+        a column.
     """
     if not path.is_file():
         raise InputError(f"there is no file {path}")
@@ -73,9 +73,9 @@ def read_file(path: Path, text: str, label: str) -> Table:
 
 
 def read_object(source: Any, text: str, label: str, split: str) -> Table | None:
-    """Rows of a pandas DataFrame or of a `datasets.Dataset`; None for anything else.
+    """Read a pandas DataFrame or a `datasets.Dataset`; return None for anything else.
 
-    Neither library is imported: an object of theirs is there only where they are.
+    Neither library is imported: the user's object exists only if its library is loaded.
 
     Parameters
     ----------
@@ -84,12 +84,12 @@ def read_object(source: Any, text: str, label: str, split: str) -> Table | None:
     text, label
         Columns of the texts and the classes.
     split
-        Which dataset of a DatasetDict.
+        Split of a DatasetDict.
 
     Raises
     ------
     InputError
-        If there are no such columns, no rows, or no such split.
+        If a column or the split is missing, or there are no rows.
     """
     pandas, datasets = sys.modules.get("pandas"), sys.modules.get("datasets")
     if pandas is not None and isinstance(source, pandas.DataFrame):
@@ -104,7 +104,7 @@ def read_object(source: Any, text: str, label: str, split: str) -> Table | None:
         source = source[split]
     if isinstance(source, datasets.IterableDataset):
         raise InputError(
-            "a dataset that streams has no end; load it without streaming=True, or take some rows: "
+            "a streaming dataset has no end; load it without streaming=True, or take some rows: "
             "datasets.Dataset.from_list(list(dataset.take(1000)))"
         )
     if isinstance(source, datasets.Dataset):
@@ -113,7 +113,7 @@ def read_object(source: Any, text: str, label: str, split: str) -> Table | None:
 
 
 def dataset_rows(dataset: Any, text: str, label: str, what: str = "the dataset") -> Rows:
-    """Rows of a `datasets.Dataset`; classes by name, None where a row is not labelled."""
+    """Read a `datasets.Dataset`; classes by name, None for rows without a class."""
     _check_columns(what, dataset.column_names, (text, label))
     plain = dataset.with_format(None)
     names = getattr(dataset.features[label], "names", None)
@@ -122,7 +122,7 @@ def dataset_rows(dataset: Any, text: str, label: str, what: str = "the dataset")
 
 
 def _of_names(value: Any, names: Sequence[str] | None) -> Any:
-    """Name of a class that is given by number; -1 marks rows without a class."""
+    """Return the name of a class from its number; None for -1, a row without a class."""
     if names is None or not isinstance(value, int):
         return value
     return names[value] if 0 <= value < len(names) else None
@@ -138,7 +138,7 @@ def _transposed(what: str, columns: Mapping[str, Sequence[Any]]) -> Rows:
 
 
 def _check_columns(what: str, columns: Sequence[Any], wanted: Sequence[str]) -> None:
-    """Refuse a table without the columns wanted, or with one of them twice."""
+    """Check that a table has each wanted column exactly once."""
     for name in wanted:
         if name not in columns:
             raise InputError(
@@ -146,14 +146,14 @@ def _check_columns(what: str, columns: Sequence[Any], wanted: Sequence[str]) -> 
                 "columns with text= and label= (--text-column and --label-column)"
             )
         if list(columns).count(name) > 1:
-            raise InputError(f"{what} has several columns {name!r}; leave one")
+            raise InputError(f"{what} has several columns {name!r}; keep one")
 
 
 # ---- text files --------------------------------------------------------------------
 
 
 def _decoded(path: Path) -> str:
-    """A file's text, which must be UTF-8."""
+    """Return the text of a UTF-8 file."""
     content = path.read_bytes()
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise InputError(f"{path} cannot be read: it is not utf-8 but UTF-16; save it as UTF-8")
@@ -172,7 +172,7 @@ def _decoded(path: Path) -> str:
 
 def _separated(separator: str) -> Callable[[Path, Sequence[str]], Rows]:
     def read(path: Path, wanted: Sequence[str]) -> Rows:
-        # Strict: a quote that is never closed would take in the rest of the file.
+        # Strict: an unclosed quote would swallow the rest of the file.
         reader = csv.reader(
             io.StringIO(_decoded(path), newline=""), delimiter=separator, strict=True
         )
@@ -204,7 +204,7 @@ def _separated(separator: str) -> Callable[[Path, Sequence[str]], Rows]:
 def _check_header(path: Path, header: list[str], wanted: Sequence[str], separator: str) -> None:
     twice = [name for name, count in Counter(filter(None, header)).items() if count > 1]
     if twice:
-        raise InputError(f"{path} has several columns {twice[0]!r}; leave one, or rename them")
+        raise InputError(f"{path} has several columns {twice[0]!r}; keep one, or rename them")
     for other, name in SEPARATORS.items():
         fields = [field.strip() for field in separator.join(header).split(other)]
         missing = not set(wanted) <= set(header)
@@ -219,7 +219,7 @@ def _check_header(path: Path, header: list[str], wanted: Sequence[str], separato
 
 
 def _whole_classes(rows: Rows, label: str) -> Rows:
-    """Classes without the .0 that a column of numbers gets where a cell of it was empty."""
+    """Remove the ".0" of numeric classes, which pandas adds if a cell of the column is empty."""
     values = [row[label].strip() for row in rows]
     if not all(DECIMAL.fullmatch(value) for value in values if value):
         return rows
@@ -234,7 +234,7 @@ def _json_lines(path: Path, wanted: Sequence[str]) -> Rows:
 
 def _parsed_lines(path: Path, text: str) -> Rows:
     rows: Rows = []
-    # Not splitlines(), which also parts a text at Unicode's own line separators.
+    # Not splitlines(), which also splits at Unicode line separators.
     for number, line in enumerate(io.StringIO(text), start=1):
         try:
             rows += [json.loads(line)] if line.strip() else []
@@ -244,18 +244,18 @@ def _parsed_lines(path: Path, text: str) -> Rows:
 
 
 def _json(path: Path, wanted: Sequence[str]) -> Rows:
-    """Rows of JSON: a list of objects, or an object in one of the forms that pandas writes."""
+    """Read JSON: a list of objects, or an object in a format of pandas."""
     text = _decoded(path)
     try:
         found = json.loads(text) if text.strip() else []
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # a line for each row
+        if error.msg == "Extra data":  # one line per row
             return _parsed_lines(path, text)
         raise InputError(f"{path}, line {error.lineno}: {error.msg}") from error
     if isinstance(found, dict):
         return _json_object(path, found, wanted)
     if not isinstance(found, list):
-        raise InputError(f"{path} must hold a list of objects, one for each text")
+        raise InputError(f"{path} must be a list of objects, one per text")
     return found
 
 
@@ -310,7 +310,7 @@ def _parquet(path: Path, wanted: Sequence[str]) -> Rows:
 
 
 def _names_in(metadata: Mapping[bytes, bytes], label: str) -> list[str] | None:
-    """Names of the classes, which `datasets` writes beside a column of their numbers."""
+    """Return the class names that `datasets` writes to the metadata of a Parquet file."""
     about = json.loads(metadata.get(b"huggingface", b"{}"))
     names: list[str] | None = about.get("info", {}).get("features", {}).get(label, {}).get("names")
     return names
@@ -323,4 +323,4 @@ FORMATS: dict[str, Callable[[Path, Sequence[str]], Rows]] = {
     ".jsonl": _json_lines,
     ".parquet": _parquet,
 }
-"""How a file is read, by the ending of its name."""
+"""Reader of each file format, by extension."""

@@ -1,4 +1,4 @@
-"""A classification task: texts by class. From a dict, a table, the package, or the hub."""
+"""Classification tasks: texts by class, from a dict, a table, the package, or the hub."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from .classes import class_name, is_missing, texts_by_class
 from .tables import FORMATS, Rows, Table, dataset_rows, read_file, read_object
 
 KINDS = ("words", "sentences")
-"""What a task's texts can be."""
+"""Kinds of texts."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """Texts sorted into classes.
+    """A classification task: texts by class.
 
     Parameters
     ----------
     name
-        A short name; it is written into every result.
+        A short name, written into every result.
     texts
         Texts by class: a dict of class to any iterable of texts, a pandas Series of lists, or
-        a list of tuples (text, class). Repeated texts of a class are kept once. Classes that
-        are numbers become texts.
+        a list of tuples (text, class). Repeated texts of a class are kept once. Numeric
+        classes become texts.
     description
-        What the classes are.
+        Description of the classes.
     kind
         "words" or "sentences".
     hard
         Whether small models are known to be at chance on it.
     source
-        Where the texts come from.
+        Source of the texts.
 
     Raises
     ------
     InputError
         If there are fewer than two classes, a class is empty, a text is blank or not a
-        string, or a text stands in two classes; if the name is none, or the kind not known.
+        string, a text is in two classes, the name is empty, or the kind is unknown.
 
     Examples
     --------
@@ -86,10 +86,10 @@ class Task:
             encodable(f"task {self.name!r}: the class", name)
             if name in kept:
                 raise InputError(
-                    f"task {self.name!r}: the class {cls!r} needs a name of its own; another class "
-                    f"is {name!r} too"
+                    f"task {self.name!r}: the class {cls!r} needs a different name; another class "
+                    f"is also {name!r}"
                 )
-            # A table's iteration gives the names of its columns.
+            # Iterating over a table gives its column names.
             table = hasattr(texts, "columns") or hasattr(texts, "column_names")
             if table or isinstance(texts, str) or not isinstance(texts, Iterable):
                 raise InputError(f"task {self.name!r}: class {name!r} needs a list of texts")
@@ -108,7 +108,7 @@ class Task:
                 key = " ".join(text.split())
                 if owner.setdefault(key, name) != name:
                     raise InputError(
-                        f"task {self.name!r}: {text!r} stands in the classes "
+                        f"task {self.name!r}: {text!r} is in the classes "
                         f"{owner[key]!r} and {name!r}; keep it in one"
                     )
             kept[name] = unique
@@ -120,22 +120,22 @@ class Task:
         return tuple(self.texts)
 
     def split(self, fraction: float, seed: int) -> tuple[Task, Task]:
-        """Two tasks with no text in common.
+        """Split into two tasks without common texts.
 
         Parameters
         ----------
         fraction
-            Share of each class's texts that goes to the first, between 0 and 1.
+            Share of each class's texts in the first task, between 0 and 1.
         seed
             Seed of the draw.
 
         Raises
         ------
         InputError
-            If the fraction is not between 0 and 1, or a class has one text.
+            If the fraction is not between 0 and 1, or a class has only one text.
         """
         if not 0 < finite("fraction", fraction) < 1:
-            raise InputError(f"fraction={fraction} must lie strictly between 0 and 1")
+            raise InputError(f"fraction={fraction} must be strictly between 0 and 1")
         whole("seed", seed)
         rng = np.random.default_rng([seed, 7])
         first, second = {}, {}
@@ -143,7 +143,7 @@ class Task:
             order = rng.permutation(len(texts))
             cut = min(max(round(fraction * len(texts)), 1), len(texts) - 1)
             if cut < 1:
-                raise InputError(f"class {name!r} of {self.name!r} has one text: nothing to split")
+                raise InputError(f"class {name!r} of {self.name!r} has one text; a split needs two")
             first[name] = [texts[i] for i in sorted(order[:cut])]
             second[name] = [texts[i] for i in sorted(order[cut:])]
         about = (self.description, self.kind, self.hard, self.source)
@@ -152,7 +152,7 @@ class Task:
 
 @dataclass(frozen=True)
 class HubTask:
-    """Where on the Hugging Face hub a task's texts and classes are."""
+    """Dataset, columns and split of a task on the Hugging Face hub."""
 
     dataset: str
     text: str
@@ -171,7 +171,7 @@ HUB_TASKS = {
 
 
 def bundled_tasks() -> list[str]:
-    """Names of the tasks that come with the package."""
+    """Return the names of the bundled tasks."""
     folder = resources.files(__package__) / "tasks"
     return sorted(
         f.name.removesuffix(".json") for f in folder.iterdir() if f.name.endswith(".json")
@@ -189,7 +189,7 @@ def load_task(
     max_per_class: int = 200,
     seed: int = 0,
 ) -> Task:
-    """A task by name, from a table, or from the hub.
+    """Load a task by name, from a table, or from the hub.
 
     Parameters
     ----------
@@ -201,14 +201,14 @@ def load_task(
         `twotower[hub]`). A folder that `datasets.load_dataset` reads also works as
         "hub:folder".
     name
-        The task's name; by default that of the file or dataset.
+        The task's name; by default the name of the file or dataset.
     text, label
-        Names of the columns that hold the texts and the classes. Classes may be texts,
-        numbers, true and false; 1 and 1.0 are the same class.
+        Columns of the texts and the classes. Classes may be texts, numbers or booleans; 1 and
+        1.0 are the same class.
     split, config
         Split of a hub dataset or DatasetDict, and configuration of a hub dataset.
     max_per_class
-        Texts kept per class of a hub dataset, drawn by `seed`.
+        Maximum number of texts per class of a hub dataset, drawn with `seed`.
     seed
         Seed of that draw.
 
@@ -219,9 +219,9 @@ def load_task(
     Raises
     ------
     InputError
-        If there is no such task, file or column; if a file is not rectangular, not UTF-8 or
-        separated in another way than its name says; if a row has no class; or if the texts do
-        not make a task.
+        If the task, file or column does not exist; if a file is not rectangular, not UTF-8, or
+        has another separator than its extension says; if a row has no class; or if the texts
+        are not a valid task.
     """
     source = str(source) if isinstance(source, Path) else source
     texts = {"text": text, "label": label, "split": split}
@@ -237,7 +237,7 @@ def load_task(
         if table is None:
             shown = type(source).__name__ if len(repr(source)) > 60 else repr(source)
             raise InputError(
-                f"{shown} is no task's name and no table; for texts of your own see Task"
+                f"{shown} is neither a task name nor a table; for your own texts use Task"
             )
         return _task(table, text, label, name, strict=True)
     encodable("source", source)
@@ -257,7 +257,7 @@ def load_task(
         return _task(read_file(Path(source), text, label), text, label, name, strict=True)
     endings = ", ".join(FORMATS)
     if Path(source).is_file():
-        raise InputError(f"{source} is no table that can be read here; give one of {endings}")
+        raise InputError(f"{source} is not a readable table; give one of {endings}")
     raise InputError(
         f"there is no task {source!r}. Bundled: {', '.join(bundled_tasks())}. On the hub: "
         f"{', '.join(HUB_TASKS)}. Or give a table ({endings}), or hub:owner/dataset"
@@ -275,7 +275,7 @@ def _from_hub(at: str, entry: HubTask, max_per_class: int, seed: int, name: str 
         table = datasets.load_dataset(entry.dataset, entry.config, split=entry.split)
     except Exception as error:
         raise InputError(
-            f"{entry.dataset} could not be had from the hub ({type(error).__name__}: "
+            f"{entry.dataset} could not be loaded from the hub ({type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]}); check the name and the network"
         ) from error
     table = table.shuffle(seed=seed)
@@ -283,7 +283,7 @@ def _from_hub(at: str, entry: HubTask, max_per_class: int, seed: int, name: str 
     kept: dict[Any, int] = {}
     for row in dataset_rows(table, entry.text, entry.label, entry.dataset):
         cls = row[entry.label]
-        if is_missing(cls) or cls == "":  # not labelled, as test splits are
+        if is_missing(cls) or cls == "":  # no class, as in test splits
             continue
         kept[cls] = kept.get(cls, 0) + 1
         if kept[cls] <= max_per_class:
@@ -294,7 +294,7 @@ def _from_hub(at: str, entry: HubTask, max_per_class: int, seed: int, name: str 
 
 
 def _task(table: Table, text: str, label: str, name: str | None, strict: bool) -> Task:
-    """A task from rows; where not strict, blank and contradictory texts are left out."""
+    """Make a task from rows; if not strict, skip blank and contradictory texts."""
     title = table.name
     texts: dict[str, list[str]] = {}
     owner: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Whether prompts belong to a model: the same tokens, and rows in its embedding for them."""
+"""Check that prompts fit a model: the same tokens, and an embedding for each."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ if TYPE_CHECKING:
     from .prompts import Prompts
 
 _accepted: WeakKeyDictionary[Prompts, set[str]] = WeakKeyDictionary()
-"""Hashes of tokenizers that were found to make a prompts object's tokens."""
+"""Hashes of the tokenizers that give the same tokens, by prompts object."""
 
 
 def check_prompts(model: LoadedModel, prompts: Prompts) -> None:
-    """Refuse prompts whose tokens mean something else to a model.
+    """Check that a model reads the same tokens in prompts.
 
-    Costs a few microseconds where the model has the tokenizer that made the prompts.
+    Takes a few microseconds if the model's tokenizer made the prompts.
 
     Parameters
     ----------
     model
-        What is going to be measured.
+        The model to measure.
     prompts
         Prompts, reference prompts or donors.
 
     Raises
     ------
     InputError
-        If the model's tokenizer makes other tokens of the same texts, or the model has no
+        If the model's tokenizer gives other tokens for the same texts, or the model has no
         embedding for a token.
     """
     if prompts.tokenizer is not model.tokenizer:
@@ -40,12 +40,12 @@ def check_prompts(model: LoadedModel, prompts: Prompts) -> None:
 
 
 def embedding_rows(model: LoadedModel) -> int:
-    """Number of tokens that a model has an embedding for."""
+    """Return the number of rows of a model's embedding."""
     return _rows(model.module.get_input_embeddings(), model.config)
 
 
 def _check_tokens(tokenizer: Any, prompts: Prompts) -> None:
-    # Here, since a run's first hash needs it and most prompts do not.
+    # Imported here, because most prompts do not need it.
     from ..results.provenance import tokenizer_hash
 
     ours, theirs = tokenizer_hash(tokenizer), tokenizer_hash(prompts.tokenizer)
@@ -81,7 +81,7 @@ def _check_tokens(tokenizer: Any, prompts: Prompts) -> None:
 def _difference(
     number: int, made: list[int], again: list[int], prompts: Prompts, tokenizer: Any
 ) -> str:
-    """The first token that differs, in a sentence."""
+    """Describe the first different token in a sentence."""
     pairs = zip(made, again, strict=False)
     place = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(made), len(again)))
     sides = []
@@ -96,7 +96,7 @@ def _difference(
 
 
 def _check_sizes(model: LoadedModel, prompts: Prompts) -> None:
-    """Refuse token ids beyond the embedding, and label ids beyond the unembedding."""
+    """Check that the embedding has all token ids, and the unembedding all label ids."""
     rows = embedding_rows(model)
     top = int(prompts.token_id.max())
     if top >= rows:
@@ -112,12 +112,12 @@ def _beyond(what: str, token: int, rows: int, where: str, prompts: Prompts) -> s
     return (
         f"the {what} {text!r} has the id {token} and the model's {where} has {rows} rows; resize "
         "it (model.resize_token_embeddings(len(tokenizer)) on the transformers model, then load "
-        "it again), or leave the token out"
+        "it again), or remove the token"
     )
 
 
 def _rows(part: Any, config: Any) -> int:
-    """Rows of an embedding or unembedding; packed and wrapped weights do not show them."""
+    """Return the rows of an embedding or unembedding, also if packed (quantized) or wrapped."""
     while hasattr(part, "base_layer"):
         part = part.base_layer
     for name in ("num_embeddings", "out_features"):

@@ -1,4 +1,4 @@
-"""From segments to tokens with roles, through the tokenizer's character offsets."""
+"""Convert segments to tokens with roles, by the tokenizer's character offsets."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ CANDIDATE_LABELS = (
     "foo bar map key cup dog sun red box car one two yes no hat pen ice oak gem fox "
     "win jam log net owl pie rug tin van wax"
 ).split()
-"""Short words to offer where a label is more than one token."""
+"""Short words to suggest if a label is more than one token."""
 
 AT_ONCE = 1024
-"""Strings given to the tokenizer in one call, so that long lists do not fill the memory."""
+"""Strings per call of the tokenizer; limits memory for long lists."""
 
 
 def encode(
     strings: Sequence[str], tokenizer: Any, add_special_tokens: bool = True
 ) -> list[list[int]]:
-    """Token ids of each string."""
+    """Return the token ids of each string."""
     found: list[list[int]] = []
     for start in range(0, len(strings), AT_ONCE):
         some = list(strings[start : start + AT_ONCE])
@@ -39,27 +39,28 @@ def tokenize(
     add_special_tokens: bool = True,
     control_tokens: bool = False,
 ) -> list[list[tuple[int, str, Segment]]]:
-    """Tokens of every prompt as (token id, role, segment).
+    """Return the tokens of every prompt as (token id, role, segment).
 
-    The last token has the role "last", special tokens at the start "bos". A token that
-    spans two segments (a text's last letters and the colon, say) belongs to the segment
+    The last token has the role "last"; special tokens at the start have the role "bos". A token
+    that spans two segments (such as a text's last letters and the colon) belongs to the segment
     of its last character.
 
     Parameters
     ----------
     prompts, tokenizer
-        What is tokenized, by what.
+        The prompts and their tokenizer.
     add_special_tokens
-        Whether the tokenizer adds its special tokens. If not, a BOS that is written at the
-        start has the role "bos".
+        Whether the tokenizer adds its special tokens. If not, a BOS token written at the start
+        has the role "bos".
     control_tokens
-        Whether control tokens may stand in texts and labels.
+        Whether texts and labels may contain control tokens.
 
     Raises
     ------
     InputError
-        If the tokenizer ends prompts with a special token, a prompt is empty, it begins
-        with the BOS that the tokenizer adds too, or characters are not read as written.
+        If the tokenizer adds a special token at the end, a prompt is empty, a prompt contains
+        the BOS token that the tokenizer also adds, or the tokenizer drops or does not know a
+        character.
     """
     strings = [p.string for p in prompts]
     coded = tokenizer(
@@ -83,8 +84,8 @@ def tokenize(
             if special and end <= start:
                 tokens.append((token, "bos", Segment("", "bos")))
                 continue
-            # A token of no characters (SentencePiece's mark of a word's start) goes with
-            # the character that follows it.
+            # A token without characters (SentencePiece's word-start mark) belongs to the next
+            # character.
             last = max(end - 1, start)
             place = min(int(np.searchsorted(ends, last, side="right")), len(ends) - 1)
             segment = prompt.segments[place]
@@ -103,8 +104,8 @@ def tokenize(
         if written[0][0] in added:
             begins = tokenizer.convert_ids_to_tokens(written[0][0])
             raise InputError(
-                f"prompt {number} begins with {begins!r}, which the tokenizer puts before every "
-                "prompt as well; leave it out of the instruction, template or string, or pass "
+                f"prompt {number} begins with {begins!r}, which the tokenizer also adds to every "
+                "prompt; remove it from the instruction, template or string, or pass "
                 "add_special_tokens=False"
             )
         characters.check(number, strings[number], written)
@@ -123,14 +124,14 @@ def label_token_ids(
     add_special_tokens: bool = True,
     control_tokens: bool = False,
 ) -> list[int]:
-    """Token id of each label, as it stands after every query.
+    """Return the token id of each label after the queries.
 
     Parameters
     ----------
     prompts
-        Each label is written behind each of them, with the blanks that the prompt's first
-        demonstration has before its label; a prompt without demonstrations takes the blanks
-        of the first prompt that has some.
+        The prompts. Each label is appended to each prompt, with the spaces before the label
+        in the prompt's first demonstration. A prompt without demonstrations uses the spaces
+        of the first prompt with demonstrations.
     labels
         Label texts.
     tokenizer, add_special_tokens, control_tokens
@@ -141,8 +142,8 @@ def label_token_ids(
     Raises
     ------
     InputError
-        If a label is not exactly one token after a prompt, or another token than after the
-        others, or two labels are the same token.
+        If a label is not exactly one token after a prompt, if it is not the same token after
+        every prompt, or if two labels are the same token.
     """
     gaps = [_gap(prompt) for prompt in prompts]
     usual = next((gap for gap in gaps if gap is not None), " ")
@@ -155,10 +156,10 @@ def label_token_ids(
             tail = whole[len(before) :]
             if whole[: len(before)] != list(before):
                 raise InputError(
-                    f"prompt {number}: with the label {label!r} behind it the query "
+                    f"prompt {number}: with the label {label!r} after it the query "
                     f"{prompts[number].string[-20:]!r} is tokenized differently, so its last "
                     "position would not predict the label; use a template whose text before the "
-                    "label ends in a token of its own, as in '{text}: {label}\\n'"
+                    "label ends in a separate token, as in '{text}: {label}\\n'"
                 )
             if len(tail) != 1:
                 pieces = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(tail)))
@@ -172,8 +173,8 @@ def label_token_ids(
                 there, first = tokenizer.convert_ids_to_tokens([tail[0], coded[0][-1]])
                 raise InputError(
                     f"prompt {number}: the label {label!r} would be the token {there!r} here and "
-                    f"is {first!r} after prompt 0; write what stands before the labels the same "
-                    "way in every prompt"
+                    f"is {first!r} after prompt 0; write the same characters before the labels "
+                    "in every prompt"
                 )
         token = coded[0][-1]
         characters.check_label(label, token)
@@ -188,7 +189,7 @@ def label_token_ids(
 def check_label_positions(
     tokens: Sequence[Sequence[tuple[int, str, Segment]]], ids: dict[str, int], tokenizer: Any
 ) -> None:
-    """Refuse prompts in which a demonstration's label is not its label's one token."""
+    """Check that each demonstration's label is the same token as after the query."""
     for number, prompt in enumerate(tokens):
         found: dict[int, list[int]] = {}
         labels = {s.demonstration: s.label for _, _, s in prompt if s.demonstration >= 0}
@@ -200,16 +201,16 @@ def check_label_positions(
                 pieces = tokenizer.convert_ids_to_tokens(found.get(demonstration, []))
                 raise InputError(
                     f"prompt {number}, demonstration {demonstration}: the label {label!r} is "
-                    f"tokenized as {pieces}, not as the one token it is after the query; put "
-                    "something between text and label that the tokenizer keeps apart, as in "
+                    f"tokenized as {pieces}, not as the single token after the query; put a "
+                    "separator between text and label that the tokenizer does not merge, as in "
                     "'{text}: {label}\\n'"
                 )
 
 
 def _gap(prompt: Prompt) -> str | None:
-    """Blanks between the query's end and a label, as the first demonstration has them.
+    """Return the spaces before the label in the first demonstration; None without one.
 
-    A user's span may hold them together with the label. None without demonstrations.
+    A user's label span may include them.
     """
     for before, segment in zip(prompt.segments, prompt.segments[1:], strict=False):
         if segment.role == "label":

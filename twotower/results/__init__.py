@@ -1,4 +1,4 @@
-"""Results: the schema of every dataset, where it comes from, and its store."""
+"""Results: schema, provenance and storage of datasets."""
 
 from .forms import check_dataset, make_dataset, make_table, measured_prompts
 from .provenance import provenance

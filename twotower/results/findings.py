@@ -1,4 +1,4 @@
-"""What the proof of a measure found: for each identity its worst error, and what was allowed."""
+"""Findings of a measure's proof: the worst error and the allowed error of each identity."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Finding:
     Attributes
     ----------
     error, allowed
-        Relative, as `twotower.models.rounding` defines for each identity.
+        Relative errors, as `twotower.models.rounding` defines them for each identity.
     """
 
     error: float
@@ -24,7 +24,7 @@ class Finding:
 
     @property
     def strain(self) -> float:
-        """Error over what is allowed; above 1 the identity does not hold."""
+        """Error divided by the allowed error; above 1 the identity does not hold."""
         if self.error == 0:
             return 0.0
         return self.error / self.allowed if self.allowed else math.inf
@@ -32,18 +32,19 @@ class Finding:
 
 @dataclass
 class Findings:
-    """The proof of a measure, gathered over its batches.
+    """The proof of a measure, collected over its batches.
 
     Attributes
     ----------
     identities
-        The worst case of each identity.
+        Worst case of each identity.
     prompts
-        How many prompts it was made on.
+        Number of prompts checked.
     second_forward
-        A number that was made twice in this state of the model, by forwards that share no code.
+        Comparison of one number from two forward passes without shared code, in the same state
+        of the model.
     made
-        Whether it was made at all.
+        Whether the proof was made.
     """
 
     identities: dict[str, Finding] = field(default_factory=dict)
@@ -52,13 +53,13 @@ class Findings:
     made: bool = True
 
     def add(self, identity: str, finding: Finding) -> None:
-        """Take note of a finding, if it is the worst so far."""
+        """Keep a finding if it is the worst so far."""
         known = self.identities.get(identity)
         if known is None or not finding.strain <= known.strain:
             self.identities[identity] = finding
 
     def describe(self) -> str:
-        """All of it as JSON, for a dataset's attribute."""
+        """Return the findings as JSON, for a dataset's attribute."""
         worst = {
             name: {"error": _short(one.error), "allowed": _short(one.allowed)}
             for name, one in self.identities.items()
@@ -70,7 +71,7 @@ class Findings:
 
     @classmethod
     def joined(cls, texts: list[str]) -> str:
-        """The proof of several parts of a run, from what `describe` gave for each."""
+        """Combine the proofs of several parts of a run, given as texts of `describe`."""
         whole = cls()
         for text in texts:
             part: Mapping[str, Any] = json.loads(text)

@@ -1,4 +1,4 @@
-"""Datasets of the schema's form: made, and checked whenever they are made, saved or opened."""
+"""Make datasets of the schema, and check them when they are made, saved or opened."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     import xarray as xr
 
 MISSING = ("measured", "finite")
-"""Coordinates that say which prompts have values; booleans are floats beside them."""
+"""Coordinates that mark prompts with values; with them, boolean variables are floats."""
 
 OPTIONAL = ("token_position", *MISSING)
-"""Coordinates that a dataset may lack, whatever its dims."""
+"""Coordinates that any dataset may lack."""
 
 _KINDS = {"float": "f", "int": "iu", "bool": "b", "str": "OUT"}
 
@@ -28,7 +28,7 @@ def make_dataset(
     coordinates: Mapping[str, Any],
     attributes: Mapping[str, Any],
 ) -> xr.Dataset:
-    """A dataset of a group, with names, units and definitions filled in, and checked.
+    """Make and check a dataset of a group; names, units and definitions come from the schema.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def make_dataset(
 
 
 def _texts(values: Any) -> np.ndarray:
-    """Values as an array, texts of any length: Zarr v3 has no agreed form for one length."""
+    """Return an array, texts as objects: Zarr v3 has no standard for fixed-length texts."""
     import numpy as np
 
     array = np.asarray(values)
@@ -67,9 +67,9 @@ def _texts(values: Any) -> np.ndarray:
 
 
 def measured_prompts(dataset: xr.Dataset | xr.DataTree) -> xr.Dataset:
-    """A dataset, or a group of a run, without the prompts whose values are missing.
+    """Return a dataset, or a group of a run, without prompts whose values are missing.
 
-    Values are missing where a prompt is not measured yet, and where its logits are not finite.
+    A prompt is missing if it is not measured yet, or if its logits are not finite.
     """
     import xarray as xr
 
@@ -86,9 +86,9 @@ def _by_prompt(dataset: xr.Dataset, name: str) -> bool:
 
 
 def with_booleans(dataset: xr.Dataset) -> xr.Dataset:
-    """A dataset whose booleans, floats where prompts are missing, are booleans again.
+    """Convert boolean variables that are stored as floats back to booleans.
 
-    Missing ones become False: take out missing prompts first, or know which they are.
+    Missing values become False, so remove missing prompts first.
     """
     about = GROUPS.get(dataset.attrs.get("twotower_group", ""), {})
     for name, array in dataset.data_vars.items():
@@ -102,12 +102,12 @@ def make_table(
     coordinates: Mapping[str, Any],
     attributes: Mapping[str, Any],
 ) -> xr.Dataset:
-    """A dataset of an experiment's own variables, described as those of `GROUPS` are.
+    """Make a dataset of an experiment's own variables, described like those of `GROUPS`.
 
     Parameters
     ----------
     variables
-        By name: what it is, and its array.
+        Description and array, by name.
     coordinates
         Index coordinates by dim.
     attributes
@@ -126,7 +126,7 @@ def make_table(
 
 
 def describe(variable: Variable) -> dict[str, str]:
-    """Attributes that say what a variable is."""
+    """Return the attributes that describe a variable."""
     return {
         "long_name": variable.long_name,
         "units": variable.units,
@@ -135,20 +135,20 @@ def describe(variable: Variable) -> dict[str, str]:
 
 
 def check_dataset(dataset: xr.Dataset, group: str | None = None) -> None:
-    """Refuse a dataset that does not have its group's form.
+    """Check that a dataset matches the schema of its group.
 
     Parameters
     ----------
     dataset
-        What is checked.
+        The dataset.
     group
-        Name of the group; by default, and where it is a name that a run gave to one of
-        several datasets of a group, what the dataset says of itself.
+        Name of the group. By default the dataset's attribute `twotower_group`, which also
+        replaces names that are not groups (of several datasets of one group in a run).
 
     Raises
     ------
     SchemaError
-        With the variable, and what was found where something else was expected.
+        If it does not match. Names the variable, and the found and expected form.
     """
     own = dataset.attrs.get("twotower_group")
     group = group if group in GROUPS and own != TABLE else own

@@ -1,6 +1,6 @@
-"""Prompts whose logits are not finite: marked in datasets, so that they count for nothing.
+"""Mark prompts with non-finite logits as missing in datasets.
 
-In float16 some prompts overflow. What a model says of them means nothing, so their values are
+In float16 some prompts overflow, and the model's output for them has no meaning. Their values are
 missing: NaN in numbers and booleans, "" in texts, -1 in ids.
 """
 
@@ -19,29 +19,29 @@ if TYPE_CHECKING:
     import xarray as xr
 
 MOST_NAMED = 5
-"""Prompts that a message names; of the others it gives the number."""
+"""Largest number of prompts named in a message; further ones are counted."""
 
 UNDEFINED = ("share",)
-"""Variables that are NaN by definition in some prompts, so that NaN there is no overflow."""
+"""Variables that may be NaN by definition; NaN there does not mean overflow."""
 
 
 def finite_prompts(dataset: xr.Dataset | xr.DataTree) -> np.ndarray:
-    """(prompt,) boolean: which prompts of a dataset have finite logits."""
+    """Return a (prompt,) boolean mask of the prompts with finite logits."""
     if "finite" not in dataset.coords:
         return np.ones(dataset.sizes["prompt"], dtype=bool)
     return np.asarray(dataset["finite"].values, dtype=bool)
 
 
 def mark_missing(dataset: xr.Dataset, **there: np.ndarray) -> xr.Dataset:
-    """Say in coordinates which prompts have values, and make booleans NaN in the others.
+    """Add coordinates that mark prompts with values; set booleans of other prompts to NaN.
 
     Parameters
     ----------
     dataset
-        With the dim `prompt`. Its booleans become floats where a prompt is missing.
+        Dataset with the dim `prompt`. If a prompt is missing, its booleans become floats.
     **there
-        (prompt,) boolean by name of the coordinate, "measured" or "finite". A coordinate that
-        would be True for all prompts is left out.
+        (prompt,) boolean masks by coordinate name, "measured" or "finite". A coordinate that is
+        True for all prompts is not added.
     """
     kept = {name: values for name, values in there.items() if not values.all()}
     if not kept:
@@ -59,7 +59,7 @@ def mark_missing(dataset: xr.Dataset, **there: np.ndarray) -> xr.Dataset:
 
 
 def blank(values: np.ndarray, finite: np.ndarray) -> np.ndarray:
-    """Values (prompt, ...), missing where a prompt is not finite; booleans stay booleans.
+    """Return values with non-finite prompts set to missing; booleans stay booleans.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def blank(values: np.ndarray, finite: np.ndarray) -> np.ndarray:
 
 
 def missing_value(dtype: np.dtype) -> float | int | str:
-    """What stands for a missing value: NaN, -1, "", and False for want of better."""
+    """Return the missing value of a dtype: NaN, -1, "", or False for booleans."""
     known: dict[str, float | int] = {"f": np.nan, "i": -1, "b": False}
     return known.get(dtype.kind, "")
 
@@ -86,18 +86,18 @@ def count_values(
     finite: np.ndarray,
     padded: np.ndarray | None = None,
 ) -> int:
-    """Number of single values that are NaN, such as counterfactuals that overflowed.
+    """Count single NaN values, such as overflowed counterfactuals.
 
-    A value that has several variables or labels, of which any is NaN, counts once.
+    Values at the same place in several variables or labels count once.
 
     Parameters
     ----------
     variables
-        By name: dims and values.
+        Dims and values, by name.
     finite
-        (prompt,) boolean; the other prompts do not count.
+        (prompt,) boolean mask; prompts with False do not count.
     padded
-        (prompt, position) boolean: where there is nothing to measure.
+        (prompt, position) boolean mask of padding.
     """
     found: dict[tuple[str, ...], np.ndarray] = {}
     for name, (dims, values) in variables.items():
@@ -120,7 +120,7 @@ def count_values(
 
 
 def named(prompts: Iterable[int], total: int, words: str = "prompts") -> str:
-    """How many prompts of how many, and which, such as "2 of 8 prompts (0, 5)"."""
+    """Return the number and names of prompts, such as "2 of 8 prompts (0, 5)"."""
     numbers = sorted(prompts)
     shown = ", ".join(map(str, numbers[:MOST_NAMED]))
     more = f" and {len(numbers) - MOST_NAMED} more" if len(numbers) > MOST_NAMED else ""

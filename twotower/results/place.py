@@ -1,4 +1,4 @@
-"""Where a store is: a path, or the URL of an object store such as s3://bucket/run.zarr."""
+"""Location of a store: a path, or the URL of an object store such as s3://bucket/run.zarr."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
 
 
 class Place:
-    """A place for one store.
+    """Location of one store.
 
     Parameters
     ----------
     where
-        A path, or a URL that obstore knows: s3://, gs://, az://, memory://. Credentials and
+        A path, or a URL that obstore supports: s3://, gs://, az://, memory://. Credentials and
         the endpoint come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...).
 
     Raises
     ------
     StoreError
-        If it is neither, or what the URL names cannot be spoken to.
+        If it is neither, or the object store cannot be used.
     """
 
     def __init__(self, where: str | Path | Place) -> None:
         if isinstance(where, Place):
             where = where.text
         if not isinstance(where, (str, Path)) or "\0" in str(where):
-            raise StoreError(f"{where!r} is no path")
+            raise StoreError(f"{where!r} is not a path")
         self.text: str = str(where)
         self.remote = "://" in self.text
         self.path = Path() if self.remote else Path(where).expanduser()
@@ -44,12 +44,12 @@ class Place:
         return self.text
 
     def store(self, read_only: bool = False) -> Any:
-        """What xarray and zarr take as a store; a folder must be there.
+        """Return the store for xarray and zarr; a folder must exist.
 
         Raises
         ------
         FileNotFoundError
-            If it is not. (zarr would make it.)
+            If the folder does not exist. (zarr would make it.)
         """
         if not self.remote:
             from zarr.storage import LocalStore
@@ -66,7 +66,7 @@ class Place:
             import obstore
         except ImportError as error:
             raise InputError(
-                f"{self.text} is in an object store, for which obstore is needed: "
+                f"{self.text} is in an object store, which needs obstore: "
                 "pip install 'twotower[cloud]'"
             ) from error
         options = _client(self.text)
@@ -76,17 +76,17 @@ class Place:
             raise self.failed("cannot be used", error) from error
 
     def failed(self, what: str, error: Exception) -> StoreError:
-        """An error that says what went wrong here, in one line."""
+        """Make an error for this location, in one line."""
         words = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         return StoreError(f"{self.text} {what} ({type(error).__name__}: {words})")
 
     def holds(self) -> bool:
-        """Whether anything is there.
+        """Check whether something exists at this location.
 
         Raises
         ------
         StoreError
-            If it cannot be told.
+            If the location cannot be read.
         """
         if self.remote:
             import obstore
@@ -96,30 +96,28 @@ class Place:
             except StoreError:
                 raise
             except Exception as error:
-                raise self.failed("cannot be looked into", error) from error
+                raise self.failed("cannot be listed", error) from error
         try:
             return self.path.exists()
-        except OSError as error:  # a name that is too long, or a folder one may not look into
-            raise StoreError(f"{self.path} is no place for a store: {error.strerror}") from error
+        except OSError as error:  # a name that is too long, or a folder without permission
+            raise StoreError(f"{self.path} cannot be a store: {error.strerror}") from error
 
     def require_writable(self) -> None:
-        """Refuse a folder in which nothing can be written; better before it is needed.
+        """Check that the folder is writable, before it is needed.
 
         Raises
         ------
         StoreError
-            With the folder.
+            If the folder is not writable.
         """
         if self.remote:
             return
         folder = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            raise StoreError(
-                f"{self.path} cannot be written: {folder} is no folder that can be written to"
-            )
+            raise StoreError(f"{self.path} cannot be written: {folder} is not a writable folder")
 
     def remove(self) -> None:
-        """Remove what is there."""
+        """Remove the store."""
         if self.remote:
             import obstore
 
@@ -130,23 +128,22 @@ class Place:
             shutil.rmtree(self.path, ignore_errors=True)
 
     def replace(self, write: Callable[[Any], object], overwrite: bool) -> None:
-        """Write a whole store anew.
+        """Write a complete new store.
 
-        A folder is written beside its place and moved there when it is whole, so that the
-        old or the new one is there at every moment. In an object store the old one goes
-        first.
+        A folder is written next to its final path and moved when complete, so the old or the
+        new store exists at every moment. In an object store the old one is removed first.
 
         Parameters
         ----------
         write
-            Takes the store and fills it.
+            Function that fills the store.
         overwrite
-            Whether it may replace one that is there.
+            Whether it may replace an existing store.
 
         Raises
         ------
         StoreError
-            If it cannot be written, or another has come into being meanwhile.
+            If it cannot be written, or another store was made in the meantime.
         """
         if self.remote:
             if not overwrite and self.holds():
@@ -180,16 +177,18 @@ class Place:
 
 
 def _client(url: str) -> dict[str, Any]:
-    """Options of an object store's client; plain http is taken where the endpoint says it.
+    """Return the client options of an object store; http is allowed if the endpoint uses it.
 
     Raises
     ------
     StoreError
-        If the endpoint is no address; obstore would panic.
+        If the endpoint is not an address; obstore would panic.
     """
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL", ""))
     if url.startswith("s3") and endpoint and not re.match(r"https?://[^/]", endpoint):
-        raise StoreError(f"AWS_ENDPOINT_URL={endpoint!r} is no address, such as http://host:9000")
+        raise StoreError(
+            f"AWS_ENDPOINT_URL={endpoint!r} is not an address, such as http://host:9000"
+        )
     if url.startswith("s3") and endpoint.startswith("http://"):
         return {"client_options": {"allow_http": True}}
     return {}

@@ -1,4 +1,4 @@
-"""Where a result comes from, written into every dataset by this one function."""
+"""Provenance of results, as attributes of every dataset."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKAGES = ("twotower", "nnsight", "torch", "transformers", "accelerate", "bitsa
 
 
 def provenance(model: Any, prompts: Any, **settings: Any) -> dict[str, Any]:
-    """Attributes that say by what a dataset was made.
+    """Return the provenance attributes of a dataset.
 
     Parameters
     ----------
@@ -25,12 +25,12 @@ def provenance(model: Any, prompts: Any, **settings: Any) -> dict[str, Any]:
     prompts
         `twotower.Prompts`.
     **settings
-        The measure's own arguments; they are written as JSON.
+        Arguments of the measure, written as JSON.
 
     Returns
     -------
     dict
-        Strings and numbers alone, so that any store takes them.
+        Only strings and numbers, which every store supports.
     """
     return {
         "model": model.name,
@@ -57,9 +57,9 @@ _hashes: WeakKeyDictionary[Any, tuple[Any, str]] = WeakKeyDictionary()
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """SHA-256 of everything that decides which tokens a tokenizer makes.
+    """Return the SHA-256 of everything that determines a tokenizer's tokens.
 
-    Truncation and padding are left out: a call of the tokenizer sets them and leaves them set.
+    Truncation and padding are excluded, because calls of the tokenizer change them.
 
     Parameters
     ----------
@@ -69,8 +69,8 @@ def tokenizer_hash(tokenizer: Any) -> str:
     Returns
     -------
     str
-        Computed anew only where tokens were added or a part of the tokenizer was replaced; ""
-        for a tokenizer with parts written in Python, which cannot be serialized.
+        Cached until tokens are added or a part of the tokenizer is replaced. "" for a
+        tokenizer with Python parts, which cannot be serialized.
     """
     backend = tokenizer.backend_tokenizer
     split = bool(getattr(tokenizer, "split_special_tokens", False))
@@ -82,7 +82,7 @@ def tokenizer_hash(tokenizer: Any) -> str:
         if known is None or known[0] != state:
             content = _without_padding(backend).to_str() + ("split" if split else "")
             known = _hashes[tokenizer] = (state, hashlib.sha256(content.encode()).hexdigest())
-    except Exception as error:  # tokenizers raises plain Exception
+    except Exception as error:  # tokenizers raises a plain Exception
         if "cannot be serialized" not in str(error):
             raise
         return ""
@@ -102,7 +102,7 @@ def _without_padding(backend: Any) -> Any:
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of the packages that numbers depend on."""
+    """Return the versions of the packages that affect results."""
     found = {}
     for name in PACKAGES:
         try:
@@ -114,7 +114,7 @@ def versions() -> dict[str, str]:
 
 @cache
 def _git_commit() -> str:
-    """Commit of the checkout that twotower runs from; "" for an installed package."""
+    """Return the git commit of twotower's checkout; "" for an installed package."""
     folder = Path(__file__).parent
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
     try:

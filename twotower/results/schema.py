@@ -1,11 +1,10 @@
-"""The form of every dataset: its variables, their dims, units and definitions.
+"""Schema of every dataset: variables, dims, units and definitions.
 
-`forms.py` checks it whenever a dataset is made, saved or opened.
+`forms.py` checks it when a dataset is made, saved or opened.
 
-Definitions, in the notation of Yu & Ananiadou (2024, arXiv 2402.02872): layer l, head h,
-position p, last position T; x_p^l is the residual stream entering layer l, z the head's
-output before the output projection, W_O^h the projection's slice for the head, a the
-attention weights, v the values.
+Notation of Yu & Ananiadou (2024, arXiv 2402.02872): layer l, head h, position p, last position T.
+x_p^l is the residual stream entering layer l, z the head's output before the output projection,
+W_O^h the head's slice of the output projection, a the attention weights, v the values.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ DIMS = (
     "feature",
     "unit",
 )
-"""All dims; every dataset gives each of its dims a coordinate."""
+"""All dims; every dim of a dataset has a coordinate."""
 
 
 @dataclass(frozen=True)
 class Variable:
-    """What a variable is.
+    """Description of a variable.
 
     Parameters
     ----------
@@ -45,21 +44,21 @@ class Variable:
     kind
         "float", "int", "bool" or "str".
     long_name
-        What it is, in words.
+        Name in words.
     reference
-        Its definition, and where that comes from.
+        Definition and its source.
     units
-        "1" where dimensionless, "nat" for natural logarithms of probabilities.
+        "1" if dimensionless, "nat" for natural logarithms of probabilities.
     required
         Whether a dataset of the group must have it.
     title
         Short name in tables and figures. A variable of heads, (layer, head) with or without
-        prompts and labels, that has one is shown as a column of heads: in the head table,
-        `twotower heads`, head maps and reports.
+        prompts and labels, with a title is a column of the head table, `twotower heads`, head
+        maps and reports.
     format
-        How a number is written, as `format` takes it; with a sign where 0 is the centre.
+        Format specification of a number; with a sign if 0 is the centre.
     chance
-        Value of a head that does nothing: the centre of colours.
+        Value of a head without effect: the centre of the colour scale.
     """
 
     dims: tuple[str, ...]
@@ -74,7 +73,7 @@ class Variable:
 
     @property
     def signed(self) -> bool:
-        """Whether numbers are written with their sign."""
+        """Whether numbers are written with a sign."""
         return self.format.startswith("+")
 
 
@@ -86,7 +85,7 @@ _LOGIT = "x W_U through the final norm with the last position's statistic; biase
 
 
 def _auc(title: str) -> dict[str, Any]:
-    """How an AUC is shown."""
+    """Return the display settings of an AUC."""
     return {"title": title, "format": ".3f", "chance": 0.5}
 
 
@@ -417,7 +416,7 @@ GROUPS: dict[str, dict[str, Variable]] = {
 }
 
 TABLE = "table"
-"""Group of datasets that experiments make up themselves: any variables and dims, described."""
+"""Group of an experiment's own datasets, with any variables and dims, each described."""
 
 
 BY_POSITION = {
@@ -426,7 +425,7 @@ BY_POSITION = {
     "score_content": ("qk", "score_content"),
     "label_logit": ("ov", "label_logit"),
 }
-"""What is shown of a head at each position, with the group and variable that hold it."""
+"""Values of a head at each position, with their group and variable."""
 
 
 def head_columns() -> dict[str, tuple[str, Variable]]:

@@ -1,4 +1,4 @@
-"""Saving and opening runs: one Zarr v3 store for a tree of datasets."""
+"""Save and open runs: one Zarr v3 store per tree of datasets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def make_tree(groups: Mapping[str, xr.Dataset], attributes: Mapping[str, Any]) -> xr.DataTree:
-    """A run: datasets by group, each checked, under one root."""
+    """Make a run: check datasets by group and join them under one root."""
     import xarray as xr
 
     for name, dataset in groups.items():
@@ -30,18 +30,18 @@ def make_tree(groups: Mapping[str, xr.Dataset], attributes: Mapping[str, Any]) -
 
 
 def check_tree(tree: xr.DataTree) -> None:
-    """Refuse a tree that is no run.
+    """Check that a tree is a valid run.
 
     Raises
     ------
     SchemaError
-        If a group is unknown or does not have its form.
+        If a group is unknown or does not match its schema.
     """
     if tree.data_vars or not tree.children:
-        raise SchemaError("a run has groups, and no variables beside them")
+        raise SchemaError("a run has groups, and no variables at its root")
     if tree.attrs.get("twotower_schema") != SCHEMA_VERSION:
         raise SchemaError(
-            f"this is no twotower run of schema {SCHEMA_VERSION} (its root says "
+            f"this is not a twotower run of schema {SCHEMA_VERSION} (its root says "
             f"{tree.attrs.get('twotower_schema')!r})"
         )
     missing = set(_names(tree, "groups")) - set(tree.children)
@@ -58,16 +58,16 @@ def check_tree(tree: xr.DataTree) -> None:
 def save(run: xr.DataTree | xr.Dataset, path: str | Path, overwrite: bool = False) -> Path | str:
     """Write a run, or one dataset of it, as a Zarr v3 store.
 
-    The store is written beside its place and moved there when it is whole.
+    The store is written next to `path` and moved there when complete.
 
     Parameters
     ----------
     run
-        What `twotower.analyze` or a measure returned, or a group of a run.
+        Result of `twotower.analyze` or of a measure, or a group of a run.
     path
-        A folder, by custom ending in ".zarr", or a URL such as s3://bucket/run.zarr.
+        A folder, usually ending in ".zarr", or a URL such as s3://bucket/run.zarr.
     overwrite
-        Whether a store that is there may be replaced.
+        Whether to replace an existing store.
 
     Returns
     -------
@@ -76,9 +76,9 @@ def save(run: xr.DataTree | xr.Dataset, path: str | Path, overwrite: bool = Fals
     Raises
     ------
     SchemaError
-        If it does not have the schema's form.
+        If it does not match the schema.
     StoreError
-        If something is at `path` already, or it cannot be written.
+        If `path` already exists, or cannot be written.
     """
     import xarray as xr
 
@@ -87,7 +87,7 @@ def save(run: xr.DataTree | xr.Dataset, path: str | Path, overwrite: bool = Fals
     if isinstance(run, xr.Dataset):
         run = make_tree({run.attrs.get("twotower_group", ""): run}, _root_attributes(run))
     if not isinstance(run, xr.DataTree):
-        raise SchemaError(f"a {type(run).__name__} is no run; save what a measure returned")
+        raise SchemaError(f"a {type(run).__name__} is not a run; save the result of a measure")
     run = run.copy()
     run.attrs["groups"] = json.dumps(sorted(run.children))
     check_tree(run)
@@ -99,7 +99,7 @@ def save(run: xr.DataTree | xr.Dataset, path: str | Path, overwrite: bool = Fals
 
 
 def check_place(path: str | Path, overwrite: bool = False) -> Place:
-    """Refuse a place at which a run cannot be saved; better before it is measured.
+    """Check that a run can be saved at a path, before it is measured.
 
     Parameters
     ----------
@@ -113,24 +113,24 @@ def check_place(path: str | Path, overwrite: bool = False) -> Place:
     Raises
     ------
     StoreError
-        If something is there that may not be replaced, or nothing can be written there.
+        If an existing store may not be replaced, or the path is not writable.
     """
     yes_or_no("overwrite", overwrite)
     place = Place(path)
     if place.holds():
         if not overwrite:
             raise StoreError(f"{place} exists already; pass overwrite=True or another path")
-        _require_run(place)  # never remove what is not a run
+        _require_run(place)  # never remove anything but a run
     place.require_writable()
     return place
 
 
 def open(path: str | Path | Place) -> xr.DataTree:
-    """Open a run that `save` wrote, or one that is measured in units, even while it grows.
+    """Open a saved run, or a run measured in units, also while it is running.
 
-    Arrays are lazy (dask): values are read when they are computed or shown, chunk by
-    chunk, so damage among them shows only then. `xarray.open_datatree` opens it as well;
-    this adds the check of the schema.
+    Arrays are lazy (dask): chunks are read when they are computed or shown, and damaged chunks
+    raise errors only then. `xarray.open_datatree` also works; this function adds the check of
+    the schema.
 
     Parameters
     ----------
@@ -140,17 +140,17 @@ def open(path: str | Path | Place) -> xr.DataTree:
     Returns
     -------
     xarray.DataTree
-        Of a run over several models, tasks or seeds, one child for each; else a run. While
-        units are missing, every dataset has a coordinate `measured` (prompt), and the
-        values of the prompts that are not measured yet are NaN (texts: ""). So are those of
-        prompts whose logits are not finite; the coordinate `finite` (prompt) says which.
+        A run; for several models, tasks or seeds, a tree with one child for each. While units
+        are missing, every dataset has a coordinate `measured` (prompt), and unmeasured prompts
+        have missing values (NaN; texts: ""). Prompts with non-finite logits are also missing;
+        the coordinate `finite` (prompt) marks them.
 
     Raises
     ------
     StoreError
-        If there is no store, or it is foreign, or groups or variables of it are damaged.
+        If there is no store, it is not of twotower, or its groups or variables are damaged.
     """
-    # Needs numpy, which importing the package does not.
+    # Imported here, because the package must import without numpy.
     from .units import ADDED, UnitStore, mark_units
 
     place = Place(path)
@@ -169,24 +169,24 @@ def open(path: str | Path | Place) -> xr.DataTree:
 
 
 def _names(tree: xr.DataTree, attribute: str) -> list[str]:
-    """Names that the root holds as JSON; none where it holds no such attribute.
+    """Return a list of names from a JSON attribute of the root; empty without the attribute.
 
     Raises
     ------
     SchemaError
-        If it is no list of texts.
+        If it is not a list of texts.
     """
     try:
         found = json.loads(tree.attrs.get(attribute, "[]"))
     except (TypeError, ValueError):
         found = None
     if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-        raise SchemaError(f"its attribute {attribute} is no list of names")
+        raise SchemaError(f"its attribute {attribute} is not a list of names")
     return found
 
 
 def _require_run(place: Place) -> xr.DataTree:
-    """The tree at a place, if it says of itself that it is a run."""
+    """Open the tree at a place; raise StoreError unless its root marks it as a run."""
     import xarray as xr
 
     if not place.holds():

@@ -1,8 +1,8 @@
-"""A store that is filled unit by unit: made whole at the start, then written by region.
+"""A store written unit by unit: created completely at the start, then filled by region.
 
-A unit is a block of prompts of one part of a run (a model, a task, a seed). Every variable
-with a dim `prompt` has one chunk per unit, so no two units ever write the same object. A
-unit's chunks are on the disk before its mark in the group `units` says that it is done.
+A unit is a block of prompts of one part of a run (a model, a task, a seed). Every variable with a
+dim `prompt` has one chunk per unit, so two units never write the same object. The group `units` is
+the ledger: it marks a unit as done only after the unit's chunks are on disk.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 DONE, FAILED = "done", "failed"
 ADDED = ("not_finite", "proof")
-"""Of these, what stores of older versions lack."""
+"""Columns of the ledger that stores of older versions lack."""
 
 REPORTED = ("state", "seconds", "finished", "worker", "error", *ADDED)
-"""What is written of a unit once it is measured."""
+"""Columns of the ledger written after a unit is measured."""
 
 PATIENCE = 300.0
-"""Seconds for which writing is tried again where a store refuses it."""
+"""Seconds during which a refused write is retried."""
 
 
 class Unit(NamedTuple):
@@ -53,7 +53,7 @@ class Unit(NamedTuple):
 
 
 def plan_units(sizes: Mapping[str, int], size: int) -> list[Unit]:
-    """All units of a run, from the numbers of prompts of its parts."""
+    """Return all units of a run, from the number of prompts of each part."""
     blocks = [
         (part, start, min(start + size, n))
         for part, n in sizes.items()
@@ -63,14 +63,14 @@ def plan_units(sizes: Mapping[str, int], size: int) -> list[Unit]:
 
 
 class UnitStore:
-    """The store of a run that is measured in units.
+    """Store of a run that is measured in units.
 
     Parameters
     ----------
     place
         A path or URL.
     patience
-        Seconds for which writing is tried again where the store refuses it.
+        Seconds during which a refused write is retried.
     """
 
     def __init__(self, place: str | Path | Place, patience: float = PATIENCE) -> None:
@@ -85,20 +85,20 @@ class UnitStore:
         attributes: Mapping[str, Any],
         overwrite: bool = False,
     ) -> None:
-        """Make the store whole: all coordinates, all metadata, no measured value.
+        """Create the store with all coordinates and metadata, but no measured values.
 
         Parameters
         ----------
         parts
-            By name, datasets by group and attributes. A run of one part has the name "".
-            Values of variables with a dim `prompt` are not written, those of the group
-            `prompts` excepted.
+            Datasets by group, and attributes, by name of the part. The only part of a run has
+            the name "". Variables with a dim `prompt` are not written, except in the group
+            `prompts`.
         units, size
-            All units, and how many prompts one has.
+            All units, and the number of prompts per unit.
         attributes
             Attributes of the root.
         overwrite
-            Whether it may replace one that is there.
+            Whether to replace an existing store.
         """
         import xarray as xr
 
@@ -110,7 +110,7 @@ class UnitStore:
             nodes[f"/{part}"] = xr.Dataset(attrs=about)
             for name, dataset in groups.items():
                 check_dataset(dataset, name)
-                # The ledger says what is missing; the store holds booleans.
+                # The ledger records missing prompts, so the store keeps booleans.
                 dataset = with_booleans(dataset.drop_vars(MISSING, errors="ignore"))
                 path = f"/{part}/{name}" if part else f"/{name}"
                 names = [] if name == "prompts" else measured(dataset)
@@ -135,7 +135,7 @@ class UnitStore:
         self.place.replace(write, overwrite)
 
     def attributes(self, part: str = "") -> dict[str, Any]:
-        """Attributes of the root, or of a part.
+        """Return the attributes of the root, or of a part.
 
         Raises
         ------
@@ -150,24 +150,24 @@ class UnitStore:
             raise self.place.failed("cannot be read as a Zarr store", error) from error
 
     def units(self) -> list[Unit]:
-        """All units, as they were planned."""
+        """Return all planned units."""
         columns = (column.tolist() for column in self._columns("part", "start", "stop"))
         return [Unit(i, *row) for i, row in enumerate(zip(*columns, strict=True))]
 
     def states(self) -> list[str]:
-        """State of each unit: "done", "failed", or "" where it is missing."""
+        """Return the state of each unit: "done", "failed", or "" if it is missing."""
         return [str(state) for state in self._columns("state")[0]]
 
     def write(self, unit: Unit, groups: Mapping[str, xr.Dataset]) -> None:
-        """Write a unit's values into its region, and see that they are on the disk.
+        """Write a unit's values into its region, and flush them to disk.
 
         Parameters
         ----------
         unit
             The unit.
         groups
-            Datasets by group, over the unit's prompts. Where prompts of the run are
-            longer, they are padded on the left.
+            Datasets by group, over the unit's prompts. They are left-padded to the longest
+            prompt of the run.
         """
         for name, dataset in groups.items():
             names = measured(dataset)
@@ -199,7 +199,7 @@ class UnitStore:
             self._flush(unit, values, path)
 
     def _flush(self, unit: Unit, values: xr.Dataset, path: str) -> None:
-        """See that a unit's chunks are on the disk, should the power fail after its mark."""
+        """Flush a unit's chunks to disk, so that a power failure cannot lose a marked unit."""
         import zarr
 
         group = zarr.open_group(self.place.store(True), path=path, mode="r")
@@ -215,7 +215,7 @@ class UnitStore:
                     os.close(handle)
 
     def write_scores(self, part: str, scores: xr.Dataset, n: int) -> None:
-        """Write a part's scores over what is there, and then of how many prompts they are."""
+        """Overwrite a part's scores, then write their number of prompts."""
         path = f"{part}/scores".lstrip("/")
         self._patiently(
             lambda: scores.to_zarr(
@@ -225,11 +225,11 @@ class UnitStore:
         self._set("scored", {**self.scored(), part: n})
 
     def scored(self) -> dict[str, int]:
-        """By part, of how many prompts its scores are."""
+        """Return the number of prompts in the scores of each part."""
         return dict(self._get("scored"))
 
     def mark(self, unit: Unit, state: str, **report: Any) -> None:
-        """Set a unit's state, once what else is known of it is written.
+        """Write a unit's report to the ledger, and then its state.
 
         Parameters
         ----------
@@ -247,11 +247,11 @@ class UnitStore:
         self._patiently(write)
 
     def beat(self, driver: Mapping[str, Any] | None) -> None:
-        """Say who drives the run, or that nobody does any more."""
+        """Record the driver of the run; None if it has ended."""
         self._set("driver", driver or {})
 
     def driver(self) -> dict[str, Any]:
-        """Who drives the run, as was said last; empty where nobody does."""
+        """Return the last recorded driver of the run; empty without a driver."""
         return dict(self._get("driver"))
 
     def _get(self, name: str) -> Any:
@@ -265,23 +265,23 @@ class UnitStore:
         self._patiently(write)
 
     def clean(self) -> None:
-        """Remove what writers left half-written that were killed."""
+        """Remove incomplete files of killed writers."""
         if not self.place.remote:
             for path in self.place.path.rglob("*.partial"):
                 path.unlink(missing_ok=True)
 
     def ledger(self, *names: str) -> xr.Dataset:
-        """What is known of every unit.
+        """Return the ledger: the report of every unit.
 
         Parameters
         ----------
         *names
-            Variables of the group `units`; by default all that have its dim.
+            Variables of the group `units`; by default all with the dim `unit`.
 
         Raises
         ------
         StoreError
-            If this is no run that is measured in units.
+            If this is not a run measured in units.
         """
         import xarray as xr
 
@@ -290,7 +290,7 @@ class UnitStore:
         return xr.Dataset({name: ("unit", column) for name, column in columns})
 
     def _columns(self, *names: str) -> list[np.ndarray]:
-        """Columns of the ledger."""
+        """Return columns of the ledger."""
         if not self.place.holds():
             raise StoreError(f"there is no store at {self.place}")
         try:
@@ -299,7 +299,7 @@ class UnitStore:
         except StoreError:
             raise
         except KeyError as error:
-            raise StoreError(f"{self.place} was not made whole: {error} is missing") from error
+            raise StoreError(f"{self.place} is incomplete: {error} is missing") from error
         except Exception as error:
             raise self.place.failed("cannot be read", error) from error
 
@@ -309,7 +309,7 @@ class UnitStore:
         return np.asarray(ledger[name][...])
 
     def complete(self) -> None:
-        """Give the ledger of an older version the columns that are written now."""
+        """Add missing columns to the ledger of an older version."""
         import xarray as xr
 
         ledger = self._ledger()
@@ -318,7 +318,7 @@ class UnitStore:
             return
         columns = _ledger(self.units())[names].drop_vars("unit")
         columns, forms = _unwritten(columns, names, 1)
-        # With the group's attributes, which else would go.
+        # Keep the group's attributes, which would be lost otherwise.
         columns = xr.Dataset({name: columns[name] for name in names}, attrs=dict(ledger.attrs))
         self._patiently(
             lambda: columns.to_zarr(
@@ -341,19 +341,19 @@ class UnitStore:
             if _refused(error) and not isinstance(error, FileNotFoundError):
                 raise
             raise StoreError(
-                f"{self.place} is no run that is measured in units, or was not made whole"
+                f"{self.place} is not a run measured in units, or is incomplete"
             ) from error
 
     def _patiently(self, write: Callable[[], object]) -> None:
-        """Write, again and again where the store refuses, up to the end of patience."""
+        """Write, and retry while the store refuses, for at most `patience` seconds."""
         started, pause = time.monotonic(), 0.1
         while True:
             try:
                 write()
                 return
-            except StoreError:  # there is no such store
+            except StoreError:  # the store does not exist
                 raise
-            except FileNotFoundError as error:  # the store itself is gone
+            except FileNotFoundError as error:  # the store was removed
                 raise self.place.failed("cannot be written", error) from error
             except Exception as error:
                 if not _refused(error):
@@ -365,16 +365,15 @@ class UnitStore:
 
 
 def _refused(error: Exception) -> bool:
-    """Whether a store refused to take something, which may pass."""
+    """Check whether a store refused a write, which a retry may solve."""
     return isinstance(error, OSError) or type(error).__module__.startswith("obstore")
 
 
 def mark_units(run: xr.DataTree, ledger: xr.Dataset, part: str) -> xr.DataTree:
-    """Tell prompts of a part that have values from missing ones, if there are any of these.
+    """Mark the missing prompts of a part, if any, from the ledger.
 
-    Missing prompts are those not measured yet (coordinate `measured`), and those whose logits
-    are not finite (coordinate `finite`). Booleans become floats, so that a missing one is NaN
-    as a missing number is.
+    A prompt is missing if it is not measured yet (coordinate `measured`) or if its logits are not
+    finite (coordinate `finite`). Booleans become floats, so that missing ones can be NaN.
     """
     here = ledger["part"].values == part
     done = np.zeros(int(ledger["stop"].values[here].max(initial=0)), dtype=bool)
@@ -406,7 +405,7 @@ def mark_units(run: xr.DataTree, ledger: xr.Dataset, part: str) -> xr.DataTree:
 
 
 def report_missing(unit: Unit, groups: Mapping[str, xr.Dataset]) -> str:
-    """What the ledger's column `not_finite` holds of a unit: JSON, or "" where all is finite.
+    """Return a unit's entry of the ledger's column `not_finite`: JSON, or "" if all is finite.
 
     Parameters
     ----------
@@ -427,14 +426,14 @@ def report_missing(unit: Unit, groups: Mapping[str, xr.Dataset]) -> str:
 
 
 def measured(dataset: xr.Dataset) -> list[str]:
-    """Names of the variables that units write."""
+    """Return the names of the variables that units write."""
     return [str(name) for name, array in dataset.data_vars.items() if "prompt" in array.dims]
 
 
 def _unwritten(
     dataset: xr.Dataset, names: Sequence[str], size: int
 ) -> tuple[xr.Dataset, dict[str, Any]]:
-    """A dataset whose named variables are not written yet, and how they are to be stored."""
+    """Return a dataset with empty arrays for named variables, and their Zarr encodings."""
     from dask import array as dask
     from zarr.codecs import ZstdCodec
 
