@@ -46,8 +46,8 @@ def order_labels(task: Task, labels: Any, permute: bool | None) -> tuple[tuple[s
         words = list(labels)
     if len(words) != len(task.classes):
         raise InputError(
-            f"{task.name!r} has {len(task.classes)} classes ({', '.join(task.classes)}) but "
-            f"{len(words)} labels are given; give one label per class"
+            f"{task.name!r} has {len(task.classes)} classes ({', '.join(task.classes)}) and there "
+            f"are {len(words)} labels; give one label per class"
         )
     for word in words:
         if not isinstance(word, str) or not word or word != word.strip():
