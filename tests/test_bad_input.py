@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -145,6 +146,7 @@ CASES = {
         INPUT,
         "finite number",
     ),
+    "factor fraction": (lambda g: tt.Times(Fraction(1, 2)), INPUT, "finite number"),
     "factor bytes": (
         lambda g: tt.KnockOut([(0, 0)], "all", to=tt.Times(b"1")),
         INPUT,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from numbers import Integral, Real
+from numbers import Integral, Rational, Real
 from typing import Any
 
 from .errors import InputError
@@ -73,7 +73,9 @@ def finite(name: str, value: Any) -> float:
     InputError
         If it is not a finite number.
     """
+    # Python counts a fraction as a real number, but no tensor can be multiplied by it.
     ok = isinstance(value, Real) and not isinstance(value, bool)
+    ok &= isinstance(value, Integral) or not isinstance(value, Rational)
     try:
         number = float(value) if ok else math.nan
     except OverflowError:
