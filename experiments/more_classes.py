@@ -167,7 +167,7 @@ def towers(runs: list[xr.DataTree], task: str, score: str) -> tuple[float, float
     parts = [{"scores": run[f"{task}-scores"], "heads": run[f"{task}-heads"]} for run in runs]
     return (
         common.mean_score(parts, score, "writers"),
-        common.random_bound(parts, score, "writers"),
+        common.mean_random_bound(parts, score, "writers"),
     )
 
 

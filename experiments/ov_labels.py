@@ -194,7 +194,7 @@ def judge(runs: list[xr.DataTree]) -> Judgement:
         bootstrap_mean(runs[0]["tokens"]["own_word"].sel(chosen=str(strongest)).values)
     )
     numbers["OV AUC, all heads"] = common.mean_score(runs, "ov_auc", None)
-    bound = common.random_bound(runs, "ov_auc", "writers")
+    bound = common.mean_random_bound(runs, "ov_auc", "writers")
     numbers["OV AUC, 95% of random sets below"] = bound
 
     label = of_role(runs, "raw", "label", "writers")

@@ -124,7 +124,7 @@ def judge(runs: list[xr.DataTree]) -> Judgement:
                 own[:, number]
             )
     numbers["QK AUC, all heads"] = common.mean_score(runs, "qk_auc", None)
-    bound = common.random_bound(runs, "qk_auc", "writers")
+    bound = common.mean_random_bound(runs, "qk_auc", "writers")
     numbers["QK AUC, 95% of random sets below"] = bound
 
     words = common.KINDS["writers"]

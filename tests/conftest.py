@@ -11,8 +11,10 @@ import pytest
 import torch
 from budget import LONGEST, Budget
 from tiny import ARCHITECTURES, TWO, byte_level, hf_model, tiny
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import twotower as tt
+from twotower.models.fetch import fetch_demo_model
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -80,3 +82,9 @@ def prompts(llama: tt.Model) -> tt.Prompts:
 def demo_model() -> tt.Model:
     """The demo model; fetched the first time."""
     return tt.load("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def demo_tokenizer() -> PreTrainedTokenizerBase:
+    """The demo model's tokenizer."""
+    return AutoTokenizer.from_pretrained(fetch_demo_model())

@@ -209,6 +209,13 @@ def hf_model(
     """A random transformers model of an architecture, in evaluation mode."""
     config = (_configurations() | _further())[name]
     config.vocab_size = 704
+    return with_random_weights(config, attention, seed, dtype)
+
+
+def with_random_weights(
+    config: Any, attention: str = "eager", seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Any:
+    """A random transformers model of a configuration, in evaluation mode."""
     config.pad_token_id = config.bos_token_id = config.eos_token_id = 0
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)

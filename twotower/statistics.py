@@ -137,6 +137,25 @@ def reduction(
     return Estimate(float(1 - after.mean() / before.mean()), float(low), float(high), n)
 
 
+def random_bound(
+    values: np.ndarray, k: int, seed: int = 0, resamples: int = 2000
+) -> float:
+    """Return the 95th percentile of the mean of k values drawn without replacement.
+
+    Parameters
+    ----------
+    values
+        The values to draw from, of any shape. A mean leaves out NaN.
+    k
+        Values per draw.
+    seed, resamples
+        Random seed, and the number of draws.
+    """
+    rng, values = np.random.default_rng([seed, 13]), np.ravel(values)
+    drawn = np.array([rng.permutation(values.size)[:k] for _ in range(resamples)])
+    return float(np.quantile(np.nanmean(values[drawn], axis=1), 0.95))
+
+
 def above_chance(correct: np.ndarray, chance: float) -> float:
     """Return the p-value of an exact one-sided binomial test of accuracy against chance.
 

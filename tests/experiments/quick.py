@@ -1,4 +1,4 @@
-"""An experiment of the suite in its short form, on the demo model, and what it must leave."""
+"""An experiment of the suite in its short form, and what it must leave."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from twotower.experiments.suite import find_experiments
 from twotower.prompts import load_task
 
 SUITE = find_experiments()
-HALF = len(SUITE) // 2
-"""The suite's tests are in two files, so that two workers can share them."""
 
 
-def quick_form(demo_model: tt.Model, out: Path, name: str) -> None:
+def quick_form(model: tt.Model, out: Path, name: str) -> None:
     experiment = SUITE[name]
     task = load_task(experiment.task)
-    found = run_experiment(experiment, lambda: demo_model, task, out, size=QUICK)
+    found = run_experiment(experiment, lambda: model, task, out, size=QUICK)
     assert found["verdict"] == "undecided"  # one seed
     assert found["numbers"]
     for words, number in found["numbers"].items():
@@ -29,7 +27,7 @@ def quick_form(demo_model: tt.Model, out: Path, name: str) -> None:
                 assert number["low"] <= number["value"] <= number["high"], words
     for kind in ("json", "png", "svg"):
         assert (out / f"{name}.{kind}").stat().st_size > 500
-    assert json.loads((out / f"{name}.json").read_text())["model"] == "smollm2-135m"
+    assert json.loads((out / f"{name}.json").read_text())["model"] == model.name
     (store,) = (out / name).glob("*.zarr")
     run = tt.open(store)
     assert run.attrs["prompts_hash"]

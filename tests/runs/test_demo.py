@@ -10,7 +10,8 @@ import pytest
 import xarray as xr
 
 import twotower as tt
-from twotower.experiments.demo import Finding, check_finding, random_heads, run_demo, save_finding
+from twotower.experiments.demo import Finding, check_finding, run_demo, save_finding
+from twotower.experiments.random_heads import random_heads
 
 pytestmark = pytest.mark.demo_model
 
@@ -66,7 +67,7 @@ def test_it_fails_loudly(finding: Finding) -> None:
 
 
 def test_random_heads_are_others(finding: Finding, demo_model: tt.Model) -> None:
-    draws = random_heads(demo_model, finding.heads, 5, 0)
+    draws = random_heads(demo_model.heads, 12, 5, [0], without=finding.heads)
     assert len(draws) == 5
     for draw in draws:
         assert len(set(draw)) == 12

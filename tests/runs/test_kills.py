@@ -25,7 +25,7 @@ from twotower.results.units import DONE, UnitStore
 from twotower.runs.run import carry_out
 
 pytest.importorskip("ray")
-KILLS = int(os.environ.get("TWOTOWER_KILLS", "10"))
+KILLS = int(os.environ.get("TWOTOWER_KILLS", "3"))
 SEED = int(os.environ.get("TWOTOWER_KILLS_SEED", "0"))
 N, SIZE = 80, 4
 

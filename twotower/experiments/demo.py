@@ -21,7 +21,8 @@ from ..errors import FindingError, StoreError
 from ..progress import stage as show_stage
 from ..results import GROUPS, measured_prompts
 from ..results.forms import describe
-from ..statistics import Estimate, bootstrap_mean
+from ..statistics import Estimate, bootstrap_mean, random_bound
+from .random_heads import random_heads
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -99,14 +100,16 @@ class Finding:
     def compare(self, score: str, seed: int = 0) -> tuple[float, float]:
         """Return a score's mean over the writers, and its 95th percentile over random sets."""
         values = self.run.children["scores"].dataset[score].values
-        rng = np.random.default_rng([seed, 13])
-        sets = [rng.permutation(values.size)[: len(self.writers)] for _ in range(2000)]
-        bound = float(np.quantile(values.ravel()[np.array(sets)].mean(axis=1), 0.95))
+        bound = random_bound(values, len(self.writers), seed)
         return float(np.mean([values[head] for head in self.writers])), bound
 
 
 def run_demo(
-    model: Model, task: str = "animals-cities", seed: int = 0, progress: bool = True
+    model: Model,
+    task: str = "animals-cities",
+    seed: int = 0,
+    progress: bool = True,
+    n_prompts: int = N_PROMPTS,
 ) -> Finding:
     """Find the in-context heads of a model and test them on other prompts.
 
@@ -120,6 +123,8 @@ def run_demo(
         Random seed for prompts and random heads.
     progress
         Whether to show a progress bar for each stage.
+    n_prompts
+        Number of prompts; one half selects heads, the other tests them.
 
     Returns
     -------
@@ -142,7 +147,7 @@ def run_demo(
         seconds[name] = time.perf_counter() - start
 
     with stage("building prompts"):
-        prompts = build_prompts(model, load_task(task), ("foo", "bar"), n=N_PROMPTS, seed=seed)
+        prompts = build_prompts(model, load_task(task), ("foo", "bar"), n=n_prompts, seed=seed)
         fit, test = prompts.split(0.5, seed=seed)
     with stage("sweeping every head"):
         measures = ("predictions", "effects", "attribution")
@@ -167,7 +172,7 @@ def run_demo(
     with stage("knocking out in-context heads"):
         after = predict(model, test, [KnockOut(heads, "all")])
         silent = predict(model, test, [KnockOut(writers, "all")])
-    draws = random_heads(model, heads, N_RANDOM, seed)
+    draws = random_heads(model.heads, len(heads), N_RANDOM, [seed, 17], without=heads)
     with stage(f"knocking out random heads, {N_RANDOM} draws"):
         random = [predict(model, test, [KnockOut(draw, "all")]) for draw in draws]
     conditions = ("before", "after", "writers", "random heads")
@@ -187,13 +192,6 @@ def run_demo(
     run.attrs["random_heads"] = json.dumps(draws)
     run.attrs["accuracy"] = json.dumps(accuracy)
     return Finding(heads, writers, accuracy, drop, run, selection, seconds)
-
-
-def random_heads(model: Model, heads: list[Head], n: int, seed: int) -> list[list[Head]]:
-    """Draw n sets of heads outside `heads`, each as large as `heads`."""
-    rng = np.random.default_rng([seed, 17])
-    others = [head for head in model.heads if head not in heads]
-    return [[others[i] for i in rng.permutation(len(others))[: len(heads)]] for _ in range(n)]
 
 
 def _selection(path: Path) -> Path:

@@ -192,23 +192,12 @@ class Setting:
         without
             Heads to exclude; by default the in-context heads.
         """
-        import numpy as np
+        from .random_heads import random_heads
 
-        rng = np.random.default_rng([self.seed, 23, len(like)])
         barred = {*(without or self.heads), *like}
-        draws = []
-        for _ in range(self.size.n_random):
-            left = [head for head in self.model.heads if head not in barred]
-            order = [left[i] for i in rng.permutation(len(left))]
-            if like:
-                chosen = []
-                for layer in sorted({head.layer for head in like}):
-                    wanted = sum(head.layer == layer for head in like)
-                    chosen += [head for head in order if head.layer == layer][:wanted]
-                draws.append(chosen)
-            else:
-                draws.append(order[: k or self.size.k])
-        return draws
+        seed = [self.seed, 23, len(like)]
+        k = k or self.size.k
+        return random_heads(self.model.heads, k, self.size.n_random, seed, barred, like)
 
     def table(
         self,

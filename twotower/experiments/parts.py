@@ -16,7 +16,7 @@ from ..measures.predictions import predict
 from ..prompts import Prompts, Task
 from ..results import Variable
 from ..results.missing import finite_prompts
-from ..statistics import above_chance
+from ..statistics import above_chance, random_bound
 from .experiment import FULL, Setting, Size
 
 KINDS = {"writers": "heads that write", "in_context": "in-context heads"}
@@ -67,15 +67,14 @@ def mean_score(runs: Sequence[xr.DataTree], score: str, kind: str | None) -> flo
     return float(np.mean(found))
 
 
-def random_bound(runs: Sequence[xr.DataTree], score: str, kind: str, seed: int = 0) -> float:
+def mean_random_bound(
+    runs: Sequence[xr.DataTree], score: str, kind: str, seed: int = 0
+) -> float:
     """Return the 95th percentile of a score's mean over random sets of heads; mean over seeds."""
-    bounds = []
-    for run in runs:
-        values = variable(run, "scores", score).values.ravel()
-        rng = np.random.default_rng([seed, 13])
-        k = len(chosen(run, kind))
-        sets = np.array([rng.permutation(values.size)[:k] for _ in range(2000)])
-        bounds.append(np.quantile(np.nanmean(values[sets], axis=1), 0.95))
+    bounds = [
+        random_bound(variable(run, "scores", score).values, len(chosen(run, kind)), seed)
+        for run in runs
+    ]
     return float(np.mean(bounds))
 
 
