@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -117,6 +118,7 @@ CASES = {
     "factor true": (lambda g: tt.Scale([(0, 0)], True), INPUT, "finite number"),
     "factor complex": (lambda g: tt.Scale([(0, 0)], 1j), INPUT, "finite number"),
     "factor bytes": (lambda g: tt.Scale([(0, 0)], b"1"), INPUT, "finite number"),
+    "factor fraction": (lambda g: tt.Scale([(0, 0)], Fraction(1, 2)), INPUT, "finite number"),
     "factor too large": (lambda g: tt.Scale([(0, 0)], 10**400), INPUT, "finite number"),
     "edits none": (lambda g: predict(g, None), INPUT, "must be a list of edits"),
     "edits a number": (lambda g: predict(g, 3), INPUT, "must be a list of edits"),

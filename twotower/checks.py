@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from numbers import Integral, Real
+from numbers import Integral, Rational, Real
 from typing import Any
 
 from .errors import InputError
@@ -70,7 +70,9 @@ def finite(name: str, value: Any) -> float:
     InputError
         If it is none.
     """
+    # A fraction is a real number to Python, but no tensor can be multiplied by one.
     ok = isinstance(value, Real) and not isinstance(value, bool)
+    ok &= isinstance(value, Integral) or not isinstance(value, Rational)
     try:
         number = float(value) if ok else math.nan
     except OverflowError:

@@ -129,7 +129,7 @@ class Sweep(Recorder):
         index = self.unchanged[chunk][clean.index - 1]
         if index is None:
             return
-        own = clean.residual.to(rows.device)  # that of the layer before
+        own = clean.residual.to(rows.device)  # where the rows left the layer before
         self._claim(clean.index - 1, rows[:, index], own, self.layout.worst)
         rows[:, index] = own
 
