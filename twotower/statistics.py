@@ -137,9 +137,7 @@ def reduction(
     return Estimate(float(1 - after.mean() / before.mean()), float(low), float(high), n)
 
 
-def random_bound(
-    values: np.ndarray, k: int, seed: int = 0, resamples: int = 2000
-) -> float:
+def random_bound(values: np.ndarray, k: int, seed: int = 0, resamples: int = 2000) -> float:
     """Return the 95th percentile of the mean of k values drawn without replacement.
 
     Parameters

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from quick import SUITE, quick_form
 from tiny import with_random_weights
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import LlamaConfig
 
 import twotower as tt
 from twotower.experiments import experiment, small_models

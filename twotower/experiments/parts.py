@@ -67,9 +67,7 @@ def mean_score(runs: Sequence[xr.DataTree], score: str, kind: str | None) -> flo
     return float(np.mean(found))
 
 
-def mean_random_bound(
-    runs: Sequence[xr.DataTree], score: str, kind: str, seed: int = 0
-) -> float:
+def mean_random_bound(runs: Sequence[xr.DataTree], score: str, kind: str, seed: int = 0) -> float:
     """Return the 95th percentile of a score's mean over random sets of heads; mean over seeds."""
     bounds = [
         random_bound(variable(run, "scores", score).values, len(chosen(run, kind)), seed)
