@@ -1,4 +1,4 @@
-"""Change the measures and the edits at random, and see which changes no test notices.
+"""Change measures, sweeps, edits and the walk at random, and see which changes no test notices.
 
 python tests/mutants.py [SHARE] [SEED]; `make mutants` calls it. Works on what is committed, in
 build/mutants; what survived is written to build/mutants.md, and judged in tests/MUTANTS.md.

@@ -43,20 +43,25 @@ def test_heavy_libraries_are_imported_when_used(code: str, allowed: set[str]) ->
     assert imported_by(code) & HEAVY <= allowed
 
 
-@pytest.mark.parametrize(
-    ("arguments", "limit"),
-    [(["-c", "import twotower"], 1.0), (["-m", "twotower.cli", "--help"], 0.5)],
-)
-def test_it_starts_at_once(arguments: list[str], limit: float) -> None:
-    """Seconds of the processor, which other work beside does not change much."""
-
-    def seconds() -> float:
+def seconds(*arguments: str) -> float:
+    """Seconds of the processor that an interpreter takes, the least of five."""
+    found = []
+    for _ in range(5):
         before = os.times()
         subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
         after = os.times()
-        return sum(getattr(after, x) - getattr(before, x) for x in TIMES)
-
-    assert min(seconds() for _ in range(5)) < limit
+        found.append(sum(getattr(after, x) - getattr(before, x) for x in TIMES))
+    return min(found)
 
 
 TIMES = ("children_user", "children_system")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "limit"),
+    [(["-c", "import twotower"], 2), (["-m", "twotower.cli", "--help"], 4)],
+)
+def test_it_starts_at_once(arguments: list[str], limit: float) -> None:
+    """Beside a few modules of Python's own, 0.14 s here, since machines differ."""
+    own = seconds("-c", "import argparse, asyncio, json, importlib.metadata")
+    assert seconds(*arguments) < limit * own
