@@ -51,7 +51,7 @@ def one_run(model: str, folder: Path, workers: int, n: int, **settings: Any) -> 
         workers=workers,
         **settings,
     )
-    finished = carry_out(config, say=lambda line: None)
+    finished = carry_out(config, log=lambda line: None)
     ledger = UnitStore(config.store).ledger()
     ends, took = ledger.finished.values, ledger.seconds.values
     who = ledger.worker.values

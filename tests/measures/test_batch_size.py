@@ -134,7 +134,7 @@ class Fake:
     def of(self, tokens: int) -> float:
         return self.once + self.each * tokens
 
-    def room(self) -> float:
+    def headroom(self) -> float:
         return self.free / self.of(self.batches[-1])
 
 

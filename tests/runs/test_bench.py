@@ -30,7 +30,7 @@ def test_what_is_told(folder: Path) -> None:
         prompts_near,
         prompt_tokens=60,
         batch=3,
-        say=lines.append,
+        log=lines.append,
     )
     assert [line.split(":")[0] for line in lines] == [s["name"] for s in found["stages"]]
     assert found["prompts"] == 3
@@ -52,7 +52,7 @@ def test_every_measure(folder: Path) -> None:
         prompt_tokens=40,
         batch=2,
         measures=list(MEASURES),
-        say=lambda line: None,
+        log=lambda line: None,
     )
     assert list(found["measures"]) == ["plain forward", *MEASURES]
     assert all(one["seconds_per_prompt"] > 0 for one in found["measures"].values())

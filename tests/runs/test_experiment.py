@@ -63,7 +63,7 @@ class Counted:
         settings = {"size": SMALL, "options": {"model": "tiny"}, **settings}
         said: list[str] = []
         found = run_experiment(
-            experiment, lambda: tiny("llama"), TWO, out, say=said.append, **settings
+            experiment, lambda: tiny("llama"), TWO, out, log=said.append, **settings
         )
         self.said = said
         return found

@@ -75,7 +75,7 @@ def finished(out: Path) -> dict[int, tuple[float, str]]:
 def test_kills(checkpoint: Path, tmp_path: Path, address: str, capsys: Any) -> None:
     rng = random.Random(SEED)
     reference = tmp_path / "reference.zarr"
-    carry_out(small(checkpoint, reference, n=N, unit_size=SIZE), say=lambda line: None)
+    carry_out(small(checkpoint, reference, n=N, unit_size=SIZE), log=lambda line: None)
     expected = chunks(reference)
     killed, runs, starts = Counter[str](), 0, 0
     while killed.total() < KILLS:

@@ -48,7 +48,7 @@ def cluster() -> Iterator[Any]:
 def reference(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run in this process."""
     out = tmp_path_factory.mktemp("reference") / "run.zarr"
-    carry_out(small(checkpoint, out, n=48), say=lambda line: None)
+    carry_out(small(checkpoint, out, n=48), log=lambda line: None)
     return out
 
 
@@ -73,7 +73,7 @@ def watching(config: Configuration, done: int, then: Callable[[], None]) -> list
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        carry_out(config, say=said.append)
+        carry_out(config, log=said.append)
     finally:
         thread.join()
     return said
@@ -86,7 +86,7 @@ def workers_of(out: Path) -> list[int]:
 @pytest.mark.usefixtures("cluster")
 def test_the_same_bits(checkpoint: Path, reference: Path, tmp_path: Path) -> None:
     out = tmp_path / "run.zarr"
-    carry_out(on_ray(checkpoint, out), say=lambda line: None)
+    carry_out(on_ray(checkpoint, out), log=lambda line: None)
     assert chunks(out) == chunks(reference)
     assert len(workers_of(out)) == 2
     assert os.getpid() not in workers_of(out)
@@ -165,7 +165,7 @@ def test_what_kills_a_worker_is_set_aside(tmp_path: Path) -> None:
         EngineSettings(engine="ray", workers=2), lambda: Sick(str(tmp_path)), threads=1
     )
     try:
-        driven = drive(engine, units, say=said.append)
+        driven = drive(engine, units, log=said.append)
     finally:
         engine.close()
     assert driven.done == 6

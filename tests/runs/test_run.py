@@ -36,7 +36,7 @@ from twotower.runs.run import carry_out
 
 
 def quiet(config: Configuration) -> Any:
-    return carry_out(config, say=lambda line: None)
+    return carry_out(config, log=lambda line: None)
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def test_ctrl_c_lets_the_unit_end(
     before = signal.getsignal(signal.SIGINT)
     seen = Stopped(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
-        carry_out(small(checkpoint, tmp_path / "run.zarr"), say=said.append)
+        carry_out(small(checkpoint, tmp_path / "run.zarr"), log=said.append)
     assert seen.measured == [0, 1]
     assert status_of(tmp_path / "run.zarr").done == 2
     assert any("Ctrl-C again stops at once" in line for line in said)
@@ -276,7 +276,7 @@ def test_another_version_is_told(
     about = {**provenance.versions(), "torch": "9.9"}
     monkeypatch.setattr(provenance, "versions", lambda: about)
     said: list[str] = []
-    carry_out(small(checkpoint, out, n=2), say=said.append)
+    carry_out(small(checkpoint, out, n=2), log=said.append)
     assert any(line.startswith("started with torch") and "now 9.9" in line for line in said)
 
 
@@ -476,7 +476,7 @@ def test_prompts_that_are_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(workers.Worker, "part", lambda self, part: (model, prompts))
     lines: list[str] = []
     config = small(tmp_path, tmp_path / "run.zarr", n=len(prompts), unit_size=4, batch_size=4)
-    run = carry_out(config, say=lines.append).run
+    run = carry_out(config, log=lines.append).run
     said = [line for line in lines if "not finite" in line]
     assert len(said) == 1
     assert f"{bad.sum()} of {len(bad)} prompts" in said[0]

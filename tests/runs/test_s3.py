@@ -69,8 +69,8 @@ def same(one: xr.DataTree, other: xr.DataTree) -> None:
 @pytest.mark.usefixtures("server")
 def test_a_run(checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
     url = "s3://runs/deep/run.zarr"
-    carry_out(small(checkpoint, url), say=lambda line: None)
-    carry_out(small(checkpoint, tmp_path / "run.zarr"), say=lambda line: None)
+    carry_out(small(checkpoint, url), log=lambda line: None)
+    carry_out(small(checkpoint, tmp_path / "run.zarr"), log=lambda line: None)
     run = tt.open(url)
     same(run, tt.open(tmp_path / "run.zarr"))
     assert run.qk.score.chunks[0] == (2,) * 6  # lazy
@@ -96,12 +96,12 @@ def test_goes_on_and_is_replaced(checkpoint: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(worker.Worker, "__call__", stops)
     with pytest.raises(KeyboardInterrupt):
-        carry_out(small(checkpoint, url), say=lambda line: None)
+        carry_out(small(checkpoint, url), log=lambda line: None)
     assert status_of(url).done == 2
     assert tt.open(url).qk.measured.values.sum() == 4
     monkeypatch.undo()
-    assert carry_out(small(checkpoint, url), say=lambda line: None).before == 2
-    carry_out(small(checkpoint, url, n=2, overwrite=True), say=lambda line: None)
+    assert carry_out(small(checkpoint, url), log=lambda line: None).before == 2
+    carry_out(small(checkpoint, url, n=2, overwrite=True), log=lambda line: None)
     assert tt.open(url).qk.sizes["prompt"] == 2
 
 
@@ -122,7 +122,7 @@ def test_a_server_that_is_away_for_a_while(server: Server, checkpoint: Path) -> 
     thread = threading.Thread(target=away)
     thread.start()
     try:
-        finished = carry_out(config, say=lambda line: None)
+        finished = carry_out(config, log=lambda line: None)
     finally:
         thread.join()
     assert finished.driven.done == 6

@@ -105,7 +105,7 @@ def analyze(*, config: Annotated[Configuration | None, Parameter(name="*")] = No
     console = console_of()
     finished = carry_out(
         config,
-        say=lambda line: console.print(line, soft_wrap=True),
+        log=lambda line: console.print(line, soft_wrap=True),
         progress=sys.stderr.isatty(),  # no bars in log files
     )
     for name in config.parts:
@@ -298,7 +298,7 @@ def run_experiments(
     )
     console = console_of()
     run_suite(
-        suite, engine or EngineSettings(), say=lambda line: console.print(line, soft_wrap=True)
+        suite, engine or EngineSettings(), log=lambda line: console.print(line, soft_wrap=True)
     )
 
 

@@ -144,7 +144,7 @@ def bench(
         batch,
         rounds,
         measures or DEFAULT,
-        say=lambda line: None if json else console.print(line, soft_wrap=True),
+        log=lambda line: None if json else console.print(line, soft_wrap=True),
     )
     if json:
         print(dumps(found, indent=1))

@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..walk.batch import Batch, make_batch
 from ..walk.batch_size import Batches
 from ..walk.everywhere import Everywhere
-from ..walk.not_finite import FINITE, tell, watch
+from ..walk.not_finite import FINITE, note_missing, watch
 from ..walk.walk import Donors, End, LayerView, Recorder, run_batch
 from .alignment import Key, check_donors, donor_columns, position_keys
 from .changes import Change, From, Mean, Resample, Times, check_change
@@ -172,7 +172,7 @@ class _Averaged(PreparedChange):
         for batch in feed:
             with feed.attempt():
                 add(batch)
-        tell("reference prompts", np.flatnonzero(~finite), len(reference))
+        note_missing("reference prompts", np.flatnonzero(~finite), len(reference))
         there = finite[:, None] & (reference.token_id >= 0)
         counts = np.bincount(own[there], minlength=len(numbers))
         if (counts[self.index[at]] == 0).any():

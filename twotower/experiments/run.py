@@ -87,7 +87,7 @@ def run_experiment(
     options: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
     show: bool = False,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Measure what is missing, judge, draw, and write everything.
 
@@ -109,7 +109,7 @@ def run_experiment(
         Prompts per batch.
     show
         Whether to show progress bars.
-    say
+    log
         Called with lines about the progress.
 
     Returns
@@ -128,15 +128,15 @@ def run_experiment(
     for seed in size.seeds:
         path = trial.path(seed)
         if path.exists():
-            say(f"{experiment.name}, seed {seed}: measured before ({path})")
+            log(f"{experiment.name}, seed {seed}: measured before ({path})")
         else:
             start = time.perf_counter()
             trial.measure(model(), seed, show, batch_size)
-            say(f"{experiment.name}, seed {seed}: {time.perf_counter() - start:.0f} s")
-    return conclude(trial, say)
+            log(f"{experiment.name}, seed {seed}: {time.perf_counter() - start:.0f} s")
+    return conclude(trial, log)
 
 
-def conclude(trial: Trial, say: Callable[[str], None] = print) -> dict[str, Any]:
+def conclude(trial: Trial, log: Callable[[str], None] = print) -> dict[str, Any]:
     """Judge the measurements, draw them, and write the results.
 
     Returns
@@ -161,7 +161,7 @@ def conclude(trial: Trial, say: Callable[[str], None] = print) -> dict[str, Any]
         judgement.reason = f"{len(runs)} seed where a verdict needs three. {judgement.reason}"
     result = _result(experiment, runs, judgement, size)
     _write(experiment, runs, judgement, result, out)
-    say(f"{experiment.name}: {judgement.verdict}. {judgement.reason}")
+    log(f"{experiment.name}: {judgement.verdict}. {judgement.reason}")
     return result
 
 

@@ -17,8 +17,8 @@ def experiments_folder() -> Path:
     InputError
         If there is none.
     """
-    room = Path(__file__).resolve().parent
-    for folder in (room / "scripts", room.parents[1] / "experiments"):
+    here = Path(__file__).resolve().parent
+    for folder in (here / "scripts", here.parents[1] / "experiments"):
         if folder.is_dir():
             return folder
     raise InputError("the experiments did not come with this installation; clone the repository")

@@ -17,7 +17,7 @@ from .units import SeedLedger, SeedWorker, Suite
 
 
 def run_suite(
-    suite: Suite, settings: EngineSettings, *, say: Callable[[str], None] = print
+    suite: Suite, settings: EngineSettings, *, log: Callable[[str], None] = print
 ) -> None:
     """Measure what is missing, judge, draw, and write everything.
 
@@ -27,7 +27,7 @@ def run_suite(
         The experiments and their model.
     settings
         Settings of the engine.
-    say
+    log
         Called with lines about the progress.
 
     Raises
@@ -42,15 +42,15 @@ def run_suite(
     for unit in suite.units:
         if unit not in missing:
             path = suite.trials[unit.experiment].path(unit.seed)
-            say(f"{unit}: measured before ({path})")
+            log(f"{unit}: measured before ({path})")
     failed: dict[str, Exception] = {}
     if missing:
-        failed = _measure(suite, settings, say)
+        failed = _measure(suite, settings, log)
     for name, trial in suite.trials.items():
         if name not in failed:
-            conclude(trial, say)
+            conclude(trial, log)
         elif len(suite.trials) > 1:
-            say(f"{trial.experiment.name}: {failed[name]}")
+            log(f"{trial.experiment.name}: {failed[name]}")
     if failed:
         first = next(iter(failed.values()))
         if len(suite.trials) == 1 or not isinstance(first, TwoTowerError):
@@ -62,7 +62,7 @@ def run_suite(
 
 
 def _measure(
-    suite: Suite, settings: EngineSettings, say: Callable[[str], None]
+    suite: Suite, settings: EngineSettings, log: Callable[[str], None]
 ) -> dict[str, Exception]:
     """Measure the missing units; return errors by experiment."""
     if settings.engine != "local":
@@ -72,7 +72,7 @@ def _measure(
 
     def seen(engine: Engine, outcome: Outcome | None) -> None:
         if outcome is not None and outcome.error is None:
-            say(f"{outcome.unit}: {outcome.report.seconds:.0f} s")
+            log(f"{outcome.unit}: {outcome.report.seconds:.0f} s")
             reports[str(outcome.unit)] = vars(outcome.report)
             ledger.write(reports=reports)
 
@@ -81,7 +81,7 @@ def _measure(
         engine.call("describe")  # fail on a wrong model before anything is written
         with Claim(ledger, engine):
             ledger.plan(suite)
-            driven = drive(engine, suite.missing(), seen=seen, say=say)
+            driven = drive(engine, suite.missing(), seen=seen, log=log)
             ledger.write(errors={str(unit): str(error) for unit, error in driven.failed.items()})
     finally:
         engine.close()

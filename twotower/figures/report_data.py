@@ -218,7 +218,7 @@ def prompt_data(
         bare = len(_packed(view, []))  # tokens and texts, without heads
         n = (0.95 * budget / few - bare) / (size - bare) * len(view.layers) * len(view.heads)
         chosen = _strongest(run, table, view, max(1, int(n)))
-    told: list[dict[str, Any]] = []
+    runs_data: list[dict[str, Any]] = []
     packed: list[str] = []
     used = 0
     for number in wanted:
@@ -235,8 +235,8 @@ def prompt_data(
         if packed and used > budget:
             break
         packed.append(text)
-        told.append(about)
-    return told, packed, {"heads": chosen, "of": len(wanted)}
+        runs_data.append(about)
+    return runs_data, packed, {"heads": chosen, "of": len(wanted)}
 
 
 def _packed(view: PromptView, heads: Sequence[Sequence[int]] | None) -> str:

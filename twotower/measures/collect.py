@@ -19,7 +19,7 @@ from ..sweep.second_forward import prove_state
 from ..walk.batch import Batch, make_batch
 from ..walk.batch_size import Batches
 from ..walk.judge import proved_batch
-from ..walk.not_finite import FINITE, tell, watch
+from ..walk.not_finite import FINITE, note_missing, watch
 from ..walk.walk import Recorder, donors_of
 from .datasets import Arrays, kept_columns, measured_dataset
 from .measure import Measure
@@ -121,7 +121,7 @@ def collect(
             with feed.attempt():
                 record(batch)
                 bar.update(len(batch.rows))
-    tell("prompts", np.flatnonzero(~finite), len(prompts))
+    note_missing("prompts", np.flatnonzero(~finite), len(prompts))
     return [
         {**{name: blank(x, finite) for name, x in result.items()}, FINITE: finite}
         for result in results

@@ -13,7 +13,7 @@ from ..prompts.positions import position_mask
 from ..results import GROUPS, make_dataset, provenance
 from ..results.missing import count_values, mark_missing
 from ..walk.batch import columns_of
-from ..walk.not_finite import FINITE, tell_values
+from ..walk.not_finite import FINITE, note_values
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -108,7 +108,7 @@ def dataset(
     about = provenance(model, prompts, **settings)
     described = {name: (variables[name].dims, array) for name, array in arrays.items()}
     values = count_values(described, finite, by_position["role"] == "pad")
-    tell_values(group, values)
+    note_values(group, values)
     about |= {"not_finite": int((~finite).sum()), "not_finite_values": values}
     return mark_missing(make_dataset(group, texts, coords, about), finite=finite)
 

@@ -12,7 +12,7 @@ from ..edits.changes import Change, Zero
 from ..head import check_heads
 from ..statistics import mean_known
 from ..sweep.counterfactuals import Group
-from ..walk.not_finite import FINITE, tell_values
+from ..walk.not_finite import FINITE, note_values
 from .datasets import dataset
 from .group_effects import GroupEffects, group_arrays, largest, sweep_cost
 from .measurement import measurement
@@ -82,7 +82,7 @@ def greedy_heads(
         spent = sweep_cost(model, prompts, groups, positions)
         cost += spent["forwards"]
         separate += int(spent["separate_forwards"])
-    tell_values("greedy", broken)
+    note_values("greedy", broken)
     arrays = {
         "chosen_layer": np.array([head.layer for head in chosen]),
         "chosen_head": np.array([head.head for head in chosen]),

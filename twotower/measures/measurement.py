@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from ..checks import check_measured
 from ..errors import CheckError
 from ..models.measuring import measuring
-from ..walk.not_finite import tells_once
+from ..walk.not_finite import warns_once
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -41,4 +41,4 @@ def measurement(function: F) -> F:
             model.forget()
             return function(model, prompts, *arguments, **options)
 
-    return cast(F, tells_once(run))
+    return cast(F, warns_once(run))

@@ -53,7 +53,7 @@ def drive(
     *,
     alike: Callable[[Any], Hashable] = lambda unit: None,
     seen: Callable[[Engine, Outcome | None], None] = lambda engine, outcome: None,
-    say: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Driven:
     """Carry out units. Workers pull them, so slow workers get fewer.
 
@@ -69,7 +69,7 @@ def drive(
         Key of a unit; a worker prefers units with the key of its last one.
     seen
         Called with the engine and an outcome, or None if none came for a while.
-    say
+    log
         Called with lines about failures.
 
     Raises
@@ -80,7 +80,7 @@ def drive(
     found, start = Driven(), time.perf_counter()
     waiting, tries = deque(units), Counter[Any]()
     last: dict[Any, Any] = {}
-    with _stop_gently(say) as stop:
+    with _stop_gently(log) as stop:
         while True:
             for slot, busy in list(engine.slots.items()):
                 if busy is None and waiting and not stop.is_set():
@@ -98,7 +98,7 @@ def drive(
                 found.busy += getattr(outcome.report, "seconds", 0.0)
                 found.writing += getattr(outcome.report, "writing", 0.0)
             elif outcome is not None:
-                _failed(outcome, waiting, tries, found, say)
+                _failed(outcome, waiting, tries, found, log)
             seen(engine, outcome)
         found.interrupted = stop.is_set() and bool(waiting)
     found.seconds = time.perf_counter() - start
@@ -110,7 +110,7 @@ def _failed(
     waiting: deque[Any],
     tries: Counter[Any],
     found: Driven,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> None:
     """Queue a failed unit again, or record it as failed after `TRIES`."""
     error, unit = outcome.error, outcome.unit
@@ -121,15 +121,15 @@ def _failed(
     tries[unit] += TRIES if isinstance(error, (FindingError, InputError)) else 1
     words = in_one_line(error)
     if tries[unit] < TRIES:
-        say(f"{unit} failed ({words}); it will be retried")
+        log(f"{unit} failed ({words}); it will be retried")
         waiting.append(unit)
     else:
-        say(f"{unit} failed for good ({words})")
+        log(f"{unit} failed for good ({words})")
         found.failed[unit] = error
 
 
 @contextmanager
-def _stop_gently(say: Callable[[str], None]) -> Iterator[threading.Event]:
+def _stop_gently(log: Callable[[str], None]) -> Iterator[threading.Event]:
     """Yield an event that a first Ctrl-C sets; a second one interrupts as usual."""
     stop = threading.Event()
 
@@ -137,7 +137,7 @@ def _stop_gently(say: Callable[[str], None]) -> Iterator[threading.Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        say("stopping after the running units; Ctrl-C again stops at once")
+        log("stopping after the running units; Ctrl-C again stops at once")
 
     if threading.current_thread() is not threading.main_thread():
         yield stop

@@ -44,7 +44,7 @@ class Finished:
 def carry_out(
     config: Configuration,
     *,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
     progress: bool = False,
 ) -> Finished:
     """Measure the missing units of a run.
@@ -53,7 +53,7 @@ def carry_out(
     ----------
     config
         The run. Called again with the same one, it resumes.
-    say
+    log
         Called with lines about the run.
     progress
         Whether to show progress bars.
@@ -90,17 +90,17 @@ def carry_out(
         if not begun:
             about = {"configuration": json.dumps(config.describe(), sort_keys=True)}
             for line in engine.call("create", {**about, "configuration_hash": config.hash}):
-                say(line)
+                log(line)
         units = store.units()
         missing = [unit for unit, state in zip(units, store.states(), strict=True) if state != DONE]
         if begun:
             store.complete()
             for name, before, now in changed_versions(store, next(iter(config.parts))):
-                say(f"started with {name} {before}, now {now}: numbers may differ a little")
-            say(f"{store.place}: {len(units) - len(missing)} of {len(units)} units are done")
+                log(f"started with {name} {before}, now {now}: numbers may differ a little")
+            log(f"{store.place}: {len(units) - len(missing)} of {len(units)} units are done")
         with Claim(store, engine), Bars(units, missing, progress) as bars:
             store.clean()
-            driven = _measure(engine, store, missing, config, bars.seen, say)
+            driven = _measure(engine, store, missing, config, bars.seen, log)
     finally:
         engine.close()
     if driven.interrupted:
@@ -108,7 +108,7 @@ def carry_out(
     finish(store, list(config.parts))
     run = open_run(config.store)
     for line in not_finite(run, list(config.parts)):
-        say(line)
+        log(line)
     return Finished(run, len(units) - len(missing), driven)
 
 
@@ -139,13 +139,13 @@ def _measure(
     missing: list[Unit],
     config: Configuration,
     seen: Callable[..., None],
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> Driven:
     """Carry out units, and record the failed ones."""
     from ..results.units import FAILED
 
     models = {name: part.model[0] for name, part in config.parts.items()}
-    driven = drive(engine, missing, alike=lambda unit: models[unit.part], seen=seen, say=say)
+    driven = drive(engine, missing, alike=lambda unit: models[unit.part], seen=seen, log=log)
     for unit, error in driven.failed.items():
         store.mark(unit, FAILED, error=in_one_line(error, 1000))
     return driven

@@ -125,7 +125,7 @@ class Worker:
         from ..measures.collect import collect
         from ..options import set_options
         from ..results.units import DONE, report_missing
-        from ..walk.not_finite import untold
+        from ..walk.not_finite import collect_notices
 
         start = time.perf_counter()
         known = self._prompts and self._prompts[0]
@@ -136,7 +136,7 @@ class Worker:
         some = prompts[unit.start : unit.stop]
         measures = self.measures
         # Warnings about prompts that are not finite come once, at the end of the run.
-        with untold(), set_options(batch_size=self.config.batch_size):
+        with collect_notices(), set_options(batch_size=self.config.batch_size):
             found = collect(model, some, measures)
             groups, _ = run_datasets(model, some, measures, found)
         middle = time.perf_counter()
@@ -181,9 +181,9 @@ def _unmeasured(model: Model, prompts: Prompts, measures: list[Measure]) -> Any:
     from ..measures.datasets import kept_columns
     from ..measures.scores import two_tower_scores
     from ..results import GROUPS, make_tree
-    from ..walk.not_finite import FINITE, untold
+    from ..walk.not_finite import FINITE, collect_notices
 
-    with untold():
+    with collect_notices():
         first = collect(model, prompts[:1], measures)
     kept = kept_columns(prompts, kept_positions(measures))
     positions = prompts.n_positions if kept is None else kept.shape[1]
@@ -203,7 +203,7 @@ def _unmeasured(model: Model, prompts: Prompts, measures: list[Measure]) -> Any:
     ]
     groups, about = run_datasets(model, prompts, measures, blank)
     if {"qk", "ov"} <= set(groups):
-        with untold():
+        with collect_notices():
             one, about_one = run_datasets(model, prompts[:1], measures, first)
         scores = two_tower_scores(make_tree(one, about_one))
         about_scores = {**groups["qk"].attrs, "twotower_group": "scores", "settings": "{}"}

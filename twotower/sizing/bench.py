@@ -134,7 +134,7 @@ def bench(
     batch: int = 1,
     rounds: int = 1,
     measures: Sequence[str] = DEFAULT,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Load a model, and time a plain forward and measures.
 
@@ -151,7 +151,7 @@ def bench(
         Number of timed rounds, after one warm-up round.
     measures
         Names in `MEASURES`.
-    say
+    log
         Called with a line about every stage.
 
     Returns
@@ -174,22 +174,22 @@ def bench(
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{words}={value!r} must be a whole number of at least 1")
     held: list[Model] = []
-    stages = [_stage("load and check", lambda: held.append(load()), 0, say)]
+    stages = [_stage("load and check", lambda: held.append(load()), 0, log)]
     (model,) = held
     prompts = build(model, prompt_tokens, batch)
     length = float(prompts.lengths.mean())
     if abs(length - prompt_tokens) > 0.2 * prompt_tokens:
-        say(f"prompts have {length:.0f} tokens, the nearest possible to {prompt_tokens}")
+        log(f"prompts have {length:.0f} tokens, the nearest possible to {prompt_tokens}")
 
     def plain() -> None:
         with torch.no_grad():
             for one in Batches(model, prompts, batch):
                 model.module(**one.inputs)
 
-    stages.append(_stage("plain forward", plain, rounds, say))
+    stages.append(_stage("plain forward", plain, rounds, log))
     for name in measures:
         job = partial(MEASURES[name], model, prompts, batch)
-        stages.append(_stage(name, job, rounds, say))
+        stages.append(_stage(name, job, rounds, log))
     tokens, heads = int(prompts.lengths.sum()), model.n_layers * model.n_heads
     forward = stages[1].seconds
     costs = {
@@ -216,7 +216,7 @@ def bench(
     }
 
 
-def _stage(name: str, job: Callable[[], object], rounds: int, say: Callable[[str], None]) -> Stage:
+def _stage(name: str, job: Callable[[], object], rounds: int, log: Callable[[str], None]) -> Stage:
     """Time a job: once if `rounds` is 0, else the median of `rounds` after a warm-up."""
     times = []
     with Peak() as peak:
@@ -228,7 +228,7 @@ def _stage(name: str, job: Callable[[], object], rounds: int, say: Callable[[str
             times.append(time.perf_counter() - start)
     found = Stage(name, median(times[1:] or times), peak.bytes)
     most = ", ".join(f"{device} {size / 2**30:.2f} GiB" for device, size in peak.bytes.items())
-    say(f"{name}: {found.seconds:.2f} s, at most {most}")
+    log(f"{name}: {found.seconds:.2f} s, at most {most}")
     return found
 
 

@@ -60,15 +60,15 @@ class Found:
         self.tokens = max(1, tokens // 2)
         self.halvings += 1
 
-    def went(self, tokens: int, room: float | None) -> None:
-        """Adapt the size after a batch succeeded, if `room` times its memory is free.
+    def succeeded(self, tokens: int, headroom: float | None) -> None:
+        """Adapt the size after a batch succeeded, if `headroom` times its memory is free.
 
         Batches below half the allowed size are ignored, because part of the memory that they
         take does not depend on size.
         """
-        if room is None or 2 * tokens < self.tokens:
+        if headroom is None or 2 * tokens < self.tokens:
             return
-        self.tokens = max(1, int(tokens * min(SHARE * room, GROWTH)))
+        self.tokens = max(1, int(tokens * min(SHARE * headroom, GROWTH)))
         if self.ceiling is not None:
             self.tokens = max(1, min(self.tokens, self.ceiling // 2))
 
@@ -87,7 +87,7 @@ class Meter:
             torch.cuda.reset_peak_memory_stats(device)
             self.before[device] = torch.cuda.memory_allocated(device)
 
-    def room(self) -> float | None:
+    def headroom(self) -> float | None:
         """Return the free memory over the memory taken since `start`; None without a GPU."""
         times = []
         for device, before in self.before.items():
@@ -154,7 +154,7 @@ class Batches:
             yield make_batch(self.model, self.prompts, self.left[:n], self.columns)
             if self.error is None:
                 self.left = self.left[n:]
-                self.found.went(int(padded[n - 1]), self.meter.room())
+                self.found.succeeded(int(padded[n - 1]), self.meter.headroom())
             else:
                 self._halve(n, int(padded[n - 1]))
 

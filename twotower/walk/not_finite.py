@@ -116,7 +116,7 @@ class Notice:
 _notice: ContextVar[Notice | None] = ContextVar("notice", default=None)
 
 
-def tell(words: str, numbers: Iterable[int], total: int) -> None:
+def note_missing(words: str, numbers: Iterable[int], total: int) -> None:
     """Record prompts that are not finite, for the warning at the end of the measure.
 
     Parameters
@@ -128,31 +128,31 @@ def tell(words: str, numbers: Iterable[int], total: int) -> None:
     """
     numbers = set(map(int, numbers))
     if numbers:
-        with _noting() as notice:
+        with _open_notice() as notice:
             known, _ = notice.prompts.get(words, (set(), total))
             notice.prompts[words] = (known | numbers, total)
 
 
-def tell_values(group: str, count: int) -> None:
+def note_values(group: str, count: int) -> None:
     """Record the number of values of a group that are not finite in finite prompts."""
     if count:
-        with _noting() as notice:
+        with _open_notice() as notice:
             notice.values[group] = max(count, notice.values.get(group, 0))
 
 
-def tells_once(measure: Callable[P, T]) -> Callable[P, T]:
+def warns_once(measure: Callable[P, T]) -> Callable[P, T]:
     """Decorate a measure to give one warning for all its walks."""
 
     @wraps(measure)
     def run(*arguments: P.args, **options: P.kwargs) -> T:
-        with _noting():
+        with _open_notice():
             return measure(*arguments, **options)
 
     return run
 
 
 @contextmanager
-def untold() -> Iterator[Notice]:
+def collect_notices() -> Iterator[Notice]:
     """Collect prompts and values that are not finite without a warning; the caller reports them."""
     notice = Notice()
     token = _notice.set(notice)
@@ -163,13 +163,13 @@ def untold() -> Iterator[Notice]:
 
 
 @contextmanager
-def _noting() -> Iterator[Notice]:
+def _open_notice() -> Iterator[Notice]:
     """Yield the notice of the running call, or a new one that warns at its end."""
     known = _notice.get()
     if known is not None:
         yield known
         return
-    with untold() as notice:
+    with collect_notices() as notice:
         yield notice
     if text := notice.text():
         warnings.warn(text, NotFiniteWarning, stacklevel=_outside())
