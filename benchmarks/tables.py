@@ -26,6 +26,7 @@ what it is compared with; the faster counts.
     python benchmarks/floors.py --show-diff     # against the arithmetic floors, and the baseline
     python benchmarks/scaling.py                # against the number of heads, and of tokens
     python benchmarks/quantized.py              # what int8, nf4, bfloat16 and float16 change
+    python benchmarks/proof.py                  # what the proof with every batch costs
     python benchmarks/large_models.py           # models of seven billion parameters without one
     python benchmarks/gpu.py                    # models of seven billion parameters on a GPU
     python benchmarks/scale.py                  # runs on many workers: throughput, driver, store
@@ -277,6 +278,32 @@ def quantized(result: dict[str, Any]) -> str:
     )
 
 
+def proof(result: dict[str, Any]) -> str:
+    m = result["machine"]
+    rows = [[name, f"{added:.1%}"] for name, added in result["cost"].items()]
+    older = ""
+    if "over_older_version" in result:
+        found = ", ".join(f"{name} {x:.2f}" for name, x in result["over_older_version"].items())
+        older = f" Over a version without proofs, in processes that took turns: {found}."
+    return "\n".join(
+        [
+            "## What the proof costs",
+            "",
+            f"{result['model']}, {result['prompts']} prompts of up to {result['tokens']} tokens, "
+            f"{m['processor']}, {m['threads']} threads. The proof's own seconds over those of the "
+            "measure without them. Two runs of one measure differ by more on such a machine, so "
+            f"both were taken in one run, the median of {result['rounds']}. `predict` of a small "
+            "model has little to do beside its proof.",
+            "",
+            table(["measure", "proof"], rows),
+            f"A look at the model's state takes {result['look_milliseconds']:.0f} ms "
+            f"({result['look_7b_milliseconds']:.0f} ms for Llama-7B's shape), the proof of a new "
+            f"state {result['second_forward_seconds']:.1f} s once.{older}",
+            "",
+        ]
+    )
+
+
 def large_models(result: dict[str, Any]) -> str:
     """Time and memory of each model, and the memory that was planned and allowed."""
     gib = 2**30
@@ -410,7 +437,12 @@ def page() -> str:
     """The text of benchmarks/README.md."""
     parts = [HEAD]
     sections = {"sweep": sweep, "peers": peers, "floors": floors, "scaling": scaling}
-    sections |= {"quantized": quantized, "large_models": large_models, "scale": scale}
+    sections |= {
+        "proof": proof,
+        "quantized": quantized,
+        "large_models": large_models,
+        "scale": scale,
+    }
     for name, write in sections.items():
         result = load(name)
         if result is not None:

@@ -24,7 +24,7 @@ FILES = [
     f"measures/test_{name}.py"
     for name in ("definitions", "edits", "attention_edits", "groups", "tracing", "experts")
 ]
-SOME = "not qwen and not neox-sequential and not mistral and not (llama and not grouped)"
+SOME = "not qwen and not neox and not mistral and not (llama and not grouped)"
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -40,7 +40,7 @@ def test_shapes_hold() -> None:
     assert done.returncode == 0, done.stdout[-4000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
-    assert int(passed[1]) > 200
+    assert int(passed[1]) > 150
 
 
 WRONG = """

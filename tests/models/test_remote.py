@@ -92,7 +92,10 @@ def test_a_batch_is_one_job(server: Server) -> None:
     model, given = server.model("llama"), prompts("llama", 4)
     tt.analyze(model, given)
     twin = given.reversed_labels()
-    patches = [tt.Patch([(0, 1)], twin, what) for what in ("z", "values")]
+    patches = [
+        tt.KnockOut([(0, 1)], to=tt.From(twin)),
+        tt.Patch([(0, 1)], twin, "values"),
+    ]
     calls = {
         "predict": lambda: under(tt.predict, model, given, batch_size=2),
         "analyze": lambda: under(tt.analyze, model, given, batch_size=2),

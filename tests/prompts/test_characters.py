@@ -52,7 +52,7 @@ def test_control_tokens_in_texts(text: str) -> None:
     control = next(token for token in ("</s>", "<pad>", "<s>") if token in text)
     with pytest.raises(
         tt.errors.InputError,
-        match=f"prompt . holds|prompt .: the (text|query) '{text}' holds '{control}', .* "
+        match=f"prompt . contains|prompt .: the (text|query) '{text}' contains '{control}', .* "
         "control_tokens=True",
     ):
         build(byte_level(), text)
@@ -65,7 +65,7 @@ def test_control_tokens_in_texts(text: str) -> None:
 
 def test_control_tokens_as_labels() -> None:
     with pytest.raises(
-        tt.errors.InputError, match="'</s>' holds '</s>'|label '</s>' is one of the"
+        tt.errors.InputError, match="'</s>' contains '</s>'|label '</s>' is one of the"
     ):
         build(byte_level(), labels=("</s>", "foo"), template="{text}:{label}\n")
     found = build(
@@ -95,9 +95,9 @@ def test_control_tokens_in_template_and_instruction() -> None:
 
 def test_control_tokens_in_strings() -> None:
     text = "<s>cat: foo\n</s>dog:"
-    with pytest.raises(tt.errors.InputError, match="prompt 0: the text '<s>cat: ' holds '<s>'"):
+    with pytest.raises(tt.errors.InputError, match="prompt 0: the text '<s>cat: ' contains '<s>'"):
         string(text, bos=False)
-    with pytest.raises(tt.errors.InputError, match="prompt 0: the query '.*' holds '</s>'"):
+    with pytest.raises(tt.errors.InputError, match="prompt 0: the query '.*' contains '</s>'"):
         string(text, bos=False, add_special_tokens=False)
     found = string(text, bos=False, control_tokens=True)
     assert found.token[0, 0] == "<s>"
@@ -123,7 +123,7 @@ def test_which_added_tokens_are_control_tokens() -> None:
 def test_bytes_of_unknown_characters_are_no_control_tokens() -> None:
     """SentencePiece's byte tokens are added tokens here; written out they are refused."""
     build(sentencepiece(), "猫 é")
-    with pytest.raises(tt.errors.InputError, match="holds '<0x41>'"):
+    with pytest.raises(tt.errors.InputError, match="contains '<0x41>'"):
         build(sentencepiece(), "a <0x41>")
 
 
@@ -140,7 +140,7 @@ def test_a_doubled_bos_is_refused(where: str) -> None:
     options = DOUBLED[where]
     with pytest.raises(
         tt.errors.InputError,
-        match=r"prompt 0 begins with '<s>'.*leave it out.*add_special_tokens=False",
+        match=r"prompt 0 begins with '<s>'.*remove it.*add_special_tokens=False",
     ):
         build(byte_level(bos=True), **options)
     found = build(byte_level(bos=True), **options, add_special_tokens=False)
@@ -170,7 +170,7 @@ def test_a_doubled_bos_in_a_string() -> None:
 
 
 def test_a_bos_of_a_text_is_not_the_prompts() -> None:
-    with pytest.raises(tt.errors.InputError, match="'<s>cat' holds '<s>'"):
+    with pytest.raises(tt.errors.InputError, match="'<s>cat' contains '<s>'"):
         build(byte_level(bos=True), "<s>cat", add_special_tokens=False)
 
 

@@ -147,7 +147,7 @@ class Sweep(Recorder):
         error = left / size.clamp(min=torch.finfo(size.dtype).tiny)
         error = by_prompt(error.nan_to_num(nan=torch.inf))
         self.claims.append(
-            Claim("unchanged row", layer, error, self.rounding.block(self.dtype, score))
+            Claim("unchanged row", [layer], error[None], self.rounding.block(self.dtype, score))
         )
 
     def _chunk(self, chunk: int) -> Float[torch.Tensor, "G n Q d_model"]:

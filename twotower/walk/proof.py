@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,22 +44,89 @@ AT_ONCE = 4
 
 @dataclass
 class Claim:
-    """A comparison made in a walk.
+    """Comparisons of one identity made in a walk, for L layers.
 
     Attributes
     ----------
     identity
         One of `IDENTITIES`.
-    layer
-        Number of the layer; None at the end of the model.
+    layers
+        (L,) numbers of the layers; None at the end of the model.
     error, allowed
-        Error (B,) or (B, H), and the allowed error in a shape that expands to it.
+        Errors (L, B) or (L, B, H), and the allowed errors in a shape that expands to it.
     """
 
     identity: str
-    layer: int | None
-    error: Float32[torch.Tensor, " B *H"]
+    layers: Sequence[int | None]
+    error: Float32[torch.Tensor, "L B *H"]
     allowed: Float32[torch.Tensor, "*any"]
+
+
+@dataclass
+class Kept:
+    """What is kept of a layer's last positions until its claims are made.
+
+    The claims of all layers are made together after the last layer: on few prompts, what an
+    operation costs is starting it.
+
+    Attributes
+    ----------
+    index
+        Number of the layer.
+    sums
+        (3, B, d_model) residual stream entering the block, attention output and MLP output.
+    own_z, z
+        (B, H, D) heads' outputs, as computed by the model and after edits.
+    again
+        (B, H, D) `own_z` recomputed from queries, keys and values.
+    length
+        (B, H) mean norm of the attended values.
+    score
+        (B, H) largest absolute attended score.
+    slope
+        (B, H, D) derivative of `again` with respect to the logarithm of the scores' scale; only in
+        a coarse dtype.
+    dtype, output_dtype
+        Coarsest dtype of `sums` and of `z` and attention output.
+    """
+
+    index: int
+    sums: Float[torch.Tensor, "3 B d_model"]
+    own_z: Float[torch.Tensor, "B H D"]
+    z: Float[torch.Tensor, "B H D"]
+    again: Float32[torch.Tensor, "B H D"]
+    length: Float32[torch.Tensor, "B H"]
+    score: Float32[torch.Tensor, "B H"]
+    slope: Float32[torch.Tensor, "B H D"] | None
+    dtype: torch.dtype
+    output_dtype: torch.dtype
+
+    @classmethod
+    def of(cls, view: LayerView, coarse: bool) -> Kept:
+        """Return copies, because views would keep the whole residual stream in memory."""
+        assert view.attention_output is not None
+        assert view.mlp_output is not None
+        device = view.z.device
+        parts = (view.residual, view.attention_output, view.mlp_output)
+        dtype, output_dtype = coarsest(*parts), coarsest(view.z, view.attention_output)
+        finest = min((x.dtype for x in parts), key=roundoff)
+        sums = torch.stack([x[:, -1].to(device, finest) for x in parts])
+
+        weights, value = view.attention, view.value.float()
+        grouped = weights.unflatten(1, (value.shape[2], -1))
+        by_head = value.permute(0, 2, 1, 3)
+        again = (grouped @ by_head).flatten(1, 2)
+        length = (grouped @ value.norm(dim=-1).transpose(1, 2)[..., None]).flatten(1)
+        slope = None
+        if coarse:
+            shown = view.visible_scores
+            change = weights * (shown - (weights * shown).sum(dim=-1, keepdim=True))
+            slope = (change.unflatten(1, (value.shape[2], -1)) @ by_head).flatten(1, 2)
+        own_z = view.own_z[:, -1].clone()
+        z = own_z if view.z is view.own_z else view.z[:, -1].clone()
+        score = view.score_size
+        kept = (sums, own_z, z, again, length, score, slope, dtype, output_dtype)
+        return cls(view.index, *kept)
 
 
 class Proof(Recorder):
@@ -79,130 +147,132 @@ class Proof(Recorder):
         readouts = [other.readout for other in others if other.readout is not None]
         self.readout: Readout | None = readouts[0] if readouts else None
         self.claims: list[Claim] = []
-        self.parts: tuple[torch.Tensor, ...] | None = None
-        self.scales: torch.Tensor | None = None
+        self.kept: list[Kept] = []
+        self.scales: list[torch.Tensor] = []
 
     def layer(self, view: LayerView) -> None:
         with torch.no_grad():  # a decorator would hide this method's source from the server
-            self._layer(view)
-
-    def _layer(self, view: LayerView) -> None:
-        self._block(view.index - 1, view.residual[:, -1])
-        self._attention(view)
-        if self.readout is not None:
-            self._directions(view, self.readout.on(view.z.device))
-        assert view.attention_output is not None
-        assert view.mlp_output is not None
-        parts = (view.residual, view.attention_output, view.mlp_output)
-        # Copies, because views would keep the whole residual stream in memory.
-        self.dtype = coarsest(*parts)
-        self.parts = tuple(x[:, -1].to(view.z.device).float().clone() for x in parts)
-
-    def _attention(self, view: LayerView) -> None:
-        weights, value = view.attention, view.value.float()
-        grouped = weights.unflatten(1, (value.shape[2], -1))
-        by_head = value.permute(0, 2, 1, 3)
-        again = (grouped @ by_head).flatten(1, 2)
-        own = view.own_z[:, -1].float()
-        lengths = by_head.norm(dim=-1)[:, :, None]
-        length = (grouped * lengths).sum(dim=-1).flatten(1)
-        length = length.clamp(min=torch.finfo(length.dtype).tiny)
-        error = (again - own).norm(dim=-1) / length
-        allowed = self.rounding.attention(view.own_z.dtype, view.score_size)
-        self.claims.append(Claim("attention", view.index, error, allowed))
-        if self.rounding.is_coarse(view.own_z.dtype):
-            self.scale_dtype = view.own_z.dtype
-            shown = view.scores.masked_fill(~view.visible(), 0)
-            spread = (weights * (shown - (weights * shown).sum(dim=-1, keepdim=True))).unflatten(
-                1, (value.shape[2], -1)
-            )
-            slope = (spread @ by_head).flatten(1, 2) / length[..., None]
-            self._scale(view, (own - again) / length[..., None], slope)
-
-    def _scale(
-        self,
-        view: LayerView,
-        left: Float32[torch.Tensor, "B H D"],
-        slope: Float32[torch.Tensor, "B H D"],
-    ) -> None:
-        """Claim that the model's scores have the same scale as recomputed ones.
-
-        A coarse dtype hides a scale error of one percent in a single output. A least-squares fit
-        over all heads and prompts detects it, for each layer and for all layers. `slope` is the
-        output's derivative with respect to the logarithm of the scale.
-        """
-        each = (left * slope).flatten(1)
-        sums = torch.stack((each.sum(dim=1), slope.square().sum(dim=(1, 2)), each.square().sum(1)))
-        # Prompts that are not finite are handled by `not_finite`.
-        total = sums.where(sums.isfinite().all(dim=0), 0).sum(dim=1)
-        self._fitted(view.index, total, view.own_z.dtype, len(each))
-        total = total.to(self.scales.device) if self.scales is not None else total
-        self.scales = total if self.scales is None else self.scales + total
-
-    def _fitted(
-        self, layer: int | None, sums: Float32[torch.Tensor, " 3"], dtype: torch.dtype, n: int
-    ) -> None:
-        total = sums[1].clamp(min=torch.finfo(sums.dtype).tiny)
-        allowed = self.rounding.scale(dtype, sums[2].sqrt() / total)
-        error = (sums[0] / total).abs().expand(n)
-        self.claims.append(Claim("scale", layer, error, allowed))
-
-    def _block(self, index: int, after: Float[torch.Tensor, "B d_model"]) -> None:
-        """Claim that a block's parts sum to the residual stream after it."""
-        if self.parts is None:
-            return
-        parts = [part.to(after.device) for part in self.parts]
-        size = torch.stack(parts).abs().sum(dim=0)
-        left = (sum(parts) - after.float()).abs()
-        error = (left / size.clamp(min=torch.finfo(size.dtype).tiny)).amax(dim=-1)
-        allowed = torch.full_like(
-            error, self.rounding.sum(max(self.dtype, after.dtype, key=roundoff))
-        )
-        self.claims.append(Claim("block", index, error, allowed))
-
-    def _directions(self, view: LayerView, readout: Readout) -> None:
-        z = view.z[:, -1].float()
-        directions = readout.directions[view.index]
-        assert view.attention_output is not None
-        written = view.attention_output[:, -1].float()
-        found = torch.einsum("bhd,hdl->bl", z, directions) + readout.projection_bias[view.index]
-        label = readout.label_directions
-        left = (found - written @ label.T).abs()
-        terms = torch.einsum("bhd,hdl->bl", z.square(), directions.square())
-        size = terms.sqrt() + (written.square() @ label.T.square()).sqrt()
-        error = (left / size.clamp(min=torch.finfo(size.dtype).tiny)).amax(dim=-1)
-        allowed = torch.full_like(
-            error, self.rounding.module(coarsest(view.z, view.attention_output))
-        )
-        self.claims.append(Claim("label directions", view.index, error, allowed))
+            self.kept.append(Kept.of(view, self.rounding.is_coarse(view.own_z.dtype)))
 
     def finish(self, end: End) -> dict[Any, torch.Tensor]:
         with torch.no_grad():
             return self._finish(end)
 
     def _finish(self, end: End) -> dict[Any, torch.Tensor]:
-        n_layers = 1 + max(claim.layer or 0 for claim in self.claims)
-        self._block(n_layers - 1, end.residual)
-        if self.scales is not None:
-            self._fitted(None, self.scales, self.scale_dtype, len(end.residual))
+        for _, some in groupby(self.kept, lambda kept: (kept.z.device, kept.own_z.dtype)):
+            layers = list(some)
+            after = layers[-1].index + 1
+            next_residual = end.residual if after == len(self.kept) else self.kept[after].sums[0]
+            self._blocks(layers, next_residual.to(layers[0].z.device))
+            self._attention(layers)
+            if self.readout is not None:
+                self._directions(layers, self.readout.on(layers[0].z.device))
+        self._scale_of_all(end.residual.device)
         if self.readout is not None:
-            own = self.readout.on(end.residual.device)
-            normed = own.frozen_norm(end.residual, own.spread(end.residual))
-            found = own.label_logits(normed)
-            expected = end.logits[:, self.readout.on(end.logits.device).label_ids]
-            expected = expected.to(found.device)
-            size = (normed.square() @ own.rows.T.square()).sqrt()
-            error = ((found - expected).abs() / (size + expected.abs())).amax(dim=-1)
-            allowed = torch.full_like(
-                error, self.rounding.module(max(end.dtype, end.residual.dtype, key=roundoff))
-            )
-            self.claims.append(Claim("logits", None, error, allowed))
-            for other in self.others:
-                if other.final_logprobs is not None:
-                    self._vocabulary(end, self.readout, other.final_logprobs, allowed)
+            self._logits(end, self.readout)
         for other in self.others:
             self.claims += other.claims
         return _gathered(self.claims, end.residual.device)
+
+    def _claim(
+        self,
+        identity: str,
+        layers: Sequence[Kept],
+        error: Float32[torch.Tensor, "L B *H"],
+        allowed: Float32[torch.Tensor, "*any"],
+    ) -> None:
+        self.claims.append(Claim(identity, [kept.index for kept in layers], error, allowed))
+
+    def _blocks(self, layers: Sequence[Kept], after: Float[torch.Tensor, "B d_model"]) -> None:
+        """Claim that each block's parts sum to the residual stream after it."""
+        sums = torch.stack([kept.sums for kept in layers]).float()
+        next_residual = torch.cat((sums[1:, 0], after.float()[None]))
+        left = (sums.sum(dim=1) - next_residual).abs()
+        size = sums.abs().sum(dim=1)
+        error = (left / size.clamp(min=torch.finfo(size.dtype).tiny)).amax(dim=-1)
+        dtypes = [kept.dtype for kept in layers]
+        dtypes = [max(x, y, key=roundoff) for x, y in pairwise([*dtypes, after.dtype])]
+        self._claim("block", layers, error, _allowed(map(self.rounding.sum, dtypes), error))
+
+    def _attention(self, layers: Sequence[Kept]) -> None:
+        """Claim that each head's output is that of its queries, keys and values."""
+        own = torch.stack([kept.own_z for kept in layers]).float()
+        left = own - torch.stack([kept.again for kept in layers])
+        length = torch.stack([kept.length for kept in layers])
+        length = length.clamp(min=torch.finfo(length.dtype).tiny)
+        score = torch.stack([kept.score for kept in layers])
+        dtype = layers[0].own_z.dtype
+        error = left.norm(dim=-1) / length
+        self._claim("attention", layers, error, self.rounding.attention(dtype, score))
+        slopes = [kept.slope for kept in layers if kept.slope is not None]
+        if slopes:
+            length = length[..., None]
+            self._scale(layers, left / length, torch.stack(slopes) / length)
+
+    def _scale(
+        self,
+        layers: Sequence[Kept],
+        left: Float32[torch.Tensor, "L B H D"],
+        slope: Float32[torch.Tensor, "L B H D"],
+    ) -> None:
+        """Claim that the model's scores have the same scale as recomputed ones, in each layer.
+
+        A coarse dtype hides a scale error of one percent in a single output. A least-squares fit
+        over all heads and prompts detects it, for each layer and for all layers.
+        """
+        each = left * slope
+        sums = torch.stack([x.sum(dim=(2, 3)) for x in (each, slope.square(), each.square())])
+        # Prompts that are not finite are handled by `not_finite`.
+        sums = sums.where(sums.isfinite().all(dim=0), 0).sum(dim=2)
+        self.scales.append(sums)
+        error, allowed = self._fitted(sums, layers[0].own_z.dtype)
+        self._claim("scale", layers, error[:, None].expand(-1, left.shape[1]), allowed[:, None])
+
+    def _fitted(
+        self, sums: Float32[torch.Tensor, "3 L"], dtype: torch.dtype
+    ) -> tuple[Float32[torch.Tensor, " L"], Float32[torch.Tensor, " L"]]:
+        total = sums[1].clamp(min=torch.finfo(sums.dtype).tiny)
+        return (sums[0] / total).abs(), self.rounding.scale(dtype, sums[2].sqrt() / total)
+
+    def _scale_of_all(self, device: torch.device) -> None:
+        """Claim that the scores of all layers together have the right scale."""
+        if self.scales:
+            sums = torch.cat([x.to(device) for x in self.scales], dim=1).sum(dim=1, keepdim=True)
+            coarse = [kept.own_z.dtype for kept in self.kept if kept.slope is not None]
+            error, allowed = self._fitted(sums, max(coarse, key=roundoff))
+            n = self.kept[0].sums.shape[1]
+            self.claims.append(Claim("scale", [None], error[:, None].expand(-1, n), allowed))
+
+    def _directions(self, layers: Sequence[Kept], readout: Readout) -> None:
+        """Claim that the heads' label logits and the bias sum to that of the attention output."""
+        z = torch.stack([kept.z for kept in layers]).float()
+        written = torch.stack([kept.sums[1] for kept in layers]).float()
+        at = slice(layers[0].index, layers[-1].index + 1)
+        directions, bias = readout.directions[at], readout.projection_bias[at]
+        found = torch.einsum("lbhd,lhdk->lbk", z, directions) + bias[:, None]
+        label = readout.label_directions
+        left = (found - written @ label.T).abs()
+        terms = torch.einsum("lbhd,lhdk->lbk", z.square(), directions.square())
+        size = terms.sqrt() + (written.square() @ label.T.square()).sqrt()
+        error = (left / size.clamp(min=torch.finfo(size.dtype).tiny)).amax(dim=-1)
+        allowed = _allowed((self.rounding.module(kept.output_dtype) for kept in layers), error)
+        self._claim("label directions", layers, error, allowed)
+
+    def _logits(self, end: End, readout: Readout) -> None:
+        """Claim that norm and unembedding of the last residual stream give the model's logits."""
+        own = readout.on(end.residual.device)
+        normed = own.frozen_norm(end.residual, own.spread(end.residual))
+        found = own.label_logits(normed)
+        expected = end.logits[:, readout.on(end.logits.device).label_ids]
+        expected = expected.to(found.device)
+        size = (normed.square() @ own.rows.T.square()).sqrt()
+        error = ((found - expected).abs() / (size + expected.abs())).amax(dim=-1)
+        dtype = max(end.dtype, end.residual.dtype, key=roundoff)
+        allowed = torch.full_like(error, self.rounding.module(dtype))
+        self.claims.append(Claim("logits", [None], error[None], allowed))
+        for other in self.others:
+            if other.final_logprobs is not None:
+                self._vocabulary(end, readout, other.final_logprobs, allowed)
 
     def _vocabulary(
         self,
@@ -220,7 +290,7 @@ class Proof(Recorder):
         size = torch.maximum(high, -low) + expected.abs().amax(dim=-1)
         both = torch.cat((expected, size[:, None]), dim=-1).to(found.device)
         error = (found - both[:, :-1]).abs().amax(dim=-1)
-        self.claims.append(Claim("logits", None, error / both[:, -1], allowed))
+        self.claims.append(Claim("logits", [None], (error / both[:, -1])[None], allowed))
 
 
 class Proved(Recorder):
@@ -238,16 +308,26 @@ class Proved(Recorder):
         return self.recorder.finish(end)
 
 
+def _allowed(
+    values: Iterable[float], error: Float32[torch.Tensor, "L B"]
+) -> Float32[torch.Tensor, "L 1"]:
+    """Return allowed errors of L layers on the errors' device."""
+    values = list(values)
+    if len(set(values)) == 1:  # filled on the device: a copy from the CPU would wait
+        return torch.full_like(error[:, :1], values[0])
+    return torch.stack([torch.full_like(error[0, :1], value) for value in values])
+
+
 def _gathered(claims: Iterable[Claim], device: torch.device) -> dict[Any, torch.Tensor]:
     """Return errors and allowed errors (2, layer, B, *H), by identity and layers."""
     found: dict[str, dict[int | None, torch.Tensor]] = {}
     for claim in claims:
         both = torch.stack((claim.error, claim.allowed.expand_as(claim.error))).detach()
         layers = found.setdefault(claim.identity, {})
-        known = layers.get(claim.layer)
-        layers[claim.layer] = both if known is None else _worse(known, both)
+        for layer, new in zip(claim.layers, both.float().to(device).unbind(dim=1), strict=True):
+            layers[layer] = new if layer not in layers else _worse(layers[layer], new)
     return {
-        (name, tuple(layers)): torch.stack([x.float().to(device) for x in layers.values()], dim=1)
+        (name, tuple(layers)): torch.stack(list(layers.values()), dim=1)
         for name, layers in found.items()
     }
 
@@ -256,6 +336,5 @@ def _worse(
     a: Float32[torch.Tensor, " 2 *rest"], b: Float32[torch.Tensor, " 2 *rest"]
 ) -> Float32[torch.Tensor, " 2 *rest"]:
     """Return the worse of two claims elementwise, by error over allowed error; NaN is worst."""
-    b = b.to(a.device)
     worse = ~(b[0] * a[1] <= a[0] * b[1])
     return torch.where(worse, b, a)

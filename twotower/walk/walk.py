@@ -9,7 +9,7 @@ weights, and uses only torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import nnsight
@@ -67,6 +67,8 @@ class LayerView:
         (B, T, d_model) output of the MLP.
     learned
         (B or 1, T, d_model) learned position embedding, or None.
+    masks
+        Masks of visible keys by device, number of queries and window; all layers share them.
     """
 
     architecture: Architecture
@@ -84,6 +86,7 @@ class LayerView:
     attention_output: Float[torch.Tensor, "B T d_model"] | None = None
     mlp_output: Float[torch.Tensor, "B T d_model"] | None = None
     learned: Everywhere | None = None
+    masks: dict[Any, torch.Tensor] = field(default_factory=dict)
 
     def rotate(
         self, x: Float[torch.Tensor, "B *S heads D"], positions: slice
@@ -108,7 +111,18 @@ class LayerView:
 
     def visible(self, n_queries: int = 1) -> Bool[torch.Tensor, "B {n_queries} T"]:
         """Return (B, n_queries, T) boolean: keys visible to the last n_queries positions."""
-        return visible(self.real, n_queries, self.window)
+        key = (self.z.device, n_queries, self.window)
+        if key not in self.masks:
+            self.masks[key] = visible(self.real, n_queries, self.window)
+        return self.masks[key]
+
+    @once
+    def hidden(self) -> Bool[torch.Tensor, "B 1 T"]:
+        """(B, 1, T) boolean: keys that the last position does not see."""
+        key = (self.z.device, "hidden", self.window)
+        if key not in self.masks:
+            self.masks[key] = ~self.visible()
+        return self.masks[key]
 
     @property
     def real(self) -> Bool[torch.Tensor, "B T"]:
@@ -135,16 +149,19 @@ class LayerView:
         return scores
 
     @once
+    def visible_scores(self) -> Float32[torch.Tensor, "B H T"]:
+        """(B, H, T) scores of the last position, 0 at keys that it does not see."""
+        return self.scores.masked_fill(self.hidden, 0)
+
+    @once
     def score_size(self) -> Float32[torch.Tensor, "B H"]:
         """(B, H) largest absolute score of the last position at a visible key."""
-        scores: torch.Tensor = self.scores
-        return scores.masked_fill(~self.visible(), 0).abs().amax(dim=-1)
+        return self.visible_scores.abs().amax(dim=-1)
 
     @once
     def attention(self) -> Float32[torch.Tensor, "B H T"]:
         """(B, H, T) float32 attention weights of the last position."""
-        scores: torch.Tensor = self.scores
-        return scores.masked_fill(~self.visible(), -torch.inf).softmax(dim=-1)
+        return self.scores.masked_fill(self.hidden, -torch.inf).softmax(dim=-1)
 
     @once
     def content(
@@ -300,6 +317,7 @@ def walk(
     """
     embedding = architecture.learned_positions(root)
     learned = None if embedding is None else Everywhere(embedding.output, ())
+    masks: dict[Any, torch.Tensor] = {}
     for index, block in enumerate(architecture.layers(root)):
         residual = block.input
         if gradients and index == 0:
@@ -315,7 +333,7 @@ def walk(
         # It was read before accelerate moved it to the layer's device.
         residual = residual.to(z.device)
         parts = (residual, query, key, value, cos, sin, z, z)
-        view = LayerView(architecture, index, block, mask, *parts, learned=learned)
+        view = LayerView(architecture, index, block, mask, *parts, learned=learned, masks=masks)
         for edit in edits:
             edited = edit.apply(view, view.z)
             if edited is not view.z:
