@@ -300,9 +300,10 @@ def shared_demonstrations(model: Model, floor: Floor) -> list[dict[str, Any]]:
     shared = tt.build_prompts(
         model, task, shots=9, n=16, shared_demonstrations=True, permute_labels=False
     )
-    jobs = {"x": lambda: tt.head_effects(model, shared, "all", logprobs=False, batch_size=16)}
+    jobs = {"x": lambda: tt.head_effects(model, shared, "all", logprobs=False)}
     plain = plain_of(model, shared, shared=True)
-    unit, found = common.ratios(plain, jobs, 1, warm=True, repeats=3)
+    with tt.set_options(batch_size=16):
+        unit, found = common.ratios(plain, jobs, 1, warm=True, repeats=3)
     mean = float(shared.lengths.mean())
     least = (floor.plain(mean) + floor.rows(mean, mean)) / floor.plain(mean)
     return [row("all, shared", mean, len(shared), unit, found["x"], least)]

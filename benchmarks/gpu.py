@@ -70,17 +70,14 @@ def measures(
     jobs = {
         "plain forward": (floors.plain_of(model, prompts, batch_size=size), forward),
         "head effects, margins": (
-            lambda: tt.head_effects(model, prompts, logprobs=False, batch_size=size),
+            lambda: tt.head_effects(model, prompts, logprobs=False),
             forward + sweep,
         ),
-        "analyze": (
-            lambda: tt.analyze(model, prompts, batch_size=size),
-            sum(parts.values()),
-        ),
+        "analyze": (lambda: tt.analyze(model, prompts), sum(parts.values())),
     }
     rows = []
     for name, (job, operations) in jobs.items():
-        with common.Memory(model.device) as memory:
+        with tt.set_options(batch_size=size), common.Memory(model.device) as memory:
             took = timed(job, device, options.rounds) / len(prompts)
         row = {
             "measure": name,

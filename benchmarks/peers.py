@@ -240,7 +240,8 @@ def with_lens(model: Model, prompts: Prompts, positions: str) -> np.ndarray:
 
 def with_twotower(model: Model, prompts: Prompts, positions: str) -> np.ndarray:
     size = len(prompts)
-    found = tt.head_effects(model, prompts, positions, logprobs=False, batch_size=size)
+    with tt.set_options(batch_size=size):
+        found = tt.head_effects(model, prompts, positions, logprobs=False)
     return found["margin_drop"].values
 
 

@@ -113,7 +113,7 @@ LINES = {
     "heads ANSWERS": "the run has no numbers of heads",
     "heads RUN --k 0": "k=0 must be",
     "heads RUN --k 1.5": "'1.5' must be a whole number",
-    "heads RUN --by auc": 'Invalid value "auc" for --by',
+    "heads RUN --by auc": "by='auc' is not in the run; it has margin_drop",
     "heads RUN --part a": "no part 'a'",
     "heads s3:// --json": "s3:// cannot be used",
     "show RUN": "--head requires an argument",
@@ -306,11 +306,11 @@ def test_settings(text: str, places: dict[str, Path], tmp_path: Path, capfd) -> 
 
 def test_exit_codes_are_documented() -> None:
     said = " ".join((cli.__doc__ or "").split())
-    for code in ("0 done", "1 a finding", "2 the input", "130 interrupted", "141 the reader"):
+    for code in ("0 success", "1 a finding", "2 unusable", "130 interrupted", "141 the reader"):
         assert code in said
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    assert "exit code 2" in readme
-    assert "interrupted 130" in readme
+    page = (Path(__file__).parents[1] / "docs" / "long-runs.md").read_text(encoding="utf-8")
+    assert "exit code 2" in page
+    assert "130 that the run was interrupted" in page
 
 
 def test_a_process_of_its_own(places: dict[str, Path], tmp_path: Path) -> None:

@@ -207,10 +207,10 @@ def test_wrong_arguments(run: xr.DataTree) -> None:
         (lambda: figures.attention(run, (7, 0)), r"no head 7\.0"),
         (lambda: figures.attention(run.ov, (0, 0)), "holds no attentions"),
         (lambda: figures.label_logits(run.qk, (0, 0)), "holds no label logits"),
-        (lambda: figures.knocked_out({}), "curves must be"),
+        (lambda: figures.knocked_out({}), "curves must map"),
         (lambda: figures.knocked_out({"a": {0: run}}), "not what predict returns"),
         (lambda: figures.knocked_out({"a": {0: run}}, measure="x"), "measure='x'"),
-        (lambda: figures.bias_curves({"a": {}}), "curves must be"),
+        (lambda: figures.bias_curves({"a": {}}), "curves must map"),
         (lambda: figures.bias_curves({"a": {1: run.qk.to_dataset()}}), "not what label_bias"),
         (lambda: figures.bias_curves({"a": {1: run}}, kind="x"), "kind='x'"),
     ):

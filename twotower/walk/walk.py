@@ -151,17 +151,20 @@ class LayerView:
     @once
     def visible_scores(self) -> Float32[torch.Tensor, "B H T"]:
         """(B, H, T) scores of the last position, 0 at keys that it does not see."""
-        return self.scores.masked_fill(self.hidden, 0)
+        scores: torch.Tensor = self.scores
+        return scores.masked_fill(self.hidden, 0)
 
     @once
     def score_size(self) -> Float32[torch.Tensor, "B H"]:
         """(B, H) largest absolute score of the last position at a visible key."""
-        return self.visible_scores.abs().amax(dim=-1)
+        scores: torch.Tensor = self.visible_scores
+        return scores.abs().amax(dim=-1)
 
     @once
     def attention(self) -> Float32[torch.Tensor, "B H T"]:
         """(B, H, T) float32 attention weights of the last position."""
-        return self.scores.masked_fill(self.hidden, -torch.inf).softmax(dim=-1)
+        scores: torch.Tensor = self.scores
+        return scores.masked_fill(self.hidden, -torch.inf).softmax(dim=-1)
 
     @once
     def content(
