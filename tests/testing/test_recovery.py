@@ -11,7 +11,7 @@ import twotower as tt
 from twotower.measures.bias import bias_reduction, recent_label
 from twotower.testing import ARCHITECTURES, Planting
 
-SEEDS = range(int(os.environ.get("TWOTOWER_PLANTINGS", "5")))
+SEEDS = range(int(os.environ.get("TWOTOWER_PLANTINGS", "2")))
 MATCH = (tt.Head(2, 1), tt.Head(3, 2))
 
 

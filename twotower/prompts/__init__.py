@@ -1,8 +1,9 @@
 """Prompts: tasks, demonstrations, and the role of each token."""
 
-from .build import build_prompts, prompts_from_strings
+from .build import build_prompts
 from .positions import At, at
 from .prompts import Prompts
+from .strings import prompts_from_strings
 from .task import Task, bundled_tasks, load_task
 
 __all__ = [

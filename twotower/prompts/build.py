@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checks import MOST_PROMPTS, check_is, encodable, one_of, whole, yes_or_no
+from ..checks import MOST_PROMPTS, check_is, one_of, whole, yes_or_no
 from ..errors import InputError
 from .labels import order_labels
 from .prompts import Prompts, assemble
-from .segments import TEMPLATE, Prompt, Segment, Template
+from .segments import TEMPLATE, Prompt, Template
 from .task import Task
 
 if TYPE_CHECKING:
@@ -272,151 +271,3 @@ def build_prompts(
     )
     recipe.check_texts()
     return recipe.make(n, model.tokenizer)
-
-
-def _spans(spans: Any, prompt: int) -> list[tuple[int, int]]:
-    """Return spans as pairs of integers."""
-    try:
-        return [(operator.index(start), operator.index(end)) for start, end in spans]
-    except (TypeError, ValueError):
-        raise InputError(
-            f"prompt {prompt}: label_spans={spans!r} must be a list of (start, end), in characters"
-        ) from None
-
-
-def prompts_from_strings(
-    model: LoadedModel,
-    strings: Sequence[str],
-    label_spans: Sequence[Sequence[tuple[int, int]]],
-    gold: Sequence[str],
-    labels: Sequence[str] | None = None,
-    *,
-    classes: Sequence[Sequence[str]] | None = None,
-    query_class: Sequence[str] | None = None,
-    add_special_tokens: bool = True,
-    control_tokens: bool = False,
-) -> Prompts:
-    r"""Build prompts from a user's own texts.
-
-    Parameters
-    ----------
-    model
-        Model that gives the tokenizer and the context length.
-    strings
-        The prompts, each ending directly before the label.
-    label_spans
-        For each prompt the spans (start, end), in characters, of its demonstrations' labels,
-        in order. Text before a label belongs to its demonstration; text after the last label
-        is the query.
-    gold
-        For each prompt the text of the correct label.
-    labels
-        Label texts, in the order of the dim `label`; by default in order of appearance.
-    classes
-        For each prompt the class of each demonstration; by default its label.
-    query_class
-        For each prompt the class of the query; by default its correct label.
-    add_special_tokens
-        Whether the tokenizer adds its special tokens, as in transformers. If not, a BOS token
-        at the start of a string has the role "bos".
-    control_tokens
-        Whether the strings may contain control tokens of the tokenizer, such as <|im_end|> in
-        chat turns.
-
-    Returns
-    -------
-    Prompts
-
-    Raises
-    ------
-    InputError
-        If lengths differ; if spans overlap or are empty; if a label is not a single token,
-        the same after every prompt; or if the tokenizer drops or does not know a character.
-
-    Examples
-    --------
-    >>> strings = ["cat: foo\nParis: bar\ndog:"]
-    >>> prompts = prompts_from_strings(model, strings, [[(5, 8), (16, 19)]], ["foo"])
-    >>> prompts.labels
-    ('foo', 'bar')
-    """
-    check_is(model, "Model", "model")
-    yes_or_no("add_special_tokens", add_special_tokens)
-    yes_or_no("control_tokens", control_tokens)
-    bos = "" if add_special_tokens else model.tokenizer.bos_token or ""
-    texts: dict[str, Any] = {"strings": strings, "gold": gold}
-    texts |= {} if labels is None else {"labels": labels}
-    texts |= {} if query_class is None else {"query_class": query_class}
-    for name, value in texts.items():
-        listed = hasattr(value, "__len__") and not isinstance(value, str)
-        if not listed or not all(isinstance(text, str) for text in value):
-            raise InputError(f"{name}= must be a list of texts")
-        for text in value:
-            encodable(f"{name}=", text)
-    by_prompt: dict[str, Any] = {"label_spans": label_spans}
-    by_prompt |= {} if classes is None else {"classes": classes}
-    for name, value in by_prompt.items():
-        if not hasattr(value, "__len__"):
-            raise InputError(f"{name}= must be a list with an entry for each prompt")
-    if not len(strings) == len(label_spans) == len(gold):
-        raise InputError(
-            f"{len(strings)} strings, {len(label_spans)} lists of spans and {len(gold)} correct "
-            "labels; give one of each per prompt"
-        )
-    for name, entries in (("classes", classes), ("query_class", query_class)):
-        if entries is not None and len(entries) != len(strings):
-            raise InputError(f"{len(strings)} strings and {len(entries)} entries of {name}=")
-    # A pandas Series is indexed by its own index, not by position.
-    strings, label_spans, gold = list(strings), list(label_spans), list(gold)
-    classes = None if classes is None else list(classes)
-    query_class = None if query_class is None else list(query_class)
-    items, seen = [], dict.fromkeys(labels if labels is not None else ())
-    for i, (string, spans) in enumerate(zip(strings, label_spans, strict=True)):
-        begins = bos if bos and string.startswith(bos) else ""
-        segments, at = [Segment(begins, "bos")], len(begins)
-        spans = _spans(spans, i)
-        given = classes[i] if classes is not None else [string[s:e].strip() for s, e in spans]
-        if len(given) != len(spans):
-            raise InputError(f"prompt {i} has {len(spans)} labels and {len(given)} classes")
-        if classes is not None and not all(isinstance(cls, str) and cls for cls in given):
-            raise InputError(f"prompt {i}: classes={given!r} must be texts")
-        for cls in given:
-            encodable(f"prompt {i}: the class", cls)
-        if classes is not None and query_class is None and gold[i] not in given:
-            raise InputError("classes= other than the labels also need query_class=")
-        for number, (span, cls) in enumerate(zip(spans, given, strict=True)):
-            start, end = span
-            label = string[start:end].strip()
-            if not at <= start < end <= len(string) or not label:
-                raise InputError(
-                    f"prompt {i}: the span ({start}, {end}) of label {number} is empty, overlaps "
-                    f"another, or ends beyond the text's {len(string)} characters"
-                )
-            seen.setdefault(label)
-            segments.append(Segment(string[at:start], "text", number, cls, label))
-            segments.append(Segment(string[start:end], "label", number, cls, label))
-            at = end
-        query = string[at:]
-        if not query.strip():
-            raise InputError(f"prompt {i} ends with a label; add a query after it")
-        if query[-1] in " \t":
-            raise InputError(
-                f"prompt {i} ends in a space, which belongs to the label's token; remove it"
-            )
-        segments.append(Segment(query, "query"))
-        answer_class = query_class[i] if query_class is not None else gold[i]
-        kept = tuple(s for s in segments if s.text)
-        items.append(Prompt(kept, query.strip(), gold[i], answer_class))
-    unknown = sorted(set(gold) - set(seen))
-    if unknown:
-        raise InputError(f"the correct label {unknown[0]!r} is not among the labels {list(seen)}")
-    if labels is not None and set(seen) != set(labels):
-        raise InputError(f"the prompts contain labels that are not in labels={list(labels)}")
-    return assemble(
-        items,
-        list(seen),
-        model.tokenizer,
-        max_positions=model.max_positions,
-        add_special_tokens=bool(add_special_tokens),
-        control_tokens=control_tokens,
-    )
