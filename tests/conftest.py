@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from budget import LONGEST, Budget
-from tiny import ARCHITECTURES, TWO, byte_level, hf_model, tiny
+from tiny import TWO, byte_level, distinct, hf_model, tiny
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import twotower as tt
@@ -51,7 +51,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=ARCHITECTURES, scope="session")
+@pytest.fixture(params=distinct(), scope="session")
 def any_model(request: pytest.FixtureRequest) -> tt.Model:
     """A random model of each architecture in turn."""
     return tiny(request.param)

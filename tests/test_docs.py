@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+import twotower as tt
+
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 LINK = re.compile(r"\]\(([^)#:]+)(?:#([^)]*))?\)")
@@ -31,12 +33,10 @@ def names() -> Iterator[dict[str, Any]]:
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_runs(page: str, names, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    # Other pages measure the same on a few of the prompts.
-    own = (
-        names
-        if page == "README.md"
-        else names | {"fit": names["fit"][:4], "test": names["test"][:4]}
-    )
+    own = names if page == "README.md" else dict(names)
+    if page not in ("README.md", "docs/own-model.md"):  # the same on a few of the prompts
+        own |= {half: names[half][:4] for half in ("fit", "test")}
+        own["effects"] = tt.head_effects(names["model"], own["fit"])
     for number, block in enumerate(blocks(page)):
         # From a file, since nnsight reads the source of what it traces.
         path = tmp_path / f"block{number}.py"

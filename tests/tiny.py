@@ -180,16 +180,25 @@ ARCHITECTURES = list(_configurations())
 FURTHER = list(_further())
 
 TRANSPORTED = ("gpt2", "gptj", "llama-grouped")
-"""Architectures on which `make test` proves devices, offloading and servers: learned positions,
-blocks side by side, and grouped queries. `make test-all` takes all of them."""
+"""Architectures on which `make test` proves devices, offloading, servers and that nothing waits:
+learned positions, parallel blocks, and grouped queries."""
+
+CONTAINED = ("llama", "qwen2", "neox-sequential")
+"""Architectures whose parts all occur in others; `make test` leaves them out of most tests."""
 
 
 def transported() -> list[Any]:
     """Return all architectures as parameters, those beyond `TRANSPORTED` marked as slow."""
-    return [
-        name if name in TRANSPORTED else pytest.param(name, marks=pytest.mark.slow)
-        for name in ARCHITECTURES
-    ]
+    return _slow(set(ARCHITECTURES) - set(TRANSPORTED))
+
+
+def distinct() -> list[Any]:
+    """Return all architectures as parameters, those of `CONTAINED` marked as slow."""
+    return _slow(set(CONTAINED))
+
+
+def _slow(names: set[str]) -> list[Any]:
+    return [pytest.param(x, marks=pytest.mark.slow) if x in names else x for x in ARCHITECTURES]
 
 
 def wide_config(name: str, width: int) -> Any:

@@ -86,7 +86,7 @@ MEASURES: dict[str, Callable[..., object]] = {
 def test_halved_and_the_same(
     model: tt.Model, what: str, kind: str, given: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prompts, measure = make(model), MEASURES[what]
+    prompts, measure = make(model, 12), MEASURES[what]
     whole = under(measure, model, prompts, batch_size=1)
     device = Small(monkeypatch, 3, MESSAGES[kind])
     halved = under(measure, model, prompts, batch_size=given)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import ARCHITECTURES, TWO, byte_level, hf_model
+from tiny import TWO, byte_level, distinct, hf_model
 
 import twotower as tt
 from twotower.models.architecture import call
@@ -34,7 +34,7 @@ def dtype(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(params=distinct())
 def sound(request: pytest.FixtureRequest, dtype: str) -> tuple[tt.Model, tt.Prompts]:
     """A model that is read right, and prompts."""
     return loaded(request.param, dtype)

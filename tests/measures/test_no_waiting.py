@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from nnsight import TransformersModel
-from tiny import ARCHITECTURES, THREE, byte_level, hf_model, tiny
+from tiny import THREE, byte_level, hf_model, tiny, transported
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -143,7 +143,7 @@ def run(
 
 
 @pytest.mark.parametrize("keep", [None, "labels"])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", transported())
 def test_towers(name: str, keep: str | None) -> None:
     model, prompts = without_values(name)
     measures: list[Measure] = [
@@ -160,7 +160,7 @@ def test_towers(name: str, keep: str | None) -> None:
 
 
 @pytest.mark.parametrize("positions", ["last", "all"])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", transported())
 def test_edits(name: str, positions: str) -> None:
     model, prompts = without_values(name)
     twin, foo = prompts.reversed_labels(), tt.at(role="label", label="foo")
@@ -180,13 +180,13 @@ def test_edits(name: str, positions: str) -> None:
 
 
 @pytest.mark.parametrize("positions", ["last", "labels", "all"])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", transported())
 def test_sweeps(name: str, positions: str) -> None:
     run_sweeps(name, positions)
 
 
 @pytest.mark.parametrize("positions", ["last", "labels", "all"])
-@pytest.mark.parametrize("name", ["gpt2", "llama-grouped", "neox-parallel"])
+@pytest.mark.parametrize("name", ["gpt2", "llama-grouped"])
 def test_several_chunks(name: str, positions: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("twotower.sweep.memory.TOKENS_PER_CHUNK", 16)
     run_sweeps(name, positions)
@@ -201,7 +201,7 @@ def run_sweeps(name: str, positions: str) -> None:
     run(model, prompts, lambda batch: [heads(batch), scaled(batch), together(batch)])
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", transported())
 def test_half_precision(name: str) -> None:
     model, prompts = without_values(name, torch.bfloat16)
     sweep = prepare_sweep(model, prompts, logprobs=True)
@@ -209,7 +209,7 @@ def test_half_precision(name: str) -> None:
     run(model, prompts, lambda batch: [sweep(batch), values(batch)])
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", transported())
 def test_gradients(name: str) -> None:
     model, prompts = without_values(name)
     make = GradientEffects().prepare(model, prompts)
@@ -257,7 +257,7 @@ def test_what_waits_is_seen(what: str) -> None:
     assert any(word in f"{type(caught.value)} {caught.value}" for word in words)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", transported())
 def test_nothing_waits_on_a_processor(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same watch with values, on donors and means too."""
     model = tiny(name)

@@ -203,7 +203,9 @@ def test_a_mean_leaves_reference_prompts_out(
     expected = tt.head_effects(model, few, to=tt.Mean(few))
     given.same_on_finite(found, expected)
     none = prompts[np.flatnonzero(bad)]
-    refused = pytest.raises(tt.errors.InputError, match=r"reference prompts with finite.*float32")
+    refused = pytest.raises(
+        tt.errors.InputError, match=r"no reference prompt with finite logits.*float32"
+    )
     with refused, given.unwarned():
         tt.head_effects(model, few, to=tt.Mean(none))
 

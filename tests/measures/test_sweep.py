@@ -9,7 +9,7 @@ import pytest
 import torch
 from reference import Reference, error, ids_of, knocked_out, random_model, real
 from surface import under
-from tiny import ARCHITECTURES, THREE, TWO, byte_level, tiny
+from tiny import THREE, TWO, byte_level, distinct, tiny
 from transformers import (
     GPT2Config,
     GPTJConfig,
@@ -53,7 +53,7 @@ def check(found, expected) -> None:
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", distinct())
 def test_zero(name: str, positions: str) -> None:
     model = tiny(name)
     prompts = make(model)
@@ -78,7 +78,7 @@ def means(reference: Reference, prompts: tt.Prompts) -> dict[tuple[str, int], to
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", distinct())
 def test_mean(name: str, positions: str) -> None:
     model = tiny(name)
     prompts, others = make(model), make(model, n=5, seed=8)
@@ -120,7 +120,7 @@ def donated(
 
 
 @pytest.mark.parametrize("positions", ["last", "labels", "given"])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", distinct())
 def test_resample(name: str, positions: str) -> None:
     """Every prompt's drops are those of one donor, for all heads; never itself."""
     model = tiny(name)
