@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -95,7 +96,7 @@ def test_edited(what: str, where: str) -> None:
     model = tiny("llama-grouped")
     prompts = tt.build_prompts(model, TWO, shots=2, n=4, seed=0)
     fit = tt.build_prompts(model, TWO, shots=2, n=6, seed=1)
-    setting = SimpleNamespace(model=model, fit=fit, batch_size=None, bar=lambda title: False)
+    setting = SimpleNamespace(model=model, fit=fit, stage=lambda title: nullcontext())
     chosen = [tt.Head(0, 1), tt.Head(2, 3)]
     sets = {("effect", 2): chosen, ("greedy", 2): chosen[::-1], ("effect", 1): chosen[:1]}
     drops = PART.edited(setting, prompts, sets, what, where)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -134,7 +135,7 @@ def test_heads_in_turn() -> None:
     """Prompt i meets draw i modulo their number."""
     model = tiny("llama-grouped")
     prompts = tt.build_prompts(model, TWO, shots=2, n=5, seed=0)
-    setting = SimpleNamespace(model=model, batch_size=None, bar=lambda title: False)
+    setting = SimpleNamespace(model=model, stage=lambda title: nullcontext())
     draws = [[tt.Head(0, 1), tt.Head(2, 3)], [tt.Head(1, 0)]]
     found = PART.common.knock_out_in_turn(setting, prompts, draws, "")
     each = [

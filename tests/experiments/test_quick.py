@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ from transformers import LlamaConfig
 
 import twotower as tt
 from twotower.experiments import experiment, small_models
+from twotower.experiments.experiment import QUICK
+
+FEW = replace(QUICK, n_fit=8, n_test=8)
 
 
 @pytest.fixture(scope="module")
@@ -20,14 +24,14 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def random_model(demo_tokenizer) -> tt.Model:
-    """The demo model's tokenizer and 32 heads; no more than chance at any task."""
+    """The demo model's tokenizer and 224 small heads; no better than chance at any task."""
     config = LlamaConfig(
         vocab_size=len(demo_tokenizer),
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=8,
-        num_key_value_heads=4,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=7,
+        num_attention_heads=32,
+        num_key_value_heads=8,
         max_position_embeddings=2048,
     )
     return tt.load(with_random_weights(config), tokenizer=demo_tokenizer)
@@ -43,7 +47,7 @@ def test_quick_form(
     monkeypatch.setattr(small_models, "LESSONS", small_models.LESSONS[-1:])
     monkeypatch.setattr(small_models, "DONE", 0.0)
     monkeypatch.setitem(small_models.SETTINGS, "steps", 1)
-    quick_form(random_model, out, name)
+    quick_form(random_model, out, name, FEW)
 
 
 @pytest.mark.slow

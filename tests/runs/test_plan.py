@@ -109,7 +109,8 @@ import twotower as tt
 shots, batch, n = map(int, sys.argv[1:])
 model = tt.load("smollm2-135m", dtype="float32")
 prompts = tt.build_prompts(model, tt.load_task("animals-cities"), shots=shots, n=n)
-tt.analyze(model, prompts, batch_size=batch)
+with tt.set_options(batch_size=batch):
+    tt.analyze(model, prompts)
 from twotower.sizing.bench import most_resident
 print(prompts.n_positions, most_resident())
 """

@@ -46,18 +46,23 @@ def heads_table(setting: Setting, kinds: Mapping[str, Sequence[Head]]) -> xr.Dat
     return setting.table({"number": (about, numbers)}, coordinates)
 
 
-def variable(run: xr.DataTree, group: str, name: str) -> xr.DataArray:
+Groups = xr.DataTree | Mapping[str, xr.DataTree]
+"""A run, or some of its groups under other names."""
+
+
+def variable(run: Groups, group: str, name: str) -> xr.DataArray:
     """Return a variable or coordinate of a group."""
-    return run.children[group].dataset[name]
+    groups = run.children if isinstance(run, xr.DataTree) else run
+    return groups[group].dataset[name]
 
 
-def chosen(run: xr.DataTree, kind: str) -> list[Head]:
+def chosen(run: Groups, kind: str) -> list[Head]:
     """Return the chosen heads of a kind, strongest first."""
     numbers = variable(run, "heads", "number").sel(kind=kind).values
     return [Head(int(layer), int(head)) for layer, head in numbers if layer >= 0]
 
 
-def mean_score(runs: Sequence[xr.DataTree], score: str, kind: str | None) -> float:
+def mean_score(runs: Sequence[Groups], score: str, kind: str | None) -> float:
     """Return the mean of a score over seeds and the chosen heads (all heads for None)."""
     found = []
     for run in runs:
@@ -67,7 +72,7 @@ def mean_score(runs: Sequence[xr.DataTree], score: str, kind: str | None) -> flo
     return float(np.mean(found))
 
 
-def mean_random_bound(runs: Sequence[xr.DataTree], score: str, kind: str, seed: int = 0) -> float:
+def mean_random_bound(runs: Sequence[Groups], score: str, kind: str, seed: int = 0) -> float:
     """Return the 95th percentile of a score's mean over random sets of heads; mean over seeds."""
     bounds = [
         random_bound(variable(run, "scores", score).values, len(chosen(run, kind)), seed)

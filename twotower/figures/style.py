@@ -89,8 +89,9 @@ def bar(
     words = label if named else None
     ax.bar(x, estimate.value, width, color=COLOURS[colour], label=words)
     if np.isfinite(estimate.low):
-        spread = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
-        ax.errorbar(x, estimate.value, spread, fmt="none", ecolor="black", lw=1, capsize=2)
+        # Around its own middle: the interval of a ratio need not hold the ratio.
+        middle, half = (estimate.low + estimate.high) / 2, (estimate.high - estimate.low) / 2
+        ax.errorbar(x, middle, half, fmt="none", ecolor="black", lw=1, capsize=2)
 
 
 def line(
