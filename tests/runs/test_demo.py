@@ -18,7 +18,7 @@ pytestmark = pytest.mark.demo_model
 
 @pytest.fixture(scope="module")
 def finding(demo_model: tt.Model) -> Finding:
-    return run_demo(demo_model, progress=False, n_prompts=60)
+    return run_demo(demo_model, progress=False)
 
 
 def test_the_model_learns_in_context(finding: Finding) -> None:
