@@ -1,8 +1,8 @@
 """How long the tests may take, part by part; printed beside what they took.
 
-Seconds of all workers together, on two cores. `make test` runs two workers, so that it is to end
-within half of the sum, twenty minutes. A part over its budget is told, and fails nothing, since
-machines are shared; mend it or move the budget, and say why.
+Seconds of all workers together, on two cores. `make test` runs two workers, so that it takes about
+half of the sum. A part over its budget is told, and fails nothing, since machines are shared; mend
+it or move the budget, and say why.
 """
 
 from __future__ import annotations

@@ -206,6 +206,7 @@ def test_workers_that_never_come_to_be() -> None:
         RayEngine(EngineSettings(engine="ray", workers=1), broken, threads=1)
 
 
+@pytest.mark.slow
 @pytest.mark.demo_model
 @pytest.mark.usefixtures("cluster", "demo_model")
 def test_experiments(tmp_path: Path, capsys: Any) -> None:
