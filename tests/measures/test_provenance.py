@@ -7,14 +7,18 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 import xarray as xr
 from surface import under
 from tiny import THREE, tiny
 
 import twotower as tt
 from twotower import progress
+from twotower.measures.collect import run
 from twotower.measures.group_effects import subset_effects
+from twotower.measures.measure import Measure
 from twotower.walk.memory import readable
+from twotower.walk.walk import End, Recorder
 
 POOL = [(0, 1), (1, 2)]
 LABELS = tt.at(role="label")
@@ -219,3 +223,35 @@ def test_edits_are_recorded(model, prompts, other) -> None:
     assert recorded[3]["keys"] == "given"
     bias = tt.label_bias(found, [prompts.labels[0]] * len(prompts))
     assert json.loads(bias.attrs["settings"]) == {"predictions": {"edits": recorded}}
+
+
+class Misnamed(Recorder):
+    """Returns what the schema does not name."""
+
+    group = "shares"
+
+    def finish(self, end: End) -> dict[str, torch.Tensor]:
+        return {"nothing": end.residual}
+
+
+class OfMisnamed(Measure):
+    group = "shares"
+
+    def prepare(self, model: tt.Model, prompts: tt.Prompts) -> Any:
+        return lambda batch: Misnamed()
+
+
+def test_results_that_the_schema_does_not_name(llama: tt.Model, prompts: tt.Prompts) -> None:
+    with pytest.raises(tt.errors.SchemaError, match="Misnamed returned 'nothing' for .*'shares'"):
+        run(llama, prompts, OfMisnamed())
+
+
+def test_a_change_that_nothing_carries_out(llama, prompts, monkeypatch) -> None:
+    """It is not taken for a knock-out."""
+
+    class Other(tt.Zero):
+        pass
+
+    monkeypatch.setattr("twotower.edits.prepared.Zero", type("Own", (), {}))
+    with pytest.raises(NotImplementedError, match="Other"):
+        tt.head_effects(llama, prompts, to=Other())

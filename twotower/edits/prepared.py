@@ -21,7 +21,7 @@ from ..walk.everywhere import Everywhere
 from ..walk.not_finite import FINITE, note_missing, watch
 from ..walk.walk import Donors, End, LayerView, Recorder, run_batch
 from .alignment import Key, check_donors, donor_columns, position_keys
-from .changes import Change, From, Mean, Resample, Times, check_change
+from .changes import Change, From, Mean, Resample, Times, Zero, check_change
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -112,7 +112,11 @@ def prepare_change(
         to.donor.check_model(model)
         check_donors(prompts, to.donor)
         return _Donated(model, prompts, at, to.donor, np.arange(len(prompts)))
-    return PreparedChange(to.factor if isinstance(to, Times) else 0.0)
+    if isinstance(to, Times):
+        return PreparedChange(to.factor)
+    if isinstance(to, Zero):
+        return PreparedChange(0.0)
+    raise NotImplementedError(f"prepare_change does not know {type(to).__name__}")
 
 
 def _draw(prompts: Prompts, reference: Prompts, seed: int) -> Int[np.ndarray, " prompt"]:

@@ -94,7 +94,10 @@ def choose_measures(
     listed = isinstance(measures, Iterable) and not isinstance(measures, str)
     measures = list(measures) if listed else []
     if not measures or not all(x in MEASURES or isinstance(x, Measure) for x in measures):
-        raise InputError(f"measures={measures!r}: choose a list from {', '.join(MEASURES)}")
+        raise InputError(
+            f"measures={measures!r}: choose a list from {', '.join(MEASURES)}, or give "
+            "instances of Measure"
+        )
     known: dict[str, Measure] = {
         "predictions": Predictions(),
         "effects": Effects(logprobs=logprobs),

@@ -11,6 +11,7 @@ import torch
 from .. import progress
 from ..edits.edits import Edit, as_edits
 from ..edits.prepared_edits import PreparedEdits
+from ..errors import SchemaError
 from ..models.measuring import measuring
 from ..options import option
 from ..results import GROUPS
@@ -111,7 +112,7 @@ def collect(
             finite[batch.rows] = good
             for result, recorder, new in zip(results, recorders, found, strict=False):
                 for name, tensor in new.items():
-                    dims = GROUPS[recorder.group][name].dims
+                    dims = _dims(recorder, name)
                     _place(result, name, tensor, dims, batch.rows, len(prompts), width)
             for rows in _once_more(batch, good, recorders, found):
                 record(make_batch(model, prompts, rows, columns))
@@ -126,6 +127,17 @@ def collect(
         {**{name: blank(x, finite) for name, x in result.items()}, FINITE: finite}
         for result in results
     ]
+
+
+def _dims(recorder: Recorder, name: str) -> tuple[str, ...]:
+    """Return the dims of a recorder's result."""
+    group = GROUPS.get(recorder.group, {})
+    if name not in group:
+        raise SchemaError(
+            f"{type(recorder).__name__} returned {name!r} for the group {recorder.group!r}, which "
+            f"the schema gives {', '.join(group) or 'no variables'}"
+        )
+    return group[name].dims
 
 
 def _once_more(

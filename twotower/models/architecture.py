@@ -53,7 +53,10 @@ class Architecture(abc.ABC):
     """The attention module's output projection; its input is z, the heads' outputs."""
 
     interleaved_rotary: ClassVar[bool] = False
-    """Whether rotary embedding pairs neighbouring elements (GPT-J) or the two halves (Llama)."""
+    """Whether rotary embedding pairs neighbouring elements (GPT-J) or the two halves (Llama).
+
+    The tables must pair the same elements; if a model's do not, override `rotary_tables` too.
+    """
 
     learned_positions_path: ClassVar[str | None] = None
     """Path of the learned position embedding, from the root module; None without one."""
