@@ -35,7 +35,7 @@ def test_a_page_runs(page: str, names, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     own = names if page == "README.md" else dict(names)
     if "fit" in names and page != "README.md":  # the same on a few of the prompts
-        own |= {half: names[half][:2] for half in ("fit", "test")}
+        own |= {half: names[half][:4] for half in ("fit", "test")}
         own["effects"] = tt.head_effects(names["model"], own["fit"])
     for number, block in enumerate(blocks(page)):
         # From a file, since nnsight reads the source of what it traces.

@@ -14,7 +14,7 @@ import twotower as tt
 from twotower.experiments import experiment, small_models
 from twotower.experiments.experiment import QUICK
 
-FEW = replace(QUICK, n_test=8)
+FEW = replace(QUICK, n_fit=8)
 
 
 @pytest.fixture(scope="module")
