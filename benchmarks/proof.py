@@ -32,7 +32,7 @@ from twotower.walk import judge
 from twotower.walk.proof import Proof
 
 LIMIT = 0.02
-"""What a proof may add to a measure's time."""
+"""Largest share of a measure's time that its proof may add."""
 
 ALONE = """
 import sys, time, torch, json

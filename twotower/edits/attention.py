@@ -179,7 +179,7 @@ class AttentionEdits(BatchEdit):
         n = max(part.n_queries for part in parts)
         per = z.shape[2] // view.value.shape[2]
         owners = [head // per for head in heads]
-        hidden = ~view.visible(n)[:, None]
+        hidden = view.hidden(n)[:, None]
         plain = scores(view, n, heads)
         weights = plain.masked_fill(hidden, -torch.inf).softmax(dim=-1)
         changed = _changed_attention(view, parts, heads, n, plain, weights, hidden)
@@ -260,7 +260,7 @@ class _Donated(Recorder):
             index = columns[:, :, None, None].expand(-1, -1, *view.value.shape[2:])
             self.found[view.index] = view.value.gather(1, index)
             return
-        hidden = ~view.visible(width)[:, None]
+        hidden = view.hidden(width)[:, None]
         weights = scores(view, width, heads).masked_fill(hidden, -torch.inf).softmax(dim=-1)
         rows = columns[:, None, -self.n :, None].expand(-1, len(heads), -1, width)
         weights = weights.gather(2, rows)

@@ -109,7 +109,6 @@ def run_demo(
     task: str = "animals-cities",
     seed: int = 0,
     progress: bool = True,
-    n_prompts: int = N_PROMPTS,
 ) -> Finding:
     """Find the in-context heads of a model and test them on other prompts.
 
@@ -123,8 +122,6 @@ def run_demo(
         Random seed for prompts and random heads.
     progress
         Whether to show a progress bar for each stage.
-    n_prompts
-        Number of prompts; one half selects heads, the other tests them.
 
     Returns
     -------
@@ -147,7 +144,7 @@ def run_demo(
         seconds[name] = time.perf_counter() - start
 
     with stage("building prompts"):
-        prompts = build_prompts(model, load_task(task), ("foo", "bar"), n=n_prompts, seed=seed)
+        prompts = build_prompts(model, load_task(task), ("foo", "bar"), n=N_PROMPTS, seed=seed)
         fit, test = prompts.split(0.5, seed=seed)
     with stage("sweeping every head"):
         measures = ("predictions", "effects", "attribution")

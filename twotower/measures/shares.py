@@ -99,7 +99,7 @@ class SharesRecorder(Recorder):
 
     def layer(self, view: LayerView) -> None:
         device = view.z.device
-        hidden = ~view.visible(self.n)[:, None]
+        hidden = view.hidden(self.n)[:, None]
         weights = scores(view, self.n).masked_fill(hidden, -torch.inf).softmax(dim=-1)
         queries, is_source = self.queries.on(device), self.is_source.on(device)
         share = torch.einsum("bhqk,bqks,bq->bhs", weights, is_source, queries)

@@ -75,8 +75,9 @@ def prompts_from_strings(
     yes_or_no("add_special_tokens", add_special_tokens)
     yes_or_no("control_tokens", control_tokens)
     bos = "" if add_special_tokens else model.tokenizer.bos_token or ""
-    _check_texts(strings=strings, gold=gold, labels=labels, query_class=query_class)
-    _check_lengths(strings, label_spans, gold, classes=classes, query_class=query_class)
+    _check_texts(strings=strings, gold=gold)
+    _check_texts(**_given(labels=labels, query_class=query_class))
+    _check_lengths(strings, label_spans, gold, _given(classes=classes, query_class=query_class))
     # A pandas Series is indexed by its own index, not by position.
     strings, label_spans, gold = list(strings), list(label_spans), list(gold)
     classes = None if classes is None else list(classes)
@@ -109,11 +110,14 @@ def prompts_from_strings(
     )
 
 
+def _given(**arguments: Any) -> dict[str, Any]:
+    """Return the arguments that are not None."""
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
 def _check_texts(**given: Any) -> None:
     """Check that arguments are lists of texts."""
     for name, value in given.items():
-        if value is None and name in ("labels", "query_class"):
-            continue
         listed = hasattr(value, "__len__") and not isinstance(value, str)
         if not listed or not all(isinstance(text, str) for text in value):
             raise InputError(f"{name}= must be a list of texts")
@@ -122,11 +126,11 @@ def _check_texts(**given: Any) -> None:
 
 
 def _check_lengths(
-    strings: Sequence[str], label_spans: Any, gold: Sequence[str], **given: Any
+    strings: Sequence[str], label_spans: Any, gold: Sequence[str], given: dict[str, Any]
 ) -> None:
     """Check that there is one entry for each prompt."""
-    for name, value in (("label_spans", label_spans), ("classes", given["classes"])):
-        if not hasattr(value, "__len__") and (value is not None or name == "label_spans"):
+    for name, value in {"label_spans": label_spans, **given}.items():
+        if not hasattr(value, "__len__"):
             raise InputError(f"{name}= must be a list with an entry for each prompt")
     if not len(strings) == len(label_spans) == len(gold):
         raise InputError(
@@ -134,7 +138,7 @@ def _check_lengths(
             "labels; give one of each per prompt"
         )
     for name, entries in given.items():
-        if entries is not None and len(entries) != len(strings):
+        if len(entries) != len(strings):
             raise InputError(f"{len(strings)} strings and {len(entries)} entries of {name}=")
 
 

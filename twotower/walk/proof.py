@@ -64,10 +64,10 @@ class Claim:
 
 @dataclass
 class Kept:
-    """What is kept of a layer's last positions until its claims are made.
+    """Values at the last positions of a layer, kept until the claims are made.
 
-    The claims of all layers are made together after the last layer: on few prompts, what an
-    operation costs is starting it.
+    The claims of all layers are made together after the last layer, because starting an operation
+    on a few vectors costs more than the operation itself.
 
     Attributes
     ----------

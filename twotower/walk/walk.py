@@ -68,7 +68,8 @@ class LayerView:
     learned
         (B or 1, T, d_model) learned position embedding, or None.
     masks
-        Masks of visible keys by device, number of queries and window; all layers share them.
+        Masks of visible and hidden keys by device, number of queries and window; all layers
+        share them.
     """
 
     architecture: Architecture
@@ -116,12 +117,11 @@ class LayerView:
             self.masks[key] = visible(self.real, n_queries, self.window)
         return self.masks[key]
 
-    @once
-    def hidden(self) -> Bool[torch.Tensor, "B 1 T"]:
-        """(B, 1, T) boolean: keys that the last position does not see."""
-        key = (self.z.device, "hidden", self.window)
+    def hidden(self, n_queries: int = 1) -> Bool[torch.Tensor, "B {n_queries} T"]:
+        """Return (B, n_queries, T) boolean: keys hidden from the last n_queries positions."""
+        key = (self.z.device, n_queries, self.window, "hidden")
         if key not in self.masks:
-            self.masks[key] = ~self.visible()
+            self.masks[key] = ~self.visible(n_queries)
         return self.masks[key]
 
     @property
@@ -152,7 +152,7 @@ class LayerView:
     def visible_scores(self) -> Float32[torch.Tensor, "B H T"]:
         """(B, H, T) scores of the last position, 0 at keys that it does not see."""
         scores: torch.Tensor = self.scores
-        return scores.masked_fill(self.hidden, 0)
+        return scores.masked_fill(self.hidden(), 0)
 
     @once
     def score_size(self) -> Float32[torch.Tensor, "B H"]:
@@ -164,7 +164,7 @@ class LayerView:
     def attention(self) -> Float32[torch.Tensor, "B H T"]:
         """(B, H, T) float32 attention weights of the last position."""
         scores: torch.Tensor = self.scores
-        return scores.masked_fill(self.hidden, -torch.inf).softmax(dim=-1)
+        return scores.masked_fill(self.hidden(), -torch.inf).softmax(dim=-1)
 
     @once
     def content(
