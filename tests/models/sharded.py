@@ -14,8 +14,8 @@ from functools import cache
 import pretend
 import pytest
 import torch
-from surface import MEASURES, same
-from tiny import THREE, byte_level, hf_model, tiny, transported
+from surface import FEW, MEASURES, same
+from tiny import THREE, byte_level, crossed, hf_model, tiny
 
 import twotower as tt
 from twotower.models.model import device_of
@@ -43,17 +43,15 @@ def expected(name: str, what: str) -> object:
     return MEASURES[what](tiny(name), prompts(name))
 
 
-@pytest.mark.parametrize("what", MEASURES)
 @pytest.mark.parametrize("n", [pytest.param(2, marks=pytest.mark.slow), 4])
-@pytest.mark.parametrize("name", transported())
+@pytest.mark.parametrize(("name", "what"), crossed(MEASURES, FEW))
 def test_as_on_one_device(name: str, n: int, what: str) -> None:
     model = spread_out(name, n)
     assert len(set(model.device_map.values())) == n
     same(MEASURES[what](model, prompts(name)), expected(name, what), 1e-5)
 
 
-@pytest.mark.parametrize("what", MEASURES)
-@pytest.mark.parametrize("name", ["gpt2", "gptj", "llama-grouped"])
+@pytest.mark.parametrize(("name", "what"), crossed(MEASURES, ["edits"]))
 def test_what_crosses(name: str, what: str) -> None:
     """Vectors of the residual stream, and results; no masks, no labels."""
     model, given = spread_out(name, 4), prompts(name)

@@ -18,8 +18,8 @@ from typing import Any
 import nnsight
 import pytest
 import torch
-from surface import MEASURES, edits, same, under
-from tiny import ARCHITECTURES, THREE, byte_level, hf_model, tiny, transported
+from surface import FEW, MEASURES, edits, same, under
+from tiny import ARCHITECTURES, THREE, byte_level, crossed, hf_model, tiny
 
 import twotower as tt
 from twotower.errors import ModelError
@@ -72,8 +72,7 @@ def prompts(name: str, n: int = 3) -> tt.Prompts:
     return tt.build_prompts(tiny(name), THREE, shots=1, n=n, seed=2)
 
 
-@pytest.mark.parametrize("what", MEASURES)
-@pytest.mark.parametrize("name", transported())
+@pytest.mark.parametrize(("name", "what"), crossed(MEASURES, FEW))
 def test_as_here(name: str, what: str, server: Server) -> None:
     model = server.model(name)
     expected = MEASURES[what](tiny(name), prompts(name))
@@ -172,7 +171,9 @@ def test_the_demo_model_is_not_on_a_server() -> None:
         tt.load("smollm2-135m", remote=True)
 
 
-@pytest.mark.parametrize("name", transported())
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=() if x == "gptj" else pytest.mark.slow) for x in ARCHITECTURES]
+)
 def test_nnsights_own_simulation(name: str) -> None:
     """Sent and received within this process, on a model that is here."""
     module = hf_model(name)

@@ -11,7 +11,7 @@ import twotower as tt
 from twotower.measures.bias import bias_reduction, recent_label
 from twotower.testing import ARCHITECTURES, Planting
 
-SEEDS = range(int(os.environ.get("TWOTOWER_PLANTINGS", "2")))
+SEEDS = range(int(os.environ.get("TWOTOWER_PLANTINGS", "1")))
 MATCH = (tt.Head(2, 1), tt.Head(3, 2))
 
 
@@ -19,7 +19,7 @@ MATCH = (tt.Head(2, 1), tt.Head(3, 2))
 def planted(request: pytest.FixtureRequest) -> tuple[Planting, tt.Model, tt.Prompts]:
     planting = Planting.random(*request.param, noise=0.05)
     model = planting.load()
-    return planting, model, planting.prompts(model, n=24, shots=3)
+    return planting, model, planting.prompts(model, n=16, shots=3)
 
 
 def two_towers(run) -> set[tt.Head]:
