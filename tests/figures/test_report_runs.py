@@ -158,7 +158,7 @@ def empty(run: xr.DataTree) -> xr.DataTree:
         (without("prompts"), []),
         (without("predictions", "attribution"), []),
         (partly, ["2 of 6 prompts are measured so far."]),
-        pytest.param(empty, ["0 of 6 prompts are measured so far."], marks=pytest.mark.slow),
+        (empty, ["0 of 6 prompts are measured so far."]),
     ],
 )
 def test_runs_that_lack_something(browser: Browser, run, tmp_path: Path, change, notes) -> None:
