@@ -164,11 +164,12 @@ def test_towers_come_apart(name: str) -> None:
     np.testing.assert_allclose(attention.margin.values, before.margin.values, rtol=0.05)
 
 
-def test_what_noise_breaks_is_the_mechanism() -> None:
+@pytest.mark.parametrize(("seeds", "least"), [(1, 3), pytest.param(3, 8, marks=pytest.mark.slow)])
+def test_what_noise_breaks_is_the_mechanism(seeds: int, least: int) -> None:
     """Where a noisy model still does the task, the planted heads are found; see the study."""
     able = found = 0
     for name in ARCHITECTURES:
-        for seed in range(3):
+        for seed in range(seeds):
             planting = Planting.random(name, seed, noise=0.2)
             model = planting.load()
             run = tt.analyze(model, planting.prompts(model, n=24, shots=3))
@@ -176,5 +177,5 @@ def test_what_noise_breaks_is_the_mechanism() -> None:
                 continue
             able += 1
             found += set(run.tt.heads(len(planting.heads))) == set(planting.heads)
-    assert able >= 8
+    assert able >= least
     assert found >= able - 1
