@@ -25,7 +25,7 @@ def blocks(page: str) -> list[str]:
 
 @pytest.fixture(scope="module", params=["random", pytest.param("demo", marks=pytest.mark.slow)])
 def kind(request: pytest.FixtureRequest) -> str:
-    """The model that is loaded: a small one with as many layers and heads, or the demo model."""
+    """The model that is loaded: a small one that has the heads of the pages, or the demo model."""
     return request.param
 
 
@@ -37,11 +37,11 @@ def names(kind: str, demo_tokenizer) -> Iterator[dict[str, Any]]:
         if kind == "random":
             config = LlamaConfig(
                 vocab_size=len(demo_tokenizer),
-                hidden_size=72,
-                intermediate_size=96,
-                num_hidden_layers=30,
-                num_attention_heads=9,
-                num_key_value_heads=3,
+                hidden_size=64,
+                intermediate_size=64,
+                num_hidden_layers=24,
+                num_attention_heads=8,
+                num_key_value_heads=2,
                 max_position_embeddings=2048,
             )
             model = tt.load(with_random_weights(config), tokenizer=demo_tokenizer)
