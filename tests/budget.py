@@ -1,8 +1,9 @@
 """How long the tests may take, part by part; printed beside what they took.
 
-Seconds of all workers together, on two quiet cores: the processor time that a part takes, and what it
-waits. `make test` runs two workers, so that it takes about half of the sum. A part over its budget is reported but fails no test, because machines are
-shared. Make it faster, or change the budget and say why.
+Seconds of all workers together, on two quiet cores: the processor time that a part takes, and what
+it waits. `make test` runs two workers, so that it takes about half of the sum. A part over its
+budget is reported but fails no test, because machines are shared. Make it faster, or change the
+budget and say why.
 """
 
 from __future__ import annotations
