@@ -95,7 +95,7 @@ class AttributionRecorder(Recorder):
         nothing = call(projection, torch.zeros_like(z[:1, :1]).flatten(-2))
         # A copy, because a view would keep the whole residual stream in memory.
         self.base.append(view.residual[:, -1].clone())
-        self.outputs.append(call(projection, z.flatten(-2)) - nothing)
+        self.outputs.append(self.readout.write(view, call(projection, z.flatten(-2)) - nothing))
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
         spread = self.readout.spread(end.residual)

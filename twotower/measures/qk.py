@@ -74,10 +74,12 @@ class SimilarityRecorder(Recorder):
 
     def layer(self, view: LayerView) -> None:
         hidden, labels_at = ~view.real[:, None], self.labels_at.on(view.z.device)
-        parts = {"score": view.scores, "attention": view.attention}
-        if view.learned is not None or view.cos is not None:
-            parts["score_content"] = content_scores(view, 1)[:, :, 0]
-        if view.cos is not None:
+        parts = {
+            "score": view.scores,
+            "attention": view.attention,
+            "score_content": content_scores(view, 1)[:, :, 0],
+        }
+        if view.architecture.rotary:
             parts["score_content_mean"] = content_scores(view, 1, labels_at=labels_at)[:, :, 0]
         for name, values in parts.items():
             kept = keep(values.masked_fill(hidden, torch.nan), self.batch)

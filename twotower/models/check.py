@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from ..errors import CheckError
 from ..results.findings import Finding
 from .architecture import call
+from .positions import softcapped, softmax
 from .rounding import Rounding, coarsest, roundoff
 
 if TYPE_CHECKING:
@@ -144,7 +145,8 @@ def _walk(
         residual = block.input
         if parts is not None:
             pairs["block"].append(_of_block(*parts, residual[kept.to(residual.device)], rounding))
-        tables = architecture.rotary_tables(architecture.attention(block))
+        attention = architecture.attention(block)
+        positions = architecture.positions(attention, index)
         projected = [module.output for module in architecture.qkv(block)]
         projection = architecture.projection(block)
         z = projection.input
@@ -152,13 +154,22 @@ def _walk(
             z = z * factor
             projection.input = z
         attention_output = projection.output
+        sinks = architecture.sinks(attention)
+        attention_write = architecture.written(block, attention_output)
         written.append(attention_output[:, -1].abs().max().float().cpu())
-        mlp_output = architecture.mlp(block).output
+        mlp_output = architecture.mlp_output(block)
+        mlp_write = architecture.mlp_written(block, mlp_output)
         if factor is None:
             q, k, v = architecture.split(block, projected)
             heads = z.unflatten(-1, (architecture.n_heads, -1))
             seen = kept.to(z.device)
-            again, length, size = attend(architecture, index, q, k, v, tables, mask)
+            k = architecture.turn(block, k, positions, query=False)
+            q = architecture.turn(block, q, positions, query=True)
+            scoring = (positions.bias, sinks)
+            again, length, size = attend(architecture, index, q, k, v, scoring, mask)
+            gate = architecture.gate(block, projected)
+            if gate is not None:
+                again, length = again * gate, length * gate.float().abs().amax(dim=-1)
             error = (again.float() - heads.float()).norm(dim=-1) / _positive(length)
             pairs["attention"].append(_pair(error, rounding.attention(z.dtype, size), seen))
             alone = torch.eye(heads.shape[2], dtype=z.dtype, device=z.device)[
@@ -171,25 +182,25 @@ def _walk(
             # accelerate moves the residual stream to the layer's device only later.
             residual = residual.to(z.device)
             pairs["again"].append(
-                _again(architecture, block, residual, projected, attention_output, mlp_output)
+                _again(architecture, block, residual, projected, attention_write, mlp_output)
             )
             # Compare with the next layer's input, not with the block's own output, to detect
             # anything in between.
-            added = (residual, attention_output, mlp_output)
+            added = (residual, attention_write, mlp_write)
             parts = [x[seen].float() for x in added], coarsest(*added)
         else:
             again = projection(z)
             everywhere = torch.ones_like(kept).to(z.device)
             sizes = attention_output.abs()
             pairs["edit"].append(_of_module(again, attention_output, sizes, everywhere, rounding))
-    _ = architecture.norm_epsilon  # raises if it is unknown
     norm, unembedding = architecture.final_norm(root), architecture.unembedding(root)
+    architecture.epsilon(norm)  # raises if it is unknown
     end = norm.input
     if parts is not None:
         pairs["block"].append(_of_block(*parts, end[kept.to(end.device)], rounding))
     dtype = unembedding.input.dtype
     coarse = coarsest(end, unembedding.input)
-    unembedded = unembedding(norm(end[:, -1]).to(dtype)).float().cpu()
+    unembedded = architecture.logits(unembedding(norm(end[:, -1]).to(dtype))).float().cpu()
     # The model's own logits, after any change to the unembedding's output.
     logits = root.output.logits
     allowed = torch.tensor(2 * rounding.module(coarse))  # a norm comes before each module
@@ -241,20 +252,23 @@ def _again(
     block: Any,
     residual: Float[torch.Tensor, "B T d_model"],
     projected: list[torch.Tensor],
-    attention_output: Float[torch.Tensor, "B T d_model"],
+    attention_write: Float[torch.Tensor, "B T d_model"],
     mlp_output: Float[torch.Tensor, "B T d_model"],
 ) -> Float[torch.Tensor, ""]:
     """Return the worst error when norms, projections and MLP are called as a sweep calls them.
 
     This detects interventions that act only on the model's own forward pass, such as nnsight edits.
     """
-    normed = architecture.attention_norm(block)(residual)
-    pairs = [
-        (call(module, normed), own)
-        for module, own in zip(architecture.qkv(block), projected, strict=True)
-    ]
-    middle = residual if architecture.parallel else residual + attention_output
-    pairs.append((call(architecture.mlp(block), architecture.mlp_norm(block)(middle)), mlp_output))
+    normed = architecture.attention_input(block, residual)
+    # After the split, because some models change the projections' outputs in place.
+    again, own = (
+        [*architecture.split(block, outputs), architecture.gate(block, outputs)]
+        for outputs in ([call(module, normed) for module in architecture.qkv(block)], projected)
+    )
+    pairs = [(a, b) for a, b in zip(again, own, strict=True) if a is not None]
+    middle = residual if architecture.parallel else residual + attention_write
+    output = architecture.feed_forward(block, architecture.mlp_input(block, middle))
+    pairs.append((output, mlp_output))
     errors = [
         (a.float() - b.float()).norm(dim=-1).amax() / _positive(b.float().norm(dim=-1).amax())
         for a, b in pairs
@@ -269,28 +283,36 @@ def _positive(size: torch.Tensor) -> torch.Tensor:
 def attend(
     architecture: Architecture,
     layer: int,
-    query: Float[torch.Tensor, "B T H D"],
-    key: Float[torch.Tensor, "B T K D"],
+    query: Float[torch.Tensor, "B T H d_key"],
+    key: Float[torch.Tensor, "B T K d_key"],
     value: Float[torch.Tensor, "B T K D"],
-    tables: tuple[Float[torch.Tensor, "#B T rotated"], Float[torch.Tensor, "#B T rotated"]] | None,
+    scoring: tuple[Float[torch.Tensor, "#B H T"] | None, Float[torch.Tensor, " H"] | None],
     mask: Int[torch.Tensor, "B T"],
 ) -> tuple[
     Float[torch.Tensor, "B T H D"], Float[torch.Tensor, "B T H"], Float[torch.Tensor, "B T H"]
 ]:
-    """Return recomputed z, mean norm of the attended values, and largest absolute score."""
-    if tables is not None:
-        cos, sin = (t.unsqueeze(-2).to(query.dtype) for t in tables)
-        query, key = (architecture.rotate(x, cos, sin) for x in (query, key))
-    per = query.shape[2] // key.shape[2]
+    """Return recomputed z, mean norm of the attended values, and largest absolute score.
+
+    `scoring` are the bias of each key and the heads' sinks.
+    """
+    per, (bias, sinks) = query.shape[2] // key.shape[2], scoring
     key, value = (x.repeat_interleave(per, dim=2).transpose(1, 2).float() for x in (key, value))
     scores = query.transpose(1, 2).float() @ key.mT * architecture.scaling(layer)
+    scores = softcapped(scores, architecture.score_softcap)
+    if bias is not None:
+        scores = scores + bias[:, :, None]
     columns = torch.arange(mask.shape[1], device=scores.device)
+    kept = mask.bool().to(scores.device)
     seen = columns <= columns[:, None]
-    window = architecture.window(layer)
+    window, chunk = architecture.window(layer), architecture.chunk(layer)
     if window is not None:
         seen = seen & (columns[:, None] - columns < window)
-    seen = (seen & mask.bool().to(scores.device)[:, None]) | (columns == columns[:, None])
-    weights = scores.masked_fill(~seen[:, None], -torch.inf).softmax(dim=-1)
+    if chunk is not None:
+        numbers = (kept.cumsum(dim=-1) - 1).div(chunk, rounding_mode="floor")
+        seen = seen & (numbers[:, :, None] == numbers[:, None])
+    seen = (seen & kept[:, None]) | (columns == columns[:, None])
+    masked = scores.masked_fill(~seen[:, None], -torch.inf)
+    weights = softmax(masked, None if sinks is None else sinks[:, None])
     length = (weights @ value.norm(dim=-1)[..., None])[..., 0]
     size = scores.masked_fill(~seen[:, None], 0).abs().amax(dim=-1)
     return (weights @ value).transpose(1, 2), length.transpose(1, 2), size.transpose(1, 2)

@@ -24,7 +24,7 @@ ADAPTERS = ("adapters",)
 
 
 def device_of(module: torch.nn.Module) -> torch.device:
-    """Return the device that a module runs on.
+    """Return the device that a module with weights runs on.
 
     For offloaded weights, accelerate's hook knows the device.
     """
@@ -189,7 +189,11 @@ class Model:
         if self.remote:
             return [self.device]
         a, root = self.architecture, self.module
-        end = [device_of(part) for part in (a.final_norm(root), a.unembedding(root))]
+        end = [
+            device_of(part)
+            for part in (a.final_norm(root), a.unembedding(root))
+            if any(True for _ in part.parameters())  # OLMo's norms have none
+        ]
         return list(dict.fromkeys([self.device, *self.layer_devices, *end]))
 
     @property

@@ -8,14 +8,8 @@ import torch
 
 from ..errors import ModelError
 from .architecture import Architecture
-from .gpt2 import GPT2
-from .gptj import GPTJ
-from .gptneox import GPTNeoX
-from .llama import Llama
-from .phi import Phi
-from .qwen3 import Qwen3
-
-ADAPTERS: list[type[Architecture]] = [GPT2, GPTJ, GPTNeoX, Llama, Phi, Qwen3]
+from .families import ADAPTERS
+from .fit import located, misfit
 
 
 def register(adapter: type[Architecture]) -> type[Architecture]:
@@ -40,16 +34,21 @@ def find_architecture(config: Any, module: torch.nn.Module) -> Architecture:
         If no adapter fits. An unknown model type gets the adapter whose structure fits exactly;
         the check at load then accepts or rejects it.
     """
+    config = config.get_text_config(decoder=True)
     named = [adapter for adapter in ADAPTERS if config.model_type in adapter.model_types]
     reasons = []
     for adapter in named or ADAPTERS:
-        misfit = adapter.misfit(module)
-        if misfit is None:
+        reason = misfit(adapter, module)
+        if reason is None:
             try:
-                return adapter(config)
+                architecture = adapter(config)
             except AttributeError as error:
-                misfit = f"its configuration lacks {error.name}"
-        reasons.append(f"{adapter.__name__}: {misfit}")
+                reason = f"its configuration lacks {error.name}"
+            else:
+                for name, path in located(adapter, module).items():
+                    setattr(architecture, name, path)
+                return architecture
+        reasons.append(f"{adapter.__name__}: {reason}")
     known = sorted({t for adapter in ADAPTERS for t in adapter.model_types})
     raise ModelError(
         f"no adapter fits the architecture {config.model_type!r} ({'; '.join(reasons)}). "

@@ -22,6 +22,7 @@ from torch.nn import functional
 from ..edits.prepared import BatchChange
 from ..models import Architecture
 from ..models.architecture import call
+from ..models.positions import Positions, softcapped, softmax
 from ..walk.everywhere import Everywhere
 from ..walk.walk import LayerView
 from .counterfactuals import Step
@@ -127,14 +128,18 @@ class Clean:
 
     Attributes
     ----------
-    residual, mlp_output
+    residual, mlp_write
         (G, S, d_model); the latter only if the block is parallel.
     z
         (G, S, H, D).
     key, value
-        (G, E, K, D) of the unchanged positions, keys after rotary.
-    cos, sin
-        (G, 1, S, 1, rotated) rotary tables, or None.
+        (G, E, K, ...) of the unchanged positions, keys after rotary.
+    positions
+        Rotary tables and factors (G, 1, S, ...) of the changed positions.
+    bias
+        (G, H, E + S) added to the scores for each key; None without.
+    sinks
+        (H,) scores of the heads' sinks; None without.
     size
         (G, S) sum of the norms of residual stream, attention output and MLP output.
     score
@@ -145,12 +150,13 @@ class Clean:
     index: int
     block: Any
     residual: Float[torch.Tensor, "G end d_model"]
-    mlp_output: Float[torch.Tensor, "G end d_model"] | None
+    mlp_write: Float[torch.Tensor, "G end d_model"] | None
     z: Float[torch.Tensor, "G end H D"]
-    key: Float[torch.Tensor, "G E K D"]
+    key: Float[torch.Tensor, "G E K d_key"]
     value: Float[torch.Tensor, "G E K D"]
-    cos: Float[torch.Tensor, "G 1 S 1 rotated"] | None
-    sin: Float[torch.Tensor, "G 1 S 1 rotated"] | None
+    positions: Positions
+    bias: Float[torch.Tensor, "G H all"] | None
+    sinks: Float[torch.Tensor, " H"] | None
     size: Float32[torch.Tensor, "G S"]
     score: Float32[torch.Tensor, " B"]
 
@@ -161,57 +167,51 @@ class Clean:
         def at(x: torch.Tensor, index: Everywhere) -> torch.Tensor:
             return x.flatten(0, 1)[index.on(x.device)]
 
-        cos: torch.Tensor | None = None
-        sin: torch.Tensor | None = None
-        if view.cos is not None and view.sin is not None:
-            n = len(view.residual)
-            cos, sin = (
-                at(t.expand(n, -1, -1, -1), layout.source).unsqueeze(1)
-                for t in (view.cos, view.sin)
-            )
-        assert view.attention_output is not None
-        assert view.mlp_output is not None
+        def of_changed(table: torch.Tensor) -> torch.Tensor:
+            whole = table.expand(len(view.residual), *[-1] * (table.dim() - 1))
+            return at(whole, layout.source).unsqueeze(1)
+
+        bias = view.positions.bias
+        if bias is not None:
+            by_key = bias.expand(len(view.residual), -1, -1).transpose(1, 2)
+            keys = [at(by_key, index) for index in (layout.earlier, layout.source)]
+            bias = torch.cat(keys, dim=1).transpose(1, 2)
+        assert view.attention_write is not None
+        assert view.mlp_write is not None
         residual = at(view.residual, layout.source)
-        added = (at(x, layout.source) for x in (view.attention_output, view.mlp_output))
+        added = (at(x, layout.source) for x in (view.attention_write, view.mlp_write))
         # In float32, or in float64 for a float64 model: torch refuses to narrow in a norm.
         size = sum(
             x.norm(dim=-1, dtype=torch.promote_types(x.dtype, torch.float32)).float()
             for x in (residual, *added)
         )
         assert isinstance(size, torch.Tensor)
-        mlp_output = view.mlp_output if view.architecture.parallel else None
+        mlp_write = view.mlp_write if view.architecture.parallel else None
         return cls(
             view.architecture,
             view.index,
             view.block,
             residual,
-            None if mlp_output is None else at(mlp_output, layout.source),
+            None if mlp_write is None else at(mlp_write, layout.source),
             at(view.z, layout.source),
-            at(view.rotated_key, layout.earlier),
+            at(view.turned_key, layout.earlier),
             at(view.value, layout.earlier),
-            cos,
-            sin,
+            view.positions.tables(of_changed),
+            bias,
+            view.sinks,
             size,
             view.score_size.amax(dim=-1),
         )
 
     def ends(self, layout: Layout) -> Clean:
-        """Return the same with residual, z and MLP output only at the prompts' last positions."""
-        mlp_output = None if self.mlp_output is None else layout.ends(self.mlp_output)
+        """Return the same with residual, z and MLP write only at the prompts' last positions."""
+        mlp_write = None if self.mlp_write is None else layout.ends(self.mlp_write)
         return replace(
             self,
             residual=layout.ends(self.residual),
             z=layout.ends(self.z),
-            mlp_output=mlp_output,
+            mlp_write=mlp_write,
         )
-
-    def rotate(
-        self, x: Float[torch.Tensor, "G n S heads D"]
-    ) -> Float[torch.Tensor, "G n S heads D"]:
-        """Return x (G, n, S, heads, D) with the rotary embedding applied."""
-        if self.cos is None or self.sin is None:
-            return x
-        return self.architecture.rotate(x, self.cos.to(x.dtype), self.sin.to(x.dtype))
 
 
 def advance(
@@ -268,14 +268,23 @@ def advance(
 
     residual = together(clean.residual, rows)
     heads = together(clean.z, z, changed=True)
-    middle = residual + call(architecture.projection(block), heads.flatten(-2))
-    mlp, norm = architecture.mlp(block), architecture.mlp_norm(block)
+    output = call(architecture.projection(block), heads.flatten(-2))
+    middle = residual + architecture.write(block, output)
     if not architecture.parallel:
-        return middle + call(mlp, norm(middle))
+        return middle + _mlp_write(clean, middle)
     # In a parallel block the MLP reads the block's input; a new row takes its parent's MLP output.
-    assert clean.mlp_output is not None
-    of_rows = None if rows is None else call(mlp, norm(rows))
-    return middle + together(clean.mlp_output, of_rows)
+    assert clean.mlp_write is not None
+    of_rows = None if rows is None else _mlp_write(clean, rows)
+    return middle + together(clean.mlp_write, of_rows)
+
+
+def _mlp_write(
+    clean: Clean, x: Float[torch.Tensor, "G n end d_model"]
+) -> Float[torch.Tensor, "G n end d_model"]:
+    """Return what the MLP adds to residual streams."""
+    architecture, block = clean.architecture, clean.block
+    output = architecture.feed_forward(block, architecture.mlp_input(block, x))
+    return architecture.mlp_write(block, output)
 
 
 def _attend(
@@ -286,20 +295,24 @@ def _attend(
 ) -> Float[torch.Tensor, "G n end H D"]:
     """Return z (G, n, S or Q, H, D) of the rows."""
     architecture, block = clean.architecture, clean.block
-    normed = architecture.attention_norm(block)(rows)
-    query, key, value = architecture.split(
-        block, [call(module, normed) for module in architecture.qkv(block)]
-    )
-    query, key = clean.rotate(query), clean.rotate(key)
+    normed = architecture.attention_input(block, rows)
+    projected = [call(module, normed) for module in architecture.qkv(block)]
+    query, key, value = architecture.split(block, projected)
+    gate = architecture.gate(block, projected)
+    query = architecture.turn(block, query, clean.positions, query=True)
+    key = architecture.turn(block, key, clean.positions, query=False)
     if last is not None:
         query = last.row_ends(query)
-    window, scale = architecture.window(clean.index), architecture.scaling(clean.index)
+        gate = None if gate is None else last.row_ends(gate)
+    reach = (architecture.window(clean.index), architecture.chunk(clean.index))
     if layout.n_changed == 1:
-        earlier = layout.seen(window, False, rows.device)[..., :-1]
-        return _attend_one(clean, query, key, value, earlier, scale)
-    causal = layout.causal and window is None and last is None
-    seen = None if causal else layout.seen(window, last is not None, rows.device)
-    return _attend_many(clean, query, key, value, seen, scale)
+        earlier = layout.seen(*reach, False, rows.device)[..., :-1]
+        z = _attend_one(clean, query, key, value, earlier)
+    else:
+        causal = layout.causal and reach == (None, None) and last is None
+        seen = None if causal else layout.seen(*reach, last is not None, rows.device)
+        z = _attend_many(clean, query, key, value, seen)
+    return z if gate is None else z * gate
 
 
 def _attend_one(
@@ -308,20 +321,29 @@ def _attend_one(
     key: Float[torch.Tensor, "G n 1 K D"],
     value: Float[torch.Tensor, "G n 1 K D"],
     seen: Bool[torch.Tensor, "G 1 E"],
-    scale: float,
 ) -> Float[torch.Tensor, "G n 1 H D"]:
     """Return z (G, n, 1, H, D) of rows of one position, which share the clean keys uncopied."""
-    n_kv, n_rows = key.shape[3], query.shape[1]
+    n_kv, n_rows, scale = key.shape[3], query.shape[1], clean.architecture.scaling(clean.index)
+    cap, bias, sinks = clean.architecture.score_softcap, clean.bias, clean.sinks
     # (G, n, 1, H, D) to (G, K, n H/K, D), so that each key head's queries are one matrix.
     q = query[:, :, 0].unflatten(2, (n_kv, -1)).permute(0, 2, 1, 3, 4).flatten(2, 3)
     # In float32, like the accumulation in the model's kernels; rounded scores give wrong weights.
     q = q.float()
     earlier = q @ clean.key.float().permute(0, 2, 3, 1) * scale
-    earlier = earlier.masked_fill(~seen.unsqueeze(1), -torch.inf)
     k, v = (x[:, :, 0].permute(0, 2, 1, 3).unsqueeze(3) for x in (key, value))
     own_query = q.unflatten(2, (n_rows, -1))
     own = ((own_query * k.float()).sum(dim=-1).flatten(2) * scale).unsqueeze(-1)
-    weights = torch.cat((earlier, own), dim=-1).softmax(dim=-1).to(value.dtype)
+    earlier, own = softcapped(earlier, cap), softcapped(own, cap)
+
+    def by_row(x: torch.Tensor) -> torch.Tensor:  # (..., H, keys) to (..., K, n H/K, keys)
+        grouped = x.unflatten(-2, (n_kv, 1, -1))
+        return grouped.expand(*[-1] * (grouped.dim() - 3), n_rows, -1, -1).flatten(-3, -2)
+
+    if bias is not None:
+        earlier, own = earlier + by_row(bias[..., :-1]), own + by_row(bias[..., -1:])
+    earlier = earlier.masked_fill(~seen.unsqueeze(1), -torch.inf)
+    column = None if sinks is None else by_row(sinks[:, None])[..., 0]
+    weights = softmax(torch.cat((earlier, own), dim=-1), column).to(value.dtype)
     z: torch.Tensor = weights[..., :-1] @ clean.value.permute(0, 2, 1, 3)
     z = z.unflatten(2, (n_rows, -1)) + weights[..., -1:].unflatten(2, (n_rows, -1)) * v
     return z.permute(0, 2, 1, 3, 4).flatten(2, 3).unsqueeze(2)
@@ -333,7 +355,6 @@ def _attend_many(
     key: Float[torch.Tensor, "G n S K D"],
     value: Float[torch.Tensor, "G n S K D"],
     seen: Bool[torch.Tensor, "G end all"] | None,
-    scale: float,
 ) -> Float[torch.Tensor, "G n end H D"]:
     """Return z (G, n, S or Q, H, D) of rows of several positions; `seen` None means causal."""
     n_packs, n_rows = query.shape[:2]
@@ -349,14 +370,43 @@ def _attend_many(
     mask = None
     if seen is not None:
         mask = seen[:, None].expand(-1, n_rows, -1, -1).flatten(0, 1)[:, None]
-    z = functional.scaled_dot_product_attention(
+    z = _softmax_attention(
+        clean,
         query.flatten(0, 1).transpose(1, 2),
         whole(clean.key, key),
         whole(clean.value, value),
-        attn_mask=mask,
-        is_causal=mask is None,
-        scale=scale,
-        enable_gqa=True,
+        mask,
+        n_rows,
     )
     by_row: torch.Tensor = z.transpose(1, 2).unflatten(0, (n_packs, n_rows))
     return by_row
+
+
+def _softmax_attention(
+    clean: Clean,
+    query: Float[torch.Tensor, "rows H end d_key"],
+    key: Float[torch.Tensor, "rows K all d_key"],
+    value: Float[torch.Tensor, "rows K all D"],
+    mask: Bool[torch.Tensor, "rows 1 end all"] | None,
+    n_rows: int,
+) -> Float[torch.Tensor, "rows H end D"]:
+    """Return attention's output; `mask` None means causal."""
+    cap, sinks, bias = clean.architecture.score_softcap, clean.sinks, clean.bias
+    scale = clean.architecture.scaling(clean.index)
+    if cap is None and sinks is None and bias is None:
+        return functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
+        )
+    # torch's kernels know neither softcaps nor sinks.
+    if mask is None:
+        n = query.shape[2]
+        mask = torch.ones(n, n, dtype=torch.bool, device=query.device).tril()[None, None]
+    grouped = query.float().unflatten(1, (key.shape[1], -1))
+    scores = (grouped @ key.float().mT.unsqueeze(2)).flatten(1, 2) * scale
+    scores = softcapped(scores, cap)
+    if bias is not None:
+        scores = scores + bias.repeat_interleave(n_rows, dim=0)[:, :, None]
+    scores = scores.masked_fill(~mask, -torch.inf)
+    weights = softmax(scores, None if sinks is None else sinks[:, None]).to(value.dtype)
+    grouped = weights.unflatten(1, (value.shape[1], -1))
+    return (grouped @ value.unsqueeze(2)).flatten(1, 2)

@@ -74,7 +74,7 @@ class Kept:
     index
         Number of the layer.
     sums
-        (3, B, d_model) residual stream entering the block, attention output and MLP output.
+        (3, B, d_model) residual stream entering the block, and what attention and MLP add to it.
     own_z, z
         (B, H, D) heads' outputs, as computed by the model and after edits.
     again
@@ -86,6 +86,8 @@ class Kept:
     slope
         (B, H, D) derivative of `again` with respect to the logarithm of the scores' scale; only in
         a coarse dtype.
+    output
+        (B, d_model) attention's output before a norm; None if no norm follows.
     dtype, output_dtype
         Coarsest dtype of `sums` and of `z` and attention output.
     """
@@ -98,6 +100,7 @@ class Kept:
     length: Float32[torch.Tensor, "B H"]
     score: Float32[torch.Tensor, "B H"]
     slope: Float32[torch.Tensor, "B H D"] | None
+    output: Float[torch.Tensor, "B d_model"] | None
     dtype: torch.dtype
     output_dtype: torch.dtype
 
@@ -105,9 +108,10 @@ class Kept:
     def of(cls, view: LayerView, coarse: bool) -> Kept:
         """Return copies, because views would keep the whole residual stream in memory."""
         assert view.attention_output is not None
-        assert view.mlp_output is not None
+        assert view.attention_write is not None
+        assert view.mlp_write is not None
         device = view.z.device
-        parts = (view.residual, view.attention_output, view.mlp_output)
+        parts = (view.residual, view.attention_write, view.mlp_write)
         dtype, output_dtype = coarsest(*parts), coarsest(view.z, view.attention_output)
         finest = min((x.dtype for x in parts), key=roundoff)
         sums = torch.stack([x[:, -1].to(device, finest) for x in parts])
@@ -117,15 +121,21 @@ class Kept:
         by_head = value.permute(0, 2, 1, 3)
         again = (grouped @ by_head).flatten(1, 2)
         length = (grouped @ value.norm(dim=-1).transpose(1, 2)[..., None]).flatten(1)
+        gate = 1.0 if view.gate is None else view.gate[:, -1].float()
+        if view.gate is not None:
+            again, length = again * gate, length * view.gate[:, -1].float().abs().amax(dim=-1)
         slope = None
         if coarse:
             shown = view.visible_scores
             change = weights * (shown - (weights * shown).sum(dim=-1, keepdim=True))
-            slope = (change.unflatten(1, (value.shape[2], -1)) @ by_head).flatten(1, 2)
+            slope = (change.unflatten(1, (value.shape[2], -1)) @ by_head).flatten(1, 2) * gate
         own_z = view.own_z[:, -1].clone()
         z = own_z if view.z is view.own_z else view.z[:, -1].clone()
         score = view.score_size
-        kept = (sums, own_z, z, again, length, score, slope, dtype, output_dtype)
+        output = None
+        if view.architecture.attention_post_norm(view.block) is not None:
+            output = view.attention_output[:, -1].clone()
+        kept = (sums, own_z, z, again, length, score, slope, output, dtype, output_dtype)
         return cls(view.index, *kept)
 
 
@@ -251,9 +261,14 @@ class Proof(Recorder):
         directions, bias = readout.directions[at], readout.projection_bias[at]
         found = torch.einsum("lbhd,lhdk->lbk", z, directions) + bias[:, None]
         label = readout.label_directions
+        terms = torch.einsum("lbhd,lhdk->lbk", z.square(), directions.square()).sqrt()
+        if layers[0].output is not None:
+            spread = torch.stack(
+                [norm.statistic(kept.output) for norm, kept in zip(readout.post_norms[at], layers)]
+            )[..., None]
+            found, terms = found / spread + readout.write_bias[at][:, None], terms / spread
         left = (found - written @ label.T).abs()
-        terms = torch.einsum("lbhd,lhdk->lbk", z.square(), directions.square())
-        size = terms.sqrt() + (written.square() @ label.T.square()).sqrt()
+        size = terms + (written.square() @ label.T.square()).sqrt()
         error = (left / size.clamp(min=torch.finfo(size.dtype).tiny)).amax(dim=-1)
         allowed = _allowed((self.rounding.module(kept.output_dtype) for kept in layers), error)
         self._claim("label directions", layers, error, allowed)

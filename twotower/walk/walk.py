@@ -16,6 +16,7 @@ import nnsight
 import torch
 from jaxtyping import Bool, Float, Float32
 
+from ..models.positions import Positions, softcapped, softmax
 from ..models.remote import reached
 from .batch import Batch
 from .everywhere import Everywhere
@@ -54,22 +55,28 @@ class LayerView:
     residual
         (B, T, d_model) residual stream entering the block.
     query, key, value
-        (B, T, H, d_head) queries, (B, T, K, d_head) keys and values; before rotary.
-    cos, sin
-        (B or 1, T, 1, rotated) rotary tables, or None.
+        (B, T, H, d_key) queries, (B, T, K, d_key) keys, (B, T, K, d_head) values; before rotary.
+    positions
+        Tensors by which the scores depend on positions, such as rotary tables.
     z
-        (B, T, H, d_head) heads' outputs before the output projection, after edits.
+        (B, T, H, d_head) heads' outputs before the output projection, after gates and edits.
     own_z
         (B, T, H, d_head) heads' outputs before edits, as computed by the model.
+    gate
+        (B, T, H, d_head or 1) factor on the heads' outputs, included in z; None without.
+    sinks
+        (H,) score of the heads' sinks; None without.
     attention_output
         (B, T, d_model) output of the output projection.
+    attention_write, mlp_write
+        (B, T, d_model) what attention and MLP add to the residual stream.
     mlp_output
         (B, T, d_model) output of the MLP.
     learned
         (B or 1, T, d_model) learned position embedding, or None.
     masks
-        Masks of visible and hidden keys by device, number of queries and window; all layers
-        share them.
+        Masks of visible and hidden keys by device, number of queries, window and chunk; all
+        layers share them.
     """
 
     architecture: Architecture
@@ -77,49 +84,50 @@ class LayerView:
     block: Any
     mask: Everywhere
     residual: Float[torch.Tensor, "B T d_model"]
-    query: Float[torch.Tensor, "B T H D"]
-    key: Float[torch.Tensor, "B T K D"]
+    query: Float[torch.Tensor, "B T H d_key"]
+    key: Float[torch.Tensor, "B T K d_key"]
     value: Float[torch.Tensor, "B T K D"]
-    cos: Float[torch.Tensor, "#B T 1 rotated"] | None
-    sin: Float[torch.Tensor, "#B T 1 rotated"] | None
+    positions: Positions
     z: Float[torch.Tensor, "B T H D"]
     own_z: Float[torch.Tensor, "B T H D"]
+    gate: Float[torch.Tensor, "B T H gated"] | None = None
+    sinks: Float[torch.Tensor, " H"] | None = None
     attention_output: Float[torch.Tensor, "B T d_model"] | None = None
+    attention_write: Float[torch.Tensor, "B T d_model"] | None = None
+    mlp_write: Float[torch.Tensor, "B T d_model"] | None = None
     mlp_output: Float[torch.Tensor, "B T d_model"] | None = None
     learned: Everywhere | None = None
     masks: dict[Any, torch.Tensor] = field(default_factory=dict)
 
-    def rotate(
-        self, x: Float[torch.Tensor, "B *S heads D"], positions: slice
-    ) -> Float[torch.Tensor, "B *S heads D"]:
-        """Return x (B, ..., S, heads, d_head) with the rotary embedding of S positions applied."""
-        if self.cos is None or self.sin is None:
-            return x
-        cos, sin = self.cos[:, positions], self.sin[:, positions]
-        while cos.dim() < x.dim():
-            cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-        return self.architecture.rotate(x, cos.to(x.dtype), sin.to(x.dtype))
+    def turn(
+        self, x: Float[torch.Tensor, "B S heads d_key"], positions: slice, *, query: bool
+    ) -> Float[torch.Tensor, "B S heads d_key"]:
+        """Return queries or keys at S positions as they are multiplied, with rotary embedding."""
+        at = self.positions.tables(lambda table: table[:, positions])
+        return self.architecture.turn(self.block, x, at, query=query)
 
     @once
-    def rotated_key(self) -> Float[torch.Tensor, "B T K D"]:
-        """(B, T, K, d_head) keys after rotary."""
-        return self.rotate(self.key, slice(None))
+    def turned_key(self) -> Float[torch.Tensor, "B T K d_key"]:
+        """(B, T, K, d_key) keys after rotary."""
+        return self.turn(self.key, slice(None), query=False)
 
     @once
-    def last_query(self) -> Float[torch.Tensor, "B H D"]:
-        """(B, H, d_head) queries of the last position after rotary."""
-        return self.rotate(self.query[:, -1:], slice(-1, None))[:, 0]
+    def last_query(self) -> Float[torch.Tensor, "B H d_key"]:
+        """(B, H, d_key) queries of the last position after rotary."""
+        return self.turn(self.query[:, -1:], slice(-1, None), query=True)[:, 0]
 
     def visible(self, n_queries: int = 1) -> Bool[torch.Tensor, "B {n_queries} T"]:
         """Return (B, n_queries, T) boolean: keys visible to the last n_queries positions."""
-        key = (self.z.device, n_queries, self.window)
+        reach = (self.architecture.window(self.index), self.architecture.chunk(self.index))
+        key = (self.z.device, n_queries, reach)
         if key not in self.masks:
-            self.masks[key] = visible(self.real, n_queries, self.window)
+            self.masks[key] = visible(self.real, n_queries, *reach)
         return self.masks[key]
 
     def hidden(self, n_queries: int = 1) -> Bool[torch.Tensor, "B {n_queries} T"]:
         """Return (B, n_queries, T) boolean: keys hidden from the last n_queries positions."""
-        key = (self.z.device, n_queries, self.window, "hidden")
+        reach = (self.architecture.window(self.index), self.architecture.chunk(self.index))
+        key = (self.z.device, n_queries, reach, "hidden")
         if key not in self.masks:
             self.masks[key] = ~self.visible(n_queries)
         return self.masks[key]
@@ -129,24 +137,21 @@ class LayerView:
         """(B, T) boolean: True for tokens, False for padding."""
         return self.mask.on(self.z.device)
 
-    @property
-    def window(self) -> int | None:
-        """Number of positions that a query sees, including itself; None for all."""
-        return self.architecture.window(self.index)
-
     @once
     def scores(self) -> Float32[torch.Tensor, "B H T"]:
-        """(B, H, T) float32 QK scores of the last position, scaled, unmasked."""
-        return self.score(self.last_query, self.rotated_key)
+        """(B, H, T) float32 QK scores of the last position, unmasked."""
+        return self.score(self.last_query, self.turned_key)
 
     def score(
-        self, query: Float[torch.Tensor, "B H D"], key: Float[torch.Tensor, "B T K D"]
+        self, query: Float[torch.Tensor, "B H d_key"], key: Float[torch.Tensor, "B T K d_key"]
     ) -> Float32[torch.Tensor, "B H T"]:
-        """Return scaled q.k in float32: (B, H, D) and (B, T, K, D) to (B, H, T)."""
+        """Return float32 scores of (B, H, d_key) and (B, T, K, d_key): (B, H, T)."""
         grouped = query.float().unflatten(1, (key.shape[2], -1))
         product = grouped @ key.float().permute(0, 2, 3, 1)
         scores: torch.Tensor = product.flatten(1, 2) * self.architecture.scaling(self.index)
-        return scores
+        scores = softcapped(scores, self.architecture.score_softcap)
+        bias = self.positions.bias
+        return scores if bias is None else scores + (bias - bias[:, :, -1:])
 
     @once
     def visible_scores(self) -> Float32[torch.Tensor, "B H T"]:
@@ -156,15 +161,18 @@ class LayerView:
 
     @once
     def score_size(self) -> Float32[torch.Tensor, "B H"]:
-        """(B, H) largest absolute score of the last position at a visible key."""
+        """(B, H) largest absolute score of the last position at a visible key, with its bias."""
         scores: torch.Tensor = self.visible_scores
-        return scores.abs().amax(dim=-1)
+        size = scores.abs().amax(dim=-1)
+        bias = self.positions.bias  # models add it to the scores before they subtract the largest
+        return size if bias is None else size + bias.abs().amax(dim=-1)
 
     @once
     def attention(self) -> Float32[torch.Tensor, "B H T"]:
         """(B, H, T) float32 attention weights of the last position."""
-        scores: torch.Tensor = self.scores
-        return scores.masked_fill(self.hidden(), -torch.inf).softmax(dim=-1)
+        scores = self.scores.masked_fill(self.hidden(), -torch.inf)
+        sinks = None if self.sinks is None else self.sinks[:, None]
+        return softmax(scores[:, :, None], sinks)[:, :, 0]
 
     @once
     def content(
@@ -182,7 +190,7 @@ class LayerView:
         embedding = self.learned.on(self.residual.device).to(self.residual.dtype)
         direct = (norm(embedding) - norm(torch.zeros_like(embedding[:, :1]))).float()
         deviation = [
-            (x.float().var(dim=-1, keepdim=True, unbiased=False) + architecture.norm_epsilon).sqrt()
+            (x.float().var(dim=-1, keepdim=True, unbiased=False) + architecture.epsilon(norm)).sqrt()
             for x in (embedding, self.residual)
         ]
         content = norm(self.residual).float() - direct * deviation[0] / deviation[1]
@@ -193,7 +201,10 @@ class LayerView:
 
 
 def visible(
-    mask: Bool[torch.Tensor, "B T"], n_queries: int, window: int | None
+    mask: Bool[torch.Tensor, "B T"],
+    n_queries: int,
+    window: int | None = None,
+    chunk: int | None = None,
 ) -> Bool[torch.Tensor, "B {n_queries} T"]:
     """Return (B, n_queries, T) boolean: keys visible to the last n_queries positions.
 
@@ -205,6 +216,11 @@ def visible(
     seen = columns <= queries
     if window is not None:
         seen &= queries - columns < window
+    if chunk is not None:
+        numbers = (mask.cumsum(dim=-1) - 1).div(chunk, rounding_mode="floor")
+        seen = seen & (numbers[:, width - n_queries :, None] == numbers[:, None])
+        mask = mask[:, None]
+        return (seen & mask) | (columns == queries)
     return (seen & mask[:, None]) | (columns == queries)
 
 
@@ -220,6 +236,8 @@ class End:
         (B, vocabulary) float32 logits of the last position, as computed by the model.
     final_norm, unembedding
         Envoys that can be called.
+    logits_of
+        Makes logits of the unembedding's output (multiplier, softcap).
     dtype
         Input dtype of the unembedding.
     """
@@ -229,6 +247,7 @@ class End:
     final_norm: Any
     unembedding: Any
     dtype: torch.dtype
+    logits_of: Callable[[torch.Tensor], torch.Tensor]
 
 
 class Recorder:
@@ -327,16 +346,18 @@ def walk(
             residual = residual.detach().requires_grad_()
             block.input = residual
         attention = architecture.attention(block)
-        tables = architecture.rotary_tables(attention)
+        positions = architecture.positions(attention, index)
         projected = [module.output for module in architecture.qkv(block)]
         query, key, value = architecture.split(block, projected)
         projection = architecture.projection(block)
         z = projection.input.unflatten(-1, (architecture.n_heads, -1))
-        cos, sin = (None, None) if tables is None else (t.unsqueeze(-2) for t in tables)
         # It was read before accelerate moved it to the layer's device.
         residual = residual.to(z.device)
-        parts = (residual, query, key, value, cos, sin, z, z)
-        view = LayerView(architecture, index, block, mask, *parts, learned=learned, masks=masks)
+        parts = (residual, query, key, value, positions, z, z)
+        of_heads = (architecture.gate(block, projected), architecture.sinks(attention))
+        view = LayerView(
+            architecture, index, block, mask, *parts, *of_heads, learned=learned, masks=masks
+        )
         for edit in edits:
             edited = edit.apply(view, view.z)
             if edited is not view.z:
@@ -345,7 +366,9 @@ def walk(
         if gradients:
             projection.input = view.z.flatten(-2)
         view.attention_output = projection.output
-        view.mlp_output = architecture.mlp(block).output
+        view.attention_write = architecture.written(block, view.attention_output)
+        view.mlp_output = architecture.mlp_output(block)
+        view.mlp_write = architecture.mlp_written(block, view.mlp_output)
         for recorder in recorders:
             recorder.layer(view)
     final_norm, unembedding = architecture.final_norm(root), architecture.unembedding(root)
@@ -353,7 +376,7 @@ def walk(
     dtype = unembedding.input.dtype
     # accelerate has moved these logits to the device of the tokens.
     logits = root.output.logits[:, -1].float()
-    end = End(residual.to(device), logits, final_norm, unembedding, dtype)
+    end = End(residual.to(device), logits, final_norm, unembedding, dtype, architecture.logits)
     return [recorder.finish(end) for recorder in recorders]
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
-from .architecture import Architecture
+from ..architecture import Architecture
 
 
 class Llama(Architecture):
     """Llama, Mistral and Qwen2; there may be fewer key-value heads than query heads."""
 
-    model_types: ClassVar[tuple[str, ...]] = ("llama", "mistral", "qwen2")
+    model_types = ("llama", "mistral", "qwen2")
     layers_path = "model.layers"
     final_norm_path = "model.norm"
     unembedding_path = "lm_head"
@@ -27,10 +27,3 @@ class Llama(Architecture):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         q, k, v = (x.unflatten(-1, (-1, self.d_head)) for x in projected)
         return q, k, v
-
-    def window(self, layer: int) -> int | None:
-        window = getattr(self.config, "sliding_window", None)
-        layer_types = getattr(self.config, "layer_types", None)
-        if layer_types is not None:
-            return window if layer_types[layer] == "sliding_attention" else None
-        return window

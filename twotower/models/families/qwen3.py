@@ -14,9 +14,7 @@ class Qwen3(Llama):
 
     model_types = ("qwen3",)
 
-    @classmethod
-    def attention_names(cls) -> set[str]:
-        return super().attention_names() | {"q_norm", "k_norm"}
+    more_names = frozenset({"q_norm", "k_norm"})
 
     def split(
         self, block: Any, projected: list[torch.Tensor]

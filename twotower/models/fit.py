@@ -1,0 +1,85 @@
+"""Whether an adapter fits a model: where its parts are, and whether all parts are known.
+
+A block or attention module with unknown parts (further norms, cross-attention) does not fit.
+Ignoring such a part would give wrong numbers without an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from .architecture import Architecture, resolve
+
+WRAPPED = ("language_model", "text_model", "decoder")
+"""Names of the language model inside a model of several modalities."""
+
+PATHS = ("layers_path", "final_norm_path", "unembedding_path", "learned_positions_path")
+
+
+def located(adapter: type[Architecture], module: torch.nn.Module) -> dict[str, str]:
+    """Return an adapter's paths in a model, also if the language model is inside a wrapper.
+
+    Parts that are not found keep the adapter's path.
+    """
+    found = {}
+    for name in PATHS:
+        path = getattr(adapter, name)
+        if path is not None:
+            places = (p for p in _places(path) if resolve(module, p, default=None) is not None)
+            found[name] = next(places, path)
+    return found
+
+
+def _places(path: str) -> Iterator[str]:
+    """Iterate over the paths at which a part may be, the adapter's own first."""
+    yield path
+    head, _, rest = path.partition(".")
+    for name in WRAPPED:
+        if rest:
+            yield f"{head}.{name}.{rest}"
+        yield f"{name}.{path}"
+
+
+def misfit(adapter: type[Architecture], module: torch.nn.Module) -> str | None:
+    """Return why a plain module does not have an adapter's layout; None if it does."""
+    paths = located(adapter, module)
+    for name, path in paths.items():
+        if resolve(module, path, default=None) is None:
+            return f"it has no {getattr(adapter, name)}"
+    for index, block in enumerate(resolve(module, paths["layers_path"])):
+        attention = resolve(block, adapter.attention_name, default=None)
+        if attention is None:
+            return f"layer {index} has no {adapter.attention_name}"
+        named = (
+            adapter.attention_norm_name,
+            adapter.mlp_norm_name,
+            adapter.attention_post_norm_name,
+            adapter.mlp_post_norm_name,
+            adapter.mlp_name,
+        )
+        of_block = {name for name in named if name} | {adapter.attention_name}
+        of_attention = {*adapter.qkv_names, adapter.projection_name}
+        for owner, place, needed in (
+            (block, "block", of_block),
+            (attention, adapter.attention_name, of_attention),
+        ):
+            missing = [name for name in needed if resolve(owner, name, default=None) is None]
+            found = _parts(owner)
+            known = {name.partition(".")[0] for name in needed} | adapter.more_names
+            if missing or found - known:
+                return (
+                    f"layer {index}'s {place} holds {sorted(found)} "
+                    f"where {sorted(needed)} is expected"
+                )
+    return None
+
+
+def _parts(owner: torch.nn.Module) -> set[str]:
+    """Return the names of a module's parameters and of its children with parameters."""
+    own = {name for name, _ in owner.named_parameters(recurse=False)}
+    return own | {
+        name for name, child in owner.named_children() if any(True for _ in child.parameters())
+    }
