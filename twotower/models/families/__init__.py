@@ -1,38 +1,23 @@
-"""Adapters, one file per family."""
+"""Adapters: one file per family. A new file is found by itself."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
 
 from ..architecture import Architecture
-from .cohere import Cohere, Cohere2
-from .gemma import Gemma2, Gemma3, VaultGemma
-from .gpt2 import GPT2
-from .gpt_oss import GptOss
-from .gptj import GPTJ
-from .gptneox import GPTNeoX
-from .granite import Granite, GraniteMoE
-from .llama import Llama
-from .olmo import OLMo, OLMo2, OLMoE
-from .phi import Phi
-from .phi3 import Phi3
-from .qwen3 import Qwen3
-from .smollm3 import SmolLM3
 
-ADAPTERS: list[type[Architecture]] = [
-    GPT2,
-    GPTJ,
-    GPTNeoX,
-    Llama,
-    Qwen3,
-    Phi,
-    Phi3,
-    Gemma2,
-    Gemma3,
-    VaultGemma,
-    OLMo,
-    OLMo2,
-    OLMoE,
-    GptOss,
-    SmolLM3,
-    Granite,
-    GraniteMoE,
-    Cohere,
-    Cohere2,
-]
+
+def _adapters() -> list[type[Architecture]]:
+    """Return the adapters defined in this folder's files, in alphabetical order of the files."""
+    found: list[type[Architecture]] = []
+    for file in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{file.name}")
+        for item in vars(module).values():
+            own = isinstance(item, type) and item.__module__ == module.__name__
+            if own and issubclass(item, Architecture) and "model_types" in vars(item):
+                found.append(item)
+    return found
+
+
+ADAPTERS = _adapters()
