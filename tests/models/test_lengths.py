@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Ministral3Config, Mi
 import twotower as tt
 from twotower.models import registry
 from twotower.models.lengths import check_lengths, named_lengths
-from twotower.models.llama import Llama
+from twotower.models.families.llama import Llama
 from twotower.models.shrink import random_small_model, shrunk
 
 SMALL = {

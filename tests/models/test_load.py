@@ -181,7 +181,7 @@ def test_unknown_architecture() -> None:
 
 def test_an_unnamed_relative_is_served_by_structure(folder: Path) -> None:
     """A model type that no adapter names, with Llama's structure: proved, then taken."""
-    from twotower.models.llama import Llama
+    from twotower.models.families.llama import Llama
     from twotower.models.registry import find_architecture
 
     module = hf_model("llama")

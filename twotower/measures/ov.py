@@ -12,7 +12,7 @@ from ..head import Head, as_list, check_heads
 from ..models.architecture import call
 from ..walk.batch import Batch
 from ..walk.readout import Readout, get_readout
-from ..walk.tensors import keep, stack
+from ..walk.tensors import keep, stack_heads
 from ..walk.walk import End, LayerView, Recorder, Together
 from .collect import run
 from .measure import MakeRecorder, Measure
@@ -99,6 +99,7 @@ class LabelValuesRecorder(Recorder):
 
     def layer(self, view: LayerView) -> None:
         directions = self.readout.on(view.value.device).directions[view.index]
+        assert directions is not None
         if view.gate is not None:
             directions = directions * view.gate[:, -1, :, :, None].float()  # (B, H, D, label)
         grouped = directions.unflatten(-3, (view.value.shape[2], -1))
@@ -116,7 +117,7 @@ class LabelValuesRecorder(Recorder):
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
         spread = self.readout.spread(end.residual)
-        return {"label_logit": stack(self.found, end) / spread.view(-1, 1, 1, 1, 1)}
+        return {"label_logit": stack_heads(self.found, end) / spread.view(-1, 1, 1, 1, 1)}
 
 
 TOP_AT_ONCE = 64

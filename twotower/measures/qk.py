@@ -10,7 +10,7 @@ import torch
 from ..walk.batch import Batch
 from ..walk.everywhere import Everywhere
 from ..walk.scores import content_scores
-from ..walk.tensors import keep, stack
+from ..walk.tensors import keep, stack_heads
 from ..walk.walk import End, LayerView, Recorder
 from .collect import run
 from .measure import MakeRecorder, Measure
@@ -86,4 +86,4 @@ class SimilarityRecorder(Recorder):
             self.found.setdefault(name, []).append(kept)
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
-        return {name: stack(values, end) for name, values in self.found.items()}
+        return {name: stack_heads(values, end) for name, values in self.found.items()}

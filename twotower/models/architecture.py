@@ -14,7 +14,7 @@ import re
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from ..errors import ModelError
 from .positions import Positions, softcapped
@@ -65,6 +65,10 @@ class Architecture(abc.ABC):
 
     projection_name: str
     """The attention module's output projection; its input is z, the heads' outputs."""
+
+    mixer_name: str | None = None
+    """Module that mixes positions without heads (linear attention, state space, convolution) in
+    the layers for which `mixes` is true; None without."""
 
     more_names: ClassVar[frozenset[str]] = frozenset()
     """Further modules and parameters of blocks and attention that the adapter knows, such as norms
@@ -152,6 +156,11 @@ class Architecture(abc.ABC):
         """Return the MLP of a block."""
         return resolve(block, self.mlp_name)
 
+    def mixer(self, block: Any) -> Any:
+        """Return the module that mixes positions without heads."""
+        assert self.mixer_name is not None
+        return resolve(block, self.mixer_name)
+
     def projection(self, block: Any) -> Any:
         """Return the output projection; its input concatenates the heads' outputs."""
         return getattr(self.attention(block), self.projection_name)
@@ -162,6 +171,22 @@ class Architecture(abc.ABC):
         return [getattr(attention, name) for name in self.qkv_names]
 
     # ---- how a block computes -----------------------------------------------------
+
+    def has_heads(self, layer: int) -> bool:
+        """Check whether a layer has heads that attend by softmax."""
+        return True
+
+    def mixes(self, layer: int) -> bool:
+        """Check whether a layer mixes positions without heads, instead of or beside heads."""
+        return not self.has_heads(layer)
+
+    def has_mlp(self, layer: int) -> bool:
+        """Check whether a layer has an MLP."""
+        return True
+
+    def heads_in(self, layer: int) -> int:
+        """Return the number of query heads of a layer."""
+        return self.n_heads if self.has_heads(layer) else 0
 
     @property
     def parallel(self) -> bool:
@@ -187,6 +212,19 @@ class Architecture(abc.ABC):
     ) -> Float[torch.Tensor, "*rest d_model"]:
         """Return the MLP's output for its (normed) input."""
         return call(self.mlp(block), x)
+
+    def mix(
+        self,
+        block: Any,
+        x: Float[torch.Tensor, "n T d_model"],
+        mask: Bool[torch.Tensor, "n T"],
+    ) -> Float[torch.Tensor, "n T d_model"]:
+        """Return the mixer's output for its (normed) input of whole, left-padded sequences."""
+        return first(self.mixer(block)(x, attention_mask=mask.to(torch.long)))
+
+    def mixer_output(self, block: Any) -> Float[torch.Tensor, "B T d_model"]:
+        """Return the mixer's output in the forward; only inside a trace."""
+        return first(self.mixer(block).output)
 
     def mlp_output(self, block: Any) -> Float[torch.Tensor, "B T d_model"]:
         """Return the MLP's output in the forward; only inside a trace."""

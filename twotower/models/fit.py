@@ -44,14 +44,18 @@ def _places(path: str) -> Iterator[str]:
 
 
 def misfit(adapter: type[Architecture], module: torch.nn.Module) -> str | None:
-    """Return why a plain module does not have an adapter's layout; None if it does."""
+    """Return why a plain module does not have an adapter's layout; None if it does.
+
+    Blocks without the attention module must have the adapter's mixer instead.
+    """
     paths = located(adapter, module)
     for name, path in paths.items():
         if resolve(module, path, default=None) is None:
             return f"it has no {getattr(adapter, name)}"
     for index, block in enumerate(resolve(module, paths["layers_path"])):
         attention = resolve(block, adapter.attention_name, default=None)
-        if attention is None:
+        mixer = adapter.mixer_name and resolve(block, adapter.mixer_name, default=None)
+        if attention is None and mixer is None:
             return f"layer {index} has no {adapter.attention_name}"
         named = (
             adapter.attention_norm_name,
@@ -60,12 +64,14 @@ def misfit(adapter: type[Architecture], module: torch.nn.Module) -> str | None:
             adapter.mlp_post_norm_name,
             adapter.mlp_name,
         )
-        of_block = {name for name in named if name} | {adapter.attention_name}
-        of_attention = {*adapter.qkv_names, adapter.projection_name}
-        for owner, place, needed in (
-            (block, "block", of_block),
-            (attention, adapter.attention_name, of_attention),
-        ):
+        of_block = {name for name in named if name}
+        of_block |= set() if attention is None else {adapter.attention_name}
+        of_block |= {adapter.mixer_name} if mixer is not None and adapter.mixer_name else set()
+        parts = [(block, "block", of_block)]
+        if attention is not None:
+            of_attention = {*adapter.qkv_names, adapter.projection_name}
+            parts.append((attention, adapter.attention_name, of_attention))
+        for owner, place, needed in parts:
             missing = [name for name in needed if resolve(owner, name, default=None) is None]
             found = _parts(owner)
             known = {name.partition(".")[0] for name in needed} | adapter.more_names

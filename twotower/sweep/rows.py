@@ -16,17 +16,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Float32
-from torch.nn import functional
+from jaxtyping import Bool, Float, Float32, Int
 
 from ..edits.prepared import BatchChange
 from ..models import Architecture
 from ..models.architecture import call
-from ..models.positions import Positions, softcapped, softmax
+from ..models.positions import Positions
 from ..walk.everywhere import Everywhere
-from ..walk.walk import LayerView
+from ..walk.walk import LayerView, PassingView
+from .attend import Scoring, attend_many, attend_one
 from .counterfactuals import Step
 from .layout import Layout
+
+
+TOKENS = 4096
+"""Tokens that a mixer of positions takes at a time."""
 
 
 @dataclass
@@ -58,7 +62,8 @@ class Moves:
         """Return the tensors of a step, on the device of its layer."""
         swap = torch.zeros(len(step.heads), n_heads, dtype=torch.bool)
         for row, numbers in enumerate(step.heads):
-            swap[row, list(numbers)] = True
+            for number in numbers:
+                swap[row, number] = True
         kept, parents = torch.tensor(step.kept), torch.tensor(step.parents) + 1
         every, clean = len(step.kept) == step.n_before, not parents.any()
         return cls(
@@ -123,13 +128,11 @@ class RowChange:
 
 
 @dataclass
-class Clean:
-    """Tensors of one layer of the clean run that rows need.
+class CleanHeads:
+    """Tensors of a layer's heads in the clean run that rows need.
 
     Attributes
     ----------
-    residual, mlp_write
-        (G, S, d_model); the latter only if the block is parallel.
     z
         (G, S, H, D).
     key, value
@@ -140,10 +143,85 @@ class Clean:
         (G, H, E + S) added to the scores for each key; None without.
     sinks
         (H,) scores of the heads' sinks; None without.
-    size
-        (G, S) sum of the norms of residual stream, attention output and MLP output.
     score
         (B,) largest absolute QK score of each prompt's last position at a visible key.
+    """
+
+    z: Float[torch.Tensor, "G end H D"]
+    key: Float[torch.Tensor, "G E K d_key"]
+    value: Float[torch.Tensor, "G E K D"]
+    positions: Positions
+    bias: Float[torch.Tensor, "G H all"] | None
+    sinks: Float[torch.Tensor, " H"] | None
+    score: Float32[torch.Tensor, " B"]
+
+    @classmethod
+    def of(cls, view: LayerView, layout: Layout) -> CleanHeads:
+        """Return copies of the tensors in a layer's view that rows need."""
+
+        def of_changed(table: torch.Tensor) -> torch.Tensor:
+            whole = table.expand(len(view.residual), *[-1] * (table.dim() - 1))
+            return _at(whole, layout.source).unsqueeze(1)
+
+        bias = view.positions.bias
+        if bias is not None:
+            by_key = bias.expand(len(view.residual), -1, -1).transpose(1, 2)
+            keys = [_at(by_key, index) for index in (layout.earlier, layout.source)]
+            bias = torch.cat(keys, dim=1).transpose(1, 2)
+        return cls(
+            _at(view.z, layout.source),
+            _at(view.turned_key, layout.earlier),
+            _at(view.value, layout.earlier),
+            view.positions.tables(of_changed),
+            bias,
+            view.sinks,
+            view.score_size.amax(dim=-1),
+        )
+
+
+@dataclass
+class CleanMixer:
+    """Tensors of a layer's mixer in the clean run that rows need.
+
+    Attributes
+    ----------
+    write
+        (G, S, d_model) what the mixer adds to the residual stream.
+    residual, mask
+        (G, T, d_model) whole residual stream entering the block, and (G, T) mask of its tokens.
+    columns
+        (G, S) column of each changed position; T at padding of a pack.
+    """
+
+    write: Float[torch.Tensor, "G end d_model"]
+    residual: Float[torch.Tensor, "G T d_model"]
+    mask: Bool[torch.Tensor, "G T"]
+    columns: Int[torch.Tensor, "G S"]
+
+    @classmethod
+    def of(
+        cls, view: LayerView | PassingView, write: torch.Tensor, layout: Layout
+    ) -> CleanMixer:
+        """Return the tensors in a layer's view that rows need; each pack holds one prompt."""
+        owner = layout.owner.on(write.device)
+        prompt, width = owner.amax(dim=1), write.shape[1]
+        columns = torch.where(owner < 0, width, layout.source.on(write.device) % width)
+        mask = view.mask.on(write.device)
+        return cls(_at(write, layout.source), view.residual[prompt], mask[prompt], columns)
+
+
+@dataclass
+class Clean:
+    """Tensors of one layer of the clean run that rows need.
+
+    Attributes
+    ----------
+    residual, mlp_write
+        (G, S, d_model); the latter only if the block is parallel.
+    size
+        (G, S) sum of the norms of the residual stream and of what is added to it.
+    heads, mixer
+        Of the heads and of the mixer, if the layer has them.
     """
 
     architecture: Architecture
@@ -151,67 +229,65 @@ class Clean:
     block: Any
     residual: Float[torch.Tensor, "G end d_model"]
     mlp_write: Float[torch.Tensor, "G end d_model"] | None
-    z: Float[torch.Tensor, "G end H D"]
-    key: Float[torch.Tensor, "G E K d_key"]
-    value: Float[torch.Tensor, "G E K D"]
-    positions: Positions
-    bias: Float[torch.Tensor, "G H all"] | None
-    sinks: Float[torch.Tensor, " H"] | None
     size: Float32[torch.Tensor, "G S"]
-    score: Float32[torch.Tensor, " B"]
+    heads: CleanHeads | None
+    mixer: CleanMixer | None
 
     @classmethod
-    def of(cls, view: LayerView, layout: Layout) -> Clean:
+    def of(cls, view: LayerView | PassingView, layout: Layout) -> Clean:
         """Return copies of the tensors in a layer's view that rows need."""
-
-        def at(x: torch.Tensor, index: Everywhere) -> torch.Tensor:
-            return x.flatten(0, 1)[index.on(x.device)]
-
-        def of_changed(table: torch.Tensor) -> torch.Tensor:
-            whole = table.expand(len(view.residual), *[-1] * (table.dim() - 1))
-            return at(whole, layout.source).unsqueeze(1)
-
-        bias = view.positions.bias
-        if bias is not None:
-            by_key = bias.expand(len(view.residual), -1, -1).transpose(1, 2)
-            keys = [at(by_key, index) for index in (layout.earlier, layout.source)]
-            bias = torch.cat(keys, dim=1).transpose(1, 2)
-        assert view.attention_write is not None
-        assert view.mlp_write is not None
-        residual = at(view.residual, layout.source)
-        added = (at(x, layout.source) for x in (view.attention_write, view.mlp_write))
+        heads, mixed, mlp_write = None, None, view.mlp_write
+        assert mlp_write is not None
+        added = [mlp_write]
+        if isinstance(view, LayerView):
+            assert view.attention_write is not None
+            heads = CleanHeads.of(view, layout)
+            added.append(view.attention_write)
+        if view.architecture.mixes(view.index):
+            assert view.mixer_write is not None
+            mixed = CleanMixer.of(view, view.mixer_write, layout)
+            added.append(view.mixer_write)
+        residual = _at(view.residual, layout.source)
         # In float32, or in float64 for a float64 model: torch refuses to narrow in a norm.
         size = sum(
             x.norm(dim=-1, dtype=torch.promote_types(x.dtype, torch.float32)).float()
-            for x in (residual, *added)
+            for x in (residual, *(_at(x, layout.source) for x in added))
         )
         assert isinstance(size, torch.Tensor)
-        mlp_write = view.mlp_write if view.architecture.parallel else None
+        parallel = view.architecture.parallel
         return cls(
             view.architecture,
             view.index,
             view.block,
             residual,
-            None if mlp_write is None else at(mlp_write, layout.source),
-            at(view.z, layout.source),
-            at(view.turned_key, layout.earlier),
-            at(view.value, layout.earlier),
-            view.positions.tables(of_changed),
-            bias,
-            view.sinks,
+            _at(mlp_write, layout.source) if parallel else None,
             size,
-            view.score_size.amax(dim=-1),
+            heads,
+            mixed,
         )
 
     def ends(self, layout: Layout) -> Clean:
-        """Return the same with residual, z and MLP write only at the prompts' last positions."""
+        """Return the same with what rows branch off only at the prompts' last positions."""
         mlp_write = None if self.mlp_write is None else layout.ends(self.mlp_write)
+        heads, mixer = self.heads, self.mixer
         return replace(
             self,
             residual=layout.ends(self.residual),
-            z=layout.ends(self.z),
             mlp_write=mlp_write,
+            heads=None if heads is None else replace(heads, z=layout.ends(heads.z)),
+            mixer=None if mixer is None else replace(mixer, write=layout.ends(mixer.write)),
         )
+
+    @property
+    def score(self) -> Float32[torch.Tensor, " B"] | float:
+        """Largest absolute score of each prompt (B,); 0 in a layer without heads."""
+        return 0.0 if self.heads is None else self.heads.score
+
+
+def _at(
+    x: Float[torch.Tensor, "B T *rest"], index: Everywhere
+) -> Float[torch.Tensor, "G n *rest"]:
+    return x.flatten(0, 1)[index.on(x.device)]
 
 
 def advance(
@@ -250,9 +326,10 @@ def advance(
     last = layout if only_last and layout.n_changed > 1 else None
     if last is not None:
         clean = clean.ends(last)
-    z = None
+    z = mixed = None
     if rows is not None:
-        z = _attend(clean, rows, layout, last)
+        z = None if clean.heads is None else _attend(clean, clean.heads, rows, layout, last)
+        mixed = None if clean.mixer is None else _mix(clean, clean.mixer, rows, last)
         rows = rows if last is None else last.row_ends(rows)
 
     def together(
@@ -266,10 +343,15 @@ def advance(
             parts.append(new.expand(-1, moves.n_new, *[-1] * (new.dim() - 2)))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
-    residual = together(clean.residual, rows)
-    heads = together(clean.z, z, changed=True)
-    output = call(architecture.projection(block), heads.flatten(-2))
-    middle = residual + architecture.write(block, output)
+    middle = together(clean.residual, rows)
+    if clean.heads is not None:
+        heads = together(clean.heads.z, z, changed=True)
+        output = call(architecture.projection(block), heads.flatten(-2))
+        middle = middle + architecture.write(block, output)
+    if clean.mixer is not None:
+        middle = middle + together(clean.mixer.write, mixed)
+    if not architecture.has_mlp(clean.index):
+        return middle
     if not architecture.parallel:
         return middle + _mlp_write(clean, middle)
     # In a parallel block the MLP reads the block's input; a new row takes its parent's MLP output.
@@ -287,8 +369,37 @@ def _mlp_write(
     return architecture.mlp_write(block, output)
 
 
+def _mix(
+    clean: Clean,
+    mixer: CleanMixer,
+    rows: Float[torch.Tensor, "G n S d_model"],
+    last: Layout | None,
+) -> Float[torch.Tensor, "G n end d_model"]:
+    """Return what the mixer adds to the rows, at their changed positions.
+
+    A mixer carries a state from position to position, so it runs on the rows' whole sequences.
+    """
+    architecture, block = clean.architecture, clean.block
+    n_packs, width = mixer.residual.shape[:2]
+    packs = torch.arange(n_packs, device=rows.device)[:, None]
+    found = []
+    for some in rows.split(max(1, TOKENS // (n_packs * width)), dim=1):
+        n = some.shape[1]
+        whole = mixer.residual.new_empty(n_packs, width + 1, n, mixer.residual.shape[-1])
+        whole[:, :width] = mixer.residual[:, :, None]
+        whole[packs, mixer.columns] = some.transpose(1, 2)  # padding goes into the last column
+        sequences = whole[:, :width].transpose(1, 2).flatten(0, 1)
+        mask = mixer.mask.repeat_interleave(n, dim=0)
+        output = architecture.mix(block, architecture.attention_input(block, sequences), mask)
+        output = output.unflatten(0, (n_packs, n)).transpose(1, 2)
+        found.append(output[packs, mixer.columns.clamp(max=width - 1)].transpose(1, 2))
+    added = architecture.write(block, torch.cat(found, dim=1))
+    return added if last is None else last.row_ends(added)
+
+
 def _attend(
     clean: Clean,
+    heads: CleanHeads,
     rows: Float[torch.Tensor, "G n S d_model"],
     layout: Layout,
     last: Layout | None,
@@ -299,114 +410,18 @@ def _attend(
     projected = [call(module, normed) for module in architecture.qkv(block)]
     query, key, value = architecture.split(block, projected)
     gate = architecture.gate(block, projected)
-    query = architecture.turn(block, query, clean.positions, query=True)
-    key = architecture.turn(block, key, clean.positions, query=False)
+    query = architecture.turn(block, query, heads.positions, query=True)
+    key = architecture.turn(block, key, heads.positions, query=False)
     if last is not None:
         query = last.row_ends(query)
         gate = None if gate is None else last.row_ends(gate)
+    scoring = Scoring.of(architecture, clean.index, heads)
     reach = (architecture.window(clean.index), architecture.chunk(clean.index))
     if layout.n_changed == 1:
         earlier = layout.seen(*reach, False, rows.device)[..., :-1]
-        z = _attend_one(clean, query, key, value, earlier)
+        z = attend_one(scoring, query, key, value, earlier)
     else:
         causal = layout.causal and reach == (None, None) and last is None
         seen = None if causal else layout.seen(*reach, last is not None, rows.device)
-        z = _attend_many(clean, query, key, value, seen)
+        z = attend_many(scoring, query, key, value, seen)
     return z if gate is None else z * gate
-
-
-def _attend_one(
-    clean: Clean,
-    query: Float[torch.Tensor, "G n 1 H D"],
-    key: Float[torch.Tensor, "G n 1 K D"],
-    value: Float[torch.Tensor, "G n 1 K D"],
-    seen: Bool[torch.Tensor, "G 1 E"],
-) -> Float[torch.Tensor, "G n 1 H D"]:
-    """Return z (G, n, 1, H, D) of rows of one position, which share the clean keys uncopied."""
-    n_kv, n_rows, scale = key.shape[3], query.shape[1], clean.architecture.scaling(clean.index)
-    cap, bias, sinks = clean.architecture.score_softcap, clean.bias, clean.sinks
-    # (G, n, 1, H, D) to (G, K, n H/K, D), so that each key head's queries are one matrix.
-    q = query[:, :, 0].unflatten(2, (n_kv, -1)).permute(0, 2, 1, 3, 4).flatten(2, 3)
-    # In float32, like the accumulation in the model's kernels; rounded scores give wrong weights.
-    q = q.float()
-    earlier = q @ clean.key.float().permute(0, 2, 3, 1) * scale
-    k, v = (x[:, :, 0].permute(0, 2, 1, 3).unsqueeze(3) for x in (key, value))
-    own_query = q.unflatten(2, (n_rows, -1))
-    own = ((own_query * k.float()).sum(dim=-1).flatten(2) * scale).unsqueeze(-1)
-    earlier, own = softcapped(earlier, cap), softcapped(own, cap)
-
-    def by_row(x: torch.Tensor) -> torch.Tensor:  # (..., H, keys) to (..., K, n H/K, keys)
-        grouped = x.unflatten(-2, (n_kv, 1, -1))
-        return grouped.expand(*[-1] * (grouped.dim() - 3), n_rows, -1, -1).flatten(-3, -2)
-
-    if bias is not None:
-        earlier, own = earlier + by_row(bias[..., :-1]), own + by_row(bias[..., -1:])
-    earlier = earlier.masked_fill(~seen.unsqueeze(1), -torch.inf)
-    column = None if sinks is None else by_row(sinks[:, None])[..., 0]
-    weights = softmax(torch.cat((earlier, own), dim=-1), column).to(value.dtype)
-    z: torch.Tensor = weights[..., :-1] @ clean.value.permute(0, 2, 1, 3)
-    z = z.unflatten(2, (n_rows, -1)) + weights[..., -1:].unflatten(2, (n_rows, -1)) * v
-    return z.permute(0, 2, 1, 3, 4).flatten(2, 3).unsqueeze(2)
-
-
-def _attend_many(
-    clean: Clean,
-    query: Float[torch.Tensor, "G n end H D"],
-    key: Float[torch.Tensor, "G n S K D"],
-    value: Float[torch.Tensor, "G n S K D"],
-    seen: Bool[torch.Tensor, "G end all"] | None,
-) -> Float[torch.Tensor, "G n end H D"]:
-    """Return z (G, n, S or Q, H, D) of rows of several positions; `seen` None means causal."""
-    n_packs, n_rows = query.shape[:2]
-
-    def whole(
-        earlier: Float[torch.Tensor, "G E K D"], own: Float[torch.Tensor, "G n S K D"]
-    ) -> Float[torch.Tensor, "rows K all D"]:
-        if earlier.shape[1]:
-            shared = earlier[:, None].expand(-1, n_rows, -1, -1, -1)
-            own = torch.cat((shared, own), dim=2)
-        return own.flatten(0, 1).transpose(1, 2)
-
-    mask = None
-    if seen is not None:
-        mask = seen[:, None].expand(-1, n_rows, -1, -1).flatten(0, 1)[:, None]
-    z = _softmax_attention(
-        clean,
-        query.flatten(0, 1).transpose(1, 2),
-        whole(clean.key, key),
-        whole(clean.value, value),
-        mask,
-        n_rows,
-    )
-    by_row: torch.Tensor = z.transpose(1, 2).unflatten(0, (n_packs, n_rows))
-    return by_row
-
-
-def _softmax_attention(
-    clean: Clean,
-    query: Float[torch.Tensor, "rows H end d_key"],
-    key: Float[torch.Tensor, "rows K all d_key"],
-    value: Float[torch.Tensor, "rows K all D"],
-    mask: Bool[torch.Tensor, "rows 1 end all"] | None,
-    n_rows: int,
-) -> Float[torch.Tensor, "rows H end D"]:
-    """Return attention's output; `mask` None means causal."""
-    cap, sinks, bias = clean.architecture.score_softcap, clean.sinks, clean.bias
-    scale = clean.architecture.scaling(clean.index)
-    if cap is None and sinks is None and bias is None:
-        return functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
-        )
-    # torch's kernels know neither softcaps nor sinks.
-    if mask is None:
-        n = query.shape[2]
-        mask = torch.ones(n, n, dtype=torch.bool, device=query.device).tril()[None, None]
-    grouped = query.float().unflatten(1, (key.shape[1], -1))
-    scores = (grouped @ key.float().mT.unsqueeze(2)).flatten(1, 2) * scale
-    scores = softcapped(scores, cap)
-    if bias is not None:
-        scores = scores + bias.repeat_interleave(n_rows, dim=0)[:, :, None]
-    scores = scores.masked_fill(~mask, -torch.inf)
-    weights = softmax(scores, None if sinks is None else sinks[:, None]).to(value.dtype)
-    grouped = weights.unflatten(1, (value.shape[1], -1))
-    return (grouped @ value.unsqueeze(2)).flatten(1, 2)

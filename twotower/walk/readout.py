@@ -52,8 +52,8 @@ class Readout:
     softcap
         Softcap of the logits; None without. Label logits of vectors are taken before it.
     directions
-        (layer, head, d_head, label) the labels' directions pulled back to each head's z, before
-        division by the norms' statistics.
+        (layer,) of (head, d_head, label): the labels' directions pulled back to each head's z,
+        before division by the norms' statistics; None for layers without heads.
     projection_bias, write_bias
         (layer, label) label logits of the biases of output projections and of norms after them,
         before division by the norms' statistics.
@@ -66,7 +66,7 @@ class Readout:
     multiplier: float
     rows: Float[torch.Tensor, "label d_model"]
     bias: Float[torch.Tensor, " label"]
-    directions: Float[torch.Tensor, "layer head D label"]
+    directions: list[Float[torch.Tensor, "head D label"] | None]
     projection_bias: Float[torch.Tensor, "layer label"]
     write_bias: Float[torch.Tensor, "layer label"]
     softcap: float | None
@@ -78,12 +78,11 @@ class Readout:
         if device == self.rows.device:
             return self
         if device not in self._copies:
-            names = "norm rows bias directions projection_bias write_bias label_ids".split()
-            moved = {name: getattr(self, name).to(device) for name in names[1:]}
-            post_norms = [None if norm is None else norm.on(device) for norm in self.post_norms]
-            self._copies[device] = replace(
-                self, norm=self.norm.on(device), post_norms=post_norms, **moved, _copies={}
-            )
+            names = "rows bias projection_bias write_bias label_ids".split()
+            moved: dict[str, Any] = {name: getattr(self, name).to(device) for name in names}
+            moved["directions"] = [None if x is None else x.to(device) for x in self.directions]
+            moved["post_norms"] = [None if x is None else x.on(device) for x in self.post_norms]
+            self._copies[device] = replace(self, norm=self.norm.on(device), **moved, _copies={})
         return self._copies[device]
 
     @property
@@ -198,7 +197,7 @@ def _get_readout(model: Model, key: tuple[Any, ...], ids: list[int]) -> Readout:
         with torch.no_grad(), root.trace(**inputs, use_cache=False, return_dict=True, **where):
             found = nnsight.save(_probe(architecture, root, ids))
         norms, rows, bias, directions, biases, devices = found
-        if not torch.isfinite(directions).all():
+        if not all(x is None or torch.isfinite(x).all() for x in directions):
             raise ModelError("the labels' directions are not finite; load the model in float32")
         made = [None if parts is None else Norm(*parts) for parts in norms]
         final = made.pop()
@@ -224,10 +223,11 @@ def _get_readout(model: Model, key: tuple[Any, ...], ids: list[int]) -> Readout:
 def _probe(architecture: Architecture, root: Any, ids: list[int]) -> list[Any]:
     """Return the parts of a `Readout`, and the devices met. Only works inside a trace."""
     read = []
-    for block in architecture.layers(root):
-        z = architecture.projection(block).input
-        norm = architecture.attention_post_norm(block)
-        read.append((block, z, None if norm is None else norm.output))
+    for layer, block in enumerate(architecture.layers(root)):
+        if architecture.has_heads(layer):
+            z = architecture.projection(block).input
+            norm = architecture.attention_post_norm(block)
+            read.append((layer, block, z, None if norm is None else norm.output))
     norm, unembedding = architecture.final_norm(root), architecture.unembedding(root)
     normed_dtype = norm.input.dtype
     like = norm.output  # on the norm's device, as accelerate may bring its input there
@@ -249,30 +249,27 @@ def _probe(architecture: Architecture, root: Any, ids: list[int]) -> list[Any]:
     bias = bias * architecture.logit_multiplier
 
     pulled = _pulled(final, rows_by_label) * architecture.residual_multiplier
-    norms, directions, projection_bias, write_bias = [], [], [], []
-    for block, z, written in read:
+    norms, directions = ([None] * architecture.n_layers for _ in range(2))
+    biases = torch.zeros(2, architecture.n_layers, len(ids))
+    for layer, block, z, written in read:
         projection, own = architecture.projection(block), pulled.to(z.device)
-        parts = None
         if written is not None:
             parts = _parts(architecture, architecture.attention_post_norm(block), written)
-            write_bias.append((own @ parts[1]).cpu())
+            norms[layer], biases[1, layer] = parts, (own @ parts[1]).cpu()
             own = _pulled(parts, own)
-        else:
-            write_bias.append(torch.zeros(len(ids)))
-        norms.append(parts)
         eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
         nothing = projection(torch.zeros_like(eye[:1]))
         weight = projection(eye) - nothing
         direction = weight.float() @ own.T
-        projection_bias.append((nothing[0].float() @ own.T).cpu())
-        directions.append(direction.unflatten(0, (architecture.n_heads, -1)).cpu())
-    met = [like.device, unembedded.device, *(z.device for _, z, _ in read)]
+        biases[0, layer] = (nothing[0].float() @ own.T).cpu()
+        directions[layer] = direction.unflatten(0, (architecture.heads_in(layer), -1)).cpu()
+    met = [like.device, unembedded.device, *(z.device for _, _, z, _ in read)]
     return [
         [None if x is None else (x[0].cpu(), x[1].cpu(), bool(x[2]), x[3]) for x in (*norms, final)],
         rows_by_label.cpu(),
         bias.cpu(),
-        torch.stack(directions),
-        (torch.stack(projection_bias), torch.stack(write_bias)),
+        directions,
+        biases.unbind(),
         list(dict.fromkeys(map(str, met))),
     ]
 

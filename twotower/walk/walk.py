@@ -69,9 +69,10 @@ class LayerView:
     attention_output
         (B, T, d_model) output of the output projection.
     attention_write, mlp_write
-        (B, T, d_model) what attention and MLP add to the residual stream.
-    mlp_output
-        (B, T, d_model) output of the MLP.
+        (B, T, d_model) what attention and MLP add to the residual stream; the latter is 0 without
+        an MLP.
+    mixer_write
+        (B, T, d_model) what a mixer of positions without heads adds; None without.
     learned
         (B or 1, T, d_model) learned position embedding, or None.
     masks
@@ -95,7 +96,7 @@ class LayerView:
     attention_output: Float[torch.Tensor, "B T d_model"] | None = None
     attention_write: Float[torch.Tensor, "B T d_model"] | None = None
     mlp_write: Float[torch.Tensor, "B T d_model"] | None = None
-    mlp_output: Float[torch.Tensor, "B T d_model"] | None = None
+    mixer_write: Float[torch.Tensor, "B T d_model"] | None = None
     learned: Everywhere | None = None
     masks: dict[Any, torch.Tensor] = field(default_factory=dict)
 
@@ -200,6 +201,27 @@ class LayerView:
         return query, key
 
 
+@dataclass
+class PassingView:
+    """Tensors of a layer without heads.
+
+    Attributes
+    ----------
+    index, block, mask, residual
+        As of `LayerView`.
+    mixer_write, mlp_write
+        (B, T, d_model) what mixer and MLP add to the residual stream; 0 without.
+    """
+
+    architecture: Architecture
+    index: int
+    block: Any
+    mask: Everywhere
+    residual: Float[torch.Tensor, "B T d_model"]
+    mixer_write: Float[torch.Tensor, "B T d_model"]
+    mlp_write: Float[torch.Tensor, "B T d_model"]
+
+
 def visible(
     mask: Bool[torch.Tensor, "B T"],
     n_queries: int,
@@ -238,6 +260,8 @@ class End:
         Envoys that can be called.
     logits_of
         Makes logits of the unembedding's output (multiplier, softcap).
+    heads_in
+        (layer,) number of heads of each layer.
     dtype
         Input dtype of the unembedding.
     """
@@ -247,7 +271,8 @@ class End:
     final_norm: Any
     unembedding: Any
     dtype: torch.dtype
-    logits_of: Callable[[torch.Tensor], torch.Tensor]
+    logits_of: Callable[[torch.Tensor], torch.Tensor] = lambda unembedded: unembedded
+    heads_in: Sequence[int] = ()
 
 
 class Recorder:
@@ -272,7 +297,10 @@ class Recorder:
     """Whether values that are not finite in one prompt may reach other prompts."""
 
     def layer(self, view: LayerView) -> None:
-        """Record a layer; called for every layer, in order."""
+        """Record a layer; called for every layer with heads, in order."""
+
+    def passing(self, view: PassingView) -> None:
+        """Record a layer without heads; called for every such layer, in order."""
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
         """Return the batch's results; called after the last layer."""
@@ -290,6 +318,10 @@ class Together(Recorder):
     def layer(self, view: LayerView) -> None:
         for recorder in self.recorders:
             recorder.layer(view)
+
+    def passing(self, view: PassingView) -> None:
+        for recorder in self.recorders:
+            recorder.passing(view)
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
         return {k: x for recorder in self.recorders for k, x in recorder.finish(end).items()}
@@ -345,19 +377,18 @@ def walk(
         if gradients and index == 0:
             residual = residual.detach().requires_grad_()
             block.input = residual
-        attention = architecture.attention(block)
-        positions = architecture.positions(attention, index)
-        projected = [module.output for module in architecture.qkv(block)]
-        query, key, value = architecture.split(block, projected)
+        mixed = _mixed(architecture, index, block)
+        if not architecture.has_heads(index):
+            mlp_write = _mlp_write(architecture, index, block, residual)
+            residual = residual.to(mlp_write.device)
+            mixed = torch.zeros_like(mlp_write) if mixed is None else mixed
+            passing = PassingView(architecture, index, block, mask, residual, mixed, mlp_write)
+            for recorder in recorders:
+                recorder.passing(passing)
+            continue
+        view = _heads(architecture, index, block, mask, residual)
+        view.mixer_write, view.learned, view.masks = mixed, learned, masks
         projection = architecture.projection(block)
-        z = projection.input.unflatten(-1, (architecture.n_heads, -1))
-        # It was read before accelerate moved it to the layer's device.
-        residual = residual.to(z.device)
-        parts = (residual, query, key, value, positions, z, z)
-        of_heads = (architecture.gate(block, projected), architecture.sinks(attention))
-        view = LayerView(
-            architecture, index, block, mask, *parts, *of_heads, learned=learned, masks=masks
-        )
         for edit in edits:
             edited = edit.apply(view, view.z)
             if edited is not view.z:
@@ -367,8 +398,7 @@ def walk(
             projection.input = view.z.flatten(-2)
         view.attention_output = projection.output
         view.attention_write = architecture.written(block, view.attention_output)
-        view.mlp_output = architecture.mlp_output(block)
-        view.mlp_write = architecture.mlp_written(block, view.mlp_output)
+        view.mlp_write = _mlp_write(architecture, index, block, view.attention_write)
         for recorder in recorders:
             recorder.layer(view)
     final_norm, unembedding = architecture.final_norm(root), architecture.unembedding(root)
@@ -376,8 +406,51 @@ def walk(
     dtype = unembedding.input.dtype
     # accelerate has moved these logits to the device of the tokens.
     logits = root.output.logits[:, -1].float()
-    end = End(residual.to(device), logits, final_norm, unembedding, dtype, architecture.logits)
+    heads_in = [architecture.heads_in(layer) for layer in range(architecture.n_layers)]
+    ends = (residual.to(device), logits, final_norm, unembedding, dtype)
+    end = End(*ends, architecture.logits, heads_in)
     return [recorder.finish(end) for recorder in recorders]
+
+
+def _heads(
+    architecture: Architecture,
+    index: int,
+    block: Any,
+    mask: Everywhere,
+    residual: Float[torch.Tensor, "B T d_model"],
+) -> LayerView:
+    """Read the heads of a layer. Only works in a trace, before the layer's output projection."""
+    attention = architecture.attention(block)
+    positions = architecture.positions(attention, index)
+    projected = [module.output for module in architecture.qkv(block)]
+    query, key, value = architecture.split(block, projected)
+    z = architecture.projection(block).input.unflatten(-1, (architecture.heads_in(index), -1))
+    # It was read before accelerate moved it to the layer's device.
+    residual = residual.to(z.device)
+    parts = (residual, query, key, value, positions, z, z)
+    of_heads = (architecture.gate(block, projected), architecture.sinks(attention))
+    return LayerView(architecture, index, block, mask, *parts, *of_heads)
+
+
+def _mixed(
+    architecture: Architecture, index: int, block: Any
+) -> Float[torch.Tensor, "B T d_model"] | None:
+    """Read what a layer's mixer without heads adds to the residual stream; None without."""
+    if not architecture.mixes(index):
+        return None
+    return architecture.written(block, architecture.mixer_output(block))
+
+
+def _mlp_write(
+    architecture: Architecture,
+    index: int,
+    block: Any,
+    like: Float[torch.Tensor, "B T d_model"],
+) -> Float[torch.Tensor, "B T d_model"]:
+    """Read what a layer's MLP adds to the residual stream; 0 without an MLP."""
+    if not architecture.has_mlp(index):
+        return torch.zeros_like(like)
+    return architecture.mlp_written(block, architecture.mlp_output(block))
 
 
 def run_batch(
