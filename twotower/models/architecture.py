@@ -189,6 +189,11 @@ class Architecture(abc.ABC):
         return self.n_heads if self.has_heads(layer) else 0
 
     @property
+    def write_multiplier(self) -> float:
+        """Factor on what attention adds to the residual stream."""
+        return self.residual_multiplier
+
+    @property
     def parallel(self) -> bool:
         """Whether attention and MLP both read the block's input (parallel block)."""
         return False
@@ -213,18 +218,36 @@ class Architecture(abc.ABC):
         """Return the MLP's output for its (normed) input."""
         return call(self.mlp(block), x)
 
+    def mixer_input(
+        self, block: Any, x: Float[torch.Tensor, "*rest d_model"]
+    ) -> Float[torch.Tensor, "*rest d_model"]:
+        """Return what the mixer reads, from the residual stream."""
+        return self.attention_input(block, x)
+
     def mix(
         self,
         block: Any,
         x: Float[torch.Tensor, "n T d_model"],
         mask: Bool[torch.Tensor, "n T"],
     ) -> Float[torch.Tensor, "n T d_model"]:
-        """Return the mixer's output for its (normed) input of whole, left-padded sequences."""
+        """Return the mixer's output for its input, whole left-padded sequences."""
         return first(self.mixer(block)(x, attention_mask=mask.to(torch.long)))
 
     def mixer_output(self, block: Any) -> Float[torch.Tensor, "B T d_model"]:
         """Return the mixer's output in the forward; only inside a trace."""
         return first(self.mixer(block).output)
+
+    def mixer_write(
+        self, block: Any, output: Float[torch.Tensor, "*rest d_model"]
+    ) -> Float[torch.Tensor, "*rest d_model"]:
+        """Return what the mixer adds to the stream, from its output."""
+        return self.write(block, output)
+
+    def mixer_written(
+        self, block: Any, output: Float[torch.Tensor, "B T d_model"]
+    ) -> Float[torch.Tensor, "B T d_model"]:
+        """Return what the mixer added in the forward; only inside a trace."""
+        return self.written(block, output)
 
     def mlp_output(self, block: Any) -> Float[torch.Tensor, "B T d_model"]:
         """Return the MLP's output in the forward; only inside a trace."""

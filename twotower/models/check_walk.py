@@ -117,7 +117,7 @@ class CheckWalk:
         added, mixed = [], None
         if architecture.mixes(index):
             mixed = architecture.mixer_output(block)
-            added.append(architecture.written(block, mixed))
+            added.append(architecture.mixer_written(block, mixed))
         projected = None
         if architecture.has_heads(index):
             projected, write = self._heads(index, block)
@@ -135,11 +135,11 @@ class CheckWalk:
         parts = [residual, *added]
         self.parts = index, [x.to(device)[seen].float() for x in parts], coarsest(*parts)
         pairs = []
-        normed = architecture.attention_input(block, residual)
         if mixed is not None:
-            mask = self.kept.to(device)
-            pairs.append((architecture.mix(block, normed, mask)[seen], mixed[seen]))
+            x = architecture.mixer_input(block, residual)
+            pairs.append((architecture.mix(block, x, seen)[seen], mixed[seen]))
         if projected is not None:
+            normed = architecture.attention_input(block, residual)
             # After the split, because some models change the projections' outputs in place.
             again, own = (
                 [*architecture.split(block, outputs), architecture.gate(block, outputs)]

@@ -55,6 +55,8 @@ def misfit(adapter: type[Architecture], module: torch.nn.Module) -> str | None:
     for index, block in enumerate(resolve(module, paths["layers_path"])):
         attention = resolve(block, adapter.attention_name, default=None)
         mixer = adapter.mixer_name and resolve(block, adapter.mixer_name, default=None)
+        if attention is mixer and not hasattr(attention, adapter.projection_name):
+            attention = None
         if attention is None and mixer is None:
             return f"layer {index} has no {adapter.attention_name}"
         named = (
@@ -67,6 +69,9 @@ def misfit(adapter: type[Architecture], module: torch.nn.Module) -> str | None:
         of_block = {name for name in named if name}
         of_block |= set() if attention is None else {adapter.attention_name}
         of_block |= {adapter.mixer_name} if mixer is not None and adapter.mixer_name else set()
+        known = of_block | adapter.more_names
+        if attention is None:  # norms may stand elsewhere
+            of_block &= {adapter.mixer_name, adapter.mlp_name}
         parts = [(block, "block", of_block)]
         if attention is not None:
             of_attention = {*adapter.qkv_names, adapter.projection_name}
@@ -74,8 +79,8 @@ def misfit(adapter: type[Architecture], module: torch.nn.Module) -> str | None:
         for owner, place, needed in parts:
             missing = [name for name in needed if resolve(owner, name, default=None) is None]
             found = _parts(owner)
-            known = {name.partition(".")[0] for name in needed} | adapter.more_names
-            if missing or found - known:
+            named = {name.partition(".")[0] for name in needed | known}
+            if missing or found - named:
                 return (
                     f"layer {index}'s {place} holds {sorted(found)} "
                     f"where {sorted(needed)} is expected"

@@ -390,10 +390,10 @@ def _mix(
         whole[packs, mixer.columns] = some.transpose(1, 2)  # padding goes into the last column
         sequences = whole[:, :width].transpose(1, 2).flatten(0, 1)
         mask = mixer.mask.repeat_interleave(n, dim=0)
-        output = architecture.mix(block, architecture.attention_input(block, sequences), mask)
+        output = architecture.mix(block, architecture.mixer_input(block, sequences), mask)
         output = output.unflatten(0, (n_packs, n)).transpose(1, 2)
         found.append(output[packs, mixer.columns.clamp(max=width - 1)].transpose(1, 2))
-    added = architecture.write(block, torch.cat(found, dim=1))
+    added = architecture.mixer_write(block, torch.cat(found, dim=1))
     return added if last is None else last.row_ends(added)
 
 

@@ -205,7 +205,7 @@ def _get_readout(model: Model, key: tuple[Any, ...], ids: list[int]) -> Readout:
         readout = model.cache[key] = Readout(
             final,
             made,
-            architecture.residual_multiplier,
+            architecture.write_multiplier,
             rows,
             bias,
             directions,
@@ -248,7 +248,7 @@ def _probe(architecture: Architecture, root: Any, ids: list[int]) -> list[Any]:
     rows_by_label = torch.cat(rows, dim=1).to(like.device) * architecture.logit_multiplier
     bias = bias * architecture.logit_multiplier
 
-    pulled = _pulled(final, rows_by_label) * architecture.residual_multiplier
+    pulled = _pulled(final, rows_by_label) * architecture.write_multiplier
     norms, directions = ([None] * architecture.n_layers for _ in range(2))
     biases = torch.zeros(2, architecture.n_layers, len(ids))
     for layer, block, z, written in read:

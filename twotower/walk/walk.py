@@ -438,7 +438,7 @@ def _mixed(
     """Read what a layer's mixer without heads adds to the residual stream; None without."""
     if not architecture.mixes(index):
         return None
-    return architecture.written(block, architecture.mixer_output(block))
+    return architecture.mixer_written(block, architecture.mixer_output(block))
 
 
 def _mlp_write(
