@@ -94,8 +94,10 @@ class AttributionRecorder(Recorder):
         projection = view.architecture.projection(view.block)
         nothing = call(projection, torch.zeros_like(z[:1, :1]).flatten(-2))
         # A copy, because a view would keep the whole residual stream in memory.
-        self.base.append(view.residual[:, -1:].clone())
-        self.outputs.append(self.readout.write(view, call(projection, z.flatten(-2)) - nothing))
+        factor = self.readout.on(view.z.device).factors[view.index]
+        self.base.append(view.residual[:, -1:] * factor)
+        output = self.readout.write(view, call(projection, z.flatten(-2)) - nothing)
+        self.outputs.append(output * factor)
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
         spread = self.readout.spread(end.residual)

@@ -295,6 +295,35 @@ class Architecture(abc.ABC):
         """Apply the softcap of logits, if any."""
         return softcapped(logits, self.logit_softcap)
 
+    def more_input(self, block: Any) -> Float[torch.Tensor, "B T *rest"] | None:
+        """Return what the end of a block reads for each token besides the stream; None without.
+
+        Only inside a trace.
+        """
+        return None
+
+    def more_written(self, block: Any) -> Float[torch.Tensor, "B T d_model"] | None:
+        """Return what a block adds to the stream after the MLP; only inside a trace."""
+        return None
+
+    def leave(
+        self, block: Any, x: Float[torch.Tensor, "*rest d_model"], more: torch.Tensor | None
+    ) -> Float[torch.Tensor, "*rest d_model"]:
+        """Return the residual stream that leaves a block, from the stream after the MLP.
+
+        Parameters
+        ----------
+        block, x
+            The block, and the stream.
+        more
+            (..., features) as from `more_input`.
+        """
+        return x
+
+    def stream_factor(self, block: Any) -> Float[torch.Tensor, ""] | None:
+        """Return the factor on the residual stream that leaves a block; None without."""
+        return None
+
     # ---- how heads attend -----------------------------------------------------------
 
     @abc.abstractmethod
@@ -319,6 +348,18 @@ class Architecture(abc.ABC):
         tuple of Tensor
             Queries (..., H, d_key), keys (..., K, d_key) and values (..., K, D), before rotary.
         """
+
+    def keys_of(self, layer: int) -> int:
+        """Return the layer whose keys and values a layer uses: its own, or an earlier one's.
+
+        `split` then returns only queries, and None twice.
+        """
+        return layer
+
+    @property
+    def shares_keys(self) -> bool:
+        """Whether a layer uses the keys and values of another."""
+        return any(self.keys_of(x) != x for x in range(self.n_layers) if self.has_heads(x))
 
     def gate(
         self, block: Any, projected: list[torch.Tensor]

@@ -79,6 +79,8 @@ class CheckWalk:
         Layer and error of modules that are called again.
     written
         Largest output of attention at the last position, by layer.
+    keys
+        Keys, after rotary, and values, by layer.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class CheckWalk:
         self.again: list[tuple[int, torch.Tensor]] = []
         self.written: list[torch.Tensor] = []
         self.parts: tuple[int, list[torch.Tensor], torch.dtype] | None = None
+        self.keys: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def compare_sum(self, after: Float[torch.Tensor, "B T d_model"]) -> None:
         """Compare the sum of the last block's parts with what follows it.
@@ -114,6 +117,7 @@ class CheckWalk:
         architecture = self.architecture
         residual = block.input
         self.compare_sum(residual)
+        more = architecture.more_input(block)
         added, mixed = [], None
         if architecture.mixes(index):
             mixed = architecture.mixer_output(block)
@@ -126,13 +130,18 @@ class CheckWalk:
         if architecture.has_mlp(index):
             mlp_output = architecture.mlp_output(block)
             added.append(architecture.mlp_written(block, mlp_output))
+        more_write = architecture.more_written(block)
+        if more_write is not None:
+            added.append(more_write)
         if self.factor is not None:
             return
         device = added[0].device
         # accelerate moves the residual stream to the layer's device only later.
         residual = residual.to(device)
         seen = self.kept.to(device)
-        parts = [residual, *added]
+        factor = architecture.stream_factor(block)
+        scale = 1.0 if factor is None else factor
+        parts = [x * scale for x in (residual, *added)]
         self.parts = index, [x.to(device)[seen].float() for x in parts], coarsest(*parts)
         pairs = []
         if mixed is not None:
@@ -150,9 +159,13 @@ class CheckWalk:
             )
             pairs += [(a, b) for a, b in zip(again, own, strict=True) if b is not None]
         if mlp_output is not None:
-            of_mlp = [residual] if architecture.parallel else [residual, *added[:-1]]
-            x = architecture.mlp_input(block, sum(of_mlp[1:], of_mlp[0]))
+            before = added[: -1 if more_write is None else -2]
+            middle = residual if architecture.parallel else sum(before, residual)
+            x = architecture.mlp_input(block, middle)
             pairs.append((architecture.feed_forward(block, x), mlp_output))
+        if more_write is not None:
+            after_mlp = sum(added[:-1], residual)
+            pairs.append((architecture.leave(block, after_mlp, more), (after_mlp + more_write) * scale))
         # Called as a sweep calls them. This detects interventions that act only on the model's own
         # forward pass, such as nnsight edits.
         errors = [
@@ -184,7 +197,10 @@ class CheckWalk:
             return projected, write
         q, k, v = architecture.split(block, projected)
         heads = z.unflatten(-1, (architecture.heads_in(index), -1))
-        k = architecture.turn(block, k, positions, query=False)
+        source = architecture.keys_of(index)
+        if source == index:
+            self.keys[index] = architecture.turn(block, k, positions, query=False), v
+        k, v = self.keys[source]
         q = architecture.turn(block, q, positions, query=True)
         again, length, size = attend(architecture, index, q, k, v, positions, sinks, seen)
         gate = architecture.gate(block, projected)

@@ -28,6 +28,8 @@ SIZES = {
     "num_local_experts": 4,
     "n_routed_experts": 4,
     "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
 }
 """Maximum of each size in the configuration, by name."""
 
@@ -53,7 +55,8 @@ def shrunk(config: Any, lengths: Mapping[str, int] | None = None) -> Any:
     if getattr(config, "num_key_value_heads", None):
         small.num_key_value_heads = heads if n_kv == n_heads else max(1, heads * n_kv // n_heads)
     small.hidden_size = heads * D_HEAD
-    if getattr(config, "head_dim", None):
+    latent = hasattr(config, "qk_rope_head_dim")  # then head_dim is that of the rotated part
+    if getattr(config, "head_dim", None) and not latent:
         small.head_dim = D_HEAD
     if getattr(config, "rotary_dim", None):
         small.rotary_dim = min(config.rotary_dim, D_HEAD // 2)

@@ -23,7 +23,7 @@ from ..models import Architecture
 from ..models.architecture import call
 from ..models.positions import Positions
 from ..walk.everywhere import Everywhere
-from ..walk.walk import LayerView, PassingView
+from ..walk.walk import LayerView, PassingView, shared_keys
 from .attend import Scoring, attend_many, attend_one
 from .counterfactuals import Step
 from .layout import Layout
@@ -127,6 +127,10 @@ class RowChange:
         return torch.where(chosen, new, z)
 
 
+KeysValues = tuple[torch.Tensor, torch.Tensor]
+"""Keys after rotary, and values."""
+
+
 @dataclass
 class CleanHeads:
     """Tensors of a layer's heads in the clean run that rows need.
@@ -145,6 +149,8 @@ class CleanHeads:
         (H,) scores of the heads' sinks; None without.
     score
         (B,) largest absolute QK score of each prompt's last position at a visible key.
+    own
+        Keys and values (G, S, K, ...) of the changed positions, if later layers use them.
     """
 
     z: Float[torch.Tensor, "G end H D"]
@@ -154,10 +160,14 @@ class CleanHeads:
     bias: Float[torch.Tensor, "G H all"] | None
     sinks: Float[torch.Tensor, " H"] | None
     score: Float32[torch.Tensor, " B"]
+    own: KeysValues | None = None
 
     @classmethod
     def of(cls, view: LayerView, layout: Layout) -> CleanHeads:
         """Return copies of the tensors in a layer's view that rows need."""
+        own = None
+        if view.index in shared_keys(view.architecture):
+            own = (_at(view.turned_key, layout.source), _at(view.value, layout.source))
 
         def of_changed(table: torch.Tensor) -> torch.Tensor:
             whole = table.expand(len(view.residual), *[-1] * (table.dim() - 1))
@@ -176,6 +186,7 @@ class CleanHeads:
             bias,
             view.sinks,
             view.score_size.amax(dim=-1),
+            own,
         )
 
 
@@ -222,6 +233,8 @@ class Clean:
         (G, S) sum of the norms of the residual stream and of what is added to it.
     heads, mixer
         Of the heads and of the mixer, if the layer has them.
+    more
+        (G, S, ...) what the end of the block reads besides the stream; None without.
     """
 
     architecture: Architecture
@@ -232,10 +245,12 @@ class Clean:
     size: Float32[torch.Tensor, "G S"]
     heads: CleanHeads | None
     mixer: CleanMixer | None
+    more: Float[torch.Tensor, "G end *features"] | None = None
 
     @classmethod
     def of(cls, view: LayerView | PassingView, layout: Layout) -> Clean:
         """Return copies of the tensors in a layer's view that rows need."""
+        more = None
         heads, mixed, mlp_write = None, None, view.mlp_write
         assert mlp_write is not None
         added = [mlp_write]
@@ -243,6 +258,8 @@ class Clean:
             assert view.attention_write is not None
             heads = CleanHeads.of(view, layout)
             added.append(view.attention_write)
+            if view.more_input is not None:
+                more = _at(view.more_input, layout.source)
         if view.architecture.mixes(view.index):
             assert view.mixer_write is not None
             mixed = CleanMixer.of(view, view.mixer_write, layout)
@@ -264,6 +281,7 @@ class Clean:
             size,
             heads,
             mixed,
+            more,
         )
 
     def ends(self, layout: Layout) -> Clean:
@@ -274,6 +292,7 @@ class Clean:
             self,
             residual=layout.ends(self.residual),
             mlp_write=mlp_write,
+            more=None if self.more is None else layout.ends(self.more),
             heads=None if heads is None else replace(heads, z=layout.ends(heads.z)),
             mixer=None if mixer is None else replace(mixer, write=layout.ends(mixer.write)),
         )
@@ -282,6 +301,22 @@ class Clean:
     def score(self) -> Float32[torch.Tensor, " B"] | float:
         """Largest absolute score of each prompt (B,); 0 in a layer without heads."""
         return 0.0 if self.heads is None else self.heads.score
+
+
+@dataclass
+class Carried:
+    """Keys and values of a layer, carried along for later layers that use them.
+
+    Attributes
+    ----------
+    clean
+        (G, S, K, ...) in the clean run.
+    rows
+        (G, n, S, K, ...) of the rows; None as long as there are none.
+    """
+
+    clean: KeysValues
+    rows: KeysValues | None
 
 
 def _at(
@@ -296,6 +331,7 @@ def advance(
     moves: Moves,
     change: RowChange,
     layout: Layout,
+    carried: dict[int, Carried],
     only_last: bool = False,
 ) -> Float[torch.Tensor, "G n end d_model"] | None:
     """Pass rows through a block, add the rows that branch off in it, and return both.
@@ -312,6 +348,9 @@ def advance(
         Change of the heads in rows that branch off.
     layout
         Layout of the rows.
+    carried
+        The rows' keys and values (G, n, S, K, ...) of earlier layers that later ones use, by
+        layer; updated.
     only_last
         Whether to compute only the prompts' last positions; enough in the last block.
 
@@ -326,9 +365,10 @@ def advance(
     last = layout if only_last and layout.n_changed > 1 else None
     if last is not None:
         clean = clean.ends(last)
-    z = mixed = None
+    z = mixed = own = None
     if rows is not None:
-        z = None if clean.heads is None else _attend(clean, clean.heads, rows, layout, last)
+        if clean.heads is not None:
+            z, own = _attend(clean, clean.heads, rows, layout, last, carried)
         mixed = None if clean.mixer is None else _mix(clean, clean.mixer, rows, last)
         rows = rows if last is None else last.row_ends(rows)
 
@@ -344,20 +384,28 @@ def advance(
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     middle = together(clean.residual, rows)
+    if clean.heads is not None and clean.heads.own is not None:
+        carried[clean.index] = Carried(clean.heads.own, own)
+    for keys in carried.values():
+        of_rows = keys.rows or (None, None)
+        pairs = zip(keys.clean, of_rows, strict=True)
+        keys.rows = tuple(together(x.to(middle.device), y) for x, y in pairs)
     if clean.heads is not None:
         heads = together(clean.heads.z, z, changed=True)
         output = call(architecture.projection(block), heads.flatten(-2))
         middle = middle + architecture.write(block, output)
     if clean.mixer is not None:
         middle = middle + together(clean.mixer.write, mixed)
-    if not architecture.has_mlp(clean.index):
-        return middle
-    if not architecture.parallel:
-        return middle + _mlp_write(clean, middle)
-    # In a parallel block the MLP reads the block's input; a new row takes its parent's MLP output.
-    assert clean.mlp_write is not None
-    of_rows = None if rows is None else _mlp_write(clean, rows)
-    return middle + together(clean.mlp_write, of_rows)
+    if architecture.has_mlp(clean.index):
+        if not architecture.parallel:
+            middle = middle + _mlp_write(clean, middle)
+        else:
+            # The MLP reads the block's input; a new row takes its parent's MLP output.
+            assert clean.mlp_write is not None
+            of_rows = None if rows is None else _mlp_write(clean, rows)
+            middle = middle + together(clean.mlp_write, of_rows)
+    more = None if clean.more is None else clean.more[:, None].expand(-1, middle.shape[1], -1, -1)
+    return architecture.leave(block, middle, more)
 
 
 def _mlp_write(
@@ -403,15 +451,21 @@ def _attend(
     rows: Float[torch.Tensor, "G n S d_model"],
     layout: Layout,
     last: Layout | None,
-) -> Float[torch.Tensor, "G n end H D"]:
-    """Return z (G, n, S or Q, H, D) of the rows."""
+    carried: dict[int, Carried],
+) -> tuple[Float[torch.Tensor, "G n end H D"], KeysValues]:
+    """Return z (G, n, S or Q, H, D) of the rows, and their keys and values."""
     architecture, block = clean.architecture, clean.block
     normed = architecture.attention_input(block, rows)
     projected = [call(module, normed) for module in architecture.qkv(block)]
     query, key, value = architecture.split(block, projected)
     gate = architecture.gate(block, projected)
     query = architecture.turn(block, query, heads.positions, query=True)
-    key = architecture.turn(block, key, heads.positions, query=False)
+    source = architecture.keys_of(clean.index)
+    if source == clean.index:
+        key = architecture.turn(block, key, heads.positions, query=False)
+    else:
+        assert carried[source].rows is not None
+        key, value = (x.to(query.device) for x in carried[source].rows)
     if last is not None:
         query = last.row_ends(query)
         gate = None if gate is None else last.row_ends(gate)
@@ -424,4 +478,4 @@ def _attend(
         causal = layout.causal and reach == (None, None) and last is None
         seen = None if causal else layout.seen(*reach, last is not None, rows.device)
         z = attend_many(scoring, query, key, value, seen)
-    return z if gate is None else z * gate
+    return z if gate is None else z * gate, (key, value)

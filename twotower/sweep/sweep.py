@@ -16,7 +16,7 @@ from ..walk.tensors import margin
 from ..walk.walk import End, LayerView, PassingView, Recorder
 from .counterfactuals import Group, plan
 from .layout import Layout
-from .rows import Clean, Moves, RowChange, advance
+from .rows import Carried, Clean, Moves, RowChange, advance
 
 
 class Sweep(Recorder):
@@ -89,6 +89,7 @@ class Sweep(Recorder):
         ]
         self.rows: torch.Tensor | None = None
         self.layers: list[Clean] = []
+        self.carried: dict[int, Carried] = {}
 
     def _start(self, chunk: Sequence[Group], number: int) -> int:
         """Return the layer at which a chunk's unchanged row starts.
@@ -125,7 +126,10 @@ class Sweep(Recorder):
             rows = rows.to(clean.residual.device)
         only_last = clean.index == self.top
         moves = self.moves[chunk][clean.index]
-        found = advance(clean, rows, moves, self.change, self.layout, only_last)
+        if clean.index == 0:
+            self.carried = {}
+        how = (moves, self.change, self.layout, self.carried)
+        found = advance(clean, rows, *how, only_last)
         self.before = clean.size, clean.score
         z = () if clean.heads is None else (clean.heads.z,)
         self.dtype = coarsest(clean.residual, *z)

@@ -79,12 +79,15 @@ class Kept:
         Coarsest dtype of `sums`.
     heads
         Values of the heads; None in a layer without heads.
+    factor
+        Factor on the residual stream that leaves the layer; None without.
     """
 
     index: int
     sums: Float[torch.Tensor, "3 B d_model"]
     dtype: torch.dtype
     heads: Heads | None = None
+    factor: Float[torch.Tensor, ""] | None = None
 
     @classmethod
     def of(cls, index: int, device: torch.device, parts: Sequence[torch.Tensor]) -> Kept:
@@ -193,7 +196,11 @@ class Proof(Recorder):
             added = view.attention_write
             if view.mixer_write is not None:
                 added = added + view.mixer_write
-            kept = Kept.of(view.index, view.z.device, (view.residual, added, view.mlp_write))
+            last = view.mlp_write
+            if view.more_write is not None:
+                last = last + view.more_write
+            kept = Kept.of(view.index, view.z.device, (view.residual, added, last))
+            kept.factor = view.factor
             kept.heads = Heads.of(view, self.rounding.is_coarse(view.own_z.dtype))
             self.kept.append(kept)
 
@@ -237,6 +244,9 @@ class Proof(Recorder):
         """Claim that each block's parts sum to the residual stream after it."""
         sums = torch.stack([kept.sums for kept in layers]).float()
         next_residual = torch.cat((sums[1:, 0], after.float()[None]))
+        factors = [kept.factor for kept in layers if kept.factor is not None]
+        if factors:
+            sums = sums * torch.stack([x.to(sums).view(1, 1, 1) for x in factors])
         left = (sums.sum(dim=1) - next_residual).abs()
         size = sums.abs().sum(dim=1)
         error = (left / size.clamp(min=torch.finfo(size.dtype).tiny)).amax(dim=-1)
@@ -313,6 +323,7 @@ class Proof(Recorder):
             spread = torch.stack([norm.statistic(output) for norm, output in pairs])[..., None]
             found, terms = found / spread + readout.write_bias[at][:, None], terms / spread
         label = readout.label_directions
+        written = written * readout.factors[at][:, None, None]
         left = (found - written @ label.T).abs()
         size = terms + (written.square() @ label.T.square()).sqrt()
         error = (left / size.clamp(min=torch.finfo(size.dtype).tiny)).amax(dim=-1)

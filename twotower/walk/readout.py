@@ -46,6 +46,8 @@ class Readout:
         (layer,) norms between attention and the residual stream; None without.
     multiplier
         Factor on what attention adds to the residual stream.
+    factors
+        (layer,) product of the factors on the stream from the end of each layer on.
     rows, bias
         (label, d_model) and (label,) the labels' unembedding rows and biases, times the model's
         factor on logits.
@@ -64,6 +66,7 @@ class Readout:
     norm: Norm
     post_norms: list[Norm | None]
     multiplier: float
+    factors: Float[torch.Tensor, " layer"]
     rows: Float[torch.Tensor, "label d_model"]
     bias: Float[torch.Tensor, " label"]
     directions: list[Float[torch.Tensor, "head D label"] | None]
@@ -78,7 +81,7 @@ class Readout:
         if device == self.rows.device:
             return self
         if device not in self._copies:
-            names = "rows bias projection_bias write_bias label_ids".split()
+            names = "factors rows bias projection_bias write_bias label_ids".split()
             moved: dict[str, Any] = {name: getattr(self, name).to(device) for name in names}
             moved["directions"] = [None if x is None else x.to(device) for x in self.directions]
             moved["post_norms"] = [None if x is None else x.on(device) for x in self.post_norms]
@@ -196,7 +199,7 @@ def _get_readout(model: Model, key: tuple[Any, ...], ids: list[int]) -> Readout:
         inputs = {"input_ids": token, "attention_mask": torch.ones_like(token)}
         with torch.no_grad(), root.trace(**inputs, use_cache=False, return_dict=True, **where):
             found = nnsight.save(_probe(architecture, root, ids))
-        norms, rows, bias, directions, biases, devices = found
+        norms, factors, rows, bias, directions, biases, devices = found
         if not all(x is None or torch.isfinite(x).all() for x in directions):
             raise ModelError("the labels' directions are not finite; load the model in float32")
         made = [None if parts is None else Norm(*parts) for parts in norms]
@@ -206,6 +209,7 @@ def _get_readout(model: Model, key: tuple[Any, ...], ids: list[int]) -> Readout:
             final,
             made,
             architecture.write_multiplier,
+            factors,
             rows,
             bias,
             directions,
@@ -248,11 +252,14 @@ def _probe(architecture: Architecture, root: Any, ids: list[int]) -> list[Any]:
     rows_by_label = torch.cat(rows, dim=1).to(like.device) * architecture.logit_multiplier
     bias = bias * architecture.logit_multiplier
 
+    own_factors = [architecture.stream_factor(block) for block in architecture.layers(root)]
+    factors = torch.tensor([1.0 if x is None else float(x) for x in own_factors])
+    factors = factors.flip(0).cumprod(dim=0).flip(0)
     pulled = _pulled(final, rows_by_label) * architecture.write_multiplier
     norms, directions = ([None] * architecture.n_layers for _ in range(2))
     biases = torch.zeros(2, architecture.n_layers, len(ids))
     for layer, block, z, written in read:
-        projection, own = architecture.projection(block), pulled.to(z.device)
+        projection, own = architecture.projection(block), pulled.to(z.device) * factors[layer]
         if written is not None:
             parts = _parts(architecture, architecture.attention_post_norm(block), written)
             norms[layer], biases[1, layer] = parts, (own @ parts[1]).cpu()
@@ -266,6 +273,7 @@ def _probe(architecture: Architecture, root: Any, ids: list[int]) -> list[Any]:
     met = [like.device, unembedded.device, *(z.device for _, _, z, _ in read)]
     return [
         [None if x is None else (x[0].cpu(), x[1].cpu(), bool(x[2]), x[3]) for x in (*norms, final)],
+        factors,
         rows_by_label.cpu(),
         bias.cpu(),
         directions,

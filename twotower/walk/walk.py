@@ -8,7 +8,7 @@ weights, and uses only torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +73,11 @@ class LayerView:
         an MLP.
     mixer_write
         (B, T, d_model) what a mixer of positions without heads adds; None without.
+    more_input, more_write
+        (B, T, ...) what the end of the block reads besides the stream, and (B, T, d_model) what
+        it adds after the MLP; None without.
+    factor
+        Factor on the residual stream that leaves the block; None without.
     learned
         (B or 1, T, d_model) learned position embedding, or None.
     masks
@@ -97,6 +102,9 @@ class LayerView:
     attention_write: Float[torch.Tensor, "B T d_model"] | None = None
     mlp_write: Float[torch.Tensor, "B T d_model"] | None = None
     mixer_write: Float[torch.Tensor, "B T d_model"] | None = None
+    more_input: Float[torch.Tensor, "B T *features"] | None = None
+    more_write: Float[torch.Tensor, "B T d_model"] | None = None
+    factor: Float[torch.Tensor, ""] | None = None
     learned: Everywhere | None = None
     masks: dict[Any, torch.Tensor] = field(default_factory=dict)
 
@@ -372,6 +380,8 @@ def walk(
     embedding = architecture.learned_positions(root)
     learned = None if embedding is None else Everywhere(embedding.output, ())
     masks: dict[Any, torch.Tensor] = {}
+    views: dict[int, LayerView] = {}
+    shared = shared_keys(architecture)
     for index, block in enumerate(architecture.layers(root)):
         residual = block.input
         if gradients and index == 0:
@@ -386,8 +396,10 @@ def walk(
             for recorder in recorders:
                 recorder.passing(passing)
             continue
-        view = _heads(architecture, index, block, mask, residual)
+        view = _heads(architecture, index, block, mask, residual, views)
         view.mixer_write, view.learned, view.masks = mixed, learned, masks
+        if index in shared:
+            views[index] = view
         projection = architecture.projection(block)
         for edit in edits:
             edited = edit.apply(view, view.z)
@@ -399,6 +411,8 @@ def walk(
         view.attention_output = projection.output
         view.attention_write = architecture.written(block, view.attention_output)
         view.mlp_write = _mlp_write(architecture, index, block, view.attention_write)
+        view.more_write = architecture.more_written(block)
+        view.factor = architecture.stream_factor(block)
         for recorder in recorders:
             recorder.layer(view)
     final_norm, unembedding = architecture.final_norm(root), architecture.unembedding(root)
@@ -418,18 +432,35 @@ def _heads(
     block: Any,
     mask: Everywhere,
     residual: Float[torch.Tensor, "B T d_model"],
+    views: Mapping[int, LayerView],
 ) -> LayerView:
-    """Read the heads of a layer. Only works in a trace, before the layer's output projection."""
+    """Read the heads of a layer. Only works in a trace, before the layer's output projection.
+
+    `views` are those of earlier layers, whose keys and values the layer may use.
+    """
     attention = architecture.attention(block)
+    more = architecture.more_input(block)
     positions = architecture.positions(attention, index)
     projected = [module.output for module in architecture.qkv(block)]
     query, key, value = architecture.split(block, projected)
+    source = architecture.keys_of(index)
+    if source != index:
+        key, value = views[source].key, views[source].value
     z = architecture.projection(block).input.unflatten(-1, (architecture.heads_in(index), -1))
     # It was read before accelerate moved it to the layer's device.
     residual = residual.to(z.device)
     parts = (residual, query, key, value, positions, z, z)
     of_heads = (architecture.gate(block, projected), architecture.sinks(attention))
-    return LayerView(architecture, index, block, mask, *parts, *of_heads)
+    view = LayerView(architecture, index, block, mask, *parts, *of_heads, more_input=more)
+    if source != index:  # with the rotary embedding of their own layer
+        view._turned_key = views[source].turned_key
+    return view
+
+
+def shared_keys(architecture: Architecture) -> set[int]:
+    """Return the layers whose keys and values later layers use."""
+    layers = filter(architecture.has_heads, range(architecture.n_layers))
+    return {architecture.keys_of(layer) for layer in layers if architecture.keys_of(layer) != layer}
 
 
 def _mixed(

@@ -160,8 +160,17 @@ class RecurrentGemma(Llama):
     mlp_name = "mlp_block"
     mixer_name = "temporal_block"
 
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.logit_softcap = config.logits_soft_cap
+
     def has_heads(self, layer: int) -> bool:
-        return self.config.layers_block_type[layer] == "attention"
+        return self.config.layers_block_type[layer] == "sliding_attention"
+
+    def rotary_tables(self, attention: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        (x, *_), named = attention.inputs
+        cos, sin = attention.rotary_emb(x, named["position_ids"])
+        return cos, sin
 
     def mix(self, block: Any, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         positions = (mask.long().cumsum(dim=-1) - 1).clamp(min=0)

@@ -1,4 +1,4 @@
-"""Llama family: three projections, rotary embedding by halves, RMSNorm, gated MLP."""
+"""Llama and models that compute alike: three projections, rotary embedding by halves."""
 
 from __future__ import annotations
 
@@ -10,9 +10,28 @@ from ..architecture import Architecture
 
 
 class Llama(Architecture):
-    """Llama, Mistral and Qwen2; there may be fewer key-value heads than query heads."""
+    """Llama, Mistral, Qwen2 and others; there may be fewer key-value heads than query heads."""
 
-    model_types = ("llama", "mistral", "qwen2")
+    model_types = (
+        "arcee",
+        "aria_text",
+        "cwm",
+        "gemma",
+        "internlm3",
+        "iquestcoder",
+        "jais2",
+        "llama",
+        "ministral",
+        "mistral",
+        "mixtral",
+        "nemotron",
+        "phimoe",
+        "qwen2",
+        "qwen2_moe",
+        "seed_oss",
+        "solar_open",
+        "starcoder2",
+    )
     layers_path = "model.layers"
     final_norm_path = "model.norm"
     unembedding_path = "lm_head"

@@ -10,9 +10,9 @@ from .llama import Llama
 
 
 class Qwen3(Llama):
-    """Qwen3; q_norm and k_norm act on each head's d_head elements."""
+    """Qwen3 and others; q_norm and k_norm act on each head's d_head elements."""
 
-    model_types = ("qwen3",)
+    model_types = ("dots1", "hy_v3", "mellum", "qwen3", "qwen3_moe")
 
     more_names = frozenset({"q_norm", "k_norm"})
 
