@@ -124,13 +124,24 @@ class Architecture(abc.ABC):
         """Return the norm before the unembedding."""
         return resolve(root, self.final_norm_path)
 
+    def end(
+        self, root: Any
+    ) -> tuple[Float[torch.Tensor, "B T d_model"], Float[torch.Tensor, "B n d_model"]]:
+        """Return the residual stream entering the final norm, and its output; only in a trace."""
+        norm = self.final_norm(root)
+        return norm.input, norm.output
+
     def unembedding(self, root: Any) -> Any:
         """Return the unembedding: the map from the normed residual stream to logits."""
         return resolve(root, self.unembedding_path)
 
-    def learned_positions(self, root: Any) -> Any | None:
-        """Return the learned position embedding; None for rotary positions."""
-        return resolve(root, self.learned_positions_path) if self.learned_positions_path else None
+    def learned_positions(self, root: Any) -> Float[torch.Tensor, "#B T d_model"] | None:
+        """Return the position embedding that is added to the tokens'; only inside a trace.
+
+        It may be fixed instead of learned. None without, as for rotary positions.
+        """
+        path = self.learned_positions_path
+        return None if path is None else resolve(root, path).output
 
     def attention(self, block: Any) -> Any:
         """Return the attention module of a block."""
@@ -188,9 +199,8 @@ class Architecture(abc.ABC):
         """Return the number of query heads of a layer."""
         return self.n_heads if self.has_heads(layer) else 0
 
-    @property
-    def write_multiplier(self) -> float:
-        """Factor on what attention adds to the residual stream."""
+    def write_multiplier(self, layer: int) -> float:
+        """Return the factor on what a layer's attention adds to the residual stream."""
         return self.residual_multiplier
 
     @property

@@ -10,6 +10,7 @@ from ..errors import ModelError
 from .architecture import Architecture
 from .families import ADAPTERS
 from .fit import located, misfit
+from .refused import REFUSED
 
 
 def register(adapter: type[Architecture]) -> type[Architecture]:
@@ -31,27 +32,51 @@ def find_architecture(config: Any, module: torch.nn.Module) -> Architecture:
     Raises
     ------
     ModelError
-        If no adapter fits. An unknown model type gets the adapter whose structure fits exactly;
-        the check at load then accepts or rejects it.
+        If no adapter names the model type, or the named ones do not fit. Says why, or which
+        adapter has the same structure.
     """
     config = config.get_text_config(decoder=True)
-    named = [adapter for adapter in ADAPTERS if config.model_type in adapter.model_types]
+    kind = config.model_type
     reasons = []
-    for adapter in named or ADAPTERS:
-        reason = misfit(adapter, module)
-        if reason is None:
-            try:
-                architecture = adapter(config)
-            except AttributeError as error:
-                reason = f"its configuration lacks {error.name}"
-            else:
-                for name, path in located(adapter, module).items():
-                    setattr(architecture, name, path)
-                return architecture
-        reasons.append(f"{adapter.__name__}: {reason}")
-    known = sorted({t for adapter in ADAPTERS for t in adapter.model_types})
-    raise ModelError(
-        f"no adapter fits the architecture {config.model_type!r} ({'; '.join(reasons)}). "
-        f"Known architectures: {', '.join(known)}. Add one by subclassing "
-        "twotower.models.Architecture and registering it."
+    for adapter in ADAPTERS:
+        if kind in adapter.model_types:
+            reason = misfit(adapter, module)
+            if reason is None:
+                return _located(adapter, config, module)
+            reasons.append(f"{adapter.__name__}: {reason}")
+    if reasons:
+        raise ModelError(f"the adapter of {kind!r} does not fit this model ({'; '.join(reasons)})")
+    if kind in REFUSED:
+        raise ModelError(f"{kind!r} is not supported: {REFUSED[kind]}")
+    alike = [adapter.__name__ for adapter in ADAPTERS if misfit(adapter, module) is None]
+    also = (
+        f"; its parts have the names of {', '.join(alike)}, and `twotower check --suggest` tries "
+        "whether such an adapter is right"
+        if alike
+        else ""
     )
+    raise ModelError(
+        f"no adapter is known for the architecture {kind!r}{also}. Write one by subclassing "
+        "twotower.models.Architecture, and register it with twotower.models.register. Known "
+        f"architectures: {', '.join(known_types())}"
+    )
+
+
+def known_types() -> list[str]:
+    """Return the values of `config.model_type` that an adapter names."""
+    return sorted({kind for adapter in ADAPTERS for kind in adapter.model_types})
+
+
+def _located(
+    adapter: type[Architecture], config: Any, module: torch.nn.Module
+) -> Architecture:
+    """Return an adapter with its paths in a model."""
+    try:
+        architecture = adapter(config)
+    except AttributeError as error:
+        raise ModelError(
+            f"{adapter.__name__} cannot read this configuration: it lacks {error.name}"
+        ) from error
+    for name, path in located(adapter, module).items():
+        setattr(architecture, name, path)
+    return architecture

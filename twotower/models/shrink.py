@@ -30,6 +30,10 @@ SIZES = {
     "num_experts_per_tok": 2,
     "n_group": 1,
     "topk_group": 1,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 24,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
 }
 """Maximum of each size in the configuration, by name."""
 

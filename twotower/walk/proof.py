@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Float32
+from torch.nn.functional import pad
 
 from ..models.rounding import Rounding, coarsest, roundoff
 from .walk import End, LayerView, PassingView, Recorder
@@ -402,10 +403,14 @@ def _gathered(claims: Iterable[Claim], device: torch.device) -> dict[Any, torch.
         layers = found.setdefault(claim.identity, {})
         for layer, new in zip(claim.layers, both.float().to(device).unbind(dim=1), strict=True):
             layers[layer] = new if layer not in layers else _worse(layers[layer], new)
-    return {
-        (name, tuple(layers)): torch.stack(list(layers.values()), dim=1)
-        for name, layers in found.items()
-    }
+    return {(name, tuple(layers)): _even(layers.values()) for name, layers in found.items()}
+
+
+def _even(by_layer: Iterable[torch.Tensor]) -> Float32[torch.Tensor, "2 layer B *H"]:
+    """Return layers' claims (2, B, *H) as one tensor, with errors of 0 for heads that are absent."""
+    layers = list(by_layer)
+    widest = max(claims.shape[-1] for claims in layers)
+    return torch.stack([pad(claims, (0, widest - claims.shape[-1])) for claims in layers], dim=1)
 
 
 def _worse(

@@ -44,8 +44,8 @@ class Readout:
         The final norm.
     post_norms
         (layer,) norms between attention and the residual stream; None without.
-    multiplier
-        Factor on what attention adds to the residual stream.
+    multipliers
+        (layer,) factors on what attention adds to the residual stream.
     factors
         (layer,) product of the factors on the stream from the end of each layer on.
     rows, bias
@@ -65,7 +65,7 @@ class Readout:
 
     norm: Norm
     post_norms: list[Norm | None]
-    multiplier: float
+    multipliers: list[float]
     factors: Float[torch.Tensor, " layer"]
     rows: Float[torch.Tensor, "label d_model"]
     bias: Float[torch.Tensor, " label"]
@@ -122,7 +122,8 @@ class Readout:
         norm, spread = self.on(output.device).post_norms[view.index], self.write_spread(view)
         if norm is not None and spread is not None:
             output = norm.frozen(output, spread.view(-1, *[1] * (output.dim() - 2))) - norm.shift
-        return output if self.multiplier == 1 else output * self.multiplier
+        multiplier = self.multipliers[view.index]
+        return output if multiplier == 1 else output * multiplier
 
     def label_logits(
         self, normed: Float[torch.Tensor, "*rest d_model"]
@@ -208,7 +209,7 @@ def _get_readout(model: Model, key: tuple[Any, ...], ids: list[int]) -> Readout:
         readout = model.cache[key] = Readout(
             final,
             made,
-            architecture.write_multiplier,
+            [architecture.write_multiplier(layer) for layer in range(architecture.n_layers)],
             factors,
             rows,
             bias,
@@ -233,8 +234,8 @@ def _probe(architecture: Architecture, root: Any, ids: list[int]) -> list[Any]:
             norm = architecture.attention_post_norm(block)
             read.append((layer, block, z, None if norm is None else norm.output))
     norm, unembedding = architecture.final_norm(root), architecture.unembedding(root)
-    normed_dtype = norm.input.dtype
-    like = norm.output  # on the norm's device, as accelerate may bring its input there
+    stream, like = architecture.end(root)  # like is on the norm's device, unlike its input
+    normed_dtype = stream.dtype
     unembed_dtype = unembedding.input.dtype
     final = _parts(architecture, norm, like.to(normed_dtype))
 
@@ -255,11 +256,12 @@ def _probe(architecture: Architecture, root: Any, ids: list[int]) -> list[Any]:
     own_factors = [architecture.stream_factor(block) for block in architecture.layers(root)]
     factors = torch.tensor([1.0 if x is None else float(x) for x in own_factors])
     factors = factors.flip(0).cumprod(dim=0).flip(0)
-    pulled = _pulled(final, rows_by_label) * architecture.write_multiplier
+    pulled = _pulled(final, rows_by_label)
     norms, directions = ([None] * architecture.n_layers for _ in range(2))
     biases = torch.zeros(2, architecture.n_layers, len(ids))
     for layer, block, z, written in read:
-        projection, own = architecture.projection(block), pulled.to(z.device) * factors[layer]
+        scale = factors[layer] * architecture.write_multiplier(layer)
+        projection, own = architecture.projection(block), pulled.to(z.device) * scale
         if written is not None:
             parts = _parts(architecture, architecture.attention_post_norm(block), written)
             norms[layer], biases[1, layer] = parts, (own @ parts[1]).cpu()

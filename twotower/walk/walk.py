@@ -378,7 +378,7 @@ def walk(
     `gradients`, the autograd graph starts at the first layer and contains every z.
     """
     embedding = architecture.learned_positions(root)
-    learned = None if embedding is None else Everywhere(embedding.output, ())
+    learned = None if embedding is None else Everywhere(embedding, ())
     masks: dict[Any, torch.Tensor] = {}
     views: dict[int, LayerView] = {}
     shared = shared_keys(architecture)
@@ -416,7 +416,8 @@ def walk(
         for recorder in recorders:
             recorder.layer(view)
     final_norm, unembedding = architecture.final_norm(root), architecture.unembedding(root)
-    residual, device = final_norm.input[:, -1], final_norm.output.device
+    stream, normed = architecture.end(root)
+    residual, device = stream[:, -1], normed.device
     dtype = unembedding.input.dtype
     # accelerate has moved these logits to the device of the tokens.
     logits = root.output.logits[:, -1].float()

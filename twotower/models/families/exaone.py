@@ -1,12 +1,7 @@
-"""EXAONE: normed queries and keys; of mixed layers only those with a window have rotary embedding."""
+"""EXAONE: normed queries and keys; in models with windows, other layers lack rotary embedding."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-
-from .olmo import OLMo2
 from .qwen3 import Qwen3
 
 
@@ -19,15 +14,11 @@ class ExaoneMoE(Qwen3):
         return self.config.sliding_window is None or self.window(layer) is not None
 
 
-class Exaone4(OLMo2):
+class Exaone4(ExaoneMoE):
     """EXAONE 4; norms follow attention and MLP."""
 
     model_types = ("exaone4",)
-
-    def split(
-        self, block: Any, projected: list[torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return Qwen3.split(self, block, projected)
-
-    def rotates(self, layer: int) -> bool:
-        return self.config.sliding_window is None or self.window(layer) is not None
+    attention_norm_name = None
+    mlp_norm_name = None
+    attention_post_norm_name = "post_attention_layernorm"
+    mlp_post_norm_name = "post_feedforward_layernorm"

@@ -34,5 +34,6 @@ class GLM4MoE(Qwen3):
     def split(
         self, block: Any, projected: list[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        normed = self.config.use_qk_norm
-        return (Qwen3 if normed else Llama).split(self, block, projected)
+        if self.config.use_qk_norm:
+            return Qwen3.split(self, block, projected)
+        return Llama.split(self, block, projected)

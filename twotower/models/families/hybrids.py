@@ -45,8 +45,7 @@ class FalconH1(Llama):
         super().__init__(config)
         self.logit_multiplier = config.lm_head_multiplier
 
-    @property
-    def write_multiplier(self) -> float:
+    def write_multiplier(self, layer: int) -> float:
         return float(self.config.attention_out_multiplier)
 
     def mixes(self, layer: int) -> bool:

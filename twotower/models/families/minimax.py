@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from .llama import Llama
-from .olmo import OLMo2
 
 
 class MiniMax2(Llama):
@@ -19,4 +18,6 @@ class MiniMax2(Llama):
     def split(
         self, block: Any, projected: list[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return OLMo2.split(self, block, projected)
+        q, k, v = projected
+        attention = self.attention(block)
+        return Llama.split(self, block, [attention.q_norm(q), attention.k_norm(k), v])

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..architecture import first
 from .llama import Llama
 
 
@@ -17,6 +18,10 @@ class NanoChat(Llama):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.logit_softcap = config.final_logit_softcapping
+
+    def end(self, root: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        # The first call of the final norm is at the embedding.
+        return first(self.layers(root)[-1].output), self.unembedding(root).input
 
     def rotary_tables(self, attention: Any) -> tuple[torch.Tensor, torch.Tensor]:
         cos, sin = attention.inputs[1]["position_embeddings"]
