@@ -195,9 +195,7 @@ class _Averaged(PreparedChange):
         keys = batch.cut(self.index)
         if index is not None:
             keys = keys.map(lambda x: x.flatten()[index])
-        means = {
-            n: self.means[n][keys.on(self.means[n].device)] for n in layers if n in self.means
-        }
+        means = {n: self.means[n][keys.on(self.means[n].device)] for n in layers if n in self.means}
         return BatchChange(replacements=means)
 
     def kinds(self, batch: Batch) -> Int[np.ndarray, "B T"]:

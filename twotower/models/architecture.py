@@ -395,9 +395,7 @@ class Architecture(abc.ABC):
         cos, sin = attention.inputs[1]["position_embeddings"]
         return cos, sin
 
-    def query_factor(
-        self, attention: Any, layer: int
-    ) -> Float[torch.Tensor, "#B T"] | None:
+    def query_factor(self, attention: Any, layer: int) -> Float[torch.Tensor, "#B T"] | None:
         """Return factors (B or 1, T) on the queries of a layer, by position; None without.
 
         Only inside a trace.

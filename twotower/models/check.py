@@ -1,7 +1,7 @@
 """Check at load time that a model is read and edited correctly.
 
 Prompts of unequal length run three times: unedited, with every head's output written back
-unchanged, and with every head's output halved. From the first run, the check sums the parts of
+unchanged, and with every other element of the heads' outputs halved. From the first run, the check sums the parts of
 each block and compares the sums with the model's own values. It also calls each module again on
 its own input. The allowed differences are those of rounding (`rounding.py`).
 
@@ -30,7 +30,7 @@ IDENTITIES = {
     "attention": "recomputed attention does not give the heads' outputs",
     "block": "residual stream, attention and MLP do not sum to the block's output",
     "again": "modules called again on the same input do not give the outputs of the forward pass",
-    "edit": "halving the heads' outputs does not reach the output projection",
+    "edit": "an edit of the heads' outputs does not reach the output projection",
     "unembedding": "final norm and unembedding of the last residual stream do not give the logits",
     "no-op edit": "writing the heads' outputs back unchanged changes the logits",
 }

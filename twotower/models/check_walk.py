@@ -37,7 +37,7 @@ def check_walk(
     mask
         1 for tokens, 0 for padding.
     factor
-        Factor on the heads' outputs; None to leave them.
+        Factor on every other element of the heads' outputs; None to leave them.
     rounding
         Allowed errors.
     """
@@ -98,7 +98,7 @@ class CheckWalk:
         }
         self.again: list[tuple[int, torch.Tensor]] = []
         self.written: list[torch.Tensor] = []
-        self.parts: tuple[int, list[torch.Tensor], torch.dtype] | None = None
+        self.parts: tuple[int, list[torch.Tensor], torch.dtype, bool] | None = None
         self.keys: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def compare_sum(self, after: Float[torch.Tensor, "B T d_model"]) -> None:
@@ -107,9 +107,9 @@ class CheckWalk:
         This is the next layer's input, not the block's own output, to detect anything in between.
         """
         if self.parts is not None:
-            layer, parts, dtype = self.parts
+            layer, parts, dtype, scaled = self.parts
             after = after[self.kept.to(after.device)]
-            pair = _of_block(parts, dtype, after, self.rounding)
+            pair = _of_block(parts, dtype, scaled, after, self.rounding)
             self.pairs["block"].append((layer, *pair))
 
     def block(self, index: int, block: Any) -> None:
@@ -141,8 +141,9 @@ class CheckWalk:
         seen = self.kept.to(device)
         factor = architecture.stream_factor(block)
         scale = 1.0 if factor is None else factor
-        parts = [x * scale for x in (residual, *added)]
-        self.parts = index, [x.to(device)[seen].float() for x in parts], coarsest(*parts)
+        parts = (residual, *added)
+        scaled = [x.to(device)[seen].float() * scale for x in parts]
+        self.parts = index, scaled, coarsest(*parts), factor is not None
         pairs = []
         if mixed is not None:
             x = architecture.mixer_input(block, residual)
@@ -165,7 +166,9 @@ class CheckWalk:
             pairs.append((architecture.feed_forward(block, x), mlp_output))
         if more_write is not None:
             after_mlp = sum(added[:-1], residual)
-            pairs.append((architecture.leave(block, after_mlp, more), (after_mlp + more_write) * scale))
+            pairs.append(
+                (architecture.leave(block, after_mlp, more), (after_mlp + more_write) * scale)
+            )
         # Called as a sweep calls them. This detects interventions that act only on the model's own
         # forward pass, such as nnsight edits.
         errors = [
@@ -183,7 +186,10 @@ class CheckWalk:
         projection = architecture.projection(block)
         z = projection.input
         if self.factor is not None:
-            z = z * self.factor
+            # Only every other element: a norm after attention would undo a factor on all.
+            factors = torch.ones_like(z[:1, :1])
+            factors[..., ::2] = self.factor
+            z = z * factors
             projection.input = z
         output = projection.output
         sinks = architecture.sinks(attention)
@@ -226,13 +232,17 @@ def _pair(error: torch.Tensor, allowed: torch.Tensor, seen: torch.Tensor) -> Pai
 
 
 def _of_block(
-    parts: list[torch.Tensor], dtype: torch.dtype, after: torch.Tensor, rounding: Rounding
+    parts: list[torch.Tensor],
+    dtype: torch.dtype,
+    scaled: bool,
+    after: torch.Tensor,
+    rounding: Rounding,
 ) -> Pair:
     """Compare the sum of a block's parts (n, d_model) with the next block's input."""
     stacked = torch.stack([part.to(after.device) for part in parts])
     dtype = max(dtype, after.dtype, key=roundoff)
     error = (stacked.sum(dim=0) - after.float()).abs() / _positive(stacked.abs().sum(dim=0))
-    return error.amax(), torch.tensor(rounding.sum(dtype))
+    return error.amax(), torch.tensor(rounding.sum(dtype, scaled))
 
 
 def _of_module(

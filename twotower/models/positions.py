@@ -36,9 +36,7 @@ class Positions:
         return Positions(cos, sin, factor, self.bias)
 
 
-def softcapped(
-    x: Float[torch.Tensor, "*any"], cap: float | None
-) -> Float[torch.Tensor, "*any"]:
+def softcapped(x: Float[torch.Tensor, "*any"], cap: float | None) -> Float[torch.Tensor, "*any"]:
     """Return c tanh(x / c), or x itself for None."""
     return x if cap is None else cap * torch.tanh(x / cap)
 

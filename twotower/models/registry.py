@@ -10,7 +10,7 @@ from ..errors import ModelError
 from .architecture import Architecture
 from .families import ADAPTERS
 from .fit import located, misfit
-from .refused import REFUSED
+from .refused import RECURRENT, REFUSED
 
 
 def register(adapter: type[Architecture]) -> type[Architecture]:
@@ -67,9 +67,7 @@ def known_types() -> list[str]:
     return sorted({kind for adapter in ADAPTERS for kind in adapter.model_types})
 
 
-def _located(
-    adapter: type[Architecture], config: Any, module: torch.nn.Module
-) -> Architecture:
+def _located(adapter: type[Architecture], config: Any, module: torch.nn.Module) -> Architecture:
     """Return an adapter with its paths in a model."""
     try:
         architecture = adapter(config)
@@ -77,6 +75,8 @@ def _located(
         raise ModelError(
             f"{adapter.__name__} cannot read this configuration: it lacks {error.name}"
         ) from error
+    if not any(map(architecture.has_heads, range(architecture.n_layers))):
+        raise ModelError(f"{config.model_type!r} with this configuration: {RECURRENT}")
     for name, path in located(adapter, module).items():
         setattr(architecture, name, path)
     return architecture

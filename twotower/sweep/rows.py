@@ -210,9 +210,7 @@ class CleanMixer:
     columns: Int[torch.Tensor, "G S"]
 
     @classmethod
-    def of(
-        cls, view: LayerView | PassingView, write: torch.Tensor, layout: Layout
-    ) -> CleanMixer:
+    def of(cls, view: LayerView | PassingView, write: torch.Tensor, layout: Layout) -> CleanMixer:
         """Return the tensors in a layer's view that rows need; each pack holds one prompt."""
         owner = layout.owner.on(write.device)
         prompt, width = owner.amax(dim=1), write.shape[1]
@@ -319,9 +317,7 @@ class Carried:
     rows: KeysValues | None
 
 
-def _at(
-    x: Float[torch.Tensor, "B T *rest"], index: Everywhere
-) -> Float[torch.Tensor, "G n *rest"]:
+def _at(x: Float[torch.Tensor, "B T *rest"], index: Everywhere) -> Float[torch.Tensor, "G n *rest"]:
     return x.flatten(0, 1)[index.on(x.device)]
 
 
@@ -452,8 +448,8 @@ def _attend(
     layout: Layout,
     last: Layout | None,
     carried: dict[int, Carried],
-) -> tuple[Float[torch.Tensor, "G n end H D"], KeysValues]:
-    """Return z (G, n, S or Q, H, D) of the rows, and their keys and values."""
+) -> tuple[Float[torch.Tensor, "G n end H D"], KeysValues | None]:
+    """Return z (G, n, S or Q, H, D) of the rows, and their keys and values if later layers use them."""
     architecture, block = clean.architecture, clean.block
     normed = architecture.attention_input(block, rows)
     projected = [call(module, normed) for module in architecture.qkv(block)]
@@ -478,4 +474,5 @@ def _attend(
         causal = layout.causal and reach == (None, None) and last is None
         seen = None if causal else layout.seen(*reach, last is not None, rows.device)
         z = attend_many(scoring, query, key, value, seen)
-    return z if gate is None else z * gate, (key, value)
+    z = z if gate is None else z * gate
+    return z, None if heads.own is None else (key, value)

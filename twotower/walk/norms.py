@@ -36,9 +36,7 @@ class Norm:
         """Return the norm with its weights on a device."""
         return replace(self, scale=self.scale.to(device), shift=self.shift.to(device))
 
-    def statistic(
-        self, x: Float[torch.Tensor, "*rest d_model"]
-    ) -> Float32[torch.Tensor, "*rest"]:
+    def statistic(self, x: Float[torch.Tensor, "*rest d_model"]) -> Float32[torch.Tensor, "*rest"]:
         """Return the root of the mean square (...,) of x (..., d_model), in float32."""
         x = self._centre(x.float())
         return (x.square().mean(dim=-1) + self.epsilon).sqrt()

@@ -253,7 +253,8 @@ class Proof(Recorder):
         error = (left / size.clamp(min=torch.finfo(size.dtype).tiny)).amax(dim=-1)
         dtypes = [kept.dtype for kept in layers]
         dtypes = [max(x, y, key=roundoff) for x, y in pairwise([*dtypes, after.dtype])]
-        self._claim("block", layers, error, _allowed(map(self.rounding.sum, dtypes), error))
+        allowed = _allowed((self.rounding.sum(x, scaled=bool(factors)) for x in dtypes), error)
+        self._claim("block", layers, error, allowed)
 
     def _attention(self, layers: Sequence[Kept], heads: Sequence[Heads]) -> None:
         """Claim that each head's output is that of its queries, keys and values."""
@@ -306,9 +307,7 @@ class Proof(Recorder):
             n = self.kept[0].sums.shape[1]
             self.claims.append(Claim("scale", [None], error[:, None].expand(-1, n), allowed))
 
-    def _directions(
-        self, layers: Sequence[Kept], heads: Sequence[Heads], readout: Readout
-    ) -> None:
+    def _directions(self, layers: Sequence[Kept], heads: Sequence[Heads], readout: Readout) -> None:
         """Claim that the heads' label logits and the bias sum to that of the attention output."""
         z = torch.stack([kept.z for kept in heads]).float()
         written = torch.stack([kept.write for kept in heads]).float()
@@ -407,7 +406,7 @@ def _gathered(claims: Iterable[Claim], device: torch.device) -> dict[Any, torch.
 
 
 def _even(by_layer: Iterable[torch.Tensor]) -> Float32[torch.Tensor, "2 layer B *H"]:
-    """Return layers' claims (2, B, *H) as one tensor, with errors of 0 for heads that are absent."""
+    """Return layers' claims (2, B, *H) as one tensor, with errors of 0 for absent heads."""
     layers = list(by_layer)
     widest = max(claims.shape[-1] for claims in layers)
     return torch.stack([pad(claims, (0, widest - claims.shape[-1])) for claims in layers], dim=1)

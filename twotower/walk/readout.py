@@ -99,9 +99,7 @@ class Readout:
         """Return the final norm's statistic (...,) of residuals (..., d_model), in float32."""
         return self.norm.statistic(residual)
 
-    def write_spread(
-        self, view: LayerView
-    ) -> Float32[torch.Tensor, " B"] | None:
+    def write_spread(self, view: LayerView) -> Float32[torch.Tensor, " B"] | None:
         """Return the statistic (B,) of the norm after attention at the last position, or None."""
         norm = self.on(view.z.device).post_norms[view.index]
         assert view.attention_output is not None
@@ -274,7 +272,10 @@ def _probe(architecture: Architecture, root: Any, ids: list[int]) -> list[Any]:
         directions[layer] = direction.unflatten(0, (architecture.heads_in(layer), -1)).cpu()
     met = [like.device, unembedded.device, *(z.device for _, _, z, _ in read)]
     return [
-        [None if x is None else (x[0].cpu(), x[1].cpu(), bool(x[2]), x[3]) for x in (*norms, final)],
+        [
+            None if x is None else (x[0].cpu(), x[1].cpu(), bool(x[2]), x[3])
+            for x in (*norms, final)
+        ],
         factors,
         rows_by_label.cpu(),
         bias.cpu(),

@@ -199,7 +199,9 @@ class LayerView:
         embedding = self.learned.on(self.residual.device).to(self.residual.dtype)
         direct = (norm(embedding) - norm(torch.zeros_like(embedding[:, :1]))).float()
         deviation = [
-            (x.float().var(dim=-1, keepdim=True, unbiased=False) + architecture.epsilon(norm)).sqrt()
+            (
+                x.float().var(dim=-1, keepdim=True, unbiased=False) + architecture.epsilon(norm)
+            ).sqrt()
             for x in (embedding, self.residual)
         ]
         content = norm(self.residual).float() - direct * deviation[0] / deviation[1]

@@ -1,4 +1,4 @@
-"""Beam: every sublayer scales the residual stream; gated heads, rotary embedding in local layers."""
+"""Beam: sublayers scale the residual stream; gated heads, rotary embedding in local layers."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Bloom(Architecture):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return grouped(projected[0], self.n_kv_heads, self.d_head)
 
-    def key_bias(self, attention: Any, layer: int) -> torch.Tensor | None:
+    def key_bias(self, attention: Any, layer: int) -> torch.Tensor:
         alibi = attention.inputs[1]["alibi"]  # (B H, 1, T)
         return alibi[:, 0].unflatten(0, (-1, self.n_heads)).float()
 
@@ -56,6 +56,6 @@ class Bloom(Architecture):
 def grouped(
     fused: torch.Tensor, n_kv_heads: int, d_head: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Split a projection (..., features) that holds each key-value head's queries, key and value."""
+    """Split a fused projection: each key-value head's queries, its key and its value in a row."""
     groups = fused.unflatten(-1, (n_kv_heads, -1, d_head))
     return groups[..., :-2, :].flatten(-3, -2), groups[..., -2, :], groups[..., -1, :]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ...errors import ModelError
 from ..architecture import Architecture
 from .bloom import grouped
 
@@ -27,6 +28,11 @@ class Falcon(Architecture):
         super().__init__(config)
         self.d_mlp = config.ffn_hidden_size
         self.rotary = not config.alibi
+        if config.alibi and config._attn_implementation == "eager":
+            raise ModelError(
+                "transformers' eager attention adds Falcon's ALiBi twice, unlike the model that was "
+                "trained; load with attn_implementation='sdpa'"
+            )
         if config.new_decoder_architecture:
             self.n_kv_heads = config.num_kv_heads
         else:
@@ -49,11 +55,7 @@ class Falcon(Architecture):
         if self.rotary:
             return None
         alibi = attention.inputs[1]["alibi"][:, :, 0]
-        in_mask = (alibi / math.sqrt(self.d_head)).float()
-        if attention.config._attn_implementation == "sdpa":
-            return in_mask
-        # transformers' eager attention adds it to the scores as well as in the mask.
-        return in_mask + alibi.float() * self.scaling(layer)
+        return (alibi / math.sqrt(self.d_head)).float()
 
 
 class TwoNormFalcon(Falcon):

@@ -73,10 +73,10 @@ class Gemma4(Gemma2):
         return q, attention.k_norm(rest[0]), attention.v_norm(rest[-1])
 
     def mlp_input(self, block: Any, x: torch.Tensor) -> torch.Tensor:
-        return x if block.enable_moe_block else block.pre_feedforward_layernorm(x)
+        return x if _has_experts(block) else block.pre_feedforward_layernorm(x)
 
     def feed_forward(self, block: Any, x: torch.Tensor) -> torch.Tensor:
-        if not block.enable_moe_block:
+        if not _has_experts(block):
             return call(block.mlp, x)
         dense = block.post_feedforward_layernorm_1(block.mlp(block.pre_feedforward_layernorm(x)))
         flat = x.flatten(0, -2)
@@ -88,12 +88,12 @@ class Gemma4(Gemma2):
         return block.post_feedforward_layernorm.input
 
     def more_input(self, block: Any) -> torch.Tensor | None:
-        if not self.config.hidden_size_per_layer_input:
+        if not getattr(self.config, "hidden_size_per_layer_input", None):
             return None
         return block.inputs[0][1]
 
     def more_written(self, block: Any) -> torch.Tensor | None:
-        if not self.config.hidden_size_per_layer_input:
+        if not getattr(self.config, "hidden_size_per_layer_input", None):
             return None
         return block.post_per_layer_input_norm.output
 
@@ -105,6 +105,10 @@ class Gemma4(Gemma2):
 
     def stream_factor(self, block: Any) -> torch.Tensor:
         return block.layer_scalar[0]
+
+
+def _has_experts(block: Any) -> bool:
+    return bool(getattr(block, "enable_moe_block", False))
 
 
 def _has(module: Any, name: str) -> bool:

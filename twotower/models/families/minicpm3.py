@@ -1,4 +1,4 @@
-"""MiniCPM 3: latent attention, multipliers of what is added to the residual stream and of logits."""
+"""MiniCPM 3: latent attention; multipliers of what is added to the stream, and of logits."""
 
 from __future__ import annotations
 

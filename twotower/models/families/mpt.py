@@ -42,7 +42,7 @@ class MPT(Architecture):
         q, k, v = (x.unflatten(-1, (-1, self.d_head)) for x in fused.chunk(3, dim=-1))
         return q, k, v
 
-    def key_bias(self, attention: Any, layer: int) -> torch.Tensor | None:
+    def key_bias(self, attention: Any, layer: int) -> torch.Tensor:
         (x, *_), named = attention.inputs
         return named["position_bias"][None, :, 0, -x.shape[1] :]
 
