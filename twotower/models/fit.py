@@ -55,7 +55,8 @@ def misfit(adapter: type[Architecture], module: torch.nn.Module) -> str | None:
     for index, block in enumerate(resolve(module, paths["layers_path"])):
         attention = resolve(block, adapter.attention_name, default=None)
         mixer = adapter.mixer_name and resolve(block, adapter.mixer_name, default=None)
-        if attention is mixer and not hasattr(attention, adapter.projection_name):
+        needed = (*adapter.qkv_names, adapter.projection_name)
+        if attention is mixer and not all(hasattr(attention, name) for name in needed):
             attention = None
         if attention is None and mixer is None:
             return f"layer {index} has no {adapter.attention_name}"

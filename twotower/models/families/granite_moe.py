@@ -36,12 +36,9 @@ class GraniteExperts(GraniteMoE):
 
 
 class GraniteShared(GraniteMoE):
-    """Granite with a shared MLP, whose output is added to that of the experts.
+    """Granite with a shared MLP, whose output is added to that of the experts."""
 
-    Granite 4 may have no experts, and no rotary embedding. Layers of Mamba are not known.
-    """
-
-    model_types = ("granitemoeshared", "granitemoehybrid")
+    model_types = ("granitemoeshared",)
     mlp_name = "shared_mlp"
     more_names = frozenset({"block_sparse_moe"})
 
@@ -55,8 +52,19 @@ class GraniteShared(GraniteMoE):
         experts = first(block.block_sparse_moe.output)
         return experts + block.shared_mlp.output
 
-    def rotates(self, layer: int) -> bool:
-        return getattr(self.config, "position_embedding_type", "rope") == "rope"
+
+class GraniteHybrid(GraniteShared):
+    """Granite 4; Mamba layers, and there may be no experts and no rotary embedding."""
+
+    model_types = ("granitemoehybrid",)
+    mixer_name = "mamba"
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.rotary = config.position_embedding_type == "rope"
+
+    def has_heads(self, layer: int) -> bool:
+        return bool(self.config.layer_types[layer] == "full_attention")
 
 
 class GraniteSharedSWA(GraniteSWA, GraniteShared):

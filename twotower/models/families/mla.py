@@ -53,7 +53,7 @@ class MLA(Llama):
 
     def scaling(self, layer: int) -> float:
         scale = float((self.config.qk_nope_head_dim + self.config.qk_rope_head_dim) ** -0.5)
-        rope = self.config.rope_parameters
+        rope = getattr(self.config, "rope_parameters", None) or {}
         stretch, strength = rope.get("factor") or 1, rope.get("mscale_all_dim") or 0
         if rope.get("rope_type", "default") == "default" or not strength or stretch <= 1:
             return scale
