@@ -20,7 +20,14 @@ from twotower.results.provenance import versions
 from twotower.testing import Planting
 
 FOLDER = Path(__file__).parent
-PLANTED = {"gpt2": "gpt2", "gptj": "gptj", "llama-grouped": "llama", "neox-parallel": "neox"}
+PLANTED = {
+    "gpt2": "gpt2",
+    "gptj": "gptj",
+    "llama-grouped": "llama",
+    "neox-parallel": "neox",
+    "gemma2": "gemma2",
+    "olmo2": "olmo2",
+}
 HEAD = """# Architectures
 
 What was verified of every architecture, on small random models; made by `python tests/status.py`.

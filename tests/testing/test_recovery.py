@@ -13,9 +13,21 @@ from twotower.testing import ARCHITECTURES, Planting
 
 SEEDS = range(int(os.environ.get("TWOTOWER_PLANTINGS", "2")))
 MATCH = (tt.Head(2, 1), tt.Head(3, 2))
+NORMED = ("gemma2", "olmo2")
+"""Families with norms after attention, whose mechanism is Llama's; `make test` plants one of each."""
+
+slow = pytest.mark.slow
+NAMES = [pytest.param(x, marks=slow) if x in NORMED else x for x in ARCHITECTURES]
 
 
-@pytest.fixture(scope="module", params=[(name, seed) for name in ARCHITECTURES for seed in SEEDS])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((name, seed), marks=slow if name in NORMED and seed else ())
+        for name in ARCHITECTURES
+        for seed in SEEDS
+    ],
+)
 def planted(request: pytest.FixtureRequest) -> tuple[Planting, tt.Model, tt.Prompts]:
     planting = Planting.random(*request.param, noise=0.05)
     model = planting.load()
@@ -78,7 +90,7 @@ def test_knocking_them_out_leaves_chance(planted) -> None:
     assert other.correct.values.all()
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", NAMES)
 def test_redundant_copies_share_the_effect(name: str) -> None:
     copies = [(2, 0), (2, 1), (3, 0), (3, 1)]
     planting = Planting(name, match=copies)
@@ -95,7 +107,7 @@ def test_redundant_copies_share_the_effect(name: str) -> None:
     assert {tt.Head(int(x), int(y)) for x, y in picked} == set(planting.match)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("recency", [0.0, 0.1])
 def test_recency_bias(name: str, recency: float) -> None:
     planting = Planting(name, match=MATCH, similarity=2.0, recency=recency)
@@ -127,7 +139,7 @@ def test_recency_bias(name: str, recency: float) -> None:
     assert abs(bias["after"]) < 0.15
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", NAMES)
 def test_majority_label_bias(name: str) -> None:
     bias = {}
     for similarity in (2.0, 10.0):
@@ -150,7 +162,7 @@ def test_majority_label_bias(name: str) -> None:
     assert abs(bias[2.0, 4, "before"]) < 0.05
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", NAMES)
 def test_towers_come_apart(name: str) -> None:
     """The answer follows the labels with the values, the classes with the attention."""
     planting = Planting(name, match=MATCH)
@@ -164,10 +176,13 @@ def test_towers_come_apart(name: str) -> None:
     np.testing.assert_allclose(attention.margin.values, before.margin.values, rtol=0.05)
 
 
-def test_what_noise_breaks_is_the_mechanism() -> None:
+@pytest.mark.parametrize(
+    "names", [set(ARCHITECTURES) - set(NORMED), pytest.param(set(NORMED), marks=slow)]
+)
+def test_what_noise_breaks_is_the_mechanism(names: set[str]) -> None:
     """Where a noisy model still does the task, the planted heads are found; see the study."""
     able = found = 0
-    for name in ARCHITECTURES:
+    for name in names:
         for seed in range(3):
             planting = Planting.random(name, seed, noise=0.2)
             model = planting.load()
@@ -176,5 +191,5 @@ def test_what_noise_breaks_is_the_mechanism() -> None:
                 continue
             able += 1
             found += set(run.tt.heads(len(planting.heads))) == set(planting.heads)
-    assert able >= 8
+    assert able >= 2 * len(names)
     assert found >= able - 1

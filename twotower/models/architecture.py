@@ -241,11 +241,13 @@ class Architecture(abc.ABC):
         mask: Bool[torch.Tensor, "n T"],
     ) -> Float[torch.Tensor, "n T d_model"]:
         """Return the mixer's output for its input, whole left-padded sequences."""
-        return first(self.mixer(block)(x, attention_mask=mask.to(torch.long)))
+        mixed: torch.Tensor = first(self.mixer(block)(x, attention_mask=mask.to(torch.long)))
+        return mixed
 
     def mixer_output(self, block: Any) -> Float[torch.Tensor, "B T d_model"]:
         """Return the mixer's output in the forward; only inside a trace."""
-        return first(self.mixer(block).output)
+        output: torch.Tensor = first(self.mixer(block).output)
+        return output
 
     def mixer_write(
         self, block: Any, output: Float[torch.Tensor, "*rest d_model"]
@@ -261,7 +263,8 @@ class Architecture(abc.ABC):
 
     def mlp_output(self, block: Any) -> Float[torch.Tensor, "B T d_model"]:
         """Return the MLP's output in the forward; only inside a trace."""
-        return first(self.mlp(block).output)
+        output: torch.Tensor = first(self.mlp(block).output)
+        return output
 
     def write(
         self, block: Any, output: Float[torch.Tensor, "*rest d_model"]
@@ -527,7 +530,8 @@ def call(module: Any, x: Float[torch.Tensor, "*rest features"]) -> Float[torch.T
     bitsandbytes int8 layers take at most three dims; mixtures of experts take exactly three.
     """
     out: torch.Tensor = first(module(x.flatten(0, -2).unsqueeze(0)))
-    return out.flatten(0, -2).unflatten(0, x.shape[:-1])
+    shaped: torch.Tensor = out.flatten(0, -2).unflatten(0, x.shape[:-1])
+    return shaped
 
 
 _MISSING = object()

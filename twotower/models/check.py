@@ -1,9 +1,9 @@
 """Check at load time that a model is read and edited correctly.
 
 Prompts of unequal length run three times: unedited, with every head's output written back
-unchanged, and with every other element of the heads' outputs halved. From the first run, the check sums the parts of
-each block and compares the sums with the model's own values. It also calls each module again on
-its own input. The allowed differences are those of rounding (`rounding.py`).
+unchanged, and with every other element of the heads' outputs halved. From the first run, the check
+sums the parts of each block and compares the sums with the model's own values. It also calls each
+module again on its own input. The allowed differences are those of rounding (`rounding.py`).
 
 Attention may change at a length that a short prompt does not reach. If the configuration names
 such a length, the check also runs on a small random model of the same kind (`lengths.py`).
@@ -60,7 +60,7 @@ def check_model(model: Model, lengths: Sequence[int] = SHORT) -> dict[str, Findi
     CheckError
         If an identity does not hold. Names the identity, layer, error and allowed error.
     """
-    plain, same, halved = _runs(model, lengths)
+    plain, same, halved = runs(model, lengths)
     found = {**plain["pairs"], "edit": halved["pairs"]["edit"]}
     rounding = Rounding.of(model)
     dtype: torch.dtype = plain["dtype"]
@@ -109,7 +109,9 @@ def _prompts(model: Model, lengths: Sequence[int]) -> tuple[torch.Tensor, torch.
     return ids.to(model.device), mask.to(model.device)
 
 
-def _runs(model: Model, lengths: Sequence[int]) -> list[dict[str, Any]]:
+def runs(
+    model: Model, lengths: Sequence[int], factors: Sequence[float | None] = (None, 1.0, 0.5)
+) -> list[dict[str, Any]]:
     """Run the prompts unedited, with heads written back, and with heads halved, in one session."""
     architecture, root, rounding = model.architecture, model.traced, Rounding.of(model)
     ids, mask = _prompts(model, lengths)
@@ -120,7 +122,7 @@ def _runs(model: Model, lengths: Sequence[int]) -> list[dict[str, Any]]:
     with root.session(**where):
         found = nnsight.save([])
         with torch.no_grad():
-            for factor in (None, 1.0, 0.5):
+            for factor in factors:
                 with root.trace(**inputs, **options):
                     found.append(check_walk(architecture, root, mask, factor, rounding))
     return list(found)

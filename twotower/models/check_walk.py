@@ -158,7 +158,8 @@ class CheckWalk:
                     projected,
                 )
             )
-            pairs += [(a, b) for a, b in zip(again, own, strict=True) if b is not None]
+            both = zip(again, own, strict=True)
+            pairs += [(a, b) for a, b in both if a is not None and b is not None]
         if mlp_output is not None:
             before = added[: -1 if more_write is None else -2]
             middle = residual if architecture.parallel else sum(before, residual)

@@ -7,7 +7,6 @@ Ignoring such a part would give wrong numbers without an error.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
@@ -55,27 +54,26 @@ def misfit(adapter: type[Architecture], module: torch.nn.Module) -> str | None:
     for index, block in enumerate(resolve(module, paths["layers_path"])):
         attention = resolve(block, adapter.attention_name, default=None)
         mixer = adapter.mixer_name and resolve(block, adapter.mixer_name, default=None)
-        needed = (*adapter.qkv_names, adapter.projection_name)
-        if attention is mixer and not all(hasattr(attention, name) for name in needed):
+        of_attention = {*adapter.qkv_names, adapter.projection_name}
+        if attention is mixer and not all(hasattr(attention, name) for name in of_attention):
             attention = None
         if attention is None and mixer is None:
             return f"layer {index} has no {adapter.attention_name}"
-        named = (
+        names = (
             adapter.attention_norm_name,
             adapter.mlp_norm_name,
             adapter.attention_post_norm_name,
             adapter.mlp_post_norm_name,
             adapter.mlp_name,
         )
-        of_block = {name for name in named if name}
+        of_block = {name for name in names if name}
         of_block |= set() if attention is None else {adapter.attention_name}
         of_block |= {adapter.mixer_name} if mixer is not None and adapter.mixer_name else set()
         known = of_block | adapter.more_names
         if attention is None:  # norms may stand elsewhere
-            of_block &= {adapter.mixer_name, adapter.mlp_name}
+            of_block &= {adapter.mixer_name or "", adapter.mlp_name}
         parts = [(block, "block", of_block)]
         if attention is not None:
-            of_attention = {*adapter.qkv_names, adapter.projection_name}
             parts.append((attention, adapter.attention_name, of_attention))
         for owner, place, needed in parts:
             missing = [name for name in needed if resolve(owner, name, default=None) is None]

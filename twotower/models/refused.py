@@ -22,7 +22,7 @@ BY_REASON: dict[str, str] = {
     "it consists of several transformers, over bytes and patches": "blt",
     "a convolution over positions acts inside queries and keys": "zaya inkling_text inkling2_text",
     "a nonlinear layer stands between the final norm and the unembedding": "modernbert-decoder",
-    "a norm spans all heads' outputs before the output projection, so that heads do not add up": "bitnet",
+    "a norm spans all heads' outputs, so that heads do not add up": "bitnet",
     "its heads are differences of two softmaxes": "diffllama",
     "it masks keys by the content of their values": "doge",
     "each token chooses experts for its heads' projections": "jetmoe",

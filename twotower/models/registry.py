@@ -46,8 +46,7 @@ def find_architecture(config: Any, module: torch.nn.Module) -> Architecture:
             reasons.append(f"{adapter.__name__}: {reason}")
     if reasons:
         raise ModelError(f"the adapter of {kind!r} does not fit this model ({'; '.join(reasons)})")
-    if kind in REFUSED:
-        raise ModelError(f"{kind!r} is not supported: {REFUSED[kind]}")
+    check_not_refused(config)
     alike = [adapter.__name__ for adapter in ADAPTERS if misfit(adapter, module) is None]
     also = (
         f"; its parts have the names of {', '.join(alike)}, and `twotower check --suggest` tries "
@@ -60,6 +59,18 @@ def find_architecture(config: Any, module: torch.nn.Module) -> Architecture:
         "twotower.models.Architecture, and register it with twotower.models.register. Known "
         f"architectures: {', '.join(known_types())}"
     )
+
+
+def check_not_refused(config: Any) -> None:
+    """Check that a configuration is not of a type that is known not to be supported.
+
+    Raises
+    ------
+    ModelError
+        With the reason.
+    """
+    if config.model_type in REFUSED:
+        raise ModelError(f"{config.model_type!r} is not supported: {REFUSED[config.model_type]}")
 
 
 def known_types() -> list[str]:

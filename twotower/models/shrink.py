@@ -32,8 +32,6 @@ SIZES = {
     "shared_intermediate_size": 24,
     "prefix_dense_intermediate_size": 48,
     "expert_ffn_hidden_size": 24,
-    "vocab_size": 128,
-    "vocab_size_per_layer_input": 128,
     "hidden_size_per_layer_input": 8,
     "num_experts": 4,
     "num_local_experts": 4,
@@ -90,7 +88,7 @@ SPREAD = 0.15
 """Standard deviation of the random weights; large enough for attention far from uniform."""
 
 
-def shrunk(config: Any, lengths: Mapping[str, int] | None = None) -> Any:
+def shrunk(config: Any, lengths: Mapping[str, int] | None = None, vocabulary: int = 128) -> Any:
     """Return a configuration for a small model of the same kind.
 
     Parameters
@@ -100,13 +98,15 @@ def shrunk(config: Any, lengths: Mapping[str, int] | None = None) -> Any:
         is taken.
     lengths
         New values of the length settings, also in `rope_parameters`.
+    vocabulary
+        Largest size of the vocabulary.
     """
     config = config.get_text_config(decoder=True)
     settings = {name: x for name, x in config.to_dict().items() if not name.startswith("_")}
 
     def called(name: str) -> str:
         """Return the configuration's own name of a setting."""
-        return config.attribute_map.get(name, name)
+        return str(config.attribute_map.get(name, name))
 
     settings.pop("quantization_config", None)
     settings.pop("torch_dtype", None)
@@ -121,6 +121,9 @@ def shrunk(config: Any, lengths: Mapping[str, int] | None = None) -> Any:
     width = heads * D_HEAD
     was = config.hidden_size
     settings[called("hidden_size")] = width
+    for name in ("vocab_size", "vocab_size_per_layer_input"):
+        if name in settings:
+            settings[name] = min(settings[name], vocabulary)
     for name in WIDTHS:
         if settings.get(name) == was:
             settings[name] = width
@@ -129,7 +132,8 @@ def shrunk(config: Any, lengths: Mapping[str, int] | None = None) -> Any:
             settings[name] = D_HEAD
     if "qk_rope_head_dim" in settings:  # latent attention: the part of a key that is rotated
         settings["head_dim"] = SIZES["qk_rope_head_dim"]
-    settings.pop("per_layer_config", None)  # made anew from the other settings
+    if settings.pop("per_layer_config", None):  # Gemma 4 makes it anew
+        settings["global_head_dim"] = D_HEAD
     for name, most in SIZES.items():
         value = settings.get(name)
         if isinstance(value, int) and not isinstance(value, bool):

@@ -6,17 +6,12 @@ Shapes: G packs of S changed and E unchanged positions, n rows, H heads on K key
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float
 from torch.nn import functional
 
 from ..models.positions import softcapped, softmax
-
-if TYPE_CHECKING:
-    from ..models import Architecture
-    from .rows import CleanHeads
 
 
 @dataclass
@@ -41,12 +36,6 @@ class Scoring:
     cap: float | None
     bias: Float[torch.Tensor, "G H all"] | None
     sinks: Float[torch.Tensor, " H"] | None
-
-    @classmethod
-    def of(cls, architecture: Architecture, layer: int, clean: CleanHeads) -> Scoring:
-        """Return how a layer of an architecture scores."""
-        scale, cap = architecture.scaling(layer), architecture.score_softcap
-        return cls(clean.key, clean.value, scale, cap, clean.bias, clean.sinks)
 
     @property
     def plain(self) -> bool:
@@ -76,7 +65,9 @@ def attend_one(
 
     def by_row(x: torch.Tensor) -> torch.Tensor:  # (..., H, keys) to (..., K, n H/K, keys)
         grouped = x.unflatten(-2, (n_kv, 1, -1))
-        return grouped.expand(*[-1] * (grouped.dim() - 3), n_rows, -1, -1).flatten(-3, -2)
+        repeated = grouped.expand(*[-1] * (grouped.dim() - 3), n_rows, -1, -1)
+        flat: torch.Tensor = repeated.flatten(-3, -2)
+        return flat
 
     if bias is not None:
         earlier, own = earlier + by_row(bias[..., :-1]), own + by_row(bias[..., -1:])
@@ -132,9 +123,10 @@ def _softmax_attention(
     """Return attention's output; `mask` None means causal."""
     cap, sinks, bias, scale = scoring.cap, scoring.sinks, scoring.bias, scoring.scale
     if scoring.plain:
-        return functional.scaled_dot_product_attention(
+        z: torch.Tensor = functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
         )
+        return z
     # torch's kernels know neither softcaps nor sinks.
     if mask is None:
         n = query.shape[2]
@@ -146,5 +138,6 @@ def _softmax_attention(
         scores = scores + bias.repeat_interleave(n_rows, dim=0)[:, :, None]
     scores = scores.masked_fill(~mask, -torch.inf)
     weights = softmax(scores, None if sinks is None else sinks[:, None]).to(value.dtype)
-    grouped = weights.unflatten(1, (value.shape[1], -1))
-    return (grouped @ value.unsqueeze(2)).flatten(1, 2)
+    by_key = weights.unflatten(1, (value.shape[1], -1))
+    z = (by_key @ value.unsqueeze(2)).flatten(1, 2)
+    return z

@@ -138,7 +138,7 @@ def make_layout(
     kinds: Int[np.ndarray, "B T"],
     width: float,
     devices: Sequence[torch.device],
-    alone: bool = False,
+    separate: bool = False,
 ) -> Layout:
     """Return the packs of a batch; prompts with the same beginning may share a pack.
 
@@ -156,7 +156,7 @@ def make_layout(
         whether sharing a beginning pays for the larger pack.
     devices
         Devices that need the tensors.
-    alone
+    separate
         Whether each prompt has its own pack, as a mixer of positions needs it.
     """
     n, n_positions = token_id.shape
@@ -172,7 +172,7 @@ def make_layout(
     for b in sorted(range(n), key=lambda b: rows[b][0]):
         alone = _Pack()
         alone.add(b, *rows[b])
-        if packs and not alone:
+        if packs and not separate:
             joint = _copy(packs[-1])
             joint.add(b, *rows[b])
             if _price(joint, width) < _price(packs[-1], width) + _price(alone, width):

@@ -89,7 +89,7 @@ def prepare_sweep(
             change.kinds(batch),
             6 * model.d_model,
             batch.devices,
-            alone=any(map(model.architecture.mixes, range(model.n_layers))),
+            separate=any(map(model.architecture.mixes, range(model.n_layers))),
         )
         source = layout.source.own
         changed = batch.cut(at).map(lambda x: x.flatten()[source])

@@ -28,7 +28,6 @@ from .attend import Scoring, attend_many, attend_one
 from .counterfactuals import Step
 from .layout import Layout
 
-
 TOKENS = 4096
 """Tokens that a mixer of positions takes at a time."""
 
@@ -382,10 +381,10 @@ def advance(
     middle = together(clean.residual, rows)
     if clean.heads is not None and clean.heads.own is not None:
         carried[clean.index] = Carried(clean.heads.own, own)
-    for keys in carried.values():
-        of_rows = keys.rows or (None, None)
-        pairs = zip(keys.clean, of_rows, strict=True)
-        keys.rows = tuple(together(x.to(middle.device), y) for x, y in pairs)
+    for theirs in carried.values():
+        of_keys, of_values = theirs.rows or (None, None)
+        keys, values = (x.to(middle.device) for x in theirs.clean)
+        theirs.rows = together(keys, of_keys), together(values, of_values)
     if clean.heads is not None:
         heads = together(clean.heads.z, z, changed=True)
         output = call(architecture.projection(block), heads.flatten(-2))
@@ -449,7 +448,7 @@ def _attend(
     last: Layout | None,
     carried: dict[int, Carried],
 ) -> tuple[Float[torch.Tensor, "G n end H D"], KeysValues | None]:
-    """Return z (G, n, S or Q, H, D) of the rows, and their keys and values if later layers use them."""
+    """Return z (G, n, S or Q, H, D) of the rows, and keys and values that later layers use."""
     architecture, block = clean.architecture, clean.block
     normed = architecture.attention_input(block, rows)
     projected = [call(module, normed) for module in architecture.qkv(block)]
@@ -460,12 +459,14 @@ def _attend(
     if source == clean.index:
         key = architecture.turn(block, key, heads.positions, query=False)
     else:
-        assert carried[source].rows is not None
-        key, value = (x.to(query.device) for x in carried[source].rows)
+        theirs = carried[source].rows
+        assert theirs is not None
+        key, value = (x.to(query.device) for x in theirs)
     if last is not None:
         query = last.row_ends(query)
         gate = None if gate is None else last.row_ends(gate)
-    scoring = Scoring.of(architecture, clean.index, heads)
+    scale, cap = architecture.scaling(clean.index), architecture.score_softcap
+    scoring = Scoring(heads.key, heads.value, scale, cap, heads.bias, heads.sinks)
     reach = (architecture.window(clean.index), architecture.chunk(clean.index))
     if layout.n_changed == 1:
         earlier = layout.seen(*reach, False, rows.device)[..., :-1]

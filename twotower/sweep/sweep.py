@@ -226,4 +226,5 @@ class Sweep(Recorder):
             n = int(np.prod(self.shape))
             whole = x.new_full((len(x), n, *x.shape[2:]), torch.nan)
             x = whole.index_copy(1, self.places.on(x.device), x)
-        return x.unflatten(1, self.shape)
+        shaped: torch.Tensor = x.unflatten(1, self.shape)
+        return shaped

@@ -212,7 +212,8 @@ def _get_readout(model: Model, key: tuple[Any, ...], ids: list[int]) -> Readout:
             rows,
             bias,
             directions,
-            *biases,
+            biases[0],
+            biases[1],
             architecture.logit_softcap,
             torch.tensor(ids),
         )
@@ -255,7 +256,8 @@ def _probe(architecture: Architecture, root: Any, ids: list[int]) -> list[Any]:
     factors = torch.tensor([1.0 if x is None else float(x) for x in own_factors])
     factors = factors.flip(0).cumprod(dim=0).flip(0)
     pulled = _pulled(final, rows_by_label)
-    norms, directions = ([None] * architecture.n_layers for _ in range(2))
+    norms: list[Any] = [None] * architecture.n_layers
+    directions: list[Any] = [None] * architecture.n_layers
     biases = torch.zeros(2, architecture.n_layers, len(ids))
     for layer, block, z, written in read:
         scale = factors[layer] * architecture.write_multiplier(layer)

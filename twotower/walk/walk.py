@@ -196,6 +196,7 @@ class LayerView:
         """
         assert self.learned is not None
         architecture, norm = self.architecture, self.architecture.attention_norm(self.block)
+        assert norm is not None
         embedding = self.learned.on(self.residual.device).to(self.residual.dtype)
         direct = (norm(embedding) - norm(torch.zeros_like(embedding[:, :1]))).float()
         deviation = [
@@ -456,7 +457,7 @@ def _heads(
     of_heads = (architecture.gate(block, projected), architecture.sinks(attention))
     view = LayerView(architecture, index, block, mask, *parts, *of_heads, more_input=more)
     if source != index:  # with the rotary embedding of their own layer
-        view._turned_key = views[source].turned_key
+        view.__dict__["_turned_key"] = views[source].turned_key
     return view
 
 

@@ -30,8 +30,8 @@ class Falcon(Architecture):
         self.rotary = not config.alibi
         if config.alibi and config._attn_implementation == "eager":
             raise ModelError(
-                "transformers' eager attention adds Falcon's ALiBi twice, unlike the model that was "
-                "trained; load with attn_implementation='sdpa'"
+                "transformers' eager attention adds Falcon's ALiBi twice, unlike the trained "
+                "model; load with attn_implementation='sdpa'"
             )
         if config.new_decoder_architecture:
             self.n_kv_heads = config.num_kv_heads

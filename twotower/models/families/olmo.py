@@ -25,7 +25,7 @@ class OLMo(Llama):
 
 
 class OLMo2(Llama):
-    """OLMo 2 and 3, FlexOlmo; norms follow attention and MLP, and span all heads' queries and keys."""
+    """OLMo 2 and 3, FlexOlmo; norms follow the sublayers, and span all heads' queries or keys."""
 
     model_types = ("olmo2", "olmo3", "flex_olmo")
     attention_norm_name = None
