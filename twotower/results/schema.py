@@ -81,7 +81,10 @@ _U = ("unit",)
 _P, _PL = ("prompt",), ("prompt", "label")
 _PP = ("prompt", "position")
 _HEADS = ("prompt", "layer", "head")
-_LOGIT = "x W_U through the final norm with the last position's statistic; biases left out"
+_LOGIT = (
+    "x W_U through the final norm (and a norm after attention, if there is one) with the last "
+    "position's statistic, before any softcap; biases left out"
+)
 
 
 def _auc(title: str) -> dict[str, Any]:
@@ -275,13 +278,14 @@ GROUPS: dict[str, dict[str, Variable]] = {
             (*_HEADS, "position"),
             "float",
             "QK score",
-            "q_T . k_p times the model's scaling, rotary included",
+            "q_T . k_p times the model's scaling, rotary included; capped as in the model, and with "
+            "its ALiBi relative to the last position",
         ),
         "score_content": Variable(
             (*_HEADS, "position"),
             "float",
             "content part of the QK score",
-            "rotary models: query and key rotated to distance 0; learned "
+            "rotary models: query and key rotated to distance 0; ALiBi left out; learned "
             "positions: less the direct path of the position embedding "
             "through the attention's norm. The position part is score - "
             "score_content",
