@@ -14,7 +14,7 @@ from twotower.testing import ARCHITECTURES, Planting
 SEEDS = range(int(os.environ.get("TWOTOWER_PLANTINGS", "2")))
 MATCH = (tt.Head(2, 1), tt.Head(3, 2))
 NORMED = ("gemma2", "olmo2")
-"""Families with norms after attention, whose mechanism is Llama's; `make test` plants one of each."""
+"""Families with norms after attention; their heads are Llama's. `make test` plants one of each."""
 
 slow = pytest.mark.slow
 NAMES = [pytest.param(x, marks=slow) if x in NORMED else x for x in ARCHITECTURES]
