@@ -15,6 +15,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from tiny import THREE, byte_level
+from torch import nn
 
 import twotower as tt
 from twotower.models.check import check_model
@@ -25,7 +26,7 @@ LARGEST = 1e-4
 Hook = Callable[..., Any]
 
 
-def verified(module: torch.nn.Module, n: int = 2) -> dict[str, float]:
+def verified(module: nn.Module, n: int = 2) -> dict[str, float]:
     """Return the error of each identity in a transformers model, on n prompts of two shots."""
     model = tt.load(module, tokenizer=byte_level())
     prompts = tt.build_prompts(model, THREE, shots=2, n=n, seed=2)
@@ -80,7 +81,7 @@ class Reference:
             yield
 
     def _zeroing(self, layer: int, heads: list[list[tt.Head]], last: bool) -> Hook:
-        def zero(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:
+        def zero(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:
             z = inputs[0].clone()
             # Some models flatten rows and positions before the projection.
             n = self.architecture.heads_in(layer)
@@ -187,50 +188,48 @@ def _fused_weights(one: Reference) -> list[torch.Tensor]:
 
 
 def attention_edit(model: tt.Model, prompts: tt.Prompts, own: list[Reference]) -> float:
-    """Of the change by halving one head's weights in every layer at the labels, for all queries.
+    """Of the change by halving all heads' weights at the labels, for all queries.
 
     The reference halves them inside transformers' own attention, where they pass through dropout
     or come from the softmax. Fused attention has no such place: there the weights of all keys
     become 0, and the reference knocks out the heads.
     """
-    heads = [tt.Head(layer, model.architecture.heads_in(layer) - 1) for layer in own[0].with_heads]
     fused = _fused(own[0])
     keys, factor = ("all", 0.0) if fused else ("labels", 0.5)
-    edits = [tt.ScaleAttention(heads, factor, keys, positions="all")]
+    edits = [tt.ScaleAttention(model.heads, factor, keys, positions="all")]
     clean, edited = (tt.predict(model, prompts, edits=x).logprob.values for x in ([], edits))
     theirs = []
     for one in own:
-        with one.without([heads], last=False) if fused else _halved(one, heads):
+        with one.without([model.heads], last=False) if fused else _halved(one):
             out = one.logits().log_softmax(-1)
         theirs.append((one.logits().log_softmax(-1) - out)[0, one.labels].numpy())
     return relative(clean - edited, np.array(theirs))
 
 
 @contextmanager
-def _halved(one: Reference, heads: list[tt.Head]) -> Iterator[None]:
-    """A forward with these heads' weights halved at the labels: one head of each layer."""
+def _halved(one: Reference) -> Iterator[None]:
+    """A forward with all heads' weights halved at the labels."""
     n = one.tokens.shape[1]
     at = torch.tensor(np.flatnonzero(one.at_labels))
 
-    def passing(run: Hook, seen: list[int]) -> Hook:
+    def passing(run: Hook, seen: list[torch.Size]) -> Hook:
         def changed(weights: torch.Tensor, *given: Any, **options: Any) -> torch.Tensor:
             out = run(weights, *given, **options)
             if out.dim() != 4 or out.shape[-2] != n or out.shape[-1] not in (n, n + 1):
                 return out
-            head = heads[len(seen) % len(heads)].head
-            seen.append(head)
+            seen.append(out.shape)
             out = out.clone()
-            out[:, head, :, at] *= 0.5
+            out[..., at] *= 0.5
             return out
 
         return changed
 
     functional, tensor = torch.nn.functional, torch.Tensor
     for owner, name in ((functional, "dropout"), (functional, "softmax"), (tensor, "softmax")):
-        seen: list[int] = []
+        seen: list[torch.Size] = []
         with patch.object(owner, name, passing(getattr(owner, name), seen)):
             one.forward()
-            if len(seen) == len(heads):
+            if len(seen) == len(one.with_heads):
                 yield
                 return
     raise AssertionError("this model's weights pass neither dropout nor softmax, once a layer")
@@ -283,34 +282,34 @@ def label_logits(model: tt.Model, prompts: tt.Prompts, own: list[Reference]) -> 
 def _repeated(one: Reference, rows: list[list[tt.Head]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the streams (row, d_model) without the direct writes of heads, and clean logits."""
     architecture = one.architecture
-    clean: dict[torch.nn.Module, list[Any]] = {}
+    clean: dict[nn.Module, list[Any]] = {}
     ended: list[torch.Tensor] = []
 
-    def keep(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
         # Copies, because Falcon adds attention's output to the MLP's in place.
         clean.setdefault(module, []).append(_copy(output))
 
-    def keep_input(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    def keep_input(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         clean.setdefault(module, []).append(inputs[0])
 
-    def end(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    def end(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         ended.append(inputs[0])
 
-    def again(module: torch.nn.Module, inputs: Any, output: Any) -> Any:
+    def again(module: nn.Module, inputs: Any, output: Any) -> Any:
         return clean[module].pop(0)
 
-    def again_input(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:
+    def again_input(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:
         return (clean[module].pop(0), *inputs[1:])
 
     def frozen(norm: Frozen) -> Hook:
-        def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: Any) -> Any:
+        def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: Any) -> Any:
             return norm(inputs[0]).to(output.dtype)
 
         return hook
 
     projections, norms, others = [], [], []
     for layer, block in enumerate(one.blocks):
-        skipped: set[torch.nn.Module] = set()
+        skipped: set[nn.Module] = set()
         if layer in one.with_heads:
             projection = architecture.projection(block)
             projections.append((layer, projection))
@@ -320,7 +319,8 @@ def _repeated(one: Reference, rows: list[list[tt.Head]]) -> tuple[torch.Tensor, 
                 norms.append(norm)
                 skipped |= set(norm.modules())
         leaves = (x for x in block.modules() if not any(True for _ in x.children()))
-        others += [x for x in leaves if x not in skipped and not isinstance(x, torch.nn.Dropout)]
+        skipped |= {x for x in block.modules() if isinstance(x, (nn.Dropout, nn.Identity))}
+        others += [x for x in leaves if x not in skipped]
     final = architecture.final_norm(one.module)
     with hooks() as add:
         for module in others:
@@ -352,7 +352,7 @@ class Frozen:
 
     FAR = 1e4
 
-    def __init__(self, norm: torch.nn.Module, given: torch.Tensor) -> None:
+    def __init__(self, norm: nn.Module, given: torch.Tensor) -> None:
         width = given.shape[-1]
         with torch.no_grad():
             self.bias = norm(torch.zeros(1, 1, width))[0, 0].double()

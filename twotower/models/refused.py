@@ -13,11 +13,14 @@ BY_REASON: dict[str, str] = {
     ENCODER: "bert bert-generation big_bird camembert data2vec-text electra ernie megatron-bert "
     "rembert roberta roberta-prelayernorm roc_bert roformer xlm xlm-roberta xlm-roberta-xl xmod",
     OF_ENCODER: "bart bigbird_pegasus blenderbot blenderbot-small marian mbart mvp pegasus plbart "
-    "prophetnet trocr whisper t5 musicgen musicgen_melody",
+    "prophetnet trocr whisper t5 musicgen musicgen_decoder "
+    "musicgen_melody musicgen_melody_decoder",
     POST_NORM: "openai-gpt git cpmant",
     RECURRENT: "mamba mamba2 falcon_mamba rwkv xlstm",
     INDEXER: "minimax_m3_vl_text deepseek_v32 glm_moe_dsa axk2 dots3_note_text",
     STREAMS: "deepseek_v4 hy_v4 qwen4_exp_text gemma3n_text",
+    "it drafts tokens for another model, from that model's keys and values": "gemma4_assistant "
+    "gemma4_unified_assistant",
     "it runs its layers several times": "hrm_text",
     "it consists of several transformers, over bytes and patches": "blt",
     "a convolution over positions acts inside queries and keys": "zaya inkling_text inkling2_text",
