@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import SchemaError
+
 SCHEMA_VERSION = 1
 PAPER = "Yu & Ananiadou 2024, arXiv:2402.02872"
 
@@ -278,8 +280,8 @@ GROUPS: dict[str, dict[str, Variable]] = {
             (*_HEADS, "position"),
             "float",
             "QK score",
-            "q_T . k_p times the model's scaling, rotary included; capped as in the model, and with "
-            "its ALiBi relative to the last position",
+            "q_T . k_p times the model's scaling, rotary included; capped as in the model, with "
+            "ALiBi relative to the last position",
         ),
         "score_content": Variable(
             (*_HEADS, "position"),
@@ -433,10 +435,21 @@ BY_POSITION = {
 
 
 def head_columns() -> dict[str, tuple[str, Variable]]:
-    """Return the columns of heads by name, in order, with their first group."""
+    """Return the columns of heads by name, in order, with their first group.
+
+    Raises
+    ------
+    SchemaError
+        If two groups have different columns of the same name.
+    """
     found: dict[str, tuple[str, Variable]] = {}
     for group, variables in GROUPS.items():
         for name, variable in variables.items():
             if variable.title and set(variable.dims) - {"prompt", "label"} == {"layer", "head"}:
-                found.setdefault(name, (group, variable))
+                first, known = found.setdefault(name, (group, variable))
+                if known.title != variable.title:
+                    raise SchemaError(
+                        f"the groups {first!r} and {group!r} have different columns named "
+                        f"{name!r}; rename one of them"
+                    )
     return found
