@@ -354,7 +354,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "kimi_linear": KIMI,
     "kolibri1": {"layer_types": SLIDING},
-    "kolibri1+full": {"layer_types": FULL, "sliding_window": None},
+    "kolibri1+full": {"layer_types": FULL},
     "laguna": {**BIAS, "layer_types": SLIDING, "num_attention_heads_per_layer": [4, 6, 2]},
     "laguna+element": {"gating": "per-element"},
     "laguna+equal": {"num_attention_heads_per_layer": [4, 4, 4]},

@@ -188,38 +188,38 @@ def _fused_weights(one: Reference) -> list[torch.Tensor]:
 
 
 def attention_edit(model: tt.Model, prompts: tt.Prompts, own: list[Reference]) -> float:
-    """Of the change by halving all heads' weights at the labels, for all queries.
+    """Of the change by tripling all heads' weights at the labels, for all queries.
 
-    The reference halves them inside transformers' own attention, where they pass through dropout
+    The reference triples them inside transformers' own attention, where they pass through dropout
     or come from the softmax. Fused attention has no such place: there the weights of all keys
     become 0, and the reference knocks out the heads.
     """
     fused = _fused(own[0])
-    keys, factor = ("all", 0.0) if fused else ("labels", 0.5)
+    keys, factor = ("all", 0.0) if fused else ("labels", 3.0)
     edits = [tt.ScaleAttention(model.heads, factor, keys, positions="all")]
     clean, edited = (tt.predict(model, prompts, edits=x).logprob.values for x in ([], edits))
     theirs = []
     for one in own:
-        with one.without([model.heads], last=False) if fused else _halved(one):
+        with one.without([model.heads], last=False) if fused else _tripled(one):
             out = one.logits().log_softmax(-1)
         theirs.append((one.logits().log_softmax(-1) - out)[0, one.labels].numpy())
     return relative(clean - edited, np.array(theirs))
 
 
 @contextmanager
-def _halved(one: Reference) -> Iterator[None]:
-    """A forward with all heads' weights halved at the labels."""
+def _tripled(one: Reference) -> Iterator[None]:
+    """A forward with all heads' weights tripled at the labels."""
     n = one.tokens.shape[1]
     at = torch.tensor(np.flatnonzero(one.at_labels))
 
     def passing(run: Hook, seen: list[torch.Size]) -> Hook:
         def changed(weights: torch.Tensor, *given: Any, **options: Any) -> torch.Tensor:
             out = run(weights, *given, **options)
-            if out.dim() != 4 or out.shape[-2] != n or out.shape[-1] not in (n, n + 1):
+            if out.dim() not in (3, 4) or out.shape[-2] != n or out.shape[-1] not in (n, n + 1):
                 return out
             seen.append(out.shape)
             out = out.clone()
-            out[..., at] *= 0.5
+            out[..., at] *= 3
             return out
 
         return changed
