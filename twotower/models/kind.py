@@ -18,7 +18,7 @@ VOCABULARY = 1024
 """Size of the small model's vocabulary."""
 
 
-def small_model(config: Any) -> tuple[Model, int]:
+def small_model(config: Any, tokenizer: Any = None) -> tuple[Model, int]:
     """Return a small random model of a configuration's kind, and its longest length.
 
     Lengths at which attention changes, such as windows, are shortened.
@@ -27,11 +27,13 @@ def small_model(config: Any) -> tuple[Model, int]:
     ----------
     config
         A transformers configuration.
+    tokenizer
+        The model's tokenizer; by default a synthetic one.
 
     Returns
     -------
     tuple
-        The model, with a synthetic tokenizer, and the longest of its lengths in tokens; 0 without
+        The model, and the longest of its lengths in tokens; 0 without
         lengths.
 
     Raises
@@ -47,7 +49,7 @@ def small_model(config: Any) -> tuple[Model, int]:
     lengths = shortened(named_lengths(config))
     module = random_small_model(shrunk(config, lengths, VOCABULARY))
     architecture = find_architecture(module.config, module)
-    tokenizer = synthetic_tokenizer(VOCABULARY)
+    tokenizer = tokenizer or synthetic_tokenizer(VOCABULARY)
     name = f"a small random {type(module).__name__}"
     model = Model(traced(module, tokenizer), tokenizer, architecture, name)
     return model, max(lengths.values(), default=0)

@@ -56,7 +56,7 @@ def _small(model: Model) -> tuple[Model, int] | None:
     from .kind import small_model
 
     try:
-        small, longest = small_model(model.config)
+        small, longest = small_model(model.config, model.tokenizer)
     except Exception as error:  # any error of the model's code about sizes
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         warnings.warn(

@@ -48,16 +48,11 @@ def find_architecture(config: Any, module: torch.nn.Module) -> Architecture:
         raise ModelError(f"the adapter of {kind!r} does not fit this model ({'; '.join(reasons)})")
     check_not_refused(config)
     alike = [adapter.__name__ for adapter in ADAPTERS if misfit(adapter, module) is None]
-    also = (
-        f"; its parts have the names of {', '.join(alike)}, and `twotower check --suggest` tries "
-        "whether such an adapter is right"
-        if alike
-        else ""
-    )
+    also = f" Its parts have the same names as in the adapter {alike[0]}." if alike else ""
     raise ModelError(
-        f"no adapter is known for the architecture {kind!r}{also}. Write one by subclassing "
-        "twotower.models.Architecture, and register it with twotower.models.register. Known "
-        f"architectures: {', '.join(known_types())}"
+        f"no adapter is known for the architecture {kind!r}.{also} `twotower check --suggest` "
+        "looks for one; or write it by subclassing twotower.models.Architecture, and register it with "
+        "twotower.models.register"
     )
 
 

@@ -186,7 +186,12 @@ class _Search:
     def attentions(self) -> Iterator[dict[str, Any]]:
         """Iterate over the choices that decide how heads attend."""
         fused = len(self.parts.qkv) == 1
-        bodies = [body for name, body in SPLITS.items() if (name != "separate") == fused]
+        config = self.module.config
+        grouped = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        names = [name for name in SPLITS if (name != "separate") == fused]
+        if grouped == config.num_attention_heads:  # a group is one head
+            names = [name for name in names if "group" not in name]
+        bodies = [SPLITS[name] for name in names]
         norms = [("q", "k")]
         if len(self.parts.inner) == 2:
             a, b = (f"self.attention(block).{name}" for name in self.parts.inner)
