@@ -51,8 +51,8 @@ def find_architecture(config: Any, module: torch.nn.Module) -> Architecture:
     also = f" Its parts have the same names as in the adapter {alike[0]}." if alike else ""
     raise ModelError(
         f"no adapter is known for the architecture {kind!r}.{also} `twotower check --suggest` "
-        "looks for one; or write it by subclassing twotower.models.Architecture, and register it with "
-        "twotower.models.register"
+        "looks for one; or write it by subclassing twotower.models.Architecture, and register it "
+        "with twotower.models.register"
     )
 
 
