@@ -38,6 +38,9 @@ MEASURES: dict[str, Call] = {
     "edits": lambda m, p: tt.predict(m, p, edits(m, p)),
 }
 
+FEW = ("labels", "attribution", "analyze", "edits")
+"""What together goes through most of the rest; `make test` runs it where all would take long."""
+
 
 def edits(model: tt.Model, prompts: tt.Prompts) -> list[Any]:
     """One edit of every kind, in heads of different layers; needs 3 layers of 4 heads."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -71,11 +71,27 @@ def test_a_pair_costs_no_more_than_its_own_rows(floors: ModuleType) -> None:
     assert both - one == floor.projecting + floor.mlp  # it shares all but the last block's output
 
 
-def test_the_gpu_script_runs_on_a_small_model(tmp_path: Path) -> None:
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """The GPU's script, as called from the command line."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu
+
+    def call(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["gpu.py", *arguments])
+        gpu.main()
+
+    threads = torch.get_num_threads()
+    yield call
+    torch.set_num_threads(threads)
+
+
+def test_the_gpu_script_runs_on_a_small_model(gpu: Callable[..., None], tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
-    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--device", "cpu", "--shape", "tiny"]
-    command += ["--rounds", "1", "--batch-size", "2", "--out", str(out)]
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    gpu(
+        *("--device", "cpu", "--shape", "tiny", "--rounds", "1", "--batch-size", "2"),
+        *("--threads", "1", "--out", str(out)),
+    )
     found = json.loads(out.read_text())["shapes"]["tiny"]
     assert found["heads"] == 12
     names = {"plain forward", "head effects, margins", "analyze"}
@@ -85,12 +101,13 @@ def test_the_gpu_script_runs_on_a_small_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_the_gpu_script_says_that_there_is_no_gpu() -> None:
-    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--promote"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert done.stderr.strip() == "there is no GPU here: nothing was measured"
-    assert not done.stdout
+def test_the_gpu_script_says_that_there_is_no_gpu(gpu: Callable[..., None], capsys) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        gpu("--promote")
+    assert stopped.value.code == 2
+    said = capsys.readouterr()
+    assert said.err.strip() == "there is no GPU here: nothing was measured"
+    assert not said.out
 
 
 def test_large_models_kept_to_their_memory() -> None:

@@ -54,11 +54,21 @@ def test_a_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.demo_model
-def test_an_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+@pytest.mark.parametrize("kind", ["random", pytest.param("demo", marks=pytest.mark.slow)])
+def test_an_experiment(
+    kind: str, random_model: tt.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    model = "smollm2-135m"
+    if kind == "random":
+        monkeypatch.setattr("twotower.experiments.experiment.check_task", lambda run, name: None)
+        model = tmp_path / "random"
+        random_model.module.save_pretrained(model)
+        random_model.tokenizer.save_pretrained(model)
     file = tmp_path / "last_layers.py"
     file.write_text(BLOCKS[2], encoding="utf-8")
     monkeypatch.syspath_prepend(ROOT / "experiments")
-    code = command("experiments", "run", file, "--quick", "--out", tmp_path / "out")
+    given = ("--quick", "--model", model, "--out", tmp_path / "out")
+    code = command("experiments", "run", file, *given)
     out = capsys.readouterr().out
     assert code == 0, out
     assert "last-layers" in out

@@ -7,6 +7,7 @@ random too, so that leaving one out shows.
 from __future__ import annotations
 
 import io
+from collections.abc import Container, Iterable
 from functools import cache
 from typing import Any
 
@@ -195,6 +196,25 @@ def transported() -> list[Any]:
 def distinct() -> list[Any]:
     """Return all architectures as parameters, those of `CONTAINED` marked as slow."""
     return _slow(set(CONTAINED))
+
+
+DISTINCT = tuple(name for name in ARCHITECTURES if name not in CONTAINED)
+
+
+def crossed(
+    values: Iterable[Any], everywhere: Container[Any] = (), on: Container[str] = TRANSPORTED
+) -> list[Any]:
+    """Return all (architecture, value), as parameters of two arguments.
+
+    `make test` takes every value on a grouped-query Llama, and those of `everywhere` on the
+    architectures `on`; the rest is marked as slow.
+    """
+    found = []
+    for name in ARCHITECTURES:
+        for value in values:
+            taken = name == TRANSPORTED[-1] or (name in on and value in everywhere)
+            found.append(pytest.param(name, value, marks=() if taken else pytest.mark.slow))
+    return found
 
 
 def _slow(names: set[str]) -> list[Any]:

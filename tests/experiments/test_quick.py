@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 from quick import SUITE, quick_form
-from tiny import with_random_weights
-from transformers import LlamaConfig
 
 import twotower as tt
 from twotower.experiments import experiment, small_models
@@ -20,21 +18,6 @@ FEW = replace(QUICK, n_fit=8)
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("experiments")
-
-
-@pytest.fixture(scope="module")
-def random_model(demo_tokenizer) -> tt.Model:
-    """The demo model's tokenizer and 224 small heads; no better than chance at any task."""
-    config = LlamaConfig(
-        vocab_size=len(demo_tokenizer),
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=7,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        max_position_embeddings=2048,
-    )
-    return tt.load(with_random_weights(config), tokenizer=demo_tokenizer)
 
 
 @pytest.mark.demo_model

@@ -162,8 +162,17 @@ def test_the_keyboard_alone(browser: Browser, page_file: Path, run) -> None:
         assert page.evaluate("document.documentElement.dataset.theme") == "dark"
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 800, 1300])
+@pytest.mark.parametrize(
+    ("width", "theme"),
+    [
+        (360, "light"),
+        (1300, "dark"),
+        *(
+            pytest.param(width, theme, marks=pytest.mark.slow)
+            for width, theme in ((360, "dark"), (800, "light"), (800, "dark"), (1300, "light"))
+        ),
+    ],
+)
 def test_widths_and_themes(browser: Browser, page_file: Path, width: int, theme: str) -> None:
     with opened(browser, page_file, width, theme) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -25,13 +25,14 @@ def run(llama: tt.Model, prompts: tt.Prompts) -> xr.DataTree:
     return tt.analyze(llama, prompts)
 
 
-def test_long_prompts(browser: Browser, tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", [15, pytest.param(50, marks=pytest.mark.slow)])
+def test_long_prompts(browser: Browser, tmp_path: Path, words: int) -> None:
     module = hf_model("llama-grouped")
     module.config.max_position_embeddings = 8192
     model = tt.load(module, tokenizer=byte_level())
-    long = {c: [f"{t} " * 50 for t in texts_] for c, texts_ in TWO.texts.items()}
+    long = {c: [f"{t} " * words for t in texts_] for c, texts_ in TWO.texts.items()}
     prompts = tt.build_prompts(model, tt.Task("long", long), shots=5, n=1, seed=0)
-    assert prompts.n_positions > 2000
+    assert prompts.n_positions > 40 * words
     run = under(tt.analyze, model, prompts, measures=("predictions", "qk", "ov"), batch_size=1)
     file = write_report(run, tmp_path / "long.html")
     assert file.stat().st_size < 6e6
@@ -146,8 +147,10 @@ def empty(run: xr.DataTree) -> xr.DataTree:
 @pytest.mark.parametrize(
     ("change", "notes"),
     [
-        (without("qk"), ["This run holds no QK scores and attention."]),
-        (without("ov"), ["This run holds no OV label logits."]),
+        pytest.param(
+            without("qk"), ["This run holds no QK scores and attention."], marks=pytest.mark.slow
+        ),
+        pytest.param(without("ov"), ["This run holds no OV label logits."], marks=pytest.mark.slow),
         (
             without("qk", "ov"),
             ["This run holds no QK scores and attention.", "This run holds no OV label logits."],

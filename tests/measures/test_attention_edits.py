@@ -9,7 +9,7 @@ import pytest
 import torch
 from reference import Reference, answer, error, hooked, ids_of, plain_logits, real
 from surface import under
-from tiny import THREE, tiny
+from tiny import DISTINCT, THREE, crossed, tiny
 
 import twotower as tt
 
@@ -168,7 +168,11 @@ def check(found, model: tt.Model, prompts: tt.Prompts, by_hand) -> None:
         assert error(one["logprob"], logprobs) <= 2e-5
 
 
-@pytest.mark.parametrize("positions", ["last", "all"])
+@pytest.mark.parametrize(
+    ("any_model", "positions"),
+    crossed(["last", "all"], ["all"], on=DISTINCT),
+    indirect=["any_model"],
+)
 @pytest.mark.parametrize("name", EDITS)
 def test_against_float64(any_model: tt.Model, name: str, positions: str) -> None:
     model, prompts = any_model, make(any_model)
@@ -201,7 +205,11 @@ def softmax_hooked(edit):
         torch.nn.functional.softmax = own
 
 
-@pytest.mark.parametrize("positions", ["last", "all"])
+@pytest.mark.parametrize(
+    ("any_model", "positions"),
+    crossed(["last", "all"], ["all"], on=DISTINCT),
+    indirect=["any_model"],
+)
 @pytest.mark.parametrize("name", ["scaled", "scaled, renormalized", "attention patched"])
 def test_against_hooked_softmax(any_model: tt.Model, name: str, positions: str) -> None:
     """transformers' own eager attention with its weights changed between softmax and values."""

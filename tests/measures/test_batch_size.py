@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import product
 from weakref import finalize
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from reference import error
 from surface import under
-from tiny import THREE, byte_level, hf_model, tiny
+from tiny import THREE, byte_level, crossed, hf_model, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -80,13 +81,23 @@ MEASURES: dict[str, Callable[..., object]] = {
 }
 
 
-@pytest.mark.parametrize("given", [None, 24])
-@pytest.mark.parametrize("kind", MESSAGES)
-@pytest.mark.parametrize("what", MEASURES)
+TAKEN = [
+    *(("predict", kind, given) for kind in MESSAGES for given in (None, 24)),
+    *((what, "CUDA", None) for what in ("last", "attribution", "qk")),
+]
+"""What `make test` takes: the rest differs in what is measured alone."""
+
+CASES = [
+    pytest.param(*case, marks=() if case in TAKEN else pytest.mark.slow)
+    for case in product(MEASURES, MESSAGES, (None, 24))
+]
+
+
+@pytest.mark.parametrize(("what", "kind", "given"), CASES)
 def test_halved_and_the_same(
     model: tt.Model, what: str, kind: str, given: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prompts, measure = make(model, 12), MEASURES[what]
+    prompts, measure = make(model, 8), MEASURES[what]
     whole = under(measure, model, prompts, batch_size=1)
     device = Small(monkeypatch, 3, MESSAGES[kind])
     halved = under(measure, model, prompts, batch_size=given)
@@ -217,15 +228,21 @@ def test_the_peak_is_seen() -> None:
 
 
 @pytest.mark.parametrize("logprobs", [False, True])
-@pytest.mark.parametrize("positions", ["last", "labels", "all"])
-@pytest.mark.parametrize("name", ["llama-grouped", "gpt2", "neox-parallel"])
+@pytest.mark.parametrize(("name", "positions"), crossed(["last", "labels", "all"], ["all"]))
 def test_a_budget_holds(name: str, positions: str, logprobs: bool) -> None:
     """What a sweep takes is measured, tensor by tensor."""
     within_budget(tiny(name), positions, logprobs)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("positions", ["last", "all"])
+@pytest.mark.parametrize(
+    ("positions", "dtype"),
+    [
+        ("last", torch.float32),
+        ("all", torch.bfloat16),
+        pytest.param("last", torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param("all", torch.float32, marks=pytest.mark.slow),
+    ],
+)
 def test_a_budget_holds_with_many_words(positions: str, dtype: torch.dtype) -> None:
     """Logits are most of what is taken: the prompts' own, and those of rows."""
     module = hf_model("llama-grouped", dtype=dtype)

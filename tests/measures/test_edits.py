@@ -16,7 +16,7 @@ from reference import (
     real,
 )
 from surface import under
-from tiny import THREE, tiny
+from tiny import DISTINCT, THREE, crossed, tiny
 
 import twotower as tt
 
@@ -102,7 +102,11 @@ def test_cutting_the_attention_output_is_wrong(any_model: tt.Model) -> None:
         assert error(found[i], wrong[i][labels]) > 1e-2
 
 
-@pytest.mark.parametrize("positions", ["last", "labels", "all", "given"])
+@pytest.mark.parametrize(
+    ("any_model", "positions"),
+    crossed(["last", "labels", "all", "given"], ["all"], on=DISTINCT),
+    indirect=["any_model"],
+)
 def test_knock_out_and_scale(any_model: tt.Model, positions: str) -> None:
     prompts = make(any_model)
     at = {"last": prompts.role == "last", "labels": prompts.role == "label"}.get(

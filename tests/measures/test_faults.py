@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import TWO, byte_level, distinct, hf_model
+from tiny import DISTINCT, TWO, byte_level, crossed, hf_model
 
 import twotower as tt
 from twotower.models.architecture import call
@@ -29,15 +29,16 @@ def loaded(name: str, dtype: str) -> tuple[tt.Model, tt.Prompts]:
     return model, tt.build_prompts(model, TWO, shots=3, n=6, seed=1)
 
 
-@pytest.fixture(params=DTYPES)
-def dtype(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+CASES = [
+    pytest.param(case.values, marks=case.marks, id="-".join(map(str, case.values)))
+    for case in crossed(DTYPES, ["float32"], on=DISTINCT)
+]
 
 
-@pytest.fixture(params=distinct())
-def sound(request: pytest.FixtureRequest, dtype: str) -> tuple[tt.Model, tt.Prompts]:
+@pytest.fixture(params=CASES)
+def sound(request: pytest.FixtureRequest) -> tuple[tt.Model, tt.Prompts]:
     """A model that is read right, and prompts."""
-    return loaded(request.param, dtype)
+    return loaded(*request.param)
 
 
 def with_method(monkeypatch: pytest.MonkeyPatch, model: tt.Model, name: str, value: Any) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from reference import Reference, changed, error, ids_of
 from surface import under
-from tiny import ARCHITECTURES, THREE, TWO, tiny
+from tiny import DISTINCT, THREE, TWO, crossed, tiny
 
 import twotower as tt
 from twotower.measures.group_effects import strongest_group, subset_effects
@@ -34,8 +34,7 @@ def make(model: tt.Model, n: int = 3) -> tt.Prompts:
     return prompts
 
 
-@pytest.mark.parametrize("positions", POSITIONS)
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(("name", "positions"), crossed(POSITIONS, ["all"], on=DISTINCT))
 def test_groups(name: str, positions: str) -> None:
     model = tiny(name)
     prompts = make(model)
@@ -48,7 +47,9 @@ def test_groups(name: str, positions: str) -> None:
     assert found["n_heads"].values.tolist() == [1, 2, 3, 2, 2, 4, 1, 3]
 
 
-@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize(
+    ("any_model", "positions"), crossed(POSITIONS, ["labels"], on=DISTINCT), indirect=["any_model"]
+)
 def test_scaled(any_model: tt.Model, positions: str) -> None:
     prompts = make(any_model)
     expected = changed(
@@ -61,7 +62,9 @@ def test_scaled(any_model: tt.Model, positions: str) -> None:
     assert error(found["logprob_drop"], expected[1]) <= 1e-4
 
 
-@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize(
+    ("any_model", "positions"), crossed(POSITIONS, ["labels"], on=DISTINCT), indirect=["any_model"]
+)
 def test_patched_from_the_twin(any_model: tt.Model, positions: str) -> None:
     """Labels reversed, token by token the same length: every position aligns."""
     prompts = make(any_model)
@@ -147,7 +150,11 @@ def test_a_greedy_pool(llama: tt.Model) -> None:
     assert sorted(pairs) == [(0, 3), (2, 2)]
 
 
-@pytest.mark.parametrize("positions", ["labels", "all"])
+@pytest.mark.parametrize(
+    ("any_model", "positions"),
+    crossed(["labels", "all"], ["labels"], on=DISTINCT),
+    indirect=["any_model"],
+)
 def test_common_beginnings_are_run_once(any_model: tt.Model, positions: str, monkeypatch) -> None:
     """Shared demonstrations: fewer positions go through the blocks, the numbers stay."""
     from twotower.sweep import prepare

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from nnsight import TransformersModel
-from tiny import THREE, byte_level, hf_model, tiny, transported
+from tiny import THREE, byte_level, crossed, hf_model, tiny, transported
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -142,8 +142,7 @@ def run(
             assert all(x.device.type == "meta" for found in results for x in found.values())
 
 
-@pytest.mark.parametrize("keep", [None, "labels"])
-@pytest.mark.parametrize("name", transported())
+@pytest.mark.parametrize(("name", "keep"), crossed([None, "labels"], [None]))
 def test_towers(name: str, keep: str | None) -> None:
     model, prompts = without_values(name)
     measures: list[Measure] = [
@@ -159,8 +158,7 @@ def test_towers(name: str, keep: str | None) -> None:
     run(model, prompts, lambda batch: [make(batch) for make in makers], keep=keep)
 
 
-@pytest.mark.parametrize("positions", ["last", "all"])
-@pytest.mark.parametrize("name", transported())
+@pytest.mark.parametrize(("name", "positions"), crossed(["last", "all"], ["all"]))
 def test_edits(name: str, positions: str) -> None:
     model, prompts = without_values(name)
     twin, foo = prompts.reversed_labels(), tt.at(role="label", label="foo")
@@ -179,16 +177,14 @@ def test_edits(name: str, positions: str) -> None:
     run(model, prompts, lambda batch: [answers(batch)], edits=edits)
 
 
-@pytest.mark.parametrize("positions", ["last", "labels", "all"])
-@pytest.mark.parametrize("name", transported())
+@pytest.mark.parametrize(("name", "positions"), crossed(["last", "labels", "all"], ["all"]))
 def test_sweeps(name: str, positions: str) -> None:
     run_sweeps(name, positions)
 
 
-@pytest.mark.parametrize("positions", ["last", "labels", "all"])
-@pytest.mark.parametrize("name", ["gpt2", "llama-grouped"])
+@pytest.mark.parametrize(("name", "positions"), crossed(["all"]))
 def test_several_chunks(name: str, positions: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("twotower.sweep.memory.TOKENS_PER_CHUNK", 16)
+    monkeypatch.setattr("twotower.sweep.memory.TOKENS_PER_CHUNK", 32)
     run_sweeps(name, positions)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from surface import under
-from tiny import ARCHITECTURES, TWO, tiny
+from tiny import ARCHITECTURES, DISTINCT, TWO, crossed, tiny
 
 import twotower as tt
 
@@ -139,7 +139,11 @@ def heads_of(model: tt.Model, prompts: tt.Prompts, i: int) -> np.ndarray:
     return np.stack(found)
 
 
-@pytest.mark.parametrize("positions", ["last", "labels", "all"])
+@pytest.mark.parametrize(
+    ("any_model", "positions"),
+    crossed(["last", "labels", "all"], ["all"], on=DISTINCT),
+    indirect=["any_model"],
+)
 def test_sweep_equals_one_forward_per_head(any_model: tt.Model, positions: str) -> None:
     prompts = make(any_model, n=2)
     effects = tt.head_effects(any_model, prompts, positions)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from reference import Reference, answer, error, hooked, ids_of, knocked_out, plain_logits
-from tiny import THREE
+from tiny import DISTINCT, THREE, crossed
 
 import twotower as tt
 
@@ -30,7 +30,11 @@ def test_forward(any_model: tt.Model) -> None:
         assert error(states, torch.stack(run.residual[:-1])) <= 1e-5
 
 
-@pytest.mark.parametrize("positions", ["last", "labels", "all"])
+@pytest.mark.parametrize(
+    ("any_model", "positions"),
+    crossed(["last", "labels", "all"], ["all"], on=DISTINCT),
+    indirect=["any_model"],
+)
 def test_knocked_out_is_a_hooked_forward_per_head(any_model: tt.Model, positions: str) -> None:
     """float32, pre-hooks on the output projections, against the weights in float64."""
     module, prompts = any_model.module, make(any_model, n=1)

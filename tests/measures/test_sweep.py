@@ -9,7 +9,7 @@ import pytest
 import torch
 from reference import Reference, error, ids_of, knocked_out, random_model, real
 from surface import under
-from tiny import THREE, TWO, byte_level, distinct, tiny
+from tiny import DISTINCT, THREE, TWO, byte_level, crossed, tiny
 from transformers import (
     GPT2Config,
     GPTJConfig,
@@ -52,8 +52,7 @@ def check(found, expected) -> None:
         assert error(a, b) <= 1e-4, name
 
 
-@pytest.mark.parametrize("positions", POSITIONS)
-@pytest.mark.parametrize("name", distinct())
+@pytest.mark.parametrize(("name", "positions"), crossed(POSITIONS, ["last", "all"], on=DISTINCT))
 def test_zero(name: str, positions: str) -> None:
     model = tiny(name)
     prompts = make(model)
@@ -77,8 +76,7 @@ def means(reference: Reference, prompts: tt.Prompts) -> dict[tuple[str, int], to
     return {key: torch.stack(values).mean(dim=0) for key, values in total.items()}
 
 
-@pytest.mark.parametrize("positions", POSITIONS)
-@pytest.mark.parametrize("name", distinct())
+@pytest.mark.parametrize(("name", "positions"), crossed(POSITIONS, ["last", "all"], on=DISTINCT))
 def test_mean(name: str, positions: str) -> None:
     model = tiny(name)
     prompts, others = make(model), make(model, n=5, seed=8)
@@ -119,8 +117,9 @@ def donated(
     return value
 
 
-@pytest.mark.parametrize("positions", ["last", "labels", "given"])
-@pytest.mark.parametrize("name", distinct())
+@pytest.mark.parametrize(
+    ("name", "positions"), crossed(["last", "labels", "given"], ["labels"], on=DISTINCT)
+)
 def test_resample(name: str, positions: str) -> None:
     """Every prompt's drops are those of one donor, for all heads; never itself."""
     model = tiny(name)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from reference import Reference, answer, error, hooked, ids_of, plain_logits, real
 from surface import under
-from tiny import THREE, tiny
+from tiny import DISTINCT, THREE, crossed, tiny
 
 import twotower as tt
 from twotower.measures.agreement import Agreement, agreement
@@ -17,7 +17,11 @@ def make(model: tt.Model, n: int = 4) -> tt.Prompts:
     return tt.build_prompts(model, THREE, shots=1, n=n, seed=2)
 
 
-@pytest.mark.parametrize("positions", ["last", "labels", "all"])
+@pytest.mark.parametrize(
+    ("any_model", "positions"),
+    crossed(["last", "labels", "all"], ["all"], on=DISTINCT),
+    indirect=["any_model"],
+)
 def test_tracing_is_a_forward_per_head(any_model: tt.Model, positions: str) -> None:
     prompts = make(any_model)
     corrupted = prompts.reversed_labels()
@@ -78,7 +82,11 @@ def test_prompts_that_do_not_fit(llama: tt.Model) -> None:
         alone.other_queries()
 
 
-@pytest.mark.parametrize("positions", ["last", "labels", "all"])
+@pytest.mark.parametrize(
+    ("any_model", "positions"),
+    crossed(["last", "labels", "all"], ["all"], on=DISTINCT),
+    indirect=["any_model"],
+)
 def test_attribution_patching_is_the_slope(any_model: tt.Model, positions: str) -> None:
     """For a small change the estimate is the exact effect, by two plain forwards."""
     prompts = make(any_model, n=2)

@@ -14,8 +14,8 @@ from functools import cache
 import pretend
 import pytest
 import torch
-from surface import MEASURES, same
-from tiny import THREE, byte_level, hf_model, tiny, transported
+from surface import FEW, MEASURES, same
+from tiny import THREE, byte_level, crossed, hf_model, tiny
 
 import twotower as tt
 from twotower.models.model import device_of
@@ -35,7 +35,7 @@ def spread_out(name: str, n: int) -> tt.Model:
 
 @cache
 def prompts(name: str) -> tt.Prompts:
-    return tt.build_prompts(tiny(name), THREE, shots=1, n=3, seed=2)
+    return tt.build_prompts(tiny(name), THREE, shots=1, n=2, seed=2)
 
 
 @cache
@@ -43,24 +43,26 @@ def expected(name: str, what: str) -> object:
     return MEASURES[what](tiny(name), prompts(name))
 
 
-@pytest.mark.parametrize("what", MEASURES)
+@cache
+def found(name: str, n: int, what: str) -> object:
+    return MEASURES[what](spread_out(name, n), prompts(name))
+
+
 @pytest.mark.parametrize("n", [pytest.param(2, marks=pytest.mark.slow), 4])
-@pytest.mark.parametrize("name", transported())
+@pytest.mark.parametrize(("name", "what"), crossed(MEASURES, FEW))
 def test_as_on_one_device(name: str, n: int, what: str) -> None:
-    model = spread_out(name, n)
-    assert len(set(model.device_map.values())) == n
-    same(MEASURES[what](model, prompts(name)), expected(name, what), 1e-5)
+    assert len(set(spread_out(name, n).device_map.values())) == n
+    same(found(name, n, what), expected(name, what), 1e-5)
 
 
-@pytest.mark.parametrize("what", MEASURES)
-@pytest.mark.parametrize("name", ["gpt2", "gptj", "llama-grouped"])
+@pytest.mark.parametrize(("name", "what"), crossed(MEASURES, ["edits"]))
 def test_what_crosses(name: str, what: str) -> None:
     """Vectors of the residual stream, and results; no masks, no labels."""
     model, given = spread_out(name, 4), prompts(name)
-    MEASURES[what](model, given)  # what is made once, such as the labels' directions
-    with pretend.transfers() as found:
+    found(name, 4, what)  # what is made once, such as the labels' directions
+    with pretend.transfers() as seen:
         MEASURES[what](model, given)
-    across = [x for x in found if x.source.type == pretend.NAME]
+    across = [x for x in seen if x.source.type == pretend.NAME]
     assert across
     a, module = model.architecture, model.module
     ends = {device_of(part) for part in (a.final_norm(module), a.unembedding(module))}

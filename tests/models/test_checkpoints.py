@@ -181,7 +181,11 @@ def hub() -> Iterator[str]:
     ("name", "message"),
     [
         ("someone/gated-model", "is gated: request access on its page, and log in"),
-        ("someone/missing-model", "there is no 'someone/missing-model' on the hub"),
+        pytest.param(
+            "someone/missing-model",
+            "there is no 'someone/missing-model' on the hub",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_refused_by_the_hub(name: str, message: str, hub: str, tmp_path: Path) -> None:

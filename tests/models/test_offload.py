@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from surface import MEASURES, same
-from tiny import THREE, byte_level, hf_model, tiny, transported
+from surface import FEW, MEASURES, same
+from tiny import THREE, byte_level, crossed, hf_model, tiny
 
 import twotower as tt
 
@@ -57,8 +57,9 @@ def layers_on_disk(folder: Path, name: str) -> tt.Model:
     return offloaded(folder, name, "disk", everything=False)
 
 
-@pytest.mark.parametrize("what", [x for x in MEASURES if x != "gradient"])
-@pytest.mark.parametrize("name", transported())
+@pytest.mark.parametrize(
+    ("name", "what"), crossed([x for x in MEASURES if x != "gradient"], FEW[1:])
+)
 def test_layers_on_disk(name: str, what: str, folders: Any) -> None:
     model = layers_on_disk(folders(name), name)
     assert {p.device.type for p in model.module.parameters()} == {"cpu", "meta"}

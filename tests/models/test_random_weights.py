@@ -133,7 +133,7 @@ print(size, most_resident() - before)
 @pytest.mark.parametrize("quantization", ["", pytest.param("nf4", marks=pytest.mark.slow)])
 def test_memory_of_making_one(quantization: str, tmp_path: Path) -> None:
     config = load_config("llama-7b")
-    config.hidden_size, config.num_hidden_layers, config.intermediate_size = 1024, 16, 4096
+    config.hidden_size, config.num_hidden_layers, config.intermediate_size = 1024, 8, 4096
     config.num_attention_heads = config.num_key_value_heads = 16
     config.save_pretrained(tmp_path)
     layer = 2 * (4 * 1024**2 + 3 * 1024 * 4096)  # bfloat16

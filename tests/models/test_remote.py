@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from typing import Any
 import nnsight
 import pytest
 import torch
-from surface import MEASURES, edits, same, under
-from tiny import ARCHITECTURES, THREE, byte_level, hf_model, tiny, transported
+from surface import FEW, MEASURES, edits, same, under
+from tiny import ARCHITECTURES, THREE, TRANSPORTED, byte_level, crossed, hf_model, tiny
 
 import twotower as tt
 from twotower.errors import ModelError
@@ -27,19 +27,19 @@ from twotower.models.remote import reached
 
 
 class Server:
-    """A server in another process, with a checkpoint of every architecture."""
+    """A server in another process, with checkpoints of some architectures."""
 
-    def __init__(self, folder: Path) -> None:
-        for name in ARCHITECTURES:
+    def __init__(self, folder: Path, names: Collection[str]) -> None:
+        for name in names:
             hf_model(name).save_pretrained(folder / name)
             byte_level().save_pretrained(folder / name)
         self.folder = folder
         file = Path(__file__).parents[1] / "server.py"
-        command = [sys.executable, str(file), *(str(folder / name) for name in ARCHITECTURES)]
+        command = [sys.executable, str(file), *(str(folder / name) for name in names)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.address = f"http://127.0.0.1:{int(self.process.stdout.readline())}"
-        for name in ARCHITECTURES:  # the client reads nothing but configuration and tokenizer
+        for name in names:  # the client reads nothing but configuration and tokenizer
             (folder / name / "model.safetensors").unlink()
 
     @cache  # noqa: B019 (lives as long as the module)
@@ -52,15 +52,20 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    own = (x for x in request.session.items if x.path == request.path)
+    asked = [x.callspec.params for x in own if hasattr(x, "callspec")]
+    names = {*TRANSPORTED, "llama", *(x["name"] for x in asked if x.get("name") in ARCHITECTURES)}
     folder, threads = tmp_path_factory.mktemp("checkpoints"), torch.get_num_threads()
     torch.set_num_threads(1)  # as on the server, since sums are rounded otherwise
     with pytest.MonkeyPatch.context() as patch:
         # nnsight asks the hub how an id is spelled.
-        spelled = {str(folder / name): str(folder / name) for name in ARCHITECTURES}
+        spelled = {str(folder / name): str(folder / name) for name in names}
         patch.setattr("nnsight.modeling.huggingface._ID_CACHE", spelled)
         patch.setattr(nnsight.CONFIG.APP, "REMOTE_LOGGING", False)
-        found = Server(folder)
+        found = Server(folder, names)
         yield found
         found.process.kill()
         found.process.wait()
@@ -72,8 +77,7 @@ def prompts(name: str, n: int = 3) -> tt.Prompts:
     return tt.build_prompts(tiny(name), THREE, shots=1, n=n, seed=2)
 
 
-@pytest.mark.parametrize("what", MEASURES)
-@pytest.mark.parametrize("name", transported())
+@pytest.mark.parametrize(("name", "what"), crossed(MEASURES, FEW))
 def test_as_here(name: str, what: str, server: Server) -> None:
     model = server.model(name)
     expected = MEASURES[what](tiny(name), prompts(name))
@@ -172,7 +176,9 @@ def test_the_demo_model_is_not_on_a_server() -> None:
         tt.load("smollm2-135m", remote=True)
 
 
-@pytest.mark.parametrize("name", transported())
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=() if x == "gptj" else pytest.mark.slow) for x in ARCHITECTURES]
+)
 def test_nnsights_own_simulation(name: str) -> None:
     """Sent and received within this process, on a model that is here."""
     module = hf_model(name)

@@ -391,8 +391,17 @@ def measures() -> list[Callable[..., Any]]:
     return [tt.predict, tt.head_effects, tt.attribution, tt.qk_similarity, tt.ov_labels]
 
 
-@pytest.mark.parametrize("hook", [changed, clipped, clipped_in_place])
-@pytest.mark.parametrize("place", PLACES)
+def hooked() -> list[Any]:
+    """All places with all hooks; what does nothing until it is reached is slow in most places."""
+    found = []
+    for place in PLACES:
+        for hook in (changed, clipped, clipped_in_place):
+            taken = hook is changed or place in ("projection", "MLP")
+            found.append(pytest.param(place, hook, marks=() if taken else pytest.mark.slow))
+    return found
+
+
+@pytest.mark.parametrize(("place", "hook"), hooked())
 def test_hooks_that_act_are_refused_by_name(place: str, hook: Any, model, prompts, measures):
     module = PLACES[place](model)
     path = next(path for path, part in model.module.named_modules() if part is module)

@@ -7,10 +7,17 @@ from typing import Any
 
 from twotower.runs.configuration import Configuration
 
+MEASURED = ("predictions", "qk")
+"""What most runs of these tests measure: how they go on does not depend on it."""
+
+ALL = Configuration().measures
+
 
 def small(checkpoint: Path, output: Path | str, **settings: Any) -> Configuration:
     """Six units of two prompts."""
-    about = {"n": 12, "unit_size": 2, "shots": 2, "batch_size": 2, "threads": 1}
+    about = {
+        "n": 12, "unit_size": 2, "shots": 2, "batch_size": 2, "threads": 1, "measures": MEASURED,
+    }  # fmt: skip
     return Configuration(model=str(checkpoint), output=str(output), **{**about, **settings})
 
 

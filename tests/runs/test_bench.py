@@ -85,6 +85,7 @@ def test_refused(name: str, value: object) -> None:
 
 def test_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--weights", "random", "--batch", 2, "--rounds", 1, "--prompt-tokens", 40)
+    options += ("--measures", "effects")
     assert run("bench", folder, *options, "--json") == 0
     assert json.loads(capsys.readouterr().out)["prompts"] == 2
     assert run("bench", folder, *options) == 0

@@ -18,16 +18,16 @@ from typing import Any
 
 import psutil
 import pytest
-from small_run import chunks, small
+from small_run import MEASURED, chunks, small
 
 from twotower.cli.status import status_of
 from twotower.results.units import DONE, UnitStore
 from twotower.runs.run import carry_out
 
 pytest.importorskip("ray")
-KILLS = int(os.environ.get("TWOTOWER_KILLS", "3"))
+KILLS = int(os.environ.get("TWOTOWER_KILLS", "2"))
 SEED = int(os.environ.get("TWOTOWER_KILLS_SEED", "0"))
-N, SIZE = 80, 4
+N, SIZE = 40, 4
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,7 @@ def start(checkpoint: Path, out: Path, address: str) -> subprocess.Popen[bytes]:
         "batch-size": 2, "threads": 1, "engine": "ray", "workers": 2, "address": address,
     }  # fmt: skip
     options = [str(x) for name, value in settings.items() for x in (f"--{name}", value)]
+    options += ["--measures", *MEASURED]
     command = [sys.executable, "-m", "twotower.cli", "analyze", *options]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
@@ -113,7 +114,8 @@ def _kill_on_the_way(
 ) -> bool:
     """Kill workers, until the driver is killed or has ended; whether it was killed."""
     while killed.total() < KILLS:
-        victim = rng.choice(["driver", "worker"])
+        least = min(killed["driver"], killed["worker"])
+        victim = rng.choice([kind for kind in ("driver", "worker") if killed[kind] == least])
         if rng.random() < 0.15:
             time.sleep(rng.uniform(0, 8))  # perhaps before there is a store, or a worker
         else:

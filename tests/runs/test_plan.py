@@ -119,7 +119,13 @@ print(prompts.n_positions, most_resident())
 @pytest.mark.demo_model
 @pytest.mark.parametrize(
     ("shots", "batch", "n"),
-    [(10, 2, 8), (10, 8, 8), (3, 16, 32), pytest.param(5, 32, 64, marks=pytest.mark.slow)],
+    [
+        (10, 4, 4),
+        pytest.param(10, 2, 8, marks=pytest.mark.slow),
+        pytest.param(10, 8, 8, marks=pytest.mark.slow),
+        pytest.param(3, 16, 32, marks=pytest.mark.slow),
+        pytest.param(5, 32, 64, marks=pytest.mark.slow),
+    ],
 )
 def test_predicted_peak(demo_model: tt.Model, shots: int, batch: int, n: int) -> None:
     done = subprocess.run(
@@ -184,11 +190,11 @@ def test_ranges() -> None:
 
 MIXED = [
     (("8GiB",), "nf4", 8),
-    (("6GiB",), "nf4", 4),
-    (("12GiB", "6GiB"), None, 16),
+    pytest.param(("6GiB",), "nf4", 4, marks=pytest.mark.slow),
+    pytest.param(("12GiB", "6GiB"), None, 16, marks=pytest.mark.slow),
     (("8GiB", "8GiB"), None, 16),
-    (("10GiB", "10GiB"), None, 16),
-    (("24GiB",), None, 500),
+    pytest.param(("10GiB", "10GiB"), None, 16, marks=pytest.mark.slow),
+    pytest.param(("24GiB",), None, 500, marks=pytest.mark.slow),
     (("0.5GiB", "24GiB"), None, 8),
 ]
 

@@ -29,6 +29,9 @@ from twotower.runs.run import carry_out
 ray = pytest.importorskip("ray")
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see the tests
 
+N = 36
+"""Prompts of a run, in units of two."""
+
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
@@ -48,12 +51,12 @@ def cluster() -> Iterator[Any]:
 def reference(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run in this process."""
     out = tmp_path_factory.mktemp("reference") / "run.zarr"
-    carry_out(small(checkpoint, out, n=48), log=lambda line: None)
+    carry_out(small(checkpoint, out, n=N), log=lambda line: None)
     return out
 
 
 def on_ray(checkpoint: Path, out: Path, **settings: Any) -> Configuration:
-    return small(checkpoint, out, **{"n": 48, "engine": "ray", "workers": 2, **settings})
+    return small(checkpoint, out, **{"n": N, "engine": "ray", "workers": 2, **settings})
 
 
 def watching(config: Configuration, done: int, then: Callable[[], None]) -> list[str]:
@@ -83,6 +86,7 @@ def workers_of(out: Path) -> list[int]:
     return [int(name.split(":")[1]) for name in status_of(out).workers]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_the_same_bits(checkpoint: Path, reference: Path, tmp_path: Path) -> None:
     out = tmp_path / "run.zarr"
@@ -106,6 +110,7 @@ def test_a_worker_is_killed(checkpoint: Path, reference: Path, tmp_path: Path) -
     assert any("died" in line and "retried" in line for line in said)
     assert killed[0] in workers_of(out)
     assert len(workers_of(out)) == 3
+    assert os.getpid() not in workers_of(out)
 
 
 @pytest.mark.usefixtures("cluster")
@@ -231,6 +236,7 @@ def test_experiments(tmp_path: Path, capsys: Any) -> None:
     assert capsys.readouterr().out.count("measured before") == 2
 
 
+@pytest.mark.slow
 def test_a_node_leaves(cluster: Any, checkpoint: Path, reference: Path, tmp_path: Path) -> None:
     """Three nodes, a worker on each; one node goes, and its worker's unit is done by another."""
     out = tmp_path / "run.zarr"
@@ -242,7 +248,7 @@ def test_a_node_leaves(cluster: Any, checkpoint: Path, reference: Path, tmp_path
     finally:
         cluster.remove_node(nodes[1])
     assert any("died" in line for line in said)
-    assert status_of(out).done == 24
+    assert status_of(out).done == N // 2
     assert status_of(out).failed == 0
     assert chunks(out).keys() == chunks(reference).keys()
 

@@ -22,7 +22,7 @@ import pytest
 import xarray as xr
 import zarr
 from command import run as command
-from small_run import chunks, small
+from small_run import ALL, chunks, small
 
 import twotower as tt
 from twotower.cli.status import status_of
@@ -47,6 +47,14 @@ def reference(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return out
 
 
+@pytest.fixture(scope="module")
+def whole(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run of all measures."""
+    out = tmp_path_factory.mktemp("whole") / "run.zarr"
+    quiet(small(checkpoint, out, measures=ALL))
+    return out
+
+
 def close(
     one: xr.DataTree, other: xr.DataTree, ignoring: tuple[str, ...] = ("created", "proof")
 ) -> None:
@@ -68,22 +76,31 @@ def close(
                 np.testing.assert_array_equal(x.astype(object), y.astype(object))
 
 
-def test_equals_what_is_measured_in_one_piece(reference: Path, checkpoint: Path) -> None:
-    config = small(checkpoint, reference)
+def test_equals_what_is_measured_in_one_piece(whole: Path, checkpoint: Path) -> None:
+    config = small(checkpoint, whole)
     model = config.load_model()
     prompts = config.build_prompts(model, config.load_task())
-    close(tt.open(reference), tt.analyze(model, prompts))
+    close(tt.open(whole), tt.analyze(model, prompts))
 
 
-@pytest.mark.parametrize("settings", [{"batch_size": 1}, {"batch_size": None}, {"unit_size": 5}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"batch_size": None, "unit_size": 5},
+        pytest.param({"batch_size": 1}, marks=pytest.mark.slow),
+        pytest.param({"batch_size": None}, marks=pytest.mark.slow),
+        pytest.param({"unit_size": 5}, marks=pytest.mark.slow),
+    ],
+)
 def test_does_not_depend_on_how_it_is_cut(
-    settings: dict[str, Any], reference: Path, checkpoint: Path, tmp_path: Path
+    settings: dict[str, Any], whole: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    close(quiet(small(checkpoint, tmp_path / "run.zarr", **settings)).run, tt.open(reference))
+    config = small(checkpoint, tmp_path / "run.zarr", measures=ALL, **settings)
+    close(quiet(config).run, tt.open(whole))
 
 
 def test_label_positions_alone(checkpoint: Path, tmp_path: Path) -> None:
-    config = small(checkpoint, tmp_path / "run.zarr", keep="labels")
+    config = small(checkpoint, tmp_path / "run.zarr", keep="labels", n=4, measures=ALL)
     model = config.load_model()
     prompts = config.build_prompts(model, config.load_task())
     close(quiet(config).run, tt.analyze(model, prompts, keep="labels"))
@@ -140,7 +157,7 @@ def test_goes_on_where_it_stopped(
 
 
 def test_scores_that_were_not_written_to_the_end(
-    reference: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped after the last unit, while scores replace those that were there."""
     out = tmp_path / "run.zarr"
@@ -149,13 +166,14 @@ def test_scores_that_were_not_written_to_the_end(
         (store.place.path / "scores" / "qk_auc" / "c" / "0" / "0").unlink(missing_ok=True)
         raise KeyboardInterrupt
 
+    config = small(checkpoint, out, measures=ALL)
     with monkeypatch.context() as patch:
         patch.setattr(UnitStore, "write_scores", stop)
         with pytest.raises(KeyboardInterrupt):
-            quiet(small(checkpoint, out))
+            quiet(config)
     assert status_of(out).done == 6
-    quiet(small(checkpoint, out))
-    assert chunks(out) == chunks(reference)
+    quiet(config)
+    assert chunks(out) == chunks(whole)
 
 
 def test_ctrl_c_lets_the_unit_end(
@@ -188,7 +206,7 @@ def test_ctrl_c_twice_stops_at_once(
 
 
 def test_a_unit_that_fails_is_tried_three_times(
-    reference: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    whole: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     tries: list[int] = []
     call = workers.Worker.__call__
@@ -215,7 +233,7 @@ def test_a_unit_that_fails_is_tried_three_times(
     run = tt.open(out)
     assert run.qk.measured.values.tolist() == [True] * 2 + [False] * 2 + [True] * 8
     # Scores are those of the prompts that were measured.
-    rest = tt.open(reference)
+    rest = tt.open(whole)
     some = {name: rest[name].isel(prompt=[0, 1, *range(4, 12)]) for name in ("qk", "ov", "effects")}
     expected = tt.two_tower_scores(xr.DataTree.from_dict(some))
     np.testing.assert_allclose(run.scores.qk_auc.values, expected.qk_auc.values)
@@ -224,22 +242,23 @@ def test_a_unit_that_fails_is_tried_three_times(
     )
     monkeypatch.undo()
     assert command("analyze", *given) == 0
-    assert chunks(out) == chunks(reference)
-    close(tt.open(out), tt.open(reference))
+    assert chunks(out) == chunks(whole)
+    close(tt.open(out), tt.open(whole))
 
 
 def test_several_models_tasks_and_seeds(checkpoint: Path, reference: Path, tmp_path: Path) -> None:
+    about = {"n": 3, "measures": ("predictions",)}
     config = small(
-        checkpoint, tmp_path / "run.zarr", task=("animals-cities", "topic"), seed=(0, 1), n=3
+        checkpoint, tmp_path / "run.zarr", task=("animals-cities", "topic"), seed=(0, 1), **about
     )
     run = quiet(config).run
     names = {f"tiny.{task}.seed-{seed}" for task in config.task for seed in config.seed}
     assert set(run.children) == {*names, "units"}
+    model = config.load_model()
     for name, part in config.parts.items():
-        alone = quiet(
-            small(checkpoint, tmp_path / f"{name}.zarr", n=3, task=part.task, seed=part.seed)
-        )
-        close(run[name], alone.run)
+        alone = small(checkpoint, tmp_path / "no.zarr", task=part.task, seed=part.seed, **about)
+        prompts = alone.build_prompts(model, alone.load_task())
+        close(run[name], tt.analyze(model, prompts, measures=about["measures"]))
     assert status_of(tmp_path / "run.zarr").parts == dict.fromkeys(config.parts, (2, 2))
     # What came before stays where a run has only one of each.
     assert "qk" in tt.open(reference).children
@@ -358,7 +377,7 @@ def test_a_store_that_refuses_stops_the_run(
 
     def full(self: Any, *arguments: Any) -> None:
         calls.append(1)
-        if len(calls) > 8:
+        if len(calls) > 3:
             raise OSError(28, "No space left on device")
         write(self, *arguments)
 
@@ -475,7 +494,8 @@ def test_prompts_that_are_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyP
     bad = not_finite.holds(prompts)
     monkeypatch.setattr(workers.Worker, "part", lambda self, part: (model, prompts))
     lines: list[str] = []
-    config = small(tmp_path, tmp_path / "run.zarr", n=len(prompts), unit_size=4, batch_size=4)
+    about = {"n": len(prompts), "unit_size": 4, "batch_size": 4, "measures": ALL}
+    config = small(tmp_path, tmp_path / "run.zarr", **about)
     run = carry_out(config, log=lines.append).run
     said = [line for line in lines if "not finite" in line]
     assert len(said) == 1

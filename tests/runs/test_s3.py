@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from command import run as command
-from small_run import small
+from small_run import ALL, small
 
 import twotower as tt
 from twotower.cli.status import status_of
@@ -67,16 +67,22 @@ def same(one: xr.DataTree, other: xr.DataTree) -> None:
 
 
 @pytest.mark.usefixtures("server")
-def test_a_run(checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
-    url = "s3://runs/deep/run.zarr"
-    carry_out(small(checkpoint, url), log=lambda line: None)
-    carry_out(small(checkpoint, tmp_path / "run.zarr"), log=lambda line: None)
+@pytest.mark.parametrize(
+    ("n", "measures"), [(4, ("qk",)), pytest.param(12, ALL, marks=pytest.mark.slow)]
+)
+def test_a_run(
+    n: int, measures: tuple[str, ...], checkpoint: Path, tmp_path: Path, capsys: Any
+) -> None:
+    url = f"s3://runs/deep/run-{n}.zarr"
+    about = {"n": n, "measures": measures}
+    carry_out(small(checkpoint, url, **about), log=lambda line: None)
+    carry_out(small(checkpoint, tmp_path / "run.zarr", **about), log=lambda line: None)
     run = tt.open(url)
     same(run, tt.open(tmp_path / "run.zarr"))
-    assert run.qk.score.chunks[0] == (2,) * 6  # lazy
-    assert status_of(url).done == 6
+    assert run.qk.score.chunks[0] == (2,) * (n // 2)  # lazy
+    assert status_of(url).done == n // 2
     with pytest.raises(StoreError, match="shots was 2, is now 3"):
-        carry_out(small(checkpoint, url, shots=3))
+        carry_out(small(checkpoint, url, shots=3, **about))
     assert command("status", url) == 0
     assert "complete" in capsys.readouterr().out
 
@@ -86,27 +92,30 @@ def test_goes_on_and_is_replaced(checkpoint: Path, monkeypatch: pytest.MonkeyPat
     from twotower.runs import worker
 
     url, measured = "s3://runs/again.zarr", []
+    about = {"n": 4, "measures": ("predictions",)}
     call = worker.Worker.__call__
 
     def stops(self: Any, unit: Any) -> Any:
-        if len(measured) == 2:
+        if len(measured) == 1:
             raise KeyboardInterrupt
         measured.append(unit.number)
         return call(self, unit)
 
     monkeypatch.setattr(worker.Worker, "__call__", stops)
     with pytest.raises(KeyboardInterrupt):
-        carry_out(small(checkpoint, url), log=lambda line: None)
-    assert status_of(url).done == 2
-    assert tt.open(url).qk.measured.values.sum() == 4
+        carry_out(small(checkpoint, url, **about), log=lambda line: None)
+    assert status_of(url).done == 1
+    assert tt.open(url).predictions.measured.values.sum() == 2
     monkeypatch.undo()
-    assert carry_out(small(checkpoint, url), log=lambda line: None).before == 2
-    carry_out(small(checkpoint, url, n=2, overwrite=True), log=lambda line: None)
-    assert tt.open(url).qk.sizes["prompt"] == 2
+    assert carry_out(small(checkpoint, url, **about), log=lambda line: None).before == 1
+    about["n"] = 2
+    carry_out(small(checkpoint, url, overwrite=True, **about), log=lambda line: None)
+    assert tt.open(url).predictions.sizes["prompt"] == 2
 
 
 def test_a_server_that_is_away_for_a_while(server: Server, checkpoint: Path) -> None:
-    config = small(checkpoint, "s3://runs/away.zarr", patience=60.0)
+    about = {"n": 8, "measures": ("predictions",)}
+    config = small(checkpoint, "s3://runs/away.zarr", patience=60.0, **about)
     store = UnitStore(config.store, config.patience)
 
     def away() -> None:
@@ -125,13 +134,13 @@ def test_a_server_that_is_away_for_a_while(server: Server, checkpoint: Path) -> 
         finished = carry_out(config, log=lambda line: None)
     finally:
         thread.join()
-    assert finished.driven.done == 6
-    assert "measured" not in finished.run.qk.coords
+    assert finished.driven.done == 4
+    assert "measured" not in finished.run.predictions.coords
 
 
 @pytest.mark.usefixtures("server")
 def test_saved_in_one_piece(llama: tt.Model, prompts: tt.Prompts) -> None:
-    run = tt.analyze(llama, prompts)
+    run = tt.analyze(llama, prompts, measures=("qk",))
     url = "s3://runs/piece.zarr"
     assert tt.save(run, url) == url
     found = tt.open(url)

@@ -11,7 +11,7 @@ import twotower as tt
 from twotower.measures.bias import bias_reduction, recent_label
 from twotower.testing import ARCHITECTURES, Planting
 
-SEEDS = range(int(os.environ.get("TWOTOWER_PLANTINGS", "2")))
+SEEDS = range(int(os.environ.get("TWOTOWER_PLANTINGS", "1")))
 MATCH = (tt.Head(2, 1), tt.Head(3, 2))
 NORMED = ("gemma2", "olmo2")
 """Families with norms after attention; their heads are Llama's. `make test` plants one of each."""
@@ -31,7 +31,7 @@ NAMES = [pytest.param(x, marks=slow) if x in NORMED else x for x in ARCHITECTURE
 def planted(request: pytest.FixtureRequest) -> tuple[Planting, tt.Model, tt.Prompts]:
     planting = Planting.random(*request.param, noise=0.05)
     model = planting.load()
-    return planting, model, planting.prompts(model, n=24, shots=3)
+    return planting, model, planting.prompts(model, n=16, shots=3)
 
 
 def two_towers(run) -> set[tt.Head]:
