@@ -548,6 +548,33 @@ WRAPPERS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
         "gemma3",
         {"vision_config": VISION, "mm_tokens_per_image": 4},
     ),
+    "gemma4+wrapped": (
+        "Gemma4ForConditionalGeneration",
+        "Gemma4Config",
+        "gemma4",
+        {
+            "vision_config": {
+                **VISION,
+                "num_key_value_heads": 2,
+                "head_dim": 8,
+                "global_head_dim": 8,
+            },
+            "audio_config": None,
+        },
+    ),
+    "got_ocr2+wrapped": (
+        "GotOcr2ForConditionalGeneration",
+        "GotOcr2Config",
+        "got_ocr2",
+        {
+            "vision_config": {
+                **VISION,
+                "output_channels": 16,
+                "mlp_dim": 16,
+                "global_attn_indexes": [0],
+            }
+        },
+    ),
     "llama4+wrapped": (
         "Llama4ForConditionalGeneration",
         "Llama4Config",
@@ -567,6 +594,35 @@ WRAPPERS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
         "Mistral3Config",
         "ministral3",
         {"vision_config": {**VISION, "model_type": "pixtral"}},
+    ),
+    "moss_transcribe_diarize+wrapped": (
+        "MossTranscribeDiarizeForConditionalGeneration",
+        "MossTranscribeDiarizeConfig",
+        "moss_transcribe_diarize",
+        {
+            "audio_config": {
+                "d_model": 16,
+                "encoder_layers": 1,
+                "encoder_attention_heads": 2,
+                "encoder_ffn_dim": 16,
+                "num_mel_bins": 16,
+            }
+        },
+    ),
+    "qwen3_5+wrapped": (
+        "Qwen3_5ForConditionalGeneration",
+        "Qwen3_5Config",
+        "qwen3_5",
+        {
+            "vision_config": {
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "depth": 1,
+                "num_heads": 2,
+                "out_hidden_size": 48,
+                "num_position_embeddings": 16,
+            }
+        },
     ),
 }
 """Multimodal models around a language model: class, configuration, settings of the language model,

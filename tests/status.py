@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import sys
 import warnings
 from contextlib import redirect_stderr
@@ -173,8 +174,7 @@ def verdict(found: dict[str, Any]) -> str:
 
 def worst(found: dict[str, Any], column: str) -> float:
     """Return the largest error of all variants; infinite if one has none."""
-    values = [one.get(column, float("inf")) for one in found["variants"].values()]
-    return max(value if value == value else float("inf") for value in values)  # noqa: PLR0124
+    return max(one.get(column, math.inf) for one in found["variants"].values())
 
 
 def page(found: dict[str, dict[str, Any]]) -> str:

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
+import verify
 from bad_input import MODEL, refused
 from families import ALONE, CLASSES, FAMILIES, UNSUPPORTED, WRAPPERS, configuration, family_model
-from tiny import byte_level
+from tiny import THREE, byte_level
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -27,7 +28,6 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
-from verify import LARGEST, verified
 
 import twotower as tt
 from twotower.models.refused import REFUSED
@@ -65,8 +65,27 @@ def _parameters() -> list[Any]:
 @pytest.mark.parametrize("name", _parameters())
 def test_every_identity(name: str) -> None:
     # A second prompt is shorter: it is padded.
-    errors = verified(family_model(name), n=1 if name in ALONE else 2)
-    assert max(errors.values()) < LARGEST, errors
+    errors = verify.verified(family_model(name), n=1 if name in ALONE else 2)
+    assert max(errors.values()) < verify.LARGEST, errors
+
+
+def test_identities_notice_another_model() -> None:
+    """A reference whose first values differ by 5 % fails each identity."""
+    model = loaded(family_model("llama"))
+    prompts = tt.build_prompts(model, THREE, shots=2, n=1, seed=2)
+    one = verify.Reference(model, prompts, 0)
+    one.module = family_model("llama")
+    one.blocks = list(one.module.model.layers)
+    with torch.no_grad():
+        one.blocks[0].self_attn.v_proj.weight *= 1.05
+    found = {
+        "last": verify.knock_outs(model, prompts, [one], "last"),
+        "all": verify.knock_outs(model, prompts, [one], "all"),
+        "attention": verify.attention(model, prompts, [one]),
+        "label logits": verify.label_logits(model, prompts, [one]),
+        "edit": verify.attention_edit(model, prompts, [one]),
+    }
+    assert min(found.values()) > 10 * verify.LARGEST, found
 
 
 def test_every_adapter_has_a_model() -> None:
