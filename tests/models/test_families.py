@@ -69,6 +69,7 @@ def test_every_identity(name: str) -> None:
     assert max(errors.values()) < verify.LARGEST, errors
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_identities_notice_another_model() -> None:
     """A reference whose first values differ by 5 % fails each identity."""
     model = loaded(family_model("llama"))
