@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .check import SHORT, check_model
 from .length_settings import named_lengths, shortened
 from .random_weights import synthetic_tokenizer
-from .registry import check_not_refused, find_architecture
+from .registry import check_not_refused, find_architecture, language_config
 from .shrink import random_small_model, shrunk
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def small_model(config: Any, tokenizer: Any = None) -> tuple[Model, int]:
     from .model import Model
     from .traced import traced
 
-    config = config.get_text_config(decoder=True)
+    config = language_config(config)
     check_not_refused(config)
     lengths = shortened(named_lengths(config))
     module = random_small_model(shrunk(config, lengths, VOCABULARY))

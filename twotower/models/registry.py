@@ -35,7 +35,7 @@ def find_architecture(config: Any, module: torch.nn.Module) -> Architecture:
         If no adapter names the model type, or the named ones do not fit. Says why, or which
         adapter has the same structure.
     """
-    config = config.get_text_config(decoder=True)
+    config = language_config(config)
     kind = config.model_type
     reasons = []
     for adapter in ADAPTERS:
@@ -54,6 +54,20 @@ def find_architecture(config: Any, module: torch.nn.Module) -> Architecture:
         "looks for one; or write it by subclassing twotower.models.Architecture, and register it "
         "with twotower.models.register"
     )
+
+
+def language_config(config: Any) -> Any:
+    """Return the configuration of the language model in a configuration: itself, or a part.
+
+    Raises
+    ------
+    ModelError
+        If there are several language models.
+    """
+    try:
+        return config.get_text_config(decoder=True)
+    except ValueError as error:
+        raise ModelError(f"{config.model_type!r} holds several language models") from error
 
 
 def check_not_refused(config: Any) -> None:

@@ -22,7 +22,7 @@ from .kind import VOCABULARY
 from .length_settings import named_lengths, shortened
 from .model import Model
 from .random_weights import synthetic_tokenizer
-from .registry import check_not_refused
+from .registry import check_not_refused, language_config
 from .shrink import random_small_model, shrunk
 from .traced import traced
 
@@ -142,7 +142,7 @@ def suggest(config: Any) -> str:
     ModelError
         If no combination of the interface's choices is right, or several are.
     """
-    text = config.get_text_config(decoder=True)
+    text = language_config(config)
     check_not_refused(text)
     lengths = shortened(named_lengths(text))
     module = random_small_model(shrunk(text, lengths, VOCABULARY))
