@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from bridge import bridge_of, ids, zero
-from families import ALONE, family_model
-from tiny import THREE, byte_level
+from families import family_model
+from tiny import THREE
 from verify import LARGEST, relative
 
 import twotower as tt
@@ -24,7 +24,7 @@ AGREE = (
     "granitemoehybrid hunyuan_v1_dense jais2 jamba laguna lfm2 lfm2_moe llama4_text minimax_m2 "
     "ministral3 mixtral mpt mpt+plain nanochat nemotron olmo olmo2 olmo3 olmo_hybrid olmoe opt "
     "phi3 qwen2_moe qwen3_5_text qwen3_moe qwen3_next seed_oss smollm3 stablelm stablelm+plain "
-    "starcoder2 vaultgemma xglm"
+    "starcoder2 vaultgemma xglm youtu"
 ).split()
 """Types of which TransformerLens has a bridge with the heads' attention and outputs."""
 
@@ -32,40 +32,34 @@ AGREE = (
 @pytest.fixture(scope="module", params=AGREE)
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The model as twotower has it, prompts, and the bridge around the same weights."""
-    module = family_model(request.param)
-    bridge = bridge_of(module, tmp_path_factory.mktemp("lens") / request.param)
-    model = tt.load(module, tokenizer=byte_level())
-    n = 1 if request.param in ALONE else 2
-    return model, tt.build_prompts(model, THREE, shots=2, n=n, seed=1), bridge
+    folder = tmp_path_factory.mktemp("lens") / request.param
+    bridge = bridge_of(family_model(request.param), folder)
+    model = tt.load(str(folder))
+    return model, tt.build_prompts(model, THREE, shots=2, n=1, seed=1), bridge
 
 
 def test_attention_patterns(both) -> None:
     model, prompts, bridge = both
-    found = tt.qk_similarity(model, prompts).attention.values
-    for number in range(len(prompts)):
-        tokens = ids(prompts, number)
-        n = tokens.shape[1]
-        _, cache = bridge.run_with_cache(tokens)
-        for layer in range(model.n_layers):
-            if heads := model.heads_in(layer):
-                pattern = cache[f"blocks.{layer}.attn.hook_pattern"][0, :, -1, -n:].numpy()
-                assert relative(found[number, layer, :heads, -n:], pattern) < LARGEST
+    found = tt.qk_similarity(model, prompts).attention.values[0]
+    _, cache = bridge.run_with_cache(ids(prompts, 0))
+    for layer in range(model.n_layers):
+        if heads := model.heads_in(layer):
+            pattern = cache[f"blocks.{layer}.attn.hook_pattern"][0, :, -1].numpy()
+            assert relative(found[layer, :heads], pattern) < LARGEST
 
 
 def test_single_head_effects(both) -> None:
     """Of every head, set to zero at the last position."""
     model, prompts, bridge = both
-    found = tt.head_effects(model, prompts).logprob_drop.values
-    labels, ours, theirs = list(prompts.label_ids), [], []
-    for number in range(len(prompts)):
-        tokens = ids(prompts, number)
-        with torch.no_grad():
-            clean = bridge(tokens)[0, -1].log_softmax(-1)[labels]
+    effects = tt.head_effects(model, prompts).logprob_drop.values[0]
+    tokens, labels = ids(prompts, 0), list(prompts.label_ids)
+    found, expected = [], []
+    with torch.no_grad():
+        clean = bridge(tokens)[0, -1].log_softmax(-1)[labels]
         for layer, head in model.heads:
             hook = zero(model.heads_in(layer), head, slice(-1, None))
             name = f"blocks.{layer}.attn.hook_z"
-            with torch.no_grad():
-                logits = bridge.run_with_hooks(tokens, fwd_hooks=[(name, hook)])[0, -1]
-            theirs.append((clean - logits.log_softmax(-1)[labels]).numpy())
-            ours.append(found[number, layer, head])
-    assert relative(np.array(ours), np.array(theirs)) < LARGEST
+            logits = bridge.run_with_hooks(tokens, fwd_hooks=[(name, hook)])[0, -1]
+            expected.append((clean - logits.log_softmax(-1)[labels]).numpy())
+            found.append(effects[layer, head])
+    assert relative(np.array(found), np.array(expected)) < LARGEST
