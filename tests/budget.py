@@ -20,7 +20,7 @@ BUDGETS = {
     "tests/figures/test_report": ("browser", 150),
     "tests/figures": ("figures", 60),
     "tests/properties": ("properties", 100),
-    "tests/testing": ("planted models", 120),
+    "tests/testing": ("planted models", 140),
     "tests/models": ("models", 310),
     "tests/measures": ("measures", 330),
 }

@@ -34,7 +34,14 @@ from twotower.testing import Planting
 
 FOLDER = Path(__file__).parent
 KEPT = FOLDER.parent / "build" / "status"
-PLANTED = {"gpt2": "gpt2", "gptj": "gptj", "llama": "llama", "gpt_neox": "neox"}
+PLANTED = {
+    "gpt2": "gpt2",
+    "gptj": "gptj",
+    "llama": "llama",
+    "gpt_neox": "neox",
+    "gemma2": "gemma2",
+    "olmo2": "olmo2",
+}
 COLUMNS = (
     "proof",
     "knock-outs, last",
