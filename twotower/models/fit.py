@@ -76,7 +76,8 @@ def misfit(adapter: type[Architecture], module: torch.nn.Module) -> str | None:
         if attention is not None:
             parts.append((attention, adapter.attention_name, of_attention))
         for owner, place, needed in parts:
-            missing = [name for name in needed if resolve(owner, name, default=None) is None]
+            norms = {name for name in names[:4] if name}
+            missing = [name for name in needed if not _is_there(owner, name, name in norms)]
             found = _parts(owner)
             named = {name.partition(".")[0] for name in needed | known}
             if missing or found - named:
@@ -85,6 +86,12 @@ def misfit(adapter: type[Architecture], module: torch.nn.Module) -> str | None:
                     f"where {sorted(needed)} is expected"
                 )
     return None
+
+
+def _is_there(owner: torch.nn.Module, name: str, is_norm: bool) -> bool:
+    """Check that a part exists, and has parameters unless it is a norm."""
+    found = resolve(owner, name, default=None)
+    return found is not None and (is_norm or any(True for _ in found.parameters()))
 
 
 def _parts(owner: torch.nn.Module) -> set[str]:

@@ -95,7 +95,8 @@ def _located(adapter: type[Architecture], config: Any, module: torch.nn.Module) 
         raise ModelError(
             f"{adapter.__name__} cannot read this configuration: it lacks {error.name}"
         ) from error
-    if not any(map(architecture.has_heads, range(architecture.n_layers))):
+    layers = range(architecture.n_layers)
+    if layers and not any(map(architecture.has_heads, layers)):
         raise ModelError(f"{config.model_type!r} with this configuration: {RECURRENT}")
     for name, path in located(adapter, module).items():
         setattr(architecture, name, path)

@@ -295,9 +295,9 @@ class Clean:
         )
 
     @property
-    def score(self) -> Float32[torch.Tensor, " B"] | float:
+    def score(self) -> Float32[torch.Tensor, " *prompts"]:
         """Largest absolute score of each prompt (B,); 0 in a layer without heads."""
-        return 0.0 if self.heads is None else self.heads.score
+        return self.size.new_zeros(()) if self.heads is None else self.heads.score
 
 
 @dataclass

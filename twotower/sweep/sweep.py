@@ -157,7 +157,7 @@ class Sweep(Recorder):
         by_prompt: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:
         assert self.rounding is not None
-        size, score = (torch.as_tensor(x, device=row.device) for x in self.before)
+        size, score = (x.to(row.device) for x in self.before)
         left = (row.float() - clean.float()).norm(dim=-1)
         if size.shape != left.shape:
             size = self.layout.by_prompt(self.layout.ends(size)[:, None])[:, 0]
@@ -221,7 +221,7 @@ class Sweep(Recorder):
             found["logprob_drop"] = self._shaped(logprob_drop)
         return found
 
-    def _shaped(self, x: Float[torch.Tensor, "B group *rest"]) -> Float[torch.Tensor, " B *rest"]:
+    def _shaped(self, x: Float[torch.Tensor, "B group *rest"]) -> Float[torch.Tensor, " B *shape"]:
         if self.places is not None:
             n = int(np.prod(self.shape))
             whole = x.new_full((len(x), n, *x.shape[2:]), torch.nan)

@@ -28,8 +28,8 @@ def stack(
 
 def stack_heads(
     by_layer: list[Float[torch.Tensor, "B H *rest"]], end: End
-) -> Float[torch.Tensor, "B layer H *rest"]:
-    """Return the tensors of all layers with heads as (B, layer, H, ...).
+) -> Float[torch.Tensor, "B layer widest *rest"]:
+    """Return the tensors of all layers with heads as (B, layer, widest, ...).
 
     NaN fills layers without heads, and heads that a layer lacks.
     """
