@@ -106,6 +106,7 @@ class Architecture(abc.ABC):
         self.n_kv_heads: int = getattr(config, "num_key_value_heads", None) or self.n_heads
         self.d_model: int = config.hidden_size
         self.d_head: int = getattr(config, "head_dim", None) or self.d_model // self.n_heads
+        self.d_key: int = self.d_head
         self.d_mlp: int = (
             getattr(config, "intermediate_size", None)
             or getattr(config, "n_inner", None)
@@ -368,6 +369,13 @@ class Architecture(abc.ABC):
         `split` then returns only queries, and None twice.
         """
         return layer
+
+    @property
+    def plain_scores(self) -> bool:
+        """Whether torch's kernels can compute the attention: without softcap, sinks and biases."""
+        own = type(self)
+        biased = own.key_bias is not Architecture.key_bias
+        return self.score_softcap is None and own.sinks is Architecture.sinks and not biased
 
     @property
     def shares_keys(self) -> bool:

@@ -27,9 +27,7 @@ from ..walk.walk import LayerView, PassingView, shared_keys
 from .attend import Scoring, attend_many, attend_one
 from .counterfactuals import Step
 from .layout import Layout
-
-TOKENS = 4096
-"""Tokens that a mixer of positions takes at a time."""
+from .memory import MIXER_TOKENS
 
 
 @dataclass
@@ -426,7 +424,7 @@ def _mix(
     n_packs, width = mixer.residual.shape[:2]
     packs = torch.arange(n_packs, device=rows.device)[:, None]
     found = []
-    for some in rows.split(max(1, TOKENS // (n_packs * width)), dim=1):
+    for some in rows.split(max(1, MIXER_TOKENS // (n_packs * width)), dim=1):
         n = some.shape[1]
         whole = mixer.residual.new_empty(n_packs, width + 1, n, mixer.residual.shape[-1])
         whole[:, :width] = mixer.residual[:, :, None]

@@ -41,6 +41,7 @@ class Gemma4(Gemma2):
         self.n_kv_heads = max(layer.num_key_value_heads for layer in self.by_layer)
         self.d_model = config.hidden_size
         self.d_head = max(layer.head_dim for layer in self.by_layer)
+        self.d_key = self.d_head
         self.d_mlp = config.intermediate_size
         self.vocabulary_size = config.vocab_size
         self.max_positions = config.max_position_embeddings

@@ -24,6 +24,7 @@ class MLA(Llama):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.d_head = config.v_head_dim
+        self.d_key = config.qk_nope_head_dim + config.qk_rope_head_dim
         self.n_kv_heads = self.n_heads
         if getattr(config, "rope_interleave", False):
             self.interleaved_rotary, self.tables = True, "halves"
