@@ -44,9 +44,9 @@ def test_heavy_libraries_are_imported_when_used(code: str, allowed: set[str]) ->
 
 
 def seconds(*arguments: str) -> float:
-    """Seconds of the processor that an interpreter takes, the least of five."""
+    """Seconds of the processor that an interpreter takes, the least of three."""
     found = []
-    for _ in range(5):
+    for _ in range(3):
         before = os.times()
         subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
         after = os.times()

@@ -207,7 +207,7 @@ def softmax_hooked(edit):
 
 @pytest.mark.parametrize(
     ("any_model", "positions"),
-    crossed(["last", "all"], ["all"], on=DISTINCT),
+    crossed(["last", "all"], ["all"]),
     indirect=["any_model"],
 )
 @pytest.mark.parametrize("name", ["scaled", "scaled, renormalized", "attention patched"])

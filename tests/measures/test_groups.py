@@ -9,7 +9,7 @@ import pytest
 import torch
 from reference import Reference, changed, error, ids_of
 from surface import under
-from tiny import DISTINCT, THREE, TWO, crossed, tiny
+from tiny import THREE, TWO, crossed, tiny
 
 import twotower as tt
 from twotower.measures.group_effects import strongest_group, subset_effects
@@ -34,7 +34,7 @@ def make(model: tt.Model, n: int = 3) -> tt.Prompts:
     return prompts
 
 
-@pytest.mark.parametrize(("name", "positions"), crossed(POSITIONS, ["all"], on=DISTINCT))
+@pytest.mark.parametrize(("name", "positions"), crossed(POSITIONS, ["all"]))
 def test_groups(name: str, positions: str) -> None:
     model = tiny(name)
     prompts = make(model)
@@ -48,7 +48,7 @@ def test_groups(name: str, positions: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("any_model", "positions"), crossed(POSITIONS, ["labels"], on=DISTINCT), indirect=["any_model"]
+    ("any_model", "positions"), crossed(POSITIONS, ["labels"]), indirect=["any_model"]
 )
 def test_scaled(any_model: tt.Model, positions: str) -> None:
     prompts = make(any_model)
@@ -63,7 +63,7 @@ def test_scaled(any_model: tt.Model, positions: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("any_model", "positions"), crossed(POSITIONS, ["labels"], on=DISTINCT), indirect=["any_model"]
+    ("any_model", "positions"), crossed(POSITIONS, ["labels"]), indirect=["any_model"]
 )
 def test_patched_from_the_twin(any_model: tt.Model, positions: str) -> None:
     """Labels reversed, token by token the same length: every position aligns."""
@@ -152,7 +152,7 @@ def test_a_greedy_pool(llama: tt.Model) -> None:
 
 @pytest.mark.parametrize(
     ("any_model", "positions"),
-    crossed(["labels", "all"], ["labels"], on=DISTINCT),
+    crossed(["labels", "all"], ["labels"]),
     indirect=["any_model"],
 )
 def test_common_beginnings_are_run_once(any_model: tt.Model, positions: str, monkeypatch) -> None:

@@ -76,7 +76,7 @@ def means(reference: Reference, prompts: tt.Prompts) -> dict[tuple[str, int], to
     return {key: torch.stack(values).mean(dim=0) for key, values in total.items()}
 
 
-@pytest.mark.parametrize(("name", "positions"), crossed(POSITIONS, ["last", "all"], on=DISTINCT))
+@pytest.mark.parametrize(("name", "positions"), crossed(POSITIONS, ["last", "all"]))
 def test_mean(name: str, positions: str) -> None:
     model = tiny(name)
     prompts, others = make(model), make(model, n=5, seed=8)
@@ -117,9 +117,7 @@ def donated(
     return value
 
 
-@pytest.mark.parametrize(
-    ("name", "positions"), crossed(["last", "labels", "given"], ["labels"], on=DISTINCT)
-)
+@pytest.mark.parametrize(("name", "positions"), crossed(["last", "labels", "given"], ["labels"]))
 def test_resample(name: str, positions: str) -> None:
     """Every prompt's drops are those of one donor, for all heads; never itself."""
     model = tiny(name)

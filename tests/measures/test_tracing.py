@@ -7,7 +7,7 @@ import pytest
 import torch
 from reference import Reference, answer, error, hooked, ids_of, plain_logits, real
 from surface import under
-from tiny import DISTINCT, THREE, crossed, tiny
+from tiny import THREE, crossed, tiny
 
 import twotower as tt
 from twotower.measures.agreement import Agreement, agreement
@@ -19,7 +19,7 @@ def make(model: tt.Model, n: int = 4) -> tt.Prompts:
 
 @pytest.mark.parametrize(
     ("any_model", "positions"),
-    crossed(["last", "labels", "all"], ["all"], on=DISTINCT),
+    crossed(["last", "labels", "all"], ["all"]),
     indirect=["any_model"],
 )
 def test_tracing_is_a_forward_per_head(any_model: tt.Model, positions: str) -> None:
@@ -84,7 +84,7 @@ def test_prompts_that_do_not_fit(llama: tt.Model) -> None:
 
 @pytest.mark.parametrize(
     ("any_model", "positions"),
-    crossed(["last", "labels", "all"], ["all"], on=DISTINCT),
+    crossed(["last", "labels", "all"], ["all"]),
     indirect=["any_model"],
 )
 def test_attribution_patching_is_the_slope(any_model: tt.Model, positions: str) -> None:

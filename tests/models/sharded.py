@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import pretend
 import pytest
@@ -55,7 +56,20 @@ def test_as_on_one_device(name: str, n: int, what: str) -> None:
     same(found(name, n, what), expected(name, what), 1e-5)
 
 
-@pytest.mark.parametrize(("name", "what"), crossed(MEASURES, ["edits"]))
+CROSSING = ("labels", "mean", "gradient", "attribution", "shares", "edits")
+"""What `make test` looks at on a grouped-query Llama; elsewhere edits alone."""
+
+
+def crossing() -> list[Any]:
+    return [
+        pytest.param(*case.values, marks=pytest.mark.slow)
+        if case.values[1] not in CROSSING
+        else case
+        for case in crossed(MEASURES, ["edits"])
+    ]
+
+
+@pytest.mark.parametrize(("name", "what"), crossing())
 def test_what_crosses(name: str, what: str) -> None:
     """Vectors of the residual stream, and results; no masks, no labels."""
     model, given = spread_out(name, 4), prompts(name)

@@ -56,7 +56,7 @@ def alike(one: xr.DataTree, other: xr.DataTree) -> None:
                 )
 
 
-@examples(12)
+@examples(7)
 @given(both=model_and_prompts())
 def test_weighted_value_output_vectors_sum_to_the_heads_output(both) -> None:
     model, prompts = both
@@ -66,7 +66,7 @@ def test_weighted_value_output_vectors_sum_to_the_heads_output(both) -> None:
     np.testing.assert_allclose(run.qk.attention.sum("position").values, 1, atol=1e-5)
 
 
-@examples(12)
+@examples(7)
 @given(both=model_and_prompts(), data=st.data())
 def test_results_do_not_depend_on_company_order_or_padding(both, data: Any) -> None:
     model, prompts = both
@@ -107,7 +107,7 @@ def swapped(name: str) -> tt.Model:
     return tt.load(module, tokenizer=tokenizer)
 
 
-@examples(10)
+@examples(6)
 @given(name=NAMES, seed=st.integers(0, 2**31), shots=st.integers(1, 3))
 def test_labels_are_names(name: str, seed: int, shots: int) -> None:
     """A model to which foo is bar, shown foo for bar, does what the model did."""
@@ -132,7 +132,7 @@ def test_labels_are_names(name: str, seed: int, shots: int) -> None:
         )
 
 
-@examples(60)
+@examples(36)
 @given(
     drop=arrays.arrays(
         np.float32,
@@ -168,7 +168,7 @@ def answers(model: tt.Model, prompts: tt.Prompts, *edits: Any) -> np.ndarray:
     return found
 
 
-@examples(12)
+@examples(7)
 @given(both=model_and_prompts(), heads=SOME, where=st.sampled_from(["all", "last", "labels"]))
 def test_edits_compose(both, heads: list[tt.Head], where: str) -> None:
     model, prompts = both
@@ -185,7 +185,7 @@ def test_edits_compose(both, heads: list[tt.Head], where: str) -> None:
     )
 
 
-@examples(12)
+@examples(7)
 @given(both=model_and_prompts(), heads=SOME)
 def test_edits_that_change_nothing(both, heads: list[tt.Head]) -> None:
     model, prompts = both
@@ -201,7 +201,7 @@ def test_edits_that_change_nothing(both, heads: list[tt.Head]) -> None:
         np.testing.assert_allclose(answers(model, prompts, edit), clean, **FLOATS)
 
 
-@examples(10)
+@examples(6)
 @given(
     both=model_and_prompts(), head=st.sampled_from(HEADS), where=st.sampled_from(["last", "all"])
 )
@@ -216,7 +216,7 @@ def test_the_sweep_is_one_knock_out_after_the_other(both, head: tt.Head, where: 
     np.testing.assert_allclose(found, clean - out, rtol=1e-3, atol=1e-4)
 
 
-@examples(10)
+@examples(6)
 @given(both=model_and_prompts(), heads=SOME)
 def test_what_is_knocked_out_no_longer_matters(both, heads: list[tt.Head]) -> None:
     """Once a head is out, editing its attention or taking it out again changes nothing."""

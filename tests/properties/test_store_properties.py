@@ -82,7 +82,7 @@ def same(before: xr.DataArray, after: xr.DataArray) -> None:
         np.testing.assert_array_equal(before.values, after.values)
 
 
-@examples(25)
+@examples(15)
 @given(run=runs())
 def test_saved_and_opened_it_is_the_same(run: xr.DataTree) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -126,7 +126,7 @@ def test_the_schema_holds_for_any_shape(group: str) -> None:
     check()
 
 
-@examples(50)
+@examples(30)
 @given(
     array=arrays.arrays(
         np.float32,
@@ -142,7 +142,7 @@ def test_a_page_holds_values_to_half_a_step(array: np.ndarray) -> None:
     assert np.isnan(array).all() or np.nanmax(error) <= 0.5001 * step + 1e-6
 
 
-@examples(50)
+@examples(30)
 @given(
     array=arrays.arrays(
         np.float64,

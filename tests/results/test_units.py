@@ -33,11 +33,18 @@ def whole(llama: tt.Model, prompts: tt.Prompts) -> Any:
     )
 
 
+@pytest.fixture(scope="module")
+def fresh(whole: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store in which no unit is done."""
+    path = tmp_path_factory.mktemp("fresh") / "run.zarr"
+    created = UnitStore(path, patience=0.3)
+    created.create({"": whole}, plan_units({"": N}, SIZE), SIZE, {"configuration": "{}"})
+    return path
+
+
 @pytest.fixture
-def store(tmp_path: Path, whole: Any) -> UnitStore:
-    store = UnitStore(tmp_path / "run.zarr", patience=0.3)
-    store.create({"": whole}, plan_units({"": N}, SIZE), SIZE, {"configuration": "{}"})
-    return store
+def store(tmp_path: Path, fresh: Path) -> UnitStore:
+    return UnitStore(Path(shutil.copytree(fresh, tmp_path / "run.zarr")), patience=0.3)
 
 
 def some(whole: Any, unit: Unit) -> dict[str, xr.Dataset]:

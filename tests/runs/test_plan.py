@@ -22,8 +22,23 @@ from twotower.sizing.table import ranges
 GIB = 1 << 30
 
 
-@pytest.mark.parametrize("quantization", [None, "int8", "nf4"])
-@pytest.mark.parametrize("name", ["gpt2", "gptj", "llama-grouped", "neox-parallel"])
+@pytest.mark.parametrize(
+    ("name", "quantization"),
+    [
+        ("gpt2", "int8"),
+        ("gptj", None),
+        ("llama-grouped", "nf4"),
+        ("neox-parallel", None),
+        *(
+            pytest.param(name, quantization, marks=pytest.mark.slow)
+            for name, quantization in (
+                *(("gpt2", None), ("gpt2", "nf4"), ("gptj", "int8"), ("gptj", "nf4")),
+                *(("llama-grouped", None), ("llama-grouped", "int8")),
+                *(("neox-parallel", "int8"), ("neox-parallel", "nf4")),
+            )
+        ),
+    ],
+)
 def test_weights_are_those_of_a_loaded_model(
     name: str, quantization: str | None, tmp_path: Path
 ) -> None:
@@ -107,7 +122,7 @@ import torch
 torch.set_num_threads(1)
 import twotower as tt
 shots, batch, n = map(int, sys.argv[1:])
-model = tt.load("smollm2-135m", dtype="float32")
+model = tt.load("smollm2-135m", dtype="float32", check=False)
 prompts = tt.build_prompts(model, tt.load_task("animals-cities"), shots=shots, n=n)
 with tt.set_options(batch_size=batch):
     tt.analyze(model, prompts)
@@ -120,7 +135,8 @@ print(prompts.n_positions, most_resident())
 @pytest.mark.parametrize(
     ("shots", "batch", "n"),
     [
-        (10, 4, 4),
+        (5, 4, 4),
+        pytest.param(10, 4, 4, marks=pytest.mark.slow),
         pytest.param(10, 2, 8, marks=pytest.mark.slow),
         pytest.param(10, 8, 8, marks=pytest.mark.slow),
         pytest.param(3, 16, 32, marks=pytest.mark.slow),
@@ -189,7 +205,7 @@ def test_ranges() -> None:
 
 
 MIXED = [
-    (("8GiB",), "nf4", 8),
+    pytest.param(("8GiB",), "nf4", 8, marks=pytest.mark.slow),
     pytest.param(("6GiB",), "nf4", 4, marks=pytest.mark.slow),
     pytest.param(("12GiB", "6GiB"), None, 16, marks=pytest.mark.slow),
     (("8GiB", "8GiB"), None, 16),

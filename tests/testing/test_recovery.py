@@ -176,14 +176,22 @@ def test_towers_come_apart(name: str) -> None:
     np.testing.assert_allclose(attention.margin.values, before.margin.values, rtol=0.05)
 
 
+PLAIN = set(ARCHITECTURES) - set(NORMED)
+
+
 @pytest.mark.parametrize(
-    "names", [set(ARCHITECTURES) - set(NORMED), pytest.param(set(NORMED), marks=slow)]
+    ("names", "seeds"),
+    [
+        (PLAIN, 1),
+        pytest.param(PLAIN, 3, marks=pytest.mark.slow),
+        pytest.param(set(NORMED), 3, marks=pytest.mark.slow),
+    ],
 )
-def test_what_noise_breaks_is_the_mechanism(names: set[str]) -> None:
+def test_what_noise_breaks_is_the_mechanism(names: set[str], seeds: int) -> None:
     """Where a noisy model still does the task, the planted heads are found; see the study."""
     able = found = 0
-    for name in names:
-        for seed in range(3):
+    for name in sorted(names):
+        for seed in range(seeds):
             planting = Planting.random(name, seed, noise=0.2)
             model = planting.load()
             run = tt.analyze(model, planting.prompts(model, n=24, shots=3))
@@ -191,5 +199,5 @@ def test_what_noise_breaks_is_the_mechanism(names: set[str]) -> None:
                 continue
             able += 1
             found += set(run.tt.heads(len(planting.heads))) == set(planting.heads)
-    assert able >= 2 * len(names)
+    assert able >= 2 * seeds * len(names) // 3
     assert found >= able - 1
