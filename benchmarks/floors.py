@@ -182,8 +182,7 @@ def bare(model: Model, batch: Batch, recorders: list[Recorder]) -> list[Any]:
         def leave(
             _m: Any, arguments: Any, output: Any, index: int = index, block: Any = block
         ) -> None:
-            tables = a.rotary_tables(SimpleNamespace(inputs=found["inputs"]))
-            cos, sin = (None, None) if tables is None else (t.unsqueeze(-2) for t in tables)
+            positions = a.positions(SimpleNamespace(inputs=found["inputs"]), index)
             projected = [found[f"qkv{i}"] for i in range(len(a.qkv_names))]
             q, k, v = a.split(block, projected)
             view = LayerView(
@@ -195,12 +194,12 @@ def bare(model: Model, batch: Batch, recorders: list[Recorder]) -> list[Any]:
                 q,
                 k,
                 v,
-                cos,
-                sin,
+                positions,
                 found["z"],
                 found["z"],
             )
             view.attention_output, view.mlp_output = found["attention"], found["mlp"]
+            view.attention_write, view.mlp_write = found["attention"], found["mlp"]
             for recorder in recorders:
                 recorder.layer(view)
 

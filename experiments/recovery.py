@@ -26,9 +26,10 @@ from twotower.experiments import parts as common
 from twotower.figures import style
 from twotower.results.provenance import versions
 from twotower.statistics import bootstrap_mean
-from twotower.testing import ARCHITECTURES, Planting
+from twotower.testing import Planting
 
 FOLDER = Path(__file__).parent
+ARCHITECTURES = ("gpt2", "gptj", "llama", "neox")
 NOISE = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0)
 BOTH = 0.9
 """What both AUCs of a pair of towers must exceed."""

@@ -21,7 +21,7 @@ BUDGETS = {
     "tests/figures/test_report": ("browser", 90),
     "tests/figures": ("figures", 40),
     "tests/properties": ("properties", 45),
-    "tests/testing": ("planted models", 60),
+    "tests/testing": ("planted models", 70),
     "tests/models": ("models", 190),
     "tests/measures": ("measures", 200),
 }

@@ -20,7 +20,9 @@ BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
 def test_an_architecture() -> None:
-    assert BLOCKS[0] == (ROOT / "twotower" / "models" / "phi.py").read_text(encoding="utf-8")
+    assert BLOCKS[0] == (ROOT / "twotower" / "models" / "families" / "phi.py").read_text(
+        encoding="utf-8"
+    )
     assert "phi" in FURTHER  # step 2; step 3 is tests/models/test_further.py
 
 

@@ -59,9 +59,9 @@ TIMES = ("children_user", "children_system")
 
 @pytest.mark.parametrize(
     ("arguments", "limit"),
-    [(["-c", "import twotower"], 2), (["-m", "twotower.cli", "--help"], 4)],
+    [(["-c", "import twotower"], 2), (["-m", "twotower.cli", "--help"], 5)],
 )
 def test_it_starts_at_once(arguments: list[str], limit: float) -> None:
-    """Beside a few modules of Python's own, 0.14 s here, since machines differ."""
+    """Beside a few modules of Python's own (0.14 s here): 3 to 4 times, beside other work."""
     own = seconds("-c", "import argparse, asyncio, json, importlib.metadata")
     assert seconds(*arguments) < limit * own

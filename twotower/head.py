@@ -94,6 +94,11 @@ def check_heads(heads: Iterable[Any], model: HasHeads) -> list[Head]:
                 f"head {layer}.{head} is out of range: the model has layers 0 to "
                 f"{model.n_layers - 1} and heads 0 to {model.n_heads - 1}"
             )
+        heads_in = getattr(model, "heads_in", None)
+        n = model.n_heads if heads_in is None else heads_in(layer)
+        if head >= n:
+            has = f"has only {n} heads" if n else "has no heads (it does not attend by softmax)"
+            raise InputError(f"head {layer}.{head} does not exist: layer {layer} {has}")
         found.append(Head(layer, head))
     if len(set(found)) != len(found):
         twice = next(h for h in found if found.count(h) > 1)

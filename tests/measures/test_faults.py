@@ -134,9 +134,9 @@ def test_a_fault_of_the_rows_alone(sound, monkeypatch, positions: str) -> None:
     """What only rows do, such as their own rotary, is proved where they are."""
     model, prompts = sound
     if positions == "last":
-        monkeypatch.setattr(rows, "_attend_one", off_by(rows._attend_one))
+        monkeypatch.setattr(rows, "attend_one", off_by(rows.attend_one))
     else:
-        monkeypatch.setattr(rows, "_attend_many", off_by(rows._attend_many))
+        monkeypatch.setattr(rows, "attend_many", off_by(rows.attend_many))
     refused(lambda: tt.head_effects(model, prompts, positions), "nothing is changed", "layer")
 
 

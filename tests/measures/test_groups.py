@@ -167,8 +167,8 @@ def test_common_beginnings_are_run_once(any_model: tt.Model, positions: str, mon
     layouts = []
     make_layout = prepare.make_layout
 
-    def spy(*arguments):
-        layouts.append(make_layout(*arguments))
+    def spy(*arguments, **options):
+        layouts.append(make_layout(*arguments, **options))
         return layouts[-1]
 
     monkeypatch.setattr(prepare, "make_layout", spy)

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 import twotower as tt
 from twotower.models import registry
 from twotower.models.check import check_model
-from twotower.models.gptneox import GPTNeoX
-from twotower.models.llama import Llama
+from twotower.models.families.gptneox import GPTNeoX
+from twotower.models.families.llama import Llama
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

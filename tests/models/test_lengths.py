@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Ministral3Config, Mi
 
 import twotower as tt
 from twotower.models import registry
+from twotower.models.families.llama import Llama
 from twotower.models.lengths import check_lengths, named_lengths
-from twotower.models.llama import Llama
 from twotower.models.shrink import random_small_model, shrunk
 
 SMALL = {
@@ -40,8 +40,10 @@ def test_the_lengths_that_a_configuration_names() -> None:
     assert named_lengths(dynamic) == {"max_position_embeddings": 512}
 
 
-def test_queries_scaled_beyond_a_context_are_refused() -> None:
+def test_queries_scaled_beyond_a_context_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seven tokens show nothing of it; the configuration names the context."""
+    wrong = type("NoFactor", (Llama,), {"model_types": ("ministral3",)})
+    monkeypatch.setattr(registry, "ADAPTERS", [wrong])
     with pytest.raises(tt.errors.CheckError, match="original_max_position_embeddings.*layer 0"):
         tt.load(made(Ministral3Config(**SMALL)), tokenizer=byte_level())
 

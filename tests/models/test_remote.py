@@ -122,7 +122,7 @@ def test_the_check_is_one_job(server: Server) -> None:
 
 def test_a_model_that_does_not_fit_is_refused(server: Server, monkeypatch: Any) -> None:
     from twotower.models import registry
-    from twotower.models.llama import Llama
+    from twotower.models.families.llama import Llama
 
     # A class of its own: the server would keep what is patched into Llama.
     wrong = type("WrongLlama", (Llama,), {"scaling": lambda self, layer: 1.0})

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import ARCHITECTURES, FURTHER, THREE, byte_level, hf_model
+from bridge import bridge_of, ids, zero
+from tiny import ARCHITECTURES, FURTHER, THREE, hf_model
 
 import twotower as tt
 
@@ -22,23 +23,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 @pytest.fixture(scope="module", params=[*ARCHITECTURES, *FURTHER])
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The model as twotower has it, prompts, and the bridge around the same weights."""
-    from transformer_lens.model_bridge import TransformerBridge
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     folder: Path = tmp_path_factory.mktemp("lens") / request.param
-    hf_model(request.param).save_pretrained(folder)
-    byte_level().save_pretrained(folder)
+    bridge = bridge_of(hf_model(request.param), folder)
     model = tt.load(str(folder))
-    own = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
-    bridge = TransformerBridge.boot_transformers(
-        str(folder), hf_model=own, tokenizer=AutoTokenizer.from_pretrained(folder), device="cpu"
-    )
     return model, tt.build_prompts(model, THREE, shots=2, n=2, seed=1), bridge
-
-
-def ids(prompts: tt.Prompts, number: int) -> torch.Tensor:
-    tokens = prompts.token_id[number]
-    return torch.tensor(tokens[tokens >= 0])[None]
 
 
 def test_attention_patterns(both) -> None:
@@ -99,16 +87,9 @@ def test_single_head_effects(both) -> None:
             clean = bridge(tokens)[0, -1].log_softmax(-1)[labels]
         for layer in range(model.n_layers):
             for head in range(model.n_heads):
-
-                def zero(z: torch.Tensor, hook: Any, head: int = head) -> torch.Tensor:
-                    z = z.clone()
-                    whole = z if z.dim() == 4 else z.unflatten(-1, (model.n_heads, -1))
-                    whole[:, :, head] = 0
-                    return whole if z.dim() == 4 else whole.flatten(-2)
-
-                name = f"blocks.{layer}.attn.hook_z"
+                name, hook = f"blocks.{layer}.attn.hook_z", zero(model.n_heads, head, slice(None))
                 with torch.no_grad():
-                    logits = bridge.run_with_hooks(tokens, fwd_hooks=[(name, zero)])
+                    logits = bridge.run_with_hooks(tokens, fwd_hooks=[(name, hook)])
                 drop = clean - logits[0, -1].log_softmax(-1)[labels]
                 np.testing.assert_allclose(
                     found[number, layer, head], drop.numpy(), rtol=2e-3, atol=2e-4

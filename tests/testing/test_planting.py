@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import twotower as tt
 from twotower.testing import ARCHITECTURES, DISTRACTORS, Planting
 from twotower.testing.coordinates import Coordinates, directions
+from twotower.testing.families import WINDOW
+from twotower.testing.mechanism import ON_LABELS
 
 MATCH = (tt.Head(2, 1), tt.Head(3, 2))
 OTHERS = {"silent": [(3, 0)], "loud": [(2, 3)], "recent": [(3, 3)]}
@@ -33,13 +35,13 @@ def test_it_does_the_task(planting: Planting) -> None:
 
 
 def test_attention_and_margin_are_those_of_the_construction(planting: Planting) -> None:
-    """Predicted on paper: softmax of the similarity, times the gain."""
+    """Predicted on paper: softmax of the (capped) similarity, times the gain."""
     for similarity in (2.0, 8.0):
         one = Planting(planting.architecture, match=MATCH, similarity=similarity)
         model = one.load()
         prompts = one.prompts(model, n=12, shots=3)
         run = tt.analyze(model, prompts, measures=("predictions", "qk"))
-        own = math.exp(similarity)
+        own = math.exp(capped(model, ON_LABELS + similarity) - capped(model, ON_LABELS))
         share = own / (3 * own + 3)  # of one label of the query's class; others have exp(0)
         for head in MATCH:
             attention = run.tt.head(*head).qk.attention
@@ -51,6 +53,11 @@ def test_attention_and_margin_are_those_of_the_construction(planting: Planting) 
             np.testing.assert_allclose(found, share, rtol=0.12)
         margin = one.gain * (3 * share - (1 - 3 * share))
         assert float(run.predictions.margin.mean()) == pytest.approx(margin, rel=0.25)
+
+
+def capped(model: tt.Model, score: float) -> float:
+    cap = model.architecture.score_softcap
+    return score if cap is None else cap * math.tanh(score / cap)
 
 
 def test_the_gathering_head_looks_at_the_text(planting: Planting) -> None:
@@ -84,6 +91,37 @@ def test_distractors_are_what_they_are_called(planting: Planting) -> None:
         assert (np.diff(here) > 0).all()  # the nearer, the more
     for kind in (silent, loud):
         assert float(np.abs(kind.effects.margin_drop.mean())) < 0.1
+
+
+@pytest.mark.parametrize("name", ["gemma2", "olmo2"])
+def test_norms_after_attention_let_all_pass_but_the_ballast(name: str) -> None:
+    planting = Planting(name, match=MATCH, distractors=OTHERS, noise=0.1)
+    model = planting.load()
+    tokens = torch.tensor(planting.prompts(model, n=1, shots=2).token_id)
+    inputs: list[torch.Tensor] = []
+    for layer in model.module.model.layers:
+        layer.self_attn.o_proj.register_forward_pre_hook(lambda m, z: inputs.append(z[0]))
+    with torch.no_grad():
+        states = model.module(tokens, output_hidden_states=True).hidden_states
+        for layer, z in zip(model.module.model.layers, list(inputs), strict=True):
+            bare = z @ layer.self_attn.o_proj.weight.T
+            written = layer.post_attention_layernorm(layer.self_attn.o_proj(z))
+            torch.testing.assert_close(written[..., 2:], bare[..., 2:], rtol=1e-3, atol=1e-4)
+    for state in states[1:-1]:
+        # The noise of MLPs alone adds to the constant.
+        torch.testing.assert_close(state[..., :2], states[0][..., :2], rtol=0.01, atol=0)
+
+
+def test_local_layers_see_a_window() -> None:
+    planting = Planting("gemma2", match=MATCH)
+    model = planting.load()
+    prompts = planting.prompts(model, n=4, shots=10)
+    assert prompts.n_positions > WINDOW
+    run = tt.analyze(model, prompts, measures=("predictions", "qk"))
+    local, whole = (run.tt.head(*head).qk.attention for head in MATCH)
+    assert (local.values[:, :-WINDOW] == 0).all()
+    assert (whole.values[:, :-WINDOW].max(axis=1) > 0.05).all()
+    assert run.predictions.top1_correct.values.all()
 
 
 @pytest.mark.parametrize("kind", DISTRACTORS)

@@ -13,9 +13,21 @@ from twotower.testing import ARCHITECTURES, Planting
 
 SEEDS = range(int(os.environ.get("TWOTOWER_PLANTINGS", "1")))
 MATCH = (tt.Head(2, 1), tt.Head(3, 2))
+NORMED = ("gemma2", "olmo2")
+"""Families with norms after attention; their heads are Llama's. `make test` plants one of each."""
+
+slow = pytest.mark.slow
+NAMES = [pytest.param(x, marks=slow) if x in NORMED else x for x in ARCHITECTURES]
 
 
-@pytest.fixture(scope="module", params=[(name, seed) for name in ARCHITECTURES for seed in SEEDS])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((name, seed), marks=slow if name in NORMED and seed else ())
+        for name in ARCHITECTURES
+        for seed in SEEDS
+    ],
+)
 def planted(request: pytest.FixtureRequest) -> tuple[Planting, tt.Model, tt.Prompts]:
     planting = Planting.random(*request.param, noise=0.05)
     model = planting.load()
@@ -78,7 +90,7 @@ def test_knocking_them_out_leaves_chance(planted) -> None:
     assert other.correct.values.all()
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", NAMES)
 def test_redundant_copies_share_the_effect(name: str) -> None:
     copies = [(2, 0), (2, 1), (3, 0), (3, 1)]
     planting = Planting(name, match=copies)
@@ -95,7 +107,7 @@ def test_redundant_copies_share_the_effect(name: str) -> None:
     assert {tt.Head(int(x), int(y)) for x, y in picked} == set(planting.match)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("recency", [0.0, 0.1])
 def test_recency_bias(name: str, recency: float) -> None:
     planting = Planting(name, match=MATCH, similarity=2.0, recency=recency)
@@ -127,7 +139,7 @@ def test_recency_bias(name: str, recency: float) -> None:
     assert abs(bias["after"]) < 0.15
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", NAMES)
 def test_majority_label_bias(name: str) -> None:
     bias = {}
     for similarity in (2.0, 10.0):
@@ -150,7 +162,7 @@ def test_majority_label_bias(name: str) -> None:
     assert abs(bias[2.0, 4, "before"]) < 0.05
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", NAMES)
 def test_towers_come_apart(name: str) -> None:
     """The answer follows the labels with the values, the classes with the attention."""
     planting = Planting(name, match=MATCH)
@@ -164,11 +176,21 @@ def test_towers_come_apart(name: str) -> None:
     np.testing.assert_allclose(attention.margin.values, before.margin.values, rtol=0.05)
 
 
-@pytest.mark.parametrize(("seeds", "least"), [(1, 3), pytest.param(3, 8, marks=pytest.mark.slow)])
-def test_what_noise_breaks_is_the_mechanism(seeds: int, least: int) -> None:
+PLAIN = set(ARCHITECTURES) - set(NORMED)
+
+
+@pytest.mark.parametrize(
+    ("names", "seeds"),
+    [
+        (PLAIN, 1),
+        pytest.param(PLAIN, 3, marks=pytest.mark.slow),
+        pytest.param(set(NORMED), 3, marks=pytest.mark.slow),
+    ],
+)
+def test_what_noise_breaks_is_the_mechanism(names: set[str], seeds: int) -> None:
     """Where a noisy model still does the task, the planted heads are found; see the study."""
     able = found = 0
-    for name in ARCHITECTURES:
+    for name in sorted(names):
         for seed in range(seeds):
             planting = Planting.random(name, seed, noise=0.2)
             model = planting.load()
@@ -177,5 +199,5 @@ def test_what_noise_breaks_is_the_mechanism(seeds: int, least: int) -> None:
                 continue
             able += 1
             found += set(run.tt.heads(len(planting.heads))) == set(planting.heads)
-    assert able >= least
+    assert able >= 2 * seeds * len(names) // 3
     assert found >= able - 1

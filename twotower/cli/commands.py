@@ -21,6 +21,7 @@ from ..errors import FindingError, InputError, TwoTowerError
 from ..runs.configuration import Configuration, read_yaml
 from ..runs.engine_settings import EngineSettings, HowRun
 from ..runs.load_settings import How, LoadSettings, MaybeWhole, Whole
+from .check import check
 from .sizing import bench, console_of, plan
 from .views import heads, report, show
 
@@ -154,36 +155,7 @@ def status(run: str, *, json: bool = False) -> None:
         show(found, console_of())
 
 
-@app.command
-def check(
-    model: str = "smollm2-135m",
-    *,
-    how: How = None,
-) -> None:
-    """Prove that a model is read and edited correctly, up to its longest configured length.
-
-    Parameters
-    ----------
-    model
-        Hub id, folder, or smollm2-135m.
-    """
-    from ..models.check import IDENTITIES, check_model
-    from ..models.lengths import check_lengths
-    from ..models.measuring import measuring
-
-    loaded = (how or LoadSettings()).load(model, check=False)
-    console = console_of()
-    console.print(repr(loaded), soft_wrap=True)
-    with measuring(loaded):
-        parts = {"": check_model(loaded), " beyond its lengths": check_lengths(loaded)}
-    for where, found in parts.items():
-        for name, one in found.items():
-            numbers = f"{one.error:8.1e} of {one.allowed:.1e}"
-            console.print(f"  {numbers}  {_affirm(IDENTITIES[name])}{where}", soft_wrap=True)
-    console.print("All hold.")
-
-
-for command in (heads, show, report, plan, bench):
+for command in (check, heads, show, report, plan, bench):
     app.command(command)
 
 
@@ -299,15 +271,6 @@ def run_experiments(
     console = console_of()
     run_suite(
         suite, engine or EngineSettings(), log=lambda line: console.print(line, soft_wrap=True)
-    )
-
-
-def _affirm(identity: str) -> str:
-    """Turn the error text of an identity into a statement that it holds."""
-    return (
-        identity.replace(" do not ", " ")
-        .replace(" does not give ", " gives ")
-        .replace(" does not reach ", " reaches ")
     )
 
 

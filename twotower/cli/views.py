@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def heads(
-    run: str, *, k: Whole = 12, by: str = "margin_drop", part: str | None = None, json: bool = False
+    run: str, *, k: Whole = 12, by: str | None = None, part: str | None = None, json: bool = False
 ) -> None:
     """Show the strongest heads of a run, with all their scores.
 
@@ -26,7 +26,7 @@ def heads(
     k
         Number of heads.
     by
-        Variable to rank by.
+        Variable to rank by; by default margin_drop, or the first one that the run has.
     part
         Part of a run over several models, tasks or seeds.
     json

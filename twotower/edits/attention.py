@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Float32, Int
 from ..errors import InputError
 from ..walk.batch import Batch, make_batch
 from ..walk.everywhere import Everywhere
-from ..walk.scores import content_scores, scores
+from ..walk.scores import attention, content_scores, scores
 from ..walk.walk import BatchEdit, Donors, LayerView, Recorder
 from .alignment import check_donors, donor_columns
 from .edits import DropPosition, Patch, ScaleAttention
@@ -76,7 +76,7 @@ class Prepared:
         ------
         InputError
             If donors do not align, if no attention is left to renormalize, or if a distance is
-            given for a model with learned positions.
+            given for a model without rotary embedding.
         """
         columns = None
         if isinstance(edit, Patch):
@@ -85,10 +85,10 @@ class Prepared:
             real = prompts.token_id >= 0
             columns = donor_columns(prompts, real, edit.donor, np.arange(len(prompts)))
         elif isinstance(edit, DropPosition):
-            if edit.distance != "zero" and model.architecture.learned_positions_path is not None:
+            if edit.distance != "zero" and not model.architecture.rotary:
                 raise InputError(
-                    f"distance={edit.distance!r} is only for rotary models; {model.name} has "
-                    "learned positions: leave distance out"
+                    f"distance={edit.distance!r} is only for rotary models, which {model.name} "
+                    "is not: leave distance out"
                 )
         elif edit.renormalize and edit.factor == 0:
             left = np.logical_or.accumulate(~keys & (prompts.token_id >= 0), axis=1)
@@ -181,7 +181,7 @@ class AttentionEdits(BatchEdit):
         owners = [head // per for head in heads]
         hidden = view.hidden(n)[:, None]
         plain = scores(view, n, heads)
-        weights = plain.masked_fill(hidden, -torch.inf).softmax(dim=-1)
+        weights = attention(view, plain, heads)
         changed = _changed_attention(view, parts, heads, n, plain, weights, hidden)
         value = _heads_of(view.value, owners)
         added = (changed - weights) @ value
@@ -190,6 +190,9 @@ class AttentionEdits(BatchEdit):
                 new = _heads_of(part.donated[view.index].to(value.device), owners)
                 moved = changed @ (new - value)
                 added = added + moved.masked_fill(~part.looks(view.index, heads, n, z.device), 0)
+        if view.gate is not None:
+            gate = torch.stack([view.gate[:, -n:, head] for head in heads], dim=1)
+            added = added * gate
         out = z.clone()
         for number, head in enumerate(heads):
             out[:, -n:, head] += added[:, number].to(z.dtype)
@@ -217,7 +220,7 @@ def _changed_attention(
         plain = torch.where(chosen(part), content_scores(view, n, heads, labels_at), plain)
     changed = weights
     if dropped:
-        changed = plain.masked_fill(hidden, -torch.inf).softmax(dim=-1)
+        changed = attention(view, plain, heads)
     again = torch.zeros_like(hidden)
     for part in parts:
         if isinstance(part.edit, Patch) and part.edit.what == "attention":
@@ -260,8 +263,7 @@ class _Donated(Recorder):
             index = columns[:, :, None, None].expand(-1, -1, *view.value.shape[2:])
             self.found[view.index] = view.value.gather(1, index)
             return
-        hidden = view.hidden(width)[:, None]
-        weights = scores(view, width, heads).masked_fill(hidden, -torch.inf).softmax(dim=-1)
+        weights = attention(view, scores(view, width, heads), heads)
         rows = columns[:, None, -self.n :, None].expand(-1, len(heads), -1, width)
         weights = weights.gather(2, rows)
         keys = columns[:, None, None].expand(*weights.shape[:3], -1)

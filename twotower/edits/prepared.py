@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -159,7 +159,7 @@ class _Averaged(PreparedChange):
                     )
         self.index = np.array([[numbers.get(k, 0) for k in row] for row in position_keys(prompts)])
         own = np.array([[numbers[k] for k in row] for row in reference_keys])
-        total = torch.zeros(len(numbers), model.n_layers, model.n_heads * model.d_head)
+        total: dict[int, torch.Tensor] = {}
         finite = np.ones(len(reference), dtype=bool)
         feed = Batches(model, reference, kind="sums")
 
@@ -169,7 +169,8 @@ class _Averaged(PreparedChange):
             good = last[FINITE].numpy()
             finite[batch.rows] = good
             if good.all():
-                total.add_(sums["sums"])
+                for layer, summed in sums.items():
+                    total[layer] = total[layer] + summed if layer in total else summed
             elif good.any():  # the sum contains NaN: repeat without the bad prompts
                 add(make_batch(model, reference, batch.rows[good]))
 
@@ -184,9 +185,9 @@ class _Averaged(PreparedChange):
                 "no reference prompt with finite logits has a position that the mean needs: load "
                 "the model with dtype='float32' or 'bfloat16', or take other reference prompts"
             )
-        mean = total / torch.as_tensor(np.maximum(counts, 1))[:, None, None]
-        by_layer = mean.unflatten(-1, (model.n_heads, -1)).unbind(dim=1)
-        self.means = [x.to(device) for x, device in zip(by_layer, model.layer_devices, strict=True)]
+        number = torch.as_tensor(np.maximum(counts, 1))[:, None, None]
+        devices = model.layer_devices
+        self.means = {layer: (x / number).to(devices[layer]) for layer, x in total.items()}
 
     def for_batch(
         self, batch: Batch, layers: Sequence[int], index: Int[torch.Tensor, "*at"] | None = None
@@ -194,7 +195,7 @@ class _Averaged(PreparedChange):
         keys = batch.cut(self.index)
         if index is not None:
             keys = keys.map(lambda x: x.flatten()[index])
-        means = {n: self.means[n][keys.on(self.means[n].device)] for n in layers}
+        means = {n: self.means[n][keys.on(self.means[n].device)] for n in layers if n in self.means}
         return BatchChange(replacements=means)
 
     def kinds(self, batch: Batch) -> Int[np.ndarray, "B T"]:
@@ -206,17 +207,16 @@ class _Sums(Recorder):
 
     def __init__(self, index: Everywhere, n_keys: int) -> None:
         self.index, self.n_keys = index, n_keys
-        self.sums: list[torch.Tensor] = []
+        self.sums: dict[Any, torch.Tensor] = {}
 
     def layer(self, view: LayerView) -> None:
-        z = view.z.flatten(-2).float() * view.real.unsqueeze(-1)
-        empty = torch.zeros(self.n_keys, z.shape[-1], device=z.device)
-        summed = empty.index_add(0, self.index.on(z.device).flatten(), z.flatten(0, 1))
-        self.sums.append(summed)
+        z = view.z.float() * view.real[..., None, None]
+        empty = torch.zeros(self.n_keys, *z.shape[2:], device=z.device)
+        index = self.index.on(z.device).flatten()
+        self.sums[view.index] = empty.index_add(0, index, z.flatten(0, 1))
 
-    def finish(self, end: End) -> dict[str, torch.Tensor]:
-        device = end.residual.device
-        return {"sums": torch.stack([x.to(device) for x in self.sums], dim=1)}
+    def finish(self, end: End) -> dict[Any, torch.Tensor]:
+        return self.sums
 
 
 class _Donated(PreparedChange):

@@ -26,8 +26,10 @@ MOST_NAME = 24
 """Maximum number of characters of a class or label in a table."""
 
 
-def rows_of(run: xr.DataTree, by: str, k: int) -> list[dict[str, Any]]:
+def rows_of(run: xr.DataTree, by: str | None, k: int) -> list[dict[str, Any]]:
     """Return the k strongest heads with all their numbers, strongest first.
+
+    By default ranks by the first column of the schema that the run has.
 
     Raises
     ------
@@ -35,11 +37,13 @@ def rows_of(run: xr.DataTree, by: str, k: int) -> list[dict[str, Any]]:
         If the run lacks the column `by`.
     """
     table = head_table(run)
+    by = by or next(name for name in head_columns() if name in table)
     if by not in table:
         raise InputError(f"by={by!r} is not in the run; it has {', '.join(map(str, table))}")
     marked = set(marked_heads(run))
     frame = (
         table.to_dataframe(dim_order=["layer", "head"])
+        .dropna(how="all", subset=[str(name) for name in table])  # places without a head
         .reset_index()
         .sort_values(by, ascending=False, kind="stable")
     )

@@ -11,7 +11,7 @@ from ..checks import one_of
 from ..models.architecture import call
 from ..walk.batch import Batch
 from ..walk.readout import Readout, get_readout
-from ..walk.tensors import stack
+from ..walk.tensors import stack_heads
 from ..walk.walk import End, LayerView, Recorder
 from .collect import run
 from .measure import MakeRecorder, Measure
@@ -94,13 +94,15 @@ class AttributionRecorder(Recorder):
         projection = view.architecture.projection(view.block)
         nothing = call(projection, torch.zeros_like(z[:1, :1]).flatten(-2))
         # A copy, because a view would keep the whole residual stream in memory.
-        self.base.append(view.residual[:, -1].clone())
-        self.outputs.append(call(projection, z.flatten(-2)) - nothing)
+        factor = self.readout.on(view.z.device).factors[view.index]
+        self.base.append(view.residual[:, -1:] * factor)
+        output = self.readout.write(view, call(projection, z.flatten(-2)) - nothing)
+        self.outputs.append(output * factor)
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
         spread = self.readout.spread(end.residual)
-        heads, base = stack(self.outputs, end), stack(self.base, end).unsqueeze(2)
-        vectors = torch.cat((base, base + heads), dim=2)
+        heads, base = stack_heads(self.outputs, end), stack_heads(self.base, end)
+        vectors = torch.cat((base[:, :, :1], base[:, :, :1] + heads), dim=2)
         if self.norm == "own":
             normed = end.final_norm(vectors.to(end.residual.dtype))
         else:

@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..prompts.positions import named, position_mask
 from ..walk.batch import Batch
 from ..walk.everywhere import Everywhere
-from ..walk.tensors import margin, stack
+from ..walk.tensors import margin, stack_heads
 from ..walk.walk import End, LayerView, Recorder
 from .collect import run
 from .measure import MakeRecorder, Measure
@@ -117,19 +117,19 @@ class GradientRecorder(Recorder):
     ) -> None:
         self.gold, self.label_ids = batch.gold, batch.everywhere(np.array(label_ids))
         self.at, self.change, self.donors = at, change, change.donors
-        self.z: list[torch.Tensor] = []
+        self.z: dict[int, torch.Tensor] = {}
 
     def layer(self, view: LayerView) -> None:
-        self.z.append(view.z)
+        self.z[view.index] = view.z
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
         logits = end.logits[:, self.label_ids.on(end.logits.device)]
         total = margin(logits, self.gold.on(logits.device)).sum()
-        gradients = torch.autograd.grad(total, self.z)
+        gradients = torch.autograd.grad(total, list(self.z.values()))
         drops = []
-        for layer, (z, gradient) in enumerate(zip(self.z, gradients, strict=True)):
+        for (layer, z), gradient in zip(self.z.items(), gradients, strict=True):
             new = self.change.output(layer, z)
             lost = (gradient.float() * (z.float() - new.float())).sum(dim=-1)
             at = self.at.on(z.device).unsqueeze(-1)
             drops.append(lost.masked_fill(~at, 0).sum(dim=1).detach())
-        return {"margin_drop": stack(drops, end)}
+        return {"margin_drop": stack_heads(drops, end)}

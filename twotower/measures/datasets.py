@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -107,8 +108,12 @@ def dataset(
     }
     about = provenance(model, prompts, **settings)
     described = {name: (variables[name].dims, array) for name, array in arrays.items()}
-    values = count_values(described, finite, by_position["role"] == "pad")
+    heads_in = np.array([model.heads_in(layer) for layer in range(model.n_layers)])
+    absent = np.arange(model.n_heads) >= heads_in[:, None]
+    values = count_values(described, finite, by_position["role"] == "pad", absent)
     note_values(group, values)
+    if absent.any():
+        about["layers_without_heads"] = json.dumps(model.layers_without_heads)
     about |= {"not_finite": int((~finite).sum()), "not_finite_values": values}
     return mark_missing(make_dataset(group, texts, coords, about), finite=finite)
 

@@ -12,7 +12,7 @@ from ..head import Head, as_list, check_heads
 from ..models.architecture import call
 from ..walk.batch import Batch
 from ..walk.readout import Readout, get_readout
-from ..walk.tensors import keep, stack
+from ..walk.tensors import keep, stack_heads
 from ..walk.walk import End, LayerView, Recorder, Together
 from .collect import run
 from .measure import MakeRecorder, Measure
@@ -99,19 +99,25 @@ class LabelValuesRecorder(Recorder):
 
     def layer(self, view: LayerView) -> None:
         directions = self.readout.on(view.value.device).directions[view.index]
-        grouped = directions.unflatten(0, (view.value.shape[2], -1))
+        assert directions is not None
+        if view.gate is not None:
+            directions = directions * view.gate[:, -1, :, :, None].float()  # (B, H, D, label)
+        grouped = directions.unflatten(-3, (view.value.shape[2], -1))
         # (B, K, T, D) @ (K, D, G label): every head reads its own key-value head.
-        n_kv, per, d_head, n_labels = grouped.shape
-        flat = grouped.permute(0, 2, 1, 3).reshape(n_kv, d_head, per * n_labels)
+        per, n_labels = grouped.shape[-3], grouped.shape[-1]
+        flat = grouped.transpose(-3, -2).flatten(-2)
         logits = (view.value.float().transpose(1, 2) @ flat).unflatten(-1, (per, n_labels))
         logits = logits.permute(0, 1, 3, 2, 4).flatten(1, 2)
+        spread = self.readout.write_spread(view)
+        if spread is not None:
+            logits = logits / spread.view(-1, 1, 1, 1)
         hidden = ~view.real[:, None, :, None]
         masked = logits.masked_fill(hidden, torch.nan)
         self.found.append(keep(masked.transpose(-1, -2), self.batch).transpose(-1, -2))
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
         spread = self.readout.spread(end.residual)
-        return {"label_logit": stack(self.found, end) / spread.view(-1, 1, 1, 1, 1)}
+        return {"label_logit": stack_heads(self.found, end) / spread.view(-1, 1, 1, 1, 1)}
 
 
 TOP_AT_ONCE = 64
@@ -135,9 +141,12 @@ class TopTokens(Recorder):
             value = keep(view.value[:, :, head // per].transpose(1, 2), self.batch)
             alone = value.new_zeros(*value.mT.shape[:2], n_heads, value.shape[1])
             alone[:, :, head] = value.mT.nan_to_num()
+            if view.gate is not None:
+                alone = alone * view.gate[:, -1:]
             projection = view.architecture.projection(view.block)
             nothing = call(projection, torch.zeros_like(alone[:1, :1]).flatten(-2))
-            self.vectors[layer, head] = call(projection, alone.flatten(-2)) - nothing
+            output = call(projection, alone.flatten(-2)) - nothing
+            self.vectors[layer, head] = self.readout.write(view, output)
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
         spread = self.readout.spread(end.residual)
@@ -146,7 +155,7 @@ class TopTokens(Recorder):
         tops = []
         for head in self.heads:
             vector = self.vectors[head].to(end.residual.device)
-            shift = self.readout.on(vector.device).shift
+            shift = self.readout.on(vector.device).norm.shift
             normed = self.readout.frozen_norm(vector, spread[:, None]) - shift
             rows = [
                 (end.unembedding(x[:, None].to(zero.dtype)) - bias).argmax(dim=-1)

@@ -10,7 +10,7 @@ import torch
 from ..walk.batch import Batch
 from ..walk.everywhere import Everywhere
 from ..walk.scores import content_scores
-from ..walk.tensors import keep, stack
+from ..walk.tensors import keep, stack_heads
 from ..walk.walk import End, LayerView, Recorder
 from .collect import run
 from .measure import MakeRecorder, Measure
@@ -74,14 +74,16 @@ class SimilarityRecorder(Recorder):
 
     def layer(self, view: LayerView) -> None:
         hidden, labels_at = ~view.real[:, None], self.labels_at.on(view.z.device)
-        parts = {"score": view.scores, "attention": view.attention}
-        if view.learned is not None or view.cos is not None:
-            parts["score_content"] = content_scores(view, 1)[:, :, 0]
-        if view.cos is not None:
+        parts = {
+            "score": view.scores,
+            "attention": view.attention,
+            "score_content": content_scores(view, 1)[:, :, 0],
+        }
+        if view.architecture.rotary:
             parts["score_content_mean"] = content_scores(view, 1, labels_at=labels_at)[:, :, 0]
         for name, values in parts.items():
             kept = keep(values.masked_fill(hidden, torch.nan), self.batch)
             self.found.setdefault(name, []).append(kept)
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
-        return {name: stack(values, end) for name, values in self.found.items()}
+        return {name: stack_heads(values, end) for name, values in self.found.items()}

@@ -10,7 +10,7 @@ import torch
 from ..walk.batch import Batch
 from ..walk.tensors import keep as kept
 from ..walk.tensors import stack
-from ..walk.walk import End, LayerView, Recorder
+from ..walk.walk import End, LayerView, PassingView, Recorder
 from .collect import run
 from .measure import MakeRecorder, Measure
 
@@ -70,9 +70,14 @@ class ResidualRecorder(Recorder):
         self.found: list[torch.Tensor] = []
 
     def layer(self, view: LayerView) -> None:
+        self._record(view.residual, view.mask.on(view.residual.device))
+
+    def passing(self, view: PassingView) -> None:
+        self._record(view.residual, view.mask.on(view.residual.device))
+
+    def _record(self, residual: torch.Tensor, real: torch.Tensor) -> None:
         # A float32 copy, because a later layer may change the residual stream in place.
-        padded = ~view.real[..., None]
-        stream = view.residual.float().masked_fill(padded, torch.nan)
+        stream = residual.float().masked_fill(~real[..., None], torch.nan)
         self.found.append(kept(stream.transpose(1, 2), self.batch).transpose(1, 2))
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:

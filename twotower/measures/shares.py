@@ -12,8 +12,8 @@ import torch
 from ..errors import InputError
 from ..prompts.positions import position_mask
 from ..walk.batch import Batch
-from ..walk.scores import scores
-from ..walk.tensors import stack
+from ..walk.scores import attention, scores
+from ..walk.tensors import stack_heads
 from ..walk.walk import End, LayerView, Recorder
 from .collect import run
 from .measure import MakeRecorder, Measure
@@ -99,14 +99,13 @@ class SharesRecorder(Recorder):
 
     def layer(self, view: LayerView) -> None:
         device = view.z.device
-        hidden = view.hidden(self.n)[:, None]
-        weights = scores(view, self.n).masked_fill(hidden, -torch.inf).softmax(dim=-1)
+        weights = attention(view, scores(view, self.n))
         queries, is_source = self.queries.on(device), self.is_source.on(device)
         share = torch.einsum("bhqk,bqks,bq->bhs", weights, is_source, queries)
         self.found.append(share / queries.sum(dim=1)[:, None, None])
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
-        return {"share": stack(self.found, end)}
+        return {"share": stack_heads(self.found, end)}
 
 
 def _sources(prompts: Prompts, batch: Batch) -> np.ndarray:

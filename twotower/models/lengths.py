@@ -8,11 +8,12 @@ the same kind with shorter lengths.
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING, Any
+import warnings
+from typing import TYPE_CHECKING
 
-from ..errors import CheckError
+from ..errors import CheckError, TwoTowerWarning
 from .check import check_model
+from .length_settings import named_lengths
 
 if TYPE_CHECKING:
     from ..results.findings import Finding
@@ -20,45 +21,6 @@ if TYPE_CHECKING:
 
 AFFORDABLE = 64
 """Longest length, in positions, that is checked in the model itself."""
-
-SHORTENED = 8
-"""First length of the small model; each further length is 1.5 times the previous one."""
-
-NAMES = ("window", "chunk_size", "original_max_position", "context_length", "floor_scale")
-"""Parts of the names of settings that hold such lengths."""
-
-NOT_LENGTHS = ("max_window_layers", "chunk_size_feed_forward")
-
-SWITCHING = ("dynamic", "longrope")
-"""Kinds of rotary embedding that change at the training context length."""
-
-log = logging.getLogger(__name__)
-
-
-def named_lengths(config: Any) -> dict[str, int]:
-    """Return the lengths in a configuration, by setting name."""
-    found: dict[str, int] = {}
-    ropes: list[dict[str, Any]] = []
-
-    def look(settings: dict[str, Any]) -> None:
-        for name, value in settings.items():
-            if isinstance(value, dict):
-                ropes.append(value)
-                look(value)
-            elif _is_length(name, value):
-                found[name] = value
-
-    look({k: v for k, v in vars(config).items() if not k.startswith("_")})
-    kinds = {rope.get("rope_type", rope.get("type")) for rope in ropes}
-    most = getattr(config, "max_position_embeddings", None)
-    if kinds & set(SWITCHING) and most and "original_max_position_embeddings" not in found:
-        found["max_position_embeddings"] = most
-    return found
-
-
-def _is_length(name: str, value: Any) -> bool:
-    whole = isinstance(value, int) and not isinstance(value, bool) and value > 1
-    return whole and name not in NOT_LENGTHS and any(part in name for part in NAMES)
 
 
 def check_lengths(model: Model) -> dict[str, Finding]:
@@ -85,31 +47,26 @@ def check_lengths(model: Model) -> dict[str, Finding]:
     longest = max(lengths.values())
     if longest <= AFFORDABLE and not model.quantization and not model.remote:
         return _beyond(model, model, longest, lengths)
-    shorter, length = {}, SHORTENED
-    for name in sorted(lengths, key=lambda name: lengths[name]):
-        shorter[name] = length
-        length += length // 2
-    small = _small(model, shorter)
-    return {} if small is None else _beyond(model, small, max(shorter.values()), lengths)
+    small = _small(model)
+    return {} if small is None else _beyond(model, *small, lengths)
 
 
-def _small(model: Model, lengths: dict[str, int]) -> Model | None:
-    """Make a small model of the same kind with shorter lengths; None if that fails."""
-    from .model import Model
-    from .registry import find_architecture
-    from .shrink import random_small_model, shrunk
-    from .traced import traced
+def _small(model: Model) -> tuple[Model, int] | None:
+    """Make a small model of the kind, with shorter lengths; None with a warning if that fails."""
+    from .kind import small_model
 
     try:
-        module = random_small_model(shrunk(model.config, lengths))
-        architecture = find_architecture(module.config, module)
-        if type(architecture) is not type(model.architecture):
-            return None
-        wrapped = traced(module, model.tokenizer)
+        small, longest = small_model(model.config, model.tokenizer)
     except Exception as error:  # any error of the model's code about sizes
-        log.info("no small model of %s could be made: %s", model.name, error)
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        warnings.warn(
+            f"{model.name}: attention beyond its first lengths was not checked, because no small "
+            f"model of its kind could be made ({reason})",
+            TwoTowerWarning,
+            stacklevel=2,
+        )
         return None
-    return Model(wrapped, model.tokenizer, architecture, model.name)
+    return small, longest
 
 
 def _beyond(

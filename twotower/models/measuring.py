@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import TwoTowerWarning
+from .architecture import resolve
 from .state import Hook, hooks_of
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def _hooks_watched(model: Model) -> Iterator[None]:
     """
     root, architecture = model.module, model.architecture
     named = list(root.named_modules())
-    blocks = architecture.layers(root)
+    blocks = resolve(root, architecture.layers_path)
     read = {id(architecture.final_norm(root)), id(architecture.unembedding(root))}
     read |= {id(module) for module in blocks.modules()}
     around = {id(module) for _, module in named if any(x is blocks for x in module.modules())}

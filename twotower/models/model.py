@@ -24,7 +24,7 @@ ADAPTERS = ("adapters",)
 
 
 def device_of(module: torch.nn.Module) -> torch.device:
-    """Return the device that a module runs on.
+    """Return the device that a module with weights runs on.
 
     For offloaded weights, accelerate's hook knows the device.
     """
@@ -177,11 +177,14 @@ class Model:
 
     @property
     def layer_devices(self) -> list[torch.device]:
-        """Device that the attention of each layer runs on."""
+        """Device that the attention (or mixer) of each layer runs on."""
         if self.remote:
             return [self.device] * self.n_layers
         a = self.architecture
-        return [device_of(a.projection(block)) for block in a.layers(self.module)]
+        return [
+            device_of(a.projection(block) if a.has_heads(layer) else block)
+            for layer, block in enumerate(a.layers(self.module))
+        ]
 
     @property
     def devices(self) -> list[torch.device]:
@@ -189,7 +192,11 @@ class Model:
         if self.remote:
             return [self.device]
         a, root = self.architecture, self.module
-        end = [device_of(part) for part in (a.final_norm(root), a.unembedding(root))]
+        end = [
+            device_of(part)
+            for part in (a.final_norm(root), a.unembedding(root))
+            if any(True for _ in part.parameters())  # OLMo's norms have none
+        ]
         return list(dict.fromkeys([self.device, *self.layer_devices, *end]))
 
     @property
@@ -206,7 +213,17 @@ class Model:
     @property
     def heads(self) -> list[Head]:
         """All heads, layer by layer."""
-        return [Head(x, y) for x in range(self.n_layers) for y in range(self.n_heads)]
+        a = self.architecture
+        return [Head(x, y) for x in range(self.n_layers) for y in range(a.heads_in(x))]
+
+    def heads_in(self, layer: int) -> int:
+        """Return the number of query heads of a layer."""
+        return self.architecture.heads_in(layer)
+
+    @property
+    def layers_without_heads(self) -> list[int]:
+        """Layers that do not attend by softmax, such as linear or recurrent layers."""
+        return [x for x in range(self.n_layers) if not self.architecture.has_heads(x)]
 
     def __repr__(self) -> str:
         kv = "" if self.n_kv_heads == self.n_heads else f" on {self.n_kv_heads} key-value heads"

@@ -32,10 +32,25 @@ def on_meta(config: Any, dtype: torch.dtype | None = None) -> Any:
 
     try:
         with torch.device("meta"):
+            kind = _language_model(config)
+            if kind is not None:
+                return kind._from_config(config, dtype=dtype)
             return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"no causal language model has this configuration: {reason}") from error
+
+
+def _language_model(config: Any) -> Any | None:
+    """Return the class of the language model inside a larger model, for its part's configuration.
+
+    None if transformers finds the class by itself.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING as KNOWN
+
+    if type(config) in KNOWN:
+        return None
+    return next((kind for kind in KNOWN.values() if kind.config_class is type(config)), None)
 
 
 @dataclass

@@ -8,14 +8,9 @@ import torch
 
 from ..errors import ModelError
 from .architecture import Architecture
-from .gpt2 import GPT2
-from .gptj import GPTJ
-from .gptneox import GPTNeoX
-from .llama import Llama
-from .phi import Phi
-from .qwen3 import Qwen3
-
-ADAPTERS: list[type[Architecture]] = [GPT2, GPTJ, GPTNeoX, Llama, Phi, Qwen3]
+from .families import ADAPTERS
+from .fit import located, misfit
+from .refused import RECURRENT, REFUSED
 
 
 def register(adapter: type[Architecture]) -> type[Architecture]:
@@ -37,22 +32,72 @@ def find_architecture(config: Any, module: torch.nn.Module) -> Architecture:
     Raises
     ------
     ModelError
-        If no adapter fits. An unknown model type gets the adapter whose structure fits exactly;
-        the check at load then accepts or rejects it.
+        If no adapter names the model type, or the named ones do not fit. Says why, or which
+        adapter has the same structure.
     """
-    named = [adapter for adapter in ADAPTERS if config.model_type in adapter.model_types]
+    config = language_config(config)
+    kind = config.model_type
     reasons = []
-    for adapter in named or ADAPTERS:
-        misfit = adapter.misfit(module)
-        if misfit is None:
-            try:
-                return adapter(config)
-            except AttributeError as error:
-                misfit = f"its configuration lacks {error.name}"
-        reasons.append(f"{adapter.__name__}: {misfit}")
-    known = sorted({t for adapter in ADAPTERS for t in adapter.model_types})
+    for adapter in ADAPTERS:
+        if kind in adapter.model_types:
+            reason = misfit(adapter, module)
+            if reason is None:
+                return _located(adapter, config, module)
+            reasons.append(f"{adapter.__name__}: {reason}")
+    if reasons:
+        raise ModelError(f"the adapter of {kind!r} does not fit this model ({'; '.join(reasons)})")
+    check_not_refused(config)
+    alike = [adapter.__name__ for adapter in ADAPTERS if misfit(adapter, module) is None]
+    also = f" Its parts have the same names as in the adapter {alike[0]}." if alike else ""
     raise ModelError(
-        f"no adapter fits the architecture {config.model_type!r} ({'; '.join(reasons)}). "
-        f"Known architectures: {', '.join(known)}. Add one by subclassing "
-        "twotower.models.Architecture and registering it."
+        f"no adapter is known for the architecture {kind!r}.{also} `twotower check --suggest` "
+        "looks for one; or write it by subclassing twotower.models.Architecture, and register it "
+        "with twotower.models.register"
     )
+
+
+def language_config(config: Any) -> Any:
+    """Return the configuration of the language model in a configuration: itself, or a part.
+
+    Raises
+    ------
+    ModelError
+        If there are several language models.
+    """
+    try:
+        return config.get_text_config(decoder=True)
+    except ValueError as error:
+        raise ModelError(f"{config.model_type!r} holds several language models") from error
+
+
+def check_not_refused(config: Any) -> None:
+    """Check that a configuration is not of a type that is known not to be supported.
+
+    Raises
+    ------
+    ModelError
+        With the reason.
+    """
+    if config.model_type in REFUSED:
+        raise ModelError(f"{config.model_type!r} is not supported: {REFUSED[config.model_type]}")
+
+
+def known_types() -> list[str]:
+    """Return the values of `config.model_type` that an adapter names."""
+    return sorted({kind for adapter in ADAPTERS for kind in adapter.model_types})
+
+
+def _located(adapter: type[Architecture], config: Any, module: torch.nn.Module) -> Architecture:
+    """Return an adapter with its paths in a model."""
+    try:
+        architecture = adapter(config)
+    except AttributeError as error:
+        raise ModelError(
+            f"{adapter.__name__} cannot read this configuration: it lacks {error.name}"
+        ) from error
+    layers = range(architecture.n_layers)
+    if layers and not any(map(architecture.has_heads, layers)):
+        raise ModelError(f"{config.model_type!r} with this configuration: {RECURRENT}")
+    for name, path in located(adapter, module).items():
+        setattr(architecture, name, path)
+    return architecture

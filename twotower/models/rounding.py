@@ -96,12 +96,13 @@ class Rounding:
         """
         return roundoff(dtype) + 5 * deviation
 
-    def sum(self, dtype: torch.dtype) -> float:
+    def sum(self, dtype: torch.dtype, scaled: bool = False) -> float:
         """Return the tolerance of a sum of three terms, relative to the sum of their sizes.
 
-        The model rounds twice in the dtype; the recomputed sum rounds four times in float32.
+        The model rounds twice in the dtype; the recomputed sum rounds four times in float32. If
+        factors scale the stream, the model also rounds two products, and the recomputation one.
         """
-        return 2 * roundoff(dtype) + 4 * roundoff(torch.float32)
+        return (5 if scaled else 2) * roundoff(dtype) + 4 * roundoff(torch.float32)
 
     def module(self, dtype: torch.dtype) -> float:
         """Return the tolerance of a dot product with a module's output, relative to its size."""

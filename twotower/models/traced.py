@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import nnsight
@@ -25,6 +28,23 @@ class Traced(nnsight.TransformersModel):
 
 def traced(module: Any, tokenizer: Any) -> Traced:
     """Wrap a loaded transformers model in nnsight."""
+    with _silent_pipeline():
+        return _traced(module, tokenizer)
+
+
+@contextmanager
+def _silent_pipeline() -> Iterator[None]:
+    """Silence the pipeline that nnsight makes: it does not know language models in wrappers."""
+    logger = logging.getLogger("transformers.pipelines.base")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _traced(module: Any, tokenizer: Any) -> Traced:
     placed = getattr(module, "hf_device_map", None)
     if not placed:
         return Traced(module, task="text-generation", tokenizer=tokenizer)

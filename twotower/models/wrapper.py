@@ -15,6 +15,7 @@ import torch
 from nnsight.intervention.source import STATE, Controller, State, module_body
 
 from ..errors import ModelError
+from .fit import misfit
 
 
 def renew_methods(root: torch.nn.Module) -> None:
@@ -47,7 +48,7 @@ def renew_modules(traced: Any, architecture: Any) -> None:
     root = traced._module
     if _mirrors(traced):
         return
-    reason = architecture.misfit(root)
+    reason = misfit(type(architecture), root)
     if reason is not None:
         raise ModelError(
             f"modules of the model were replaced after loading, and {reason}; put them "

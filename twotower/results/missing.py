@@ -85,6 +85,7 @@ def count_values(
     variables: Mapping[str, tuple[tuple[str, ...], np.ndarray]],
     finite: np.ndarray,
     padded: np.ndarray | None = None,
+    absent: np.ndarray | None = None,
 ) -> int:
     """Count single NaN values, such as overflowed counterfactuals.
 
@@ -98,6 +99,8 @@ def count_values(
         (prompt,) boolean mask; prompts with False do not count.
     padded
         (prompt, position) boolean mask of padding.
+    absent
+        (layer, head) boolean mask of places without a head.
     """
     found: dict[tuple[str, ...], np.ndarray] = {}
     for name, (dims, values) in variables.items():
@@ -110,11 +113,10 @@ def count_values(
             bad = bad.any(axis=dims.index("label"))
             dims = tuple(dim for dim in dims if dim != "label")
         bad[~finite] = False
-        if "position" in dims and padded is not None:
-            bad &= ~np.expand_dims(
-                padded,
-                tuple(i for i, dim in enumerate(dims) if dim not in ("prompt", "position")),
-            )
+        for mask, own in ((padded, ("prompt", "position")), (absent, ("layer", "head"))):
+            if mask is not None and set(own) <= set(dims):
+                others = tuple(i for i, dim in enumerate(dims) if dim not in own)
+                bad &= ~np.expand_dims(mask, others)
         found[dims] = found.get(dims, np.zeros_like(bad)) | bad
     return int(sum(bad.sum() for bad in found.values()))
 

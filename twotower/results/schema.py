@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import SchemaError
+
 SCHEMA_VERSION = 1
 PAPER = "Yu & Ananiadou 2024, arXiv:2402.02872"
 
@@ -81,7 +83,10 @@ _U = ("unit",)
 _P, _PL = ("prompt",), ("prompt", "label")
 _PP = ("prompt", "position")
 _HEADS = ("prompt", "layer", "head")
-_LOGIT = "x W_U through the final norm with the last position's statistic; biases left out"
+_LOGIT = (
+    "x W_U through the final norm (and a norm after attention, if there is one) with the last "
+    "position's statistic, before any softcap; biases left out"
+)
 
 
 def _auc(title: str) -> dict[str, Any]:
@@ -275,13 +280,14 @@ GROUPS: dict[str, dict[str, Variable]] = {
             (*_HEADS, "position"),
             "float",
             "QK score",
-            "q_T . k_p times the model's scaling, rotary included",
+            "q_T . k_p times the model's scaling, rotary included; capped as in the model, with "
+            "ALiBi relative to the last position",
         ),
         "score_content": Variable(
             (*_HEADS, "position"),
             "float",
             "content part of the QK score",
-            "rotary models: query and key rotated to distance 0; learned "
+            "rotary models: query and key rotated to distance 0; ALiBi left out; learned "
             "positions: less the direct path of the position embedding "
             "through the attention's norm. The position part is score - "
             "score_content",
@@ -429,10 +435,21 @@ BY_POSITION = {
 
 
 def head_columns() -> dict[str, tuple[str, Variable]]:
-    """Return the columns of heads by name, in order, with their first group."""
+    """Return the columns of heads by name, in order, with their first group.
+
+    Raises
+    ------
+    SchemaError
+        If two groups have different columns of the same name.
+    """
     found: dict[str, tuple[str, Variable]] = {}
     for group, variables in GROUPS.items():
         for name, variable in variables.items():
             if variable.title and set(variable.dims) - {"prompt", "label"} == {"layer", "head"}:
-                found.setdefault(name, (group, variable))
+                first, known = found.setdefault(name, (group, variable))
+                if known.title != variable.title:
+                    raise SchemaError(
+                        f"the groups {first!r} and {group!r} have different columns named "
+                        f"{name!r}; rename one of them"
+                    )
     return found

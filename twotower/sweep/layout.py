@@ -43,6 +43,8 @@ class Layout:
         Whether every position sees exactly itself and the positions before it in its pack.
     owner
         (G, S) number of one prompt to which a changed position belongs; -1 at padding.
+    depth
+        (G, S) number of tokens before a changed position in its prompt; 0 at padding.
     """
 
     source: Everywhere
@@ -53,6 +55,7 @@ class Layout:
     prompt: Everywhere
     causal: bool
     owner: Everywhere
+    depth: Everywhere
     _seen: dict[object, torch.Tensor] = field(default_factory=dict)
 
     @property
@@ -61,14 +64,17 @@ class Layout:
         return int(self.source.own.shape[1])
 
     def seen(
-        self, window: int | None, last: bool, device: torch.device
+        self, window: int | None, chunk: int | None, last: bool, device: torch.device
     ) -> Bool[torch.Tensor, "G end all"]:
-        """Return (G, S or Q, E + S) boolean: visible keys, for a layer's attention window."""
-        key = (window, last, device)
+        """Return (G, S or Q, E + S) boolean: visible keys, for a layer's window or chunks."""
+        key = (window, chunk, last, device)
         if key not in self._seen:
             seen = self.visible.on(device)
             if window is not None:
                 seen = seen & (self.distance.on(device) < window)
+            if chunk is not None:  # a key is in the same chunk if it is not before its beginning
+                since = self.depth.on(device)[..., None] % chunk
+                seen = seen & (self.distance.on(device) <= since)
             self._seen[key] = self.ends(seen) if last else seen
         return self._seen[key]
 
@@ -132,6 +138,7 @@ def make_layout(
     kinds: Int[np.ndarray, "B T"],
     width: float,
     devices: Sequence[torch.device],
+    separate: bool = False,
 ) -> Layout:
     """Return the packs of a batch; prompts with the same beginning may share a pack.
 
@@ -149,6 +156,8 @@ def make_layout(
         whether sharing a beginning pays for the larger pack.
     devices
         Devices that need the tensors.
+    separate
+        Whether each prompt has its own pack, as a mixer of positions needs it.
     """
     n, n_positions = token_id.shape
     rows: list[tuple[list[tuple[int, ...]], np.ndarray, int]] = []
@@ -163,7 +172,7 @@ def make_layout(
     for b in sorted(range(n), key=lambda b: rows[b][0]):
         alone = _Pack()
         alone.add(b, *rows[b])
-        if packs:
+        if packs and not separate:
             joint = _copy(packs[-1])
             joint.add(b, *rows[b])
             if _price(joint, width) < _price(packs[-1], width) + _price(alone, width):
@@ -199,6 +208,7 @@ def _tensors(
     size = (len(packs), n_changed, n_earlier + n_changed)
     source = np.zeros(size[:2], dtype=np.int64)
     owner = np.full(size[:2], -1, dtype=np.int64)
+    depths = np.zeros(size[:2], dtype=np.int64)
     before = np.zeros((len(packs), n_earlier), dtype=np.int64)
     visible, distance = np.zeros(size, dtype=bool), np.zeros(size, dtype=np.int64)
     visible[:, np.arange(n_changed), n_earlier + np.arange(n_changed)] = True
@@ -212,6 +222,7 @@ def _tensors(
             if parent >= 0:
                 ancestors[node] |= ancestors[parent]
         depth = np.array(pack.depth)
+        depths[g, : len(own)] = depth[own]
         for part, columns in ((old, 0), (own, n_earlier)):
             to = slice(columns, columns + len(part))
             visible[g, : len(own), to] = ancestors[np.ix_(own, part)]
@@ -226,4 +237,4 @@ def _tensors(
         return Everywhere(array, devices)
 
     places = (on(source), on(before), on(visible), on(distance), on(last), on(prompt))
-    return Layout(*places, causal, on(owner))
+    return Layout(*places, causal, on(owner), on(depths))

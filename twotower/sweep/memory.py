@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from ..models import Model
     from .layout import Layout
 
+MIXER_TOKENS = 4096
+"""Tokens that a mixer of positions takes at a time."""
+
 SHARE = 0.5
 """Share of the free memory that a sweep uses if no budget is given."""
 
@@ -62,6 +65,8 @@ def what_fits(model: Model, layout: Layout, width: int, logprobs: bool) -> Fit:
     n_prompts, (n_packs, n_changed) = len(layout.prompt.own), source.shape
     sizes = (n_packs, n_changed, earlier.shape[1])
     fixed = forward_bytes(model, n_prompts, width) + clean_bytes(model, *sizes)
+    if any(map(model.architecture.mixes, range(model.n_layers))):
+        fixed += mixer_bytes(model, n_packs * width)
     each, at_end = row_bytes(model, *sizes), end_bytes(model, n_prompts)
     vector = logit_bytes(model)
     smallest = fixed + max(each, at_end + vector * logprobs)
@@ -91,6 +96,13 @@ def clean_bytes(model: Model, n_packs: int, n_changed: int, n_earlier: int) -> i
     of_changed = n_changed * (a.d_model * (2 if a.parallel else 1) + a.n_heads * a.d_head)
     of_earlier = n_earlier * 2 * a.n_kv_heads * a.d_head
     return model.n_layers * n_packs * (of_changed + of_earlier) * model.dtype.itemsize
+
+
+def mixer_bytes(model: Model, tokens: int) -> int:
+    """Return the bytes of the sequences that a mixer takes at a time, at least one of `tokens`."""
+    a = model.architecture
+    of_token = 6 * a.d_model + 2 * a.d_mlp
+    return max(MIXER_TOKENS, tokens) * of_token * max(4, model.dtype.itemsize)
 
 
 def end_bytes(model: Model, n_prompts: int) -> int:

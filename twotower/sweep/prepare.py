@@ -75,9 +75,12 @@ def prepare_sweep(
     readout = get_readout(model, prompts.label_ids)
     name = "group_effects"
     shape: tuple[int, ...] = (-1,)
+    places = None
     if groups is None:
         name, shape = "effects", (model.n_layers, model.n_heads)
         groups = [(head,) for head in model.heads]
+        if len(groups) < model.n_layers * model.n_heads:
+            places = [head.layer * model.n_heads + head.head for head in model.heads]
 
     def make(batch: Batch) -> Sweep:
         layout = make_layout(
@@ -86,6 +89,7 @@ def prepare_sweep(
             change.kinds(batch),
             6 * model.d_model,
             batch.devices,
+            separate=any(map(model.architecture.mixes, range(model.n_layers))),
         )
         source = layout.source.own
         changed = batch.cut(at).map(lambda x: x.flatten()[source])
@@ -95,7 +99,7 @@ def prepare_sweep(
         if gold is not None:
             batch = replace(batch, gold=batch.everywhere(gold[batch.rows]))
         unembedded = fit.vectors if logprobs else 0
-        how = (model.layer_devices, name, Rounding.of(model) if option("proof") else None)
+        how = (places, model.layer_devices, name, Rounding.of(model) if option("proof") else None)
         return Sweep(batch, readout, layout, rows, chunks, unembedded, shape, *how)
 
     return make

@@ -16,16 +16,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Float32
-from torch.nn import functional
+from jaxtyping import Bool, Float, Float32, Int
 
 from ..edits.prepared import BatchChange
 from ..models import Architecture
 from ..models.architecture import call
+from ..models.positions import Positions
 from ..walk.everywhere import Everywhere
-from ..walk.walk import LayerView
+from ..walk.walk import LayerView, PassingView, shared_keys
+from .attend import Scoring, attend_many, attend_one
 from .counterfactuals import Step
 from .layout import Layout
+from .memory import MIXER_TOKENS
 
 
 @dataclass
@@ -57,7 +59,8 @@ class Moves:
         """Return the tensors of a step, on the device of its layer."""
         swap = torch.zeros(len(step.heads), n_heads, dtype=torch.bool)
         for row, numbers in enumerate(step.heads):
-            swap[row, list(numbers)] = True
+            for number in numbers:
+                swap[row, number] = True
         kept, parents = torch.tensor(step.kept), torch.tensor(step.parents) + 1
         every, clean = len(step.kept) == step.n_before, not parents.any()
         return cls(
@@ -121,97 +124,198 @@ class RowChange:
         return torch.where(chosen, new, z)
 
 
+KeysValues = tuple[torch.Tensor, torch.Tensor]
+"""Keys after rotary, and values."""
+
+
+@dataclass
+class CleanHeads:
+    """Tensors of a layer's heads in the clean run that rows need.
+
+    Attributes
+    ----------
+    z
+        (G, S, H, D).
+    key, value
+        (G, E, K, ...) of the unchanged positions, keys after rotary.
+    positions
+        Rotary tables and factors (G, 1, S, ...) of the changed positions.
+    bias
+        (G, H, E + S) added to the scores for each key; None without.
+    sinks
+        (H,) scores of the heads' sinks; None without.
+    score
+        (B,) largest absolute QK score of each prompt's last position at a visible key.
+    own
+        Keys and values (G, S, K, ...) of the changed positions, if later layers use them.
+    """
+
+    z: Float[torch.Tensor, "G end H D"]
+    key: Float[torch.Tensor, "G E K d_key"]
+    value: Float[torch.Tensor, "G E K D"]
+    positions: Positions
+    bias: Float[torch.Tensor, "G H all"] | None
+    sinks: Float[torch.Tensor, " H"] | None
+    score: Float32[torch.Tensor, " B"]
+    own: KeysValues | None = None
+
+    @classmethod
+    def of(cls, view: LayerView, layout: Layout) -> CleanHeads:
+        """Return copies of the tensors in a layer's view that rows need."""
+        own = None
+        if view.index in shared_keys(view.architecture):
+            own = (_at(view.turned_key, layout.source), _at(view.value, layout.source))
+
+        def of_changed(table: torch.Tensor) -> torch.Tensor:
+            whole = table.expand(len(view.residual), *[-1] * (table.dim() - 1))
+            return _at(whole, layout.source).unsqueeze(1)
+
+        bias = view.positions.bias
+        if bias is not None:
+            by_key = bias.expand(len(view.residual), -1, -1).transpose(1, 2)
+            keys = [_at(by_key, index) for index in (layout.earlier, layout.source)]
+            bias = torch.cat(keys, dim=1).transpose(1, 2)
+        return cls(
+            _at(view.z, layout.source),
+            _at(view.turned_key, layout.earlier),
+            _at(view.value, layout.earlier),
+            view.positions.tables(of_changed),
+            bias,
+            view.sinks,
+            view.score_size.amax(dim=-1),
+            own,
+        )
+
+
+@dataclass
+class CleanMixer:
+    """Tensors of a layer's mixer in the clean run that rows need.
+
+    Attributes
+    ----------
+    write
+        (G, S, d_model) what the mixer adds to the residual stream.
+    residual, mask
+        (G, T, d_model) whole residual stream entering the block, and (G, T) mask of its tokens.
+    columns
+        (G, S) column of each changed position; T at padding of a pack.
+    """
+
+    write: Float[torch.Tensor, "G end d_model"]
+    residual: Float[torch.Tensor, "G T d_model"]
+    mask: Bool[torch.Tensor, "G T"]
+    columns: Int[torch.Tensor, "G S"]
+
+    @classmethod
+    def of(cls, view: LayerView | PassingView, write: torch.Tensor, layout: Layout) -> CleanMixer:
+        """Return the tensors in a layer's view that rows need; each pack holds one prompt."""
+        owner = layout.owner.on(write.device)
+        prompt, width = owner.amax(dim=1), write.shape[1]
+        columns = torch.where(owner < 0, width, layout.source.on(write.device) % width)
+        mask = view.mask.on(write.device)
+        return cls(_at(write, layout.source), view.residual[prompt], mask[prompt], columns)
+
+
 @dataclass
 class Clean:
     """Tensors of one layer of the clean run that rows need.
 
     Attributes
     ----------
-    residual, mlp_output
+    residual, mlp_write
         (G, S, d_model); the latter only if the block is parallel.
-    z
-        (G, S, H, D).
-    key, value
-        (G, E, K, D) of the unchanged positions, keys after rotary.
-    cos, sin
-        (G, 1, S, 1, rotated) rotary tables, or None.
     size
-        (G, S) sum of the norms of residual stream, attention output and MLP output.
-    score
-        (B,) largest absolute QK score of each prompt's last position at a visible key.
+        (G, S) sum of the norms of the residual stream and of what is added to it.
+    heads, mixer
+        Of the heads and of the mixer, if the layer has them.
+    more
+        (G, S, ...) what the end of the block reads besides the stream; None without.
     """
 
     architecture: Architecture
     index: int
     block: Any
     residual: Float[torch.Tensor, "G end d_model"]
-    mlp_output: Float[torch.Tensor, "G end d_model"] | None
-    z: Float[torch.Tensor, "G end H D"]
-    key: Float[torch.Tensor, "G E K D"]
-    value: Float[torch.Tensor, "G E K D"]
-    cos: Float[torch.Tensor, "G 1 S 1 rotated"] | None
-    sin: Float[torch.Tensor, "G 1 S 1 rotated"] | None
+    mlp_write: Float[torch.Tensor, "G end d_model"] | None
     size: Float32[torch.Tensor, "G S"]
-    score: Float32[torch.Tensor, " B"]
+    heads: CleanHeads | None
+    mixer: CleanMixer | None
+    more: Float[torch.Tensor, "G end *features"] | None = None
 
     @classmethod
-    def of(cls, view: LayerView, layout: Layout) -> Clean:
+    def of(cls, view: LayerView | PassingView, layout: Layout) -> Clean:
         """Return copies of the tensors in a layer's view that rows need."""
-
-        def at(x: torch.Tensor, index: Everywhere) -> torch.Tensor:
-            return x.flatten(0, 1)[index.on(x.device)]
-
-        cos: torch.Tensor | None = None
-        sin: torch.Tensor | None = None
-        if view.cos is not None and view.sin is not None:
-            n = len(view.residual)
-            cos, sin = (
-                at(t.expand(n, -1, -1, -1), layout.source).unsqueeze(1)
-                for t in (view.cos, view.sin)
-            )
-        assert view.attention_output is not None
-        assert view.mlp_output is not None
-        residual = at(view.residual, layout.source)
-        added = (at(x, layout.source) for x in (view.attention_output, view.mlp_output))
+        more = None
+        heads, mixed, mlp_write = None, None, view.mlp_write
+        assert mlp_write is not None
+        added = [mlp_write]
+        if isinstance(view, LayerView):
+            assert view.attention_write is not None
+            heads = CleanHeads.of(view, layout)
+            added.append(view.attention_write)
+            if view.more_input is not None:
+                more = _at(view.more_input, layout.source)
+        if view.architecture.mixes(view.index):
+            assert view.mixer_write is not None
+            mixed = CleanMixer.of(view, view.mixer_write, layout)
+            added.append(view.mixer_write)
+        residual = _at(view.residual, layout.source)
         # In float32, or in float64 for a float64 model: torch refuses to narrow in a norm.
         size = sum(
             x.norm(dim=-1, dtype=torch.promote_types(x.dtype, torch.float32)).float()
-            for x in (residual, *added)
+            for x in (residual, *(_at(x, layout.source) for x in added))
         )
         assert isinstance(size, torch.Tensor)
-        mlp_output = view.mlp_output if view.architecture.parallel else None
+        parallel = view.architecture.parallel
         return cls(
             view.architecture,
             view.index,
             view.block,
             residual,
-            None if mlp_output is None else at(mlp_output, layout.source),
-            at(view.z, layout.source),
-            at(view.rotated_key, layout.earlier),
-            at(view.value, layout.earlier),
-            cos,
-            sin,
+            _at(mlp_write, layout.source) if parallel else None,
             size,
-            view.score_size.amax(dim=-1),
+            heads,
+            mixed,
+            more,
         )
 
     def ends(self, layout: Layout) -> Clean:
-        """Return the same with residual, z and MLP output only at the prompts' last positions."""
-        mlp_output = None if self.mlp_output is None else layout.ends(self.mlp_output)
+        """Return the same with what rows branch off only at the prompts' last positions."""
+        mlp_write = None if self.mlp_write is None else layout.ends(self.mlp_write)
+        heads, mixer = self.heads, self.mixer
         return replace(
             self,
             residual=layout.ends(self.residual),
-            z=layout.ends(self.z),
-            mlp_output=mlp_output,
+            mlp_write=mlp_write,
+            more=None if self.more is None else layout.ends(self.more),
+            heads=None if heads is None else replace(heads, z=layout.ends(heads.z)),
+            mixer=None if mixer is None else replace(mixer, write=layout.ends(mixer.write)),
         )
 
-    def rotate(
-        self, x: Float[torch.Tensor, "G n S heads D"]
-    ) -> Float[torch.Tensor, "G n S heads D"]:
-        """Return x (G, n, S, heads, D) with the rotary embedding applied."""
-        if self.cos is None or self.sin is None:
-            return x
-        return self.architecture.rotate(x, self.cos.to(x.dtype), self.sin.to(x.dtype))
+    @property
+    def score(self) -> Float32[torch.Tensor, " *prompts"]:
+        """Largest absolute score of each prompt (B,); 0 in a layer without heads."""
+        return self.size.new_zeros(()) if self.heads is None else self.heads.score
+
+
+@dataclass
+class Carried:
+    """Keys and values of a layer, carried along for later layers that use them.
+
+    Attributes
+    ----------
+    clean
+        (G, S, K, ...) in the clean run.
+    rows
+        (G, n, S, K, ...) of the rows; None as long as there are none.
+    """
+
+    clean: KeysValues
+    rows: KeysValues | None
+
+
+def _at(x: Float[torch.Tensor, "B T *rest"], index: Everywhere) -> Float[torch.Tensor, "G n *rest"]:
+    return x.flatten(0, 1)[index.on(x.device)]
 
 
 def advance(
@@ -220,6 +324,7 @@ def advance(
     moves: Moves,
     change: RowChange,
     layout: Layout,
+    carried: dict[int, Carried],
     only_last: bool = False,
 ) -> Float[torch.Tensor, "G n end d_model"] | None:
     """Pass rows through a block, add the rows that branch off in it, and return both.
@@ -236,6 +341,9 @@ def advance(
         Change of the heads in rows that branch off.
     layout
         Layout of the rows.
+    carried
+        The rows' keys and values (G, n, S, K, ...) of earlier layers that later ones use, by
+        layer; updated.
     only_last
         Whether to compute only the prompts' last positions; enough in the last block.
 
@@ -250,9 +358,11 @@ def advance(
     last = layout if only_last and layout.n_changed > 1 else None
     if last is not None:
         clean = clean.ends(last)
-    z = None
+    z = mixed = own = None
     if rows is not None:
-        z = _attend(clean, rows, layout, last)
+        if clean.heads is not None:
+            z, own = _attend(clean, clean.heads, rows, layout, last, carried)
+        mixed = None if clean.mixer is None else _mix(clean, clean.mixer, rows, last)
         rows = rows if last is None else last.row_ends(rows)
 
     def together(
@@ -266,97 +376,102 @@ def advance(
             parts.append(new.expand(-1, moves.n_new, *[-1] * (new.dim() - 2)))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
-    residual = together(clean.residual, rows)
-    heads = together(clean.z, z, changed=True)
-    middle = residual + call(architecture.projection(block), heads.flatten(-2))
-    mlp, norm = architecture.mlp(block), architecture.mlp_norm(block)
-    if not architecture.parallel:
-        return middle + call(mlp, norm(middle))
-    # In a parallel block the MLP reads the block's input; a new row takes its parent's MLP output.
-    assert clean.mlp_output is not None
-    of_rows = None if rows is None else call(mlp, norm(rows))
-    return middle + together(clean.mlp_output, of_rows)
+    middle = together(clean.residual, rows)
+    if clean.heads is not None and clean.heads.own is not None:
+        carried[clean.index] = Carried(clean.heads.own, own)
+    for theirs in carried.values():
+        of_keys, of_values = theirs.rows or (None, None)
+        keys, values = (x.to(middle.device) for x in theirs.clean)
+        theirs.rows = together(keys, of_keys), together(values, of_values)
+    if clean.heads is not None:
+        heads = together(clean.heads.z, z, changed=True)
+        output = call(architecture.projection(block), heads.flatten(-2))
+        middle = middle + architecture.write(block, output)
+    if clean.mixer is not None:
+        middle = middle + together(clean.mixer.write, mixed)
+    if architecture.has_mlp(clean.index):
+        if not architecture.parallel:
+            middle = middle + _mlp_write(clean, middle)
+        else:
+            # The MLP reads the block's input; a new row takes its parent's MLP output.
+            assert clean.mlp_write is not None
+            of_rows = None if rows is None else _mlp_write(clean, rows)
+            middle = middle + together(clean.mlp_write, of_rows)
+    more = None if clean.more is None else clean.more[:, None].expand(-1, middle.shape[1], -1, -1)
+    return architecture.leave(block, middle, more)
+
+
+def _mlp_write(
+    clean: Clean, x: Float[torch.Tensor, "G n end d_model"]
+) -> Float[torch.Tensor, "G n end d_model"]:
+    """Return what the MLP adds to residual streams."""
+    architecture, block = clean.architecture, clean.block
+    output = architecture.feed_forward(block, architecture.mlp_input(block, x))
+    return architecture.mlp_write(block, output)
+
+
+def _mix(
+    clean: Clean,
+    mixer: CleanMixer,
+    rows: Float[torch.Tensor, "G n S d_model"],
+    last: Layout | None,
+) -> Float[torch.Tensor, "G n end d_model"]:
+    """Return what the mixer adds to the rows, at their changed positions.
+
+    A mixer carries a state from position to position, so it runs on the rows' whole sequences.
+    """
+    architecture, block = clean.architecture, clean.block
+    n_packs, width = mixer.residual.shape[:2]
+    packs = torch.arange(n_packs, device=rows.device)[:, None]
+    found = []
+    for some in rows.split(max(1, MIXER_TOKENS // (n_packs * width)), dim=1):
+        n = some.shape[1]
+        whole = mixer.residual.new_empty(n_packs, width + 1, n, mixer.residual.shape[-1])
+        whole[:, :width] = mixer.residual[:, :, None]
+        whole[packs, mixer.columns] = some.transpose(1, 2)  # padding goes into the last column
+        sequences = whole[:, :width].transpose(1, 2).flatten(0, 1)
+        mask = mixer.mask.repeat_interleave(n, dim=0)
+        output = architecture.mix(block, architecture.mixer_input(block, sequences), mask)
+        output = output.unflatten(0, (n_packs, n)).transpose(1, 2)
+        found.append(output[packs, mixer.columns.clamp(max=width - 1)].transpose(1, 2))
+    added = architecture.mixer_write(block, torch.cat(found, dim=1))
+    return added if last is None else last.row_ends(added)
 
 
 def _attend(
     clean: Clean,
+    heads: CleanHeads,
     rows: Float[torch.Tensor, "G n S d_model"],
     layout: Layout,
     last: Layout | None,
-) -> Float[torch.Tensor, "G n end H D"]:
-    """Return z (G, n, S or Q, H, D) of the rows."""
+    carried: dict[int, Carried],
+) -> tuple[Float[torch.Tensor, "G n end H D"], KeysValues | None]:
+    """Return z (G, n, S or Q, H, D) of the rows, and keys and values that later layers use."""
     architecture, block = clean.architecture, clean.block
-    normed = architecture.attention_norm(block)(rows)
-    query, key, value = architecture.split(
-        block, [call(module, normed) for module in architecture.qkv(block)]
-    )
-    query, key = clean.rotate(query), clean.rotate(key)
+    normed = architecture.attention_input(block, rows)
+    projected = [call(module, normed) for module in architecture.qkv(block)]
+    query, key, value = architecture.split(block, projected)
+    gate = architecture.gate(block, projected)
+    query = architecture.turn(block, query, heads.positions, query=True)
+    source = architecture.keys_of(clean.index)
+    if source == clean.index:
+        key = architecture.turn(block, key, heads.positions, query=False)
+    else:
+        theirs = carried[source].rows
+        assert theirs is not None
+        key, value = (x.to(query.device) for x in theirs)
     if last is not None:
         query = last.row_ends(query)
-    window, scale = architecture.window(clean.index), architecture.scaling(clean.index)
+        gate = None if gate is None else last.row_ends(gate)
+    scale, cap = architecture.scaling(clean.index), architecture.score_softcap
+    scoring = Scoring(heads.key, heads.value, scale, cap, heads.bias, heads.sinks)
+    reach = (architecture.window(clean.index), architecture.chunk(clean.index))
     if layout.n_changed == 1:
-        earlier = layout.seen(window, False, rows.device)[..., :-1]
-        return _attend_one(clean, query, key, value, earlier, scale)
-    causal = layout.causal and window is None and last is None
-    seen = None if causal else layout.seen(window, last is not None, rows.device)
-    return _attend_many(clean, query, key, value, seen, scale)
-
-
-def _attend_one(
-    clean: Clean,
-    query: Float[torch.Tensor, "G n 1 H D"],
-    key: Float[torch.Tensor, "G n 1 K D"],
-    value: Float[torch.Tensor, "G n 1 K D"],
-    seen: Bool[torch.Tensor, "G 1 E"],
-    scale: float,
-) -> Float[torch.Tensor, "G n 1 H D"]:
-    """Return z (G, n, 1, H, D) of rows of one position, which share the clean keys uncopied."""
-    n_kv, n_rows = key.shape[3], query.shape[1]
-    # (G, n, 1, H, D) to (G, K, n H/K, D), so that each key head's queries are one matrix.
-    q = query[:, :, 0].unflatten(2, (n_kv, -1)).permute(0, 2, 1, 3, 4).flatten(2, 3)
-    # In float32, like the accumulation in the model's kernels; rounded scores give wrong weights.
-    q = q.float()
-    earlier = q @ clean.key.float().permute(0, 2, 3, 1) * scale
-    earlier = earlier.masked_fill(~seen.unsqueeze(1), -torch.inf)
-    k, v = (x[:, :, 0].permute(0, 2, 1, 3).unsqueeze(3) for x in (key, value))
-    own_query = q.unflatten(2, (n_rows, -1))
-    own = ((own_query * k.float()).sum(dim=-1).flatten(2) * scale).unsqueeze(-1)
-    weights = torch.cat((earlier, own), dim=-1).softmax(dim=-1).to(value.dtype)
-    z: torch.Tensor = weights[..., :-1] @ clean.value.permute(0, 2, 1, 3)
-    z = z.unflatten(2, (n_rows, -1)) + weights[..., -1:].unflatten(2, (n_rows, -1)) * v
-    return z.permute(0, 2, 1, 3, 4).flatten(2, 3).unsqueeze(2)
-
-
-def _attend_many(
-    clean: Clean,
-    query: Float[torch.Tensor, "G n end H D"],
-    key: Float[torch.Tensor, "G n S K D"],
-    value: Float[torch.Tensor, "G n S K D"],
-    seen: Bool[torch.Tensor, "G end all"] | None,
-    scale: float,
-) -> Float[torch.Tensor, "G n end H D"]:
-    """Return z (G, n, S or Q, H, D) of rows of several positions; `seen` None means causal."""
-    n_packs, n_rows = query.shape[:2]
-
-    def whole(
-        earlier: Float[torch.Tensor, "G E K D"], own: Float[torch.Tensor, "G n S K D"]
-    ) -> Float[torch.Tensor, "rows K all D"]:
-        if earlier.shape[1]:
-            shared = earlier[:, None].expand(-1, n_rows, -1, -1, -1)
-            own = torch.cat((shared, own), dim=2)
-        return own.flatten(0, 1).transpose(1, 2)
-
-    mask = None
-    if seen is not None:
-        mask = seen[:, None].expand(-1, n_rows, -1, -1).flatten(0, 1)[:, None]
-    z = functional.scaled_dot_product_attention(
-        query.flatten(0, 1).transpose(1, 2),
-        whole(clean.key, key),
-        whole(clean.value, value),
-        attn_mask=mask,
-        is_causal=mask is None,
-        scale=scale,
-        enable_gqa=True,
-    )
-    by_row: torch.Tensor = z.transpose(1, 2).unflatten(0, (n_packs, n_rows))
-    return by_row
+        earlier = layout.seen(*reach, False, rows.device)[..., :-1]
+        z = attend_one(scoring, query, key, value, earlier)
+    else:
+        causal = layout.causal and reach == (None, None) and last is None
+        seen = None if causal else layout.seen(*reach, last is not None, rows.device)
+        z = attend_many(scoring, query, key, value, seen)
+    z = z if gate is None else z * gate
+    return z, None if heads.own is None else (key, value)

@@ -107,10 +107,10 @@ def _compare(model: Model, prompt: Prompts) -> dict[str, Any]:
 
 def _candidates(model: Model) -> list[Head]:
     """Return a few random heads of the model, the same ones for the same shape."""
-    n = model.n_layers * model.n_heads
+    heads = model.heads
     rng = np.random.default_rng([model.n_layers, model.n_heads])
-    numbers = rng.choice(n, size=min(CANDIDATES, n), replace=False)
-    return sorted(Head(*divmod(int(number), model.n_heads)) for number in numbers)
+    numbers = rng.choice(len(heads), size=min(CANDIDATES, len(heads)), replace=False)
+    return sorted(heads[number] for number in numbers)
 
 
 def _margin(logits: Sequence[float] | np.ndarray, gold: int) -> float:
@@ -137,7 +137,7 @@ def _without(model: Model, head: Head | None) -> Iterator[None]:
 
     def zero(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[Any, ...]:
         z = inputs[0].clone()
-        size = z.shape[-1] // model.n_heads
+        size = z.shape[-1] // model.heads_in(head.layer)
         z[:, -1, head.head * size : (head.head + 1) * size] = 0
         return (z, *inputs[1:])
 

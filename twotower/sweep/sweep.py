@@ -13,10 +13,10 @@ from ..walk.batch import Batch
 from ..walk.proof import Claim
 from ..walk.readout import Readout
 from ..walk.tensors import margin
-from ..walk.walk import End, LayerView, Recorder
+from ..walk.walk import End, LayerView, PassingView, Recorder
 from .counterfactuals import Group, plan
 from .layout import Layout
-from .rows import Clean, Moves, RowChange, advance
+from .rows import Carried, Clean, Moves, RowChange, advance
 
 
 class Sweep(Recorder):
@@ -41,6 +41,9 @@ class Sweep(Recorder):
         log-probabilities; 0 for no log-probabilities.
     shape
         Results are (B, *shape) and (B, *shape, label).
+    places
+        Index of each group's result in the flattened shape; NaN fills the rest. None if every
+        place has a group.
     layer_devices
         Device of each layer.
     group
@@ -58,6 +61,7 @@ class Sweep(Recorder):
         chunks: Sequence[Sequence[Group]],
         unembedded: int,
         shape: tuple[int, ...],
+        places: Sequence[int] | None,
         layer_devices: Sequence[torch.device],
         group: str,
         rounding: Rounding | None,
@@ -67,8 +71,10 @@ class Sweep(Recorder):
         self.gold, self.readout, self.layout, self.change = batch.gold, readout, layout, change
         self.donors = change.change.donors
         self.unembedded = unembedded
-        n_layers, n_heads = readout.directions.shape[:2]
+        heads_in = [0 if x is None else len(x) for x in readout.directions]
+        n_layers = len(heads_in)
         self.top = n_layers - 1
+        self.places = None if places is None else batch.everywhere(np.array(places))
         self.rounding = rounding
         self.claims: list[Claim] = []
         plans = [
@@ -78,10 +84,12 @@ class Sweep(Recorder):
         self.unchanged = [p.unchanged for p in plans]
         self.orders = [batch.everywhere(np.array(p.order)) for p in plans]
         self.moves = [
-            [Moves.of(*x, n_heads) for x in zip(p.steps, layer_devices, strict=True)] for p in plans
+            [Moves.of(*x) for x in zip(p.steps, layer_devices, heads_in, strict=True)]
+            for p in plans
         ]
         self.rows: torch.Tensor | None = None
         self.layers: list[Clean] = []
+        self.carried: dict[int, Carried] = {}
 
     def _start(self, chunk: Sequence[Group], number: int) -> int:
         """Return the layer at which a chunk's unchanged row starts.
@@ -96,7 +104,12 @@ class Sweep(Recorder):
         return n_layers - max(1, plan(chunk, n_layers).row_layers // 100)
 
     def layer(self, view: LayerView) -> None:
-        clean = Clean.of(view, self.layout)
+        self._pass(Clean.of(view, self.layout))
+
+    def passing(self, view: PassingView) -> None:
+        self._pass(Clean.of(view, self.layout))
+
+    def _pass(self, clean: Clean) -> None:
         if len(self.moves) == 1:
             self.rows = self._advance(clean, self.rows, 0)
         else:
@@ -110,12 +123,16 @@ class Sweep(Recorder):
     ) -> Float[torch.Tensor, "G n end d_model"] | None:
         if rows is not None:
             self._check_unchanged(clean, rows, chunk)
-            rows = rows.to(clean.z.device)
+            rows = rows.to(clean.residual.device)
         only_last = clean.index == self.top
         moves = self.moves[chunk][clean.index]
-        found = advance(clean, rows, moves, self.change, self.layout, only_last)
+        if clean.index == 0:
+            self.carried = {}
+        how = (moves, self.change, self.layout, self.carried)
+        found = advance(clean, rows, *how, only_last)
         self.before = clean.size, clean.score
-        self.dtype = coarsest(clean.residual, clean.z)
+        z = () if clean.heads is None else (clean.heads.z,)
+        self.dtype = coarsest(clean.residual, *z)
         return found
 
     def _check_unchanged(
@@ -198,8 +215,16 @@ class Sweep(Recorder):
             logprob_drop = torch.cat(logprob_drops, dim=1)
             missing |= ~logprob_drop.isfinite().all(dim=-1)
         # If a counterfactual overflows, all its results are missing.
-        found = {"margin_drop": drop.masked_fill(missing, torch.nan).unflatten(1, self.shape)}
+        found = {"margin_drop": self._shaped(drop.masked_fill(missing, torch.nan))}
         if logprob_drop is not None:
             logprob_drop = logprob_drop.masked_fill(missing.unsqueeze(-1), torch.nan)
-            found["logprob_drop"] = logprob_drop.unflatten(1, self.shape)
+            found["logprob_drop"] = self._shaped(logprob_drop)
         return found
+
+    def _shaped(self, x: Float[torch.Tensor, "B group *rest"]) -> Float[torch.Tensor, " B *shape"]:
+        if self.places is not None:
+            n = int(np.prod(self.shape))
+            whole = x.new_full((len(x), n, *x.shape[2:]), torch.nan)
+            x = whole.index_copy(1, self.places.on(x.device), x)
+        shaped: torch.Tensor = x.unflatten(1, self.shape)
+        return shaped

@@ -1,4 +1,4 @@
-"""Write a mechanism into models of four families: GPT-2, GPT-J, Llama and GPT-NeoX."""
+"""Write a mechanism into models of a family: GPT-2, GPT-J, Llama, GPT-NeoX, Gemma 2, OLMo 2."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
     GPT2Config,
     GPTJConfig,
     GPTNeoXConfig,
     LlamaConfig,
+    Olmo2Config,
     PretrainedConfig,
 )
 
 from .mechanism import Slots
+from .norms import NormsAfter
 
 NARROW = 32
 """Head width for which the frequencies are chosen."""
@@ -54,6 +57,12 @@ class Family:
         Names of the list of layers, and of a layer's attention.
     embedding, learned_positions
         Names in the base.
+    grouped
+        Whether two query heads share a key-value head.
+    scaled_embedding
+        Whether the model multiplies embeddings by the square root of d_model.
+    norms_after
+        Norms after attention and MLP; None without.
     """
 
     config: Callable[..., PretrainedConfig]
@@ -64,6 +73,9 @@ class Family:
     attention: str
     embedding: str
     learned_positions: str | None = None
+    grouped: bool = False
+    scaled_embedding: bool = False
+    norms_after: NormsAfter | None = None
 
 
 def rotary(width: int, base: float, interleaved: bool) -> list[tuple[int, int, float]]:
@@ -80,7 +92,8 @@ def llama_slots(d_head: int) -> Slots:
     pairs = rotary(d_head, LLAMA_BASE, interleaved=False)
     step = d_head // NARROW  # wider heads have more frequencies in between
     near = pairs[: N_NEAR * step : step]
-    return Slots([a for a, _, _ in pairs[7 * step :]], near, pairs[5 * step])
+    content = [a for a, _, _ in pairs[7 * step :]]
+    return Slots(content, near, pairs[5 * step], spare=pairs[6 * step][0])
 
 
 def partial_slots(interleaved: bool) -> Callable[[int], Slots]:
@@ -104,6 +117,9 @@ def learned_slots(d_head: int) -> Slots:
 
 LLAMA_BASE = 1e6
 
+WINDOW = 64
+"""Tokens that a local layer of Gemma 2 sees: gathering needs 3, matching as many as have labels."""
+
 
 def _llama(d: int, layers: int, heads: int, kv: int, **common: Any) -> Any:
     return LlamaConfig(
@@ -115,6 +131,36 @@ def _llama(d: int, layers: int, heads: int, kv: int, **common: Any) -> Any:
         head_dim=d // heads,
         rope_parameters={"rope_type": "default", "rope_theta": LLAMA_BASE},
         tie_word_embeddings=False,
+        **common,
+    )
+
+
+def _gemma2(d: int, layers: int, heads: int, kv: int, **common: Any) -> Any:
+    return Gemma2Config(
+        hidden_size=d,
+        intermediate_size=d,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        head_dim=d // heads,
+        query_pre_attn_scalar=d // heads,
+        sliding_window=WINDOW,
+        rope_parameters={"rope_type": "default", "rope_theta": LLAMA_BASE},
+        tie_word_embeddings=False,
+        attention_bias=True,  # for the ballast
+        **common,
+    )
+
+
+def _olmo2(d: int, layers: int, heads: int, kv: int, **common: Any) -> Any:
+    return Olmo2Config(
+        hidden_size=d,
+        intermediate_size=d,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        rope_parameters={"rope_type": "default", "rope_theta": LLAMA_BASE},
+        tie_word_embeddings=False,
+        attention_bias=True,  # for the ballast
         **common,
     )
 
@@ -190,10 +236,10 @@ def _write_neox(attention: Any, heads: Sequence[HeadWeights], kv: int) -> None:
     attention.dense.weight.copy_(torch.cat([head.o for head in heads], dim=1))
 
 
+_NAMES = ("model", "layers", "self_attn", "embed_tokens")
+
 FAMILIES = {
-    "llama": Family(
-        _llama, llama_slots, _write_apart("o_proj"), "model", "layers", "self_attn", "embed_tokens"
-    ),
+    "llama": Family(_llama, llama_slots, _write_apart("o_proj"), *_NAMES, grouped=True),
     "gptj": Family(
         _gptj, partial_slots(True), _write_apart("out_proj"), "transformer", "h", "attn", "wte"
     ),
@@ -201,14 +247,30 @@ FAMILIES = {
         _neox, partial_slots(False), _write_neox, "gpt_neox", "layers", "attention", "embed_in"
     ),
     "gpt2": Family(_gpt2, learned_slots, _write_gpt2, "transformer", "h", "attn", "wte", "wpe"),
+    "gemma2": Family(
+        _gemma2,
+        llama_slots,
+        _write_apart("o_proj"),
+        *_NAMES,
+        grouped=True,
+        scaled_embedding=True,
+        norms_after=NormsAfter(one=0.0, heads=False),
+    ),
+    "olmo2": Family(
+        _olmo2,
+        llama_slots,
+        _write_apart("o_proj"),
+        *_NAMES,
+        norms_after=NormsAfter(one=1.0, heads=True),
+    ),
 }
 
 
-def empty_model(config: PretrainedConfig) -> Any:
-    """Make a model with zero matrices, and norms with unit weights."""
+def empty_model(config: PretrainedConfig, one: float) -> Any:
+    """Make a model with zero matrices, and norms that multiply by 1: the weight `one` does."""
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             norm = parameter.dim() == 1 and name.endswith("weight")
-            parameter.fill_(1.0 if norm else 0.0)
+            parameter.fill_(one if norm else 0.0)
     return model.eval().requires_grad_(False)

@@ -50,12 +50,15 @@ class Slots:
     text
         For learned positions: an element for whether the key is a text, and one for its
         position. None with rotary.
+    spare
+        An element that holds nothing, for a ballast. None where no norm needs one.
     """
 
     content: list[int]
     near: list[tuple[int, int, float]]
     slow: tuple[int, int, float] | None = None
     text: tuple[int, int] | None = None
+    spare: int | None = None
 
 
 @dataclass(frozen=True)

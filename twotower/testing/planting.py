@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..models import Model
     from ..prompts import Prompts, Task
 
-ARCHITECTURES = ("gpt2", "gptj", "llama", "neox")
+ARCHITECTURES = ("gpt2", "gptj", "llama", "neox", "gemma2", "olmo2")
 DISTRACTORS = ("silent", "loud", "recent")
 """Heads that match and write nothing; that write all labels equally; that write the nearest
 labels."""
@@ -36,8 +36,9 @@ class Planting:
     Attributes
     ----------
     architecture
-        "gpt2", "gptj", "llama" or "neox" (Llama: two query heads per key-value head if the
-        number of heads is even).
+        "gpt2", "gptj", "llama", "neox", "gemma2" or "olmo2". Llama and Gemma 2 have two query
+        heads per key-value head if the number of heads is even. Layers 0, 2, ... of Gemma 2 see
+        only the last 64 tokens.
     n_layers, n_heads, d_head
         The model's size.
     n_classes

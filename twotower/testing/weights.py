@@ -26,7 +26,7 @@ def build(planting: Planting) -> Any:
     names = directions(n, len(LEARNED) if family.learned_positions else 0)
     x = Coordinates(names, d_model)
     tokens = planting.tokenizer().get_vocab()
-    kv = heads // 2 if planting.architecture == "llama" and heads % 2 == 0 else heads
+    kv = heads // 2 if family.grouped and heads % 2 == 0 else heads
     config = family.config(
         d_model,
         planting.n_layers,
@@ -38,7 +38,8 @@ def build(planting: Planting) -> Any:
         eos_token_id=tokens["<pad>"],
         bos_token_id=None,
     )
-    model = empty_model(config)
+    after = family.norms_after
+    model = empty_model(config, 1.0 if after is None else after.one)
     slots = family.slots(planting.d_head)
     mechanism = Mechanism(x, slots, n, planting.d_head, planting.similarity, planting.recency)
     base = getattr(model, family.base)
@@ -47,6 +48,10 @@ def build(planting: Planting) -> Any:
         for number, layer in enumerate(getattr(base, family.layers)):
             attention = getattr(layer, family.attention)
             family.write(attention, _heads(planting, mechanism, number), kv)
+            if after is not None:
+                assert slots.spare is not None
+                unused = x["constant"].nonzero().flatten()
+                after.write(layer, unused, slots.spare, planting.d_head, planting.noise)
         _add_noise(getattr(base, family.layers), planting, d_model)
     return model
 
@@ -68,6 +73,8 @@ def _write_embeddings(
             table[tokens[text]] += x["text"] + x[f"feature {c}"]
         table[tokens[f" {label}"]] += x["label"] + x["asks"] + x[f"label {c}"]
         unembedding[tokens[f" {label}"]] = x[f"answer {c}"]
+    if family.scaled_embedding:
+        table /= math.sqrt(x.d_model)
     if family.learned_positions:
         learned = getattr(base, family.learned_positions).weight
         for place in range(len(learned)):

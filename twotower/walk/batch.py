@@ -38,6 +38,8 @@ class Batch:
     kept
         (B, K) columns of per-position results to keep, -1 where a prompt has fewer than K;
         None to keep all T.
+    logits_to_keep
+        Number of last positions to unembed; 0 for all.
     """
 
     rows: Int[np.ndarray, " B"]
@@ -48,6 +50,7 @@ class Batch:
     mask: Everywhere
     gold: Everywhere
     kept: Everywhere | None = None
+    logits_to_keep: int = 1
 
     @property
     def width(self) -> int:
@@ -56,14 +59,14 @@ class Batch:
 
     @property
     def inputs(self) -> dict[str, torch.Tensor | bool | int]:
-        """Arguments of the model's forward; only the last position is unembedded."""
+        """Arguments of the model's forward."""
         return {
             "input_ids": self.input_ids,
             "attention_mask": self.attention_mask,
             "position_ids": self.position_ids,
             "use_cache": False,
             "return_dict": True,
-            "logits_to_keep": 1,
+            "logits_to_keep": self.logits_to_keep,
         }
 
     def everywhere(self, values: np.ndarray) -> Everywhere:
@@ -119,6 +122,8 @@ def make_batch(
         Everywhere(mask, devices),
         Everywhere(prompts.gold_index[rows], devices),
         kept,
+        # Gemma 4 drops all other positions from the layers that share keys and values.
+        0 if model.architecture.shares_keys else 1,
     )
 
 

@@ -39,12 +39,13 @@ def readable(n_bytes: float) -> str:
 def row_bytes(model: Model, n_packs: int, n_changed: int, n_earlier: int) -> int:
     """Return the peak bytes of one row in a block, in attention or in the MLP."""
     a, size = model.architecture, model.dtype.itemsize
-    of_heads, of_keys = a.n_heads * a.d_head, a.n_kv_heads * a.d_head
+    width = max(a.d_head, a.d_key)
+    of_heads, of_keys = a.n_heads * width, a.n_kv_heads * width
     seen = n_earlier + n_changed
     in_attention = size * (2 * a.d_model + 5 * of_heads + 5 * of_keys)
-    if n_changed == 1:
+    if n_changed == 1 or not a.plain_scores:
         in_attention += 3 * 4 * a.n_heads * seen
-    else:
+    if n_changed > 1:
         copies = 2 if n_earlier else 0
         in_attention += size * copies * of_keys * seen // n_changed + 5 * seen
     in_mlp = size * (4 * a.d_model + of_heads + 4 * a.d_mlp)

@@ -22,7 +22,7 @@ from ..errors import NotFiniteWarning
 from ..results.missing import named
 from .batch import Batch
 from .everywhere import Everywhere
-from .walk import Donors, End, LayerView, Recorder
+from .walk import Donors, End, LayerView, PassingView, Recorder
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -64,6 +64,9 @@ class Watched(Recorder):
 
     def layer(self, view: LayerView) -> None:
         self.recorder.layer(view)
+
+    def passing(self, view: PassingView) -> None:
+        self.recorder.passing(view)
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
         self.finite.append(self.watch.finish(end)[FINITE])

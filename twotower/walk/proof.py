@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Float32
+from torch.nn.functional import pad
 
 from ..models.rounding import Rounding, coarsest, roundoff
-from .walk import End, LayerView, Recorder
+from .walk import End, LayerView, PassingView, Recorder
 
 if TYPE_CHECKING:
     from .readout import Readout
@@ -74,7 +75,42 @@ class Kept:
     index
         Number of the layer.
     sums
-        (3, B, d_model) residual stream entering the block, attention output and MLP output.
+        (3, B, d_model) residual stream entering the block, and what attention and MLP add to it.
+    dtype
+        Coarsest dtype of `sums`.
+    heads
+        Values of the heads; None in a layer without heads.
+    factor
+        Factor on the residual stream that leaves the layer; None without.
+    """
+
+    index: int
+    sums: Float[torch.Tensor, "3 B d_model"]
+    dtype: torch.dtype
+    heads: Heads | None = None
+    factor: Float[torch.Tensor, ""] | None = None
+
+    @classmethod
+    def of(cls, index: int, device: torch.device, parts: Sequence[torch.Tensor]) -> Kept:
+        """Return copies, because views would keep the whole residual stream in memory."""
+        finest = min((x.dtype for x in parts), key=roundoff)
+        sums = torch.stack([x[:, -1].to(device, finest) for x in parts])
+        return cls(index, sums, coarsest(*parts))
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Layers of the same kind can be compared together."""
+        heads = self.heads
+        of_heads = None if heads is None else (heads.own_z.dtype, heads.own_z.shape)
+        return self.sums.device, of_heads
+
+
+@dataclass
+class Heads:
+    """Values of a layer's heads at the last positions.
+
+    Attributes
+    ----------
     own_z, z
         (B, H, D) heads' outputs, as computed by the model and after edits.
     again
@@ -86,47 +122,51 @@ class Kept:
     slope
         (B, H, D) derivative of `again` with respect to the logarithm of the scores' scale; only in
         a coarse dtype.
-    dtype, output_dtype
-        Coarsest dtype of `sums` and of `z` and attention output.
+    write
+        (B, d_model) what attention adds to the residual stream.
+    output
+        (B, d_model) attention's output before a norm; None if no norm follows.
+    dtype
+        Coarsest dtype of `z` and attention output.
     """
 
-    index: int
-    sums: Float[torch.Tensor, "3 B d_model"]
     own_z: Float[torch.Tensor, "B H D"]
     z: Float[torch.Tensor, "B H D"]
     again: Float32[torch.Tensor, "B H D"]
     length: Float32[torch.Tensor, "B H"]
     score: Float32[torch.Tensor, "B H"]
     slope: Float32[torch.Tensor, "B H D"] | None
+    write: Float[torch.Tensor, "B d_model"]
+    output: Float[torch.Tensor, "B d_model"] | None
     dtype: torch.dtype
-    output_dtype: torch.dtype
 
     @classmethod
-    def of(cls, view: LayerView, coarse: bool) -> Kept:
+    def of(cls, view: LayerView, coarse: bool) -> Heads:
         """Return copies, because views would keep the whole residual stream in memory."""
         assert view.attention_output is not None
-        assert view.mlp_output is not None
-        device = view.z.device
-        parts = (view.residual, view.attention_output, view.mlp_output)
-        dtype, output_dtype = coarsest(*parts), coarsest(view.z, view.attention_output)
-        finest = min((x.dtype for x in parts), key=roundoff)
-        sums = torch.stack([x[:, -1].to(device, finest) for x in parts])
-
+        assert view.attention_write is not None
         weights, value = view.attention, view.value.float()
         grouped = weights.unflatten(1, (value.shape[2], -1))
         by_head = value.permute(0, 2, 1, 3)
         again = (grouped @ by_head).flatten(1, 2)
         length = (grouped @ value.norm(dim=-1).transpose(1, 2)[..., None]).flatten(1)
+        gate = 1.0 if view.gate is None else view.gate[:, -1].float()
+        if view.gate is not None:
+            again, length = again * gate, length * view.gate[:, -1].float().abs().amax(dim=-1)
         slope = None
         if coarse:
             shown = view.visible_scores
             change = weights * (shown - (weights * shown).sum(dim=-1, keepdim=True))
-            slope = (change.unflatten(1, (value.shape[2], -1)) @ by_head).flatten(1, 2)
+            slope = (change.unflatten(1, (value.shape[2], -1)) @ by_head).flatten(1, 2) * gate
         own_z = view.own_z[:, -1].clone()
         z = own_z if view.z is view.own_z else view.z[:, -1].clone()
         score = view.score_size
-        kept = (sums, own_z, z, again, length, score, slope, dtype, output_dtype)
-        return cls(view.index, *kept)
+        output = None
+        if view.architecture.attention_post_norm(view.block) is not None:
+            output = view.attention_output[:, -1].clone()
+        write = view.attention_write[:, -1].to(view.z.device)
+        dtype = coarsest(view.z, view.attention_output)
+        return cls(own_z, z, again, length, score, slope, write.clone(), output, dtype)
 
 
 class Proof(Recorder):
@@ -152,21 +192,39 @@ class Proof(Recorder):
 
     def layer(self, view: LayerView) -> None:
         with torch.no_grad():  # a decorator would hide this method's source from the server
-            self.kept.append(Kept.of(view, self.rounding.is_coarse(view.own_z.dtype)))
+            assert view.attention_write is not None
+            assert view.mlp_write is not None
+            added = view.attention_write
+            if view.mixer_write is not None:
+                added = added + view.mixer_write
+            last = view.mlp_write
+            if view.more_write is not None:
+                last = last + view.more_write
+            kept = Kept.of(view.index, view.z.device, (view.residual, added, last))
+            kept.factor = view.factor
+            kept.heads = Heads.of(view, self.rounding.is_coarse(view.own_z.dtype))
+            self.kept.append(kept)
+
+    def passing(self, view: PassingView) -> None:
+        with torch.no_grad():
+            parts = (view.residual, view.mixer_write, view.mlp_write)
+            self.kept.append(Kept.of(view.index, view.residual.device, parts))
 
     def finish(self, end: End) -> dict[Any, torch.Tensor]:
         with torch.no_grad():
             return self._finish(end)
 
     def _finish(self, end: End) -> dict[Any, torch.Tensor]:
-        for _, some in groupby(self.kept, lambda kept: (kept.z.device, kept.own_z.dtype)):
+        for _, some in groupby(self.kept, lambda kept: kept.kind):
             layers = list(some)
-            after = layers[-1].index + 1
+            after, device = layers[-1].index + 1, layers[0].sums.device
             next_residual = end.residual if after == len(self.kept) else self.kept[after].sums[0]
-            self._blocks(layers, next_residual.to(layers[0].z.device))
-            self._attention(layers)
-            if self.readout is not None:
-                self._directions(layers, self.readout.on(layers[0].z.device))
+            self._blocks(layers, next_residual.to(device))
+            heads = [kept.heads for kept in layers if kept.heads is not None]
+            if heads:
+                self._attention(layers, heads)
+                if self.readout is not None:
+                    self._directions(layers, heads, self.readout.on(device))
         self._scale_of_all(end.residual.device)
         if self.readout is not None:
             self._logits(end, self.readout)
@@ -187,33 +245,38 @@ class Proof(Recorder):
         """Claim that each block's parts sum to the residual stream after it."""
         sums = torch.stack([kept.sums for kept in layers]).float()
         next_residual = torch.cat((sums[1:, 0], after.float()[None]))
+        factors = [kept.factor for kept in layers if kept.factor is not None]
+        if factors:
+            sums = sums * torch.stack([x.to(sums).view(1, 1, 1) for x in factors])
         left = (sums.sum(dim=1) - next_residual).abs()
         size = sums.abs().sum(dim=1)
         error = (left / size.clamp(min=torch.finfo(size.dtype).tiny)).amax(dim=-1)
         dtypes = [kept.dtype for kept in layers]
         dtypes = [max(x, y, key=roundoff) for x, y in pairwise([*dtypes, after.dtype])]
-        self._claim("block", layers, error, _allowed(map(self.rounding.sum, dtypes), error))
+        allowed = _allowed((self.rounding.sum(x, scaled=bool(factors)) for x in dtypes), error)
+        self._claim("block", layers, error, allowed)
 
-    def _attention(self, layers: Sequence[Kept]) -> None:
+    def _attention(self, layers: Sequence[Kept], heads: Sequence[Heads]) -> None:
         """Claim that each head's output is that of its queries, keys and values."""
-        own = torch.stack([kept.own_z for kept in layers]).float()
-        left = own - torch.stack([kept.again for kept in layers])
-        length = torch.stack([kept.length for kept in layers])
+        own = torch.stack([kept.own_z for kept in heads]).float()
+        left = own - torch.stack([kept.again for kept in heads])
+        length = torch.stack([kept.length for kept in heads])
         length = length.clamp(min=torch.finfo(length.dtype).tiny)
-        score = torch.stack([kept.score for kept in layers])
-        dtype = layers[0].own_z.dtype
+        score = torch.stack([kept.score for kept in heads])
+        dtype = heads[0].own_z.dtype
         error = left.norm(dim=-1) / length
         self._claim("attention", layers, error, self.rounding.attention(dtype, score))
-        slopes = [kept.slope for kept in layers if kept.slope is not None]
+        slopes = [kept.slope for kept in heads if kept.slope is not None]
         if slopes:
             length = length[..., None]
-            self._scale(layers, left / length, torch.stack(slopes) / length)
+            self._scale(layers, left / length, torch.stack(slopes) / length, dtype)
 
     def _scale(
         self,
         layers: Sequence[Kept],
         left: Float32[torch.Tensor, "L B H D"],
         slope: Float32[torch.Tensor, "L B H D"],
+        dtype: torch.dtype,
     ) -> None:
         """Claim that the model's scores have the same scale as recomputed ones, in each layer.
 
@@ -225,7 +288,7 @@ class Proof(Recorder):
         # Prompts that are not finite are handled by `not_finite`.
         sums = sums.where(sums.isfinite().all(dim=0), 0).sum(dim=2)
         self.scales.append(sums)
-        error, allowed = self._fitted(sums, layers[0].own_z.dtype)
+        error, allowed = self._fitted(sums, dtype)
         self._claim("scale", layers, error[:, None].expand(-1, left.shape[1]), allowed[:, None])
 
     def _fitted(
@@ -238,24 +301,33 @@ class Proof(Recorder):
         """Claim that the scores of all layers together have the right scale."""
         if self.scales:
             sums = torch.cat([x.to(device) for x in self.scales], dim=1).sum(dim=1, keepdim=True)
-            coarse = [kept.own_z.dtype for kept in self.kept if kept.slope is not None]
+            heads = [kept.heads for kept in self.kept if kept.heads is not None]
+            coarse = [kept.own_z.dtype for kept in heads if kept.slope is not None]
             error, allowed = self._fitted(sums, max(coarse, key=roundoff))
             n = self.kept[0].sums.shape[1]
             self.claims.append(Claim("scale", [None], error[:, None].expand(-1, n), allowed))
 
-    def _directions(self, layers: Sequence[Kept], readout: Readout) -> None:
+    def _directions(self, layers: Sequence[Kept], heads: Sequence[Heads], readout: Readout) -> None:
         """Claim that the heads' label logits and the bias sum to that of the attention output."""
-        z = torch.stack([kept.z for kept in layers]).float()
-        written = torch.stack([kept.sums[1] for kept in layers]).float()
+        z = torch.stack([kept.z for kept in heads]).float()
+        written = torch.stack([kept.write for kept in heads]).float()
         at = slice(layers[0].index, layers[-1].index + 1)
-        directions, bias = readout.directions[at], readout.projection_bias[at]
-        found = torch.einsum("lbhd,lhdk->lbk", z, directions) + bias[:, None]
+        directions = torch.stack([x for x in readout.directions[at] if x is not None])
+        found = torch.einsum("lbhd,lhdk->lbk", z, directions)
+        found = found + readout.projection_bias[at][:, None]
+        terms = torch.einsum("lbhd,lhdk->lbk", z.square(), directions.square()).sqrt()
+        norms = [norm for norm in readout.post_norms[at] if norm is not None]
+        outputs = [kept.output for kept in heads if kept.output is not None]
+        if norms:
+            pairs = zip(norms, outputs, strict=True)
+            spread = torch.stack([norm.statistic(output) for norm, output in pairs])[..., None]
+            found, terms = found / spread + readout.write_bias[at][:, None], terms / spread
         label = readout.label_directions
+        written = written * readout.factors[at][:, None, None]
         left = (found - written @ label.T).abs()
-        terms = torch.einsum("lbhd,lhdk->lbk", z.square(), directions.square())
-        size = terms.sqrt() + (written.square() @ label.T.square()).sqrt()
+        size = terms + (written.square() @ label.T.square()).sqrt()
         error = (left / size.clamp(min=torch.finfo(size.dtype).tiny)).amax(dim=-1)
-        allowed = _allowed((self.rounding.module(kept.output_dtype) for kept in layers), error)
+        allowed = _allowed((self.rounding.module(kept.dtype) for kept in heads), error)
         self._claim("label directions", layers, error, allowed)
 
     def _logits(self, end: End, readout: Readout) -> None:
@@ -303,6 +375,10 @@ class Proved(Recorder):
         self.recorder.layer(view)
         self.proof.layer(view)
 
+    def passing(self, view: PassingView) -> None:
+        self.recorder.passing(view)
+        self.proof.passing(view)
+
     def finish(self, end: End) -> dict[Any, torch.Tensor]:
         self.proof.finish(end)
         return self.recorder.finish(end)
@@ -326,10 +402,14 @@ def _gathered(claims: Iterable[Claim], device: torch.device) -> dict[Any, torch.
         layers = found.setdefault(claim.identity, {})
         for layer, new in zip(claim.layers, both.float().to(device).unbind(dim=1), strict=True):
             layers[layer] = new if layer not in layers else _worse(layers[layer], new)
-    return {
-        (name, tuple(layers)): torch.stack(list(layers.values()), dim=1)
-        for name, layers in found.items()
-    }
+    return {(name, tuple(layers)): _even(layers.values()) for name, layers in found.items()}
+
+
+def _even(by_layer: Iterable[torch.Tensor]) -> Float32[torch.Tensor, "2 layer B *H"]:
+    """Return layers' claims (2, B, *H) as one tensor, with errors of 0 for absent heads."""
+    layers = list(by_layer)
+    widest = max(claims.shape[-1] for claims in layers)
+    return torch.stack([pad(claims, (0, widest - claims.shape[-1])) for claims in layers], dim=1)
 
 
 def _worse(

@@ -3,8 +3,9 @@
 A label's direction is its unembedding row, pulled back through the final norm's scale (and
 centring, if the norm centres) and through each head's output projection. The logit of a value
 vector is its dot product with this direction, divided by the final norm's statistic at the last
-position. Biases are not assigned to heads (see "label logit" in the glossary of
-`twotower.results.schema`).
+position. If a norm lies between the head and the residual stream, the direction is pulled back
+through it too, and its statistic at the last position divides as well. Biases are not assigned to
+heads (see "label logit" in the glossary of `twotower.results.schema`).
 
 All directions are found by calling modules on probe vectors. So the readout also works for
 quantized, offloaded and remote weights.
@@ -21,8 +22,10 @@ from jaxtyping import Float, Float32, Int
 
 from ..errors import ModelError
 from ..models.measuring import measuring
+from ..models.positions import softcapped
 from .memory import UNEMBED_BYTES
-from .walk import End
+from .norms import Norm, probe_norm
+from .walk import End, LayerView
 
 if TYPE_CHECKING:
     from ..models import Architecture, Model
@@ -37,29 +40,39 @@ class Readout:
 
     Attributes
     ----------
-    scale, shift
-        (d_model,) the final norm's weight and bias.
-    centred
-        Whether the final norm subtracts the mean.
+    norm
+        The final norm.
+    post_norms
+        (layer,) norms between attention and the residual stream; None without.
+    multipliers
+        (layer,) factors on what attention adds to the residual stream.
+    factors
+        (layer,) product of the factors on the stream from the end of each layer on.
     rows, bias
-        (label, d_model) and (label,) the labels' unembedding rows and biases.
+        (label, d_model) and (label,) the labels' unembedding rows and biases, times the model's
+        factor on logits.
+    softcap
+        Softcap of the logits; None without. Label logits of vectors are taken before it.
     directions
-        (layer, head, d_head, label) the labels' directions pulled back to each head's z.
-    projection_bias
-        (layer, label) label logits of the output projections' biases, before division by the
-        norm's statistic.
+        (layer,) of (head, d_head, label): the labels' directions pulled back to each head's z,
+        before division by the norms' statistics; None for layers without heads.
+    projection_bias, write_bias
+        (layer, label) label logits of the biases of output projections and of norms after them,
+        before division by the norms' statistics.
     label_ids
         (label,) token ids of the labels.
     """
 
-    scale: Float[torch.Tensor, " d_model"]
-    shift: Float[torch.Tensor, " d_model"]
-    centred: bool
-    epsilon: float
+    norm: Norm
+    post_norms: list[Norm | None]
+    multipliers: list[float]
+    factors: Float[torch.Tensor, " layer"]
     rows: Float[torch.Tensor, "label d_model"]
     bias: Float[torch.Tensor, " label"]
-    directions: Float[torch.Tensor, "layer head D label"]
+    directions: list[Float[torch.Tensor, "head D label"] | None]
     projection_bias: Float[torch.Tensor, "layer label"]
+    write_bias: Float[torch.Tensor, "layer label"]
+    softcap: float | None
     label_ids: Int[torch.Tensor, " label"]
     _copies: dict[torch.device, Readout] = field(default_factory=dict, repr=False)
 
@@ -68,42 +81,60 @@ class Readout:
         if device == self.rows.device:
             return self
         if device not in self._copies:
-            names = "scale shift rows bias directions projection_bias label_ids".split()
-            moved = {name: getattr(self, name).to(device) for name in names}
-            self._copies[device] = replace(self, **moved, _copies={})
+            names = "factors rows bias projection_bias write_bias label_ids".split()
+            moved: dict[str, Any] = {name: getattr(self, name).to(device) for name in names}
+            moved["directions"] = [None if x is None else x.to(device) for x in self.directions]
+            moved["post_norms"] = [None if x is None else x.on(device) for x in self.post_norms]
+            self._copies[device] = replace(self, norm=self.norm.on(device), **moved, _copies={})
         return self._copies[device]
 
     @property
     def label_directions(self) -> Float[torch.Tensor, "label d_model"]:
         """(label, d_model) directions; a vector's dot product over `spread` is its label logit."""
-        pulled = self.rows * self.scale
-        return pulled - pulled.mean(dim=-1, keepdim=True) if self.centred else pulled
+        return self.norm.pull(self.rows)
 
     def spread(
         self, residual: Float[torch.Tensor, "*rest d_model"]
     ) -> Float32[torch.Tensor, "*rest"]:
         """Return the final norm's statistic (...,) of residuals (..., d_model), in float32."""
-        x = residual.float()
-        if self.centred:
-            x = x - x.mean(dim=-1, keepdim=True)
-        return (x.square().mean(dim=-1) + self.epsilon).sqrt()
+        return self.norm.statistic(residual)
+
+    def write_spread(self, view: LayerView) -> Float32[torch.Tensor, " B"] | None:
+        """Return the statistic (B,) of the norm after attention at the last position, or None."""
+        norm = self.on(view.z.device).post_norms[view.index]
+        assert view.attention_output is not None
+        return None if norm is None else norm.statistic(view.attention_output[:, -1])
+
+    def write(
+        self, view: LayerView, output: Float[torch.Tensor, "B *rest d_model"]
+    ) -> Float[torch.Tensor, "B *rest d_model"]:
+        """Return what vectors add to the residual stream at the last position, without biases.
+
+        Parameters
+        ----------
+        view
+            The layer.
+        output
+            (B, ..., d_model) outputs of the projection, without its bias.
+        """
+        norm, spread = self.on(output.device).post_norms[view.index], self.write_spread(view)
+        if norm is not None and spread is not None:
+            output = norm.frozen(output, spread.view(-1, *[1] * (output.dim() - 2))) - norm.shift
+        multiplier = self.multipliers[view.index]
+        return output if multiplier == 1 else output * multiplier
 
     def label_logits(
         self, normed: Float[torch.Tensor, "*rest d_model"]
     ) -> Float32[torch.Tensor, "*rest label"]:
         """Return label logits (..., label) of normed vectors (..., d_model), with biases."""
         own = self.on(normed.device)
-        return normed.float() @ own.rows.T + own.bias
+        return softcapped(normed.float() @ own.rows.T + own.bias, self.softcap)
 
     def frozen_norm(
         self, x: Float[torch.Tensor, "*rest d_model"], spread: Float[torch.Tensor, "*#rest"]
     ) -> Float32[torch.Tensor, "*rest d_model"]:
         """Return the final norm of x (..., d_model) with a given statistic (...,)."""
-        x = x.float()
-        if self.centred:
-            x = x - x.mean(dim=-1, keepdim=True)
-        own = self.on(x.device)
-        return x / spread.unsqueeze(-1) * own.scale + own.shift
+        return self.on(x.device).norm.frozen(x, spread)
 
     def logprobs(
         self,
@@ -125,7 +156,7 @@ class Readout:
         self, normed: Float[torch.Tensor, "n d_model"], end: End
     ) -> Float32[torch.Tensor, "n label"]:
         """Return log-probabilities (n, label) of normed vectors (n, d_model)."""
-        logits: torch.Tensor = end.unembedding(normed).float()
+        logits: torch.Tensor = end.logits_of(end.unembedding(normed)).float()
         labels = logits[:, self.on(logits.device).label_ids]
         return labels - logsumexp_(logits).unsqueeze(-1)
 
@@ -167,18 +198,23 @@ def _get_readout(model: Model, key: tuple[Any, ...], ids: list[int]) -> Readout:
         inputs = {"input_ids": token, "attention_mask": torch.ones_like(token)}
         with torch.no_grad(), root.trace(**inputs, use_cache=False, return_dict=True, **where):
             found = nnsight.save(_probe(architecture, root, ids))
-        scale, shift, centred, rows, bias, directions, projection_bias, devices = found
-        if not torch.isfinite(directions).all():
+        norms, factors, rows, bias, directions, biases, devices = found
+        if not all(x is None or torch.isfinite(x).all() for x in directions):
             raise ModelError("the labels' directions are not finite; load the model in float32")
+        made = [None if parts is None else Norm(*parts) for parts in norms]
+        final = made.pop()
+        assert final is not None
         readout = model.cache[key] = Readout(
-            scale,
-            shift,
-            bool(centred),
-            architecture.norm_epsilon,
+            final,
+            made,
+            [architecture.write_multiplier(layer) for layer in range(architecture.n_layers)],
+            factors,
             rows,
             bias,
             directions,
-            projection_bias,
+            biases[0],
+            biases[1],
+            architecture.logit_softcap,
             torch.tensor(ids),
         )
         # Copy now, so that no walk has to wait for the copies.
@@ -190,26 +226,22 @@ def _get_readout(model: Model, key: tuple[Any, ...], ids: list[int]) -> Readout:
 
 def _probe(architecture: Architecture, root: Any, ids: list[int]) -> list[Any]:
     """Return the parts of a `Readout`, and the devices met. Only works inside a trace."""
-    projection_like = [architecture.projection(b).input for b in architecture.layers(root)]
+    read = []
+    for layer, block in enumerate(architecture.layers(root)):
+        if architecture.has_heads(layer):
+            z = architecture.projection(block).input
+            norm = architecture.attention_post_norm(block)
+            read.append((layer, block, z, None if norm is None else norm.output))
     norm, unembedding = architecture.final_norm(root), architecture.unembedding(root)
-    normed_dtype = norm.input.dtype
-    like = norm.output  # on the norm's device, as accelerate may bring its input there
+    stream, like = architecture.end(root)  # like is on the norm's device, unlike its input
+    normed_dtype = stream.dtype
     unembed_dtype = unembedding.input.dtype
-
-    width = like.shape[-1]
-    zero = torch.zeros(1, width, dtype=normed_dtype, device=like.device)
-    # The norm maps a vector of mean 0 and variance 1 to plus and minus its weight, whether it
-    # centres or not. It maps a vector of ones to its bias only if it centres.
-    signs = torch.ones_like(zero)
-    signs[:, 1::2] = -1
-    root_epsilon = (1 + architecture.norm_epsilon) ** 0.5
-    shift = norm(zero).float()[0]
-    scale = (norm(signs).float()[0] - shift) * signs[0].float() * root_epsilon
-    centred = (norm(torch.ones_like(zero)).float()[0] - shift).abs().max() < 0.1 * scale.abs().max()
+    final = _parts(architecture, norm, like.to(normed_dtype))
 
     # The labels' unembedding rows, a few hundred elements at a time.
-    step = 256
-    unembedded = unembedding(zero.to(unembed_dtype))
+    step, width = 256, like.shape[-1]
+    zero = torch.zeros(1, width, dtype=unembed_dtype, device=like.device)
+    unembedded = unembedding(zero)
     bias = unembedded[0, ids].float()
     rows = []
     for start in range(0, width, step):
@@ -217,27 +249,53 @@ def _probe(architecture: Architecture, root: Any, ids: list[int]) -> list[Any]:
         probe = torch.zeros(n, width, dtype=unembed_dtype, device=like.device)
         probe.diagonal(start).fill_(1)
         rows.append((unembedding(probe)[:, ids].float() - bias).T)
-    rows_by_label = torch.cat(rows, dim=1).to(scale.device)
+    rows_by_label = torch.cat(rows, dim=1).to(like.device) * architecture.logit_multiplier
+    bias = bias * architecture.logit_multiplier
 
-    pulled = rows_by_label * scale
-    pulled = torch.where(centred, pulled - pulled.mean(dim=-1, keepdim=True), pulled)
-    directions, biases = [], []
-    for z, block in zip(projection_like, architecture.layers(root), strict=True):
-        projection = architecture.projection(block)
+    own_factors = [architecture.stream_factor(block) for block in architecture.layers(root)]
+    factors = torch.tensor([1.0 if x is None else float(x) for x in own_factors])
+    factors = factors.flip(0).cumprod(dim=0).flip(0)
+    pulled = _pulled(final, rows_by_label)
+    norms: list[Any] = [None] * architecture.n_layers
+    directions: list[Any] = [None] * architecture.n_layers
+    biases = torch.zeros(2, architecture.n_layers, len(ids))
+    for layer, block, z, written in read:
+        scale = factors[layer] * architecture.write_multiplier(layer)
+        projection, own = architecture.projection(block), pulled.to(z.device) * scale
+        if written is not None:
+            parts = _parts(architecture, architecture.attention_post_norm(block), written)
+            norms[layer], biases[1, layer] = parts, (own @ parts[1]).cpu()
+            own = _pulled(parts, own)
         eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
         nothing = projection(torch.zeros_like(eye[:1]))
         weight = projection(eye) - nothing
-        direction = weight.float() @ pulled.T.to(weight.device)
-        biases.append((nothing[0].float() @ pulled.T.to(weight.device)).cpu())
-        directions.append(direction.unflatten(0, (architecture.n_heads, -1)).cpu())
-    met = [like.device, unembedded.device, *(z.device for z in projection_like)]
+        direction = weight.float() @ own.T
+        biases[0, layer] = (nothing[0].float() @ own.T).cpu()
+        directions[layer] = direction.unflatten(0, (architecture.heads_in(layer), -1)).cpu()
+    met = [like.device, unembedded.device, *(z.device for _, _, z, _ in read)]
     return [
-        scale.cpu(),
-        shift.cpu(),
-        centred.cpu(),
+        [
+            None if x is None else (x[0].cpu(), x[1].cpu(), bool(x[2]), x[3])
+            for x in (*norms, final)
+        ],
+        factors,
         rows_by_label.cpu(),
         bias.cpu(),
-        torch.stack(directions),
-        torch.stack(biases),
+        directions,
+        biases.unbind(),
         list(dict.fromkeys(map(str, met))),
     ]
+
+
+def _parts(architecture: Architecture, norm: Any, like: torch.Tensor) -> tuple[Any, ...]:
+    """Return scale, shift, whether it centres, and epsilon of a norm. Only works inside a trace."""
+    epsilon = architecture.epsilon(norm)
+    return (*probe_norm(norm, like, epsilon), epsilon)
+
+
+def _pulled(
+    parts: tuple[Any, ...], directions: Float[torch.Tensor, "label d_model"]
+) -> Float[torch.Tensor, "label d_model"]:
+    scale, _, centred, _ = parts
+    pulled = directions * scale
+    return torch.where(centred, pulled - pulled.mean(dim=-1, keepdim=True), pulled)

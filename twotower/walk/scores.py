@@ -10,15 +10,38 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Bool, Float, Float32
 
+from ..models.positions import softcapped, softmax
 from .walk import LayerView
 
 
 def scores(
     view: LayerView, n: int, heads: Sequence[int] | None = None
 ) -> Float32[torch.Tensor, "B h {n} T"]:
-    """Return (B, h, n, T) float32 QK scores, scaled, unmasked; of all heads by default."""
-    query = view.rotate(view.query[:, -n:], slice(view.query.shape[1] - n, None))
-    return _product(view, query, view.rotated_key, heads)
+    """Return (B, h, n, T) float32 QK scores, unmasked; of all heads by default."""
+    query = view.turn(view.query[:, -n:], slice(view.query.shape[1] - n, None), query=True)
+    found = _product(view, query, view.turned_key, heads)
+    bias = view.positions.bias
+    if bias is None:
+        return found
+    keys = _of(bias, heads)
+    return found + (keys[:, :, None] - keys[:, :, -n:, None])
+
+
+def attention(
+    view: LayerView,
+    scores: Float32[torch.Tensor, "B h n T"],
+    heads: Sequence[int] | None = None,
+) -> Float32[torch.Tensor, "B h n T"]:
+    """Return (B, h, n, T) attention of the last n positions, from their scores."""
+    hidden = view.hidden(scores.shape[2])[:, None]
+    sinks = None if view.sinks is None else _of(view.sinks[None], heads)[0][:, None]
+    return softmax(scores.masked_fill(hidden, -torch.inf), sinks)
+
+
+def _of(
+    x: Float[torch.Tensor, "one H *rest"], heads: Sequence[int] | None
+) -> Float[torch.Tensor, "one h *rest"]:
+    return x if heads is None else torch.stack([x[:, head] for head in heads], dim=1)
 
 
 def content_scores(
@@ -44,17 +67,20 @@ def content_scores(
     if view.learned is not None:
         query, key = view.content
         return _product(view, query[:, -n:], key, heads)
-    query = view.query[:, -n:].float()
-    if view.cos is not None and view.sin is not None:
-        rotate = view.architecture.rotate
-        cos, sin = view.cos.float(), view.sin.float()
-        query = rotate(query, cos[:, -n:], sin[:, -n:])
+    architecture, at = view.architecture, view.positions
+    query = architecture.after_rotary(view.block, view.query[:, -n:], query=True).float()
+    key = architecture.after_rotary(view.block, view.key, query=False)
+    if at.factor is not None:
+        query = query * at.factor[:, -n:]
+    if at.cos is not None and at.sin is not None:
+        cos, sin = at.cos.float(), at.sin.float()
+        query = architecture.rotate(query, cos[:, -n:], sin[:, -n:])
         if labels_at is not None:
             cos, sin = (_mean_before(table, labels_at) for table in (cos, sin))
         # A score is linear in the key's rotary table, so the key's rotation can be applied to
         # the query instead, transposed: with the opposite sign of sin.
-        query = rotate(query, cos[:, -n:], -sin[:, -n:])
-    return _product(view, query, view.key, heads)
+        query = architecture.rotate(query, cos[:, -n:], -sin[:, -n:])
+    return _product(view, query, key, heads)
 
 
 def _mean_before(
@@ -69,11 +95,11 @@ def _mean_before(
 
 def _product(
     view: LayerView,
-    query: Float[torch.Tensor, "B n H D"],
-    key: Float[torch.Tensor, "B T K D"],
+    query: Float[torch.Tensor, "B n H d_key"],
+    key: Float[torch.Tensor, "B T K d_key"],
     heads: Sequence[int] | None,
 ) -> Float32[torch.Tensor, "B h n T"]:
-    """Return q.k times the scaling: (B, n, H, D) and (B, T, K, D) to (B, h, n, T)."""
+    """Return scaled and capped q.k: (B, n, H, d_key) and (B, T, K, d_key) to (B, h, n, T)."""
     n = query.shape[1]
     if heads is not None:
         per = query.shape[2] // key.shape[2]
@@ -83,4 +109,4 @@ def _product(
     grouped = query.float().unflatten(2, (key.shape[2], -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
     product = grouped @ key.float().permute(0, 2, 3, 1) * view.architecture.scaling(view.index)
     by_head: torch.Tensor = product.unflatten(2, (-1, n)).flatten(1, 2)
-    return by_head
+    return softcapped(by_head, view.architecture.score_softcap)

@@ -22,8 +22,33 @@ def margin(
 def stack(
     by_layer: list[Float[torch.Tensor, " B *rest"]], end: End
 ) -> Float[torch.Tensor, "B layer *rest"]:
-    """Return the layers' tensors (B, ...), which may be on several devices, as (B, layer, ...)."""
+    """Return the tensors of all layers, which may be on several devices, as (B, layer, ...)."""
     return torch.stack([x.to(end.residual.device) for x in by_layer], dim=1)
+
+
+def stack_heads(
+    by_layer: list[Float[torch.Tensor, "B H *rest"]], end: End
+) -> Float[torch.Tensor, "B layer widest *rest"]:
+    """Return the tensors of all layers with heads as (B, layer, widest, ...).
+
+    NaN fills layers without heads, and heads that a layer lacks.
+    """
+    layers, widest = [layer for layer, n in enumerate(end.heads_in) if n], max(end.heads_in)
+    whole = [_widened(x.to(end.residual.device), widest) for x in by_layer]
+    stacked = torch.stack(whole, dim=1)
+    if len(layers) == len(end.heads_in):
+        return stacked
+    shape = (len(stacked), len(end.heads_in), *stacked.shape[2:])
+    filled = stacked.new_full(shape, torch.nan)
+    filled[:, layers] = stacked
+    return filled
+
+
+def _widened(x: Float[torch.Tensor, "B H *rest"], n: int) -> Float[torch.Tensor, "B n *rest"]:
+    if x.shape[1] == n:
+        return x
+    missing = x.new_full((len(x), n - x.shape[1], *x.shape[2:]), torch.nan)
+    return torch.cat((x, missing), dim=1)
 
 
 def keep(

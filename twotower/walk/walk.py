@@ -8,7 +8,7 @@ weights, and uses only torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import nnsight
 import torch
 from jaxtyping import Bool, Float, Float32
 
+from ..models.positions import Positions, softcapped, softmax
 from ..models.remote import reached
 from .batch import Batch
 from .everywhere import Everywhere
@@ -54,22 +55,34 @@ class LayerView:
     residual
         (B, T, d_model) residual stream entering the block.
     query, key, value
-        (B, T, H, d_head) queries, (B, T, K, d_head) keys and values; before rotary.
-    cos, sin
-        (B or 1, T, 1, rotated) rotary tables, or None.
+        (B, T, H, d_key) queries, (B, T, K, d_key) keys, (B, T, K, d_head) values; before rotary.
+    positions
+        Tensors by which the scores depend on positions, such as rotary tables.
     z
-        (B, T, H, d_head) heads' outputs before the output projection, after edits.
+        (B, T, H, d_head) heads' outputs before the output projection, after gates and edits.
     own_z
         (B, T, H, d_head) heads' outputs before edits, as computed by the model.
+    gate
+        (B, T, H, d_head or 1) factor on the heads' outputs, included in z; None without.
+    sinks
+        (H,) score of the heads' sinks; None without.
     attention_output
         (B, T, d_model) output of the output projection.
-    mlp_output
-        (B, T, d_model) output of the MLP.
+    attention_write, mlp_write
+        (B, T, d_model) what attention and MLP add to the residual stream; the latter is 0 without
+        an MLP.
+    mixer_write
+        (B, T, d_model) what a mixer of positions without heads adds; None without.
+    more_input, more_write
+        (B, T, ...) what the end of the block reads besides the stream, and (B, T, d_model) what
+        it adds after the MLP; None without.
+    factor
+        Factor on the residual stream that leaves the block; None without.
     learned
         (B or 1, T, d_model) learned position embedding, or None.
     masks
-        Masks of visible and hidden keys by device, number of queries and window; all layers
-        share them.
+        Masks of visible and hidden keys by device, number of queries, window and chunk; all
+        layers share them.
     """
 
     architecture: Architecture
@@ -77,49 +90,53 @@ class LayerView:
     block: Any
     mask: Everywhere
     residual: Float[torch.Tensor, "B T d_model"]
-    query: Float[torch.Tensor, "B T H D"]
-    key: Float[torch.Tensor, "B T K D"]
+    query: Float[torch.Tensor, "B T H d_key"]
+    key: Float[torch.Tensor, "B T K d_key"]
     value: Float[torch.Tensor, "B T K D"]
-    cos: Float[torch.Tensor, "#B T 1 rotated"] | None
-    sin: Float[torch.Tensor, "#B T 1 rotated"] | None
+    positions: Positions
     z: Float[torch.Tensor, "B T H D"]
     own_z: Float[torch.Tensor, "B T H D"]
+    gate: Float[torch.Tensor, "B T H gated"] | None = None
+    sinks: Float[torch.Tensor, " H"] | None = None
     attention_output: Float[torch.Tensor, "B T d_model"] | None = None
-    mlp_output: Float[torch.Tensor, "B T d_model"] | None = None
+    attention_write: Float[torch.Tensor, "B T d_model"] | None = None
+    mlp_write: Float[torch.Tensor, "B T d_model"] | None = None
+    mixer_write: Float[torch.Tensor, "B T d_model"] | None = None
+    more_input: Float[torch.Tensor, "B T *features"] | None = None
+    more_write: Float[torch.Tensor, "B T d_model"] | None = None
+    factor: Float[torch.Tensor, ""] | None = None
     learned: Everywhere | None = None
     masks: dict[Any, torch.Tensor] = field(default_factory=dict)
 
-    def rotate(
-        self, x: Float[torch.Tensor, "B *S heads D"], positions: slice
-    ) -> Float[torch.Tensor, "B *S heads D"]:
-        """Return x (B, ..., S, heads, d_head) with the rotary embedding of S positions applied."""
-        if self.cos is None or self.sin is None:
-            return x
-        cos, sin = self.cos[:, positions], self.sin[:, positions]
-        while cos.dim() < x.dim():
-            cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-        return self.architecture.rotate(x, cos.to(x.dtype), sin.to(x.dtype))
+    def turn(
+        self, x: Float[torch.Tensor, "B S heads d_key"], positions: slice, *, query: bool
+    ) -> Float[torch.Tensor, "B S heads d_key"]:
+        """Return queries or keys at S positions as they are multiplied, with rotary embedding."""
+        at = self.positions.tables(lambda table: table[:, positions])
+        return self.architecture.turn(self.block, x, at, query=query)
 
     @once
-    def rotated_key(self) -> Float[torch.Tensor, "B T K D"]:
-        """(B, T, K, d_head) keys after rotary."""
-        return self.rotate(self.key, slice(None))
+    def turned_key(self) -> Float[torch.Tensor, "B T K d_key"]:
+        """(B, T, K, d_key) keys after rotary."""
+        return self.turn(self.key, slice(None), query=False)
 
     @once
-    def last_query(self) -> Float[torch.Tensor, "B H D"]:
-        """(B, H, d_head) queries of the last position after rotary."""
-        return self.rotate(self.query[:, -1:], slice(-1, None))[:, 0]
+    def last_query(self) -> Float[torch.Tensor, "B H d_key"]:
+        """(B, H, d_key) queries of the last position after rotary."""
+        return self.turn(self.query[:, -1:], slice(-1, None), query=True)[:, 0]
 
     def visible(self, n_queries: int = 1) -> Bool[torch.Tensor, "B {n_queries} T"]:
         """Return (B, n_queries, T) boolean: keys visible to the last n_queries positions."""
-        key = (self.z.device, n_queries, self.window)
+        reach = (self.architecture.window(self.index), self.architecture.chunk(self.index))
+        key = (self.z.device, n_queries, reach)
         if key not in self.masks:
-            self.masks[key] = visible(self.real, n_queries, self.window)
+            self.masks[key] = visible(self.real, n_queries, *reach)
         return self.masks[key]
 
     def hidden(self, n_queries: int = 1) -> Bool[torch.Tensor, "B {n_queries} T"]:
         """Return (B, n_queries, T) boolean: keys hidden from the last n_queries positions."""
-        key = (self.z.device, n_queries, self.window, "hidden")
+        reach = (self.architecture.window(self.index), self.architecture.chunk(self.index))
+        key = (self.z.device, n_queries, reach, "hidden")
         if key not in self.masks:
             self.masks[key] = ~self.visible(n_queries)
         return self.masks[key]
@@ -129,24 +146,21 @@ class LayerView:
         """(B, T) boolean: True for tokens, False for padding."""
         return self.mask.on(self.z.device)
 
-    @property
-    def window(self) -> int | None:
-        """Number of positions that a query sees, including itself; None for all."""
-        return self.architecture.window(self.index)
-
     @once
     def scores(self) -> Float32[torch.Tensor, "B H T"]:
-        """(B, H, T) float32 QK scores of the last position, scaled, unmasked."""
-        return self.score(self.last_query, self.rotated_key)
+        """(B, H, T) float32 QK scores of the last position, unmasked."""
+        return self.score(self.last_query, self.turned_key)
 
     def score(
-        self, query: Float[torch.Tensor, "B H D"], key: Float[torch.Tensor, "B T K D"]
+        self, query: Float[torch.Tensor, "B H d_key"], key: Float[torch.Tensor, "B T K d_key"]
     ) -> Float32[torch.Tensor, "B H T"]:
-        """Return scaled q.k in float32: (B, H, D) and (B, T, K, D) to (B, H, T)."""
+        """Return float32 scores of (B, H, d_key) and (B, T, K, d_key): (B, H, T)."""
         grouped = query.float().unflatten(1, (key.shape[2], -1))
         product = grouped @ key.float().permute(0, 2, 3, 1)
         scores: torch.Tensor = product.flatten(1, 2) * self.architecture.scaling(self.index)
-        return scores
+        scores = softcapped(scores, self.architecture.score_softcap)
+        bias = self.positions.bias
+        return scores if bias is None else scores + (bias - bias[:, :, -1:])
 
     @once
     def visible_scores(self) -> Float32[torch.Tensor, "B H T"]:
@@ -156,15 +170,18 @@ class LayerView:
 
     @once
     def score_size(self) -> Float32[torch.Tensor, "B H"]:
-        """(B, H) largest absolute score of the last position at a visible key."""
+        """(B, H) largest absolute score of the last position at a visible key, with its bias."""
         scores: torch.Tensor = self.visible_scores
-        return scores.abs().amax(dim=-1)
+        size = scores.abs().amax(dim=-1)
+        bias = self.positions.bias  # models add it to the scores before they subtract the largest
+        return size if bias is None else size + bias.abs().amax(dim=-1)
 
     @once
     def attention(self) -> Float32[torch.Tensor, "B H T"]:
         """(B, H, T) float32 attention weights of the last position."""
-        scores: torch.Tensor = self.scores
-        return scores.masked_fill(self.hidden(), -torch.inf).softmax(dim=-1)
+        scores = self.scores.masked_fill(self.hidden(), -torch.inf)
+        sinks = None if self.sinks is None else self.sinks[:, None]
+        return softmax(scores[:, :, None], sinks)[:, :, 0]
 
     @once
     def content(
@@ -179,10 +196,13 @@ class LayerView:
         """
         assert self.learned is not None
         architecture, norm = self.architecture, self.architecture.attention_norm(self.block)
+        assert norm is not None
         embedding = self.learned.on(self.residual.device).to(self.residual.dtype)
         direct = (norm(embedding) - norm(torch.zeros_like(embedding[:, :1]))).float()
         deviation = [
-            (x.float().var(dim=-1, keepdim=True, unbiased=False) + architecture.norm_epsilon).sqrt()
+            (
+                x.float().var(dim=-1, keepdim=True, unbiased=False) + architecture.epsilon(norm)
+            ).sqrt()
             for x in (embedding, self.residual)
         ]
         content = norm(self.residual).float() - direct * deviation[0] / deviation[1]
@@ -192,8 +212,32 @@ class LayerView:
         return query, key
 
 
+@dataclass
+class PassingView:
+    """Tensors of a layer without heads.
+
+    Attributes
+    ----------
+    index, block, mask, residual
+        As of `LayerView`.
+    mixer_write, mlp_write
+        (B, T, d_model) what mixer and MLP add to the residual stream; 0 without.
+    """
+
+    architecture: Architecture
+    index: int
+    block: Any
+    mask: Everywhere
+    residual: Float[torch.Tensor, "B T d_model"]
+    mixer_write: Float[torch.Tensor, "B T d_model"]
+    mlp_write: Float[torch.Tensor, "B T d_model"]
+
+
 def visible(
-    mask: Bool[torch.Tensor, "B T"], n_queries: int, window: int | None
+    mask: Bool[torch.Tensor, "B T"],
+    n_queries: int,
+    window: int | None = None,
+    chunk: int | None = None,
 ) -> Bool[torch.Tensor, "B {n_queries} T"]:
     """Return (B, n_queries, T) boolean: keys visible to the last n_queries positions.
 
@@ -205,6 +249,11 @@ def visible(
     seen = columns <= queries
     if window is not None:
         seen &= queries - columns < window
+    if chunk is not None:
+        numbers = (mask.cumsum(dim=-1) - 1).div(chunk, rounding_mode="floor")
+        seen = seen & (numbers[:, width - n_queries :, None] == numbers[:, None])
+        mask = mask[:, None]
+        return (seen & mask) | (columns == queries)
     return (seen & mask[:, None]) | (columns == queries)
 
 
@@ -220,6 +269,10 @@ class End:
         (B, vocabulary) float32 logits of the last position, as computed by the model.
     final_norm, unembedding
         Envoys that can be called.
+    logits_of
+        Makes logits of the unembedding's output (multiplier, softcap).
+    heads_in
+        (layer,) number of heads of each layer.
     dtype
         Input dtype of the unembedding.
     """
@@ -229,6 +282,8 @@ class End:
     final_norm: Any
     unembedding: Any
     dtype: torch.dtype
+    logits_of: Callable[[torch.Tensor], torch.Tensor] = lambda unembedded: unembedded
+    heads_in: Sequence[int] = ()
 
 
 class Recorder:
@@ -253,7 +308,10 @@ class Recorder:
     """Whether values that are not finite in one prompt may reach other prompts."""
 
     def layer(self, view: LayerView) -> None:
-        """Record a layer; called for every layer, in order."""
+        """Record a layer; called for every layer with heads, in order."""
+
+    def passing(self, view: PassingView) -> None:
+        """Record a layer without heads; called for every such layer, in order."""
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
         """Return the batch's results; called after the last layer."""
@@ -271,6 +329,10 @@ class Together(Recorder):
     def layer(self, view: LayerView) -> None:
         for recorder in self.recorders:
             recorder.layer(view)
+
+    def passing(self, view: PassingView) -> None:
+        for recorder in self.recorders:
+            recorder.passing(view)
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
         return {k: x for recorder in self.recorders for k, x in recorder.finish(end).items()}
@@ -319,24 +381,29 @@ def walk(
     `gradients`, the autograd graph starts at the first layer and contains every z.
     """
     embedding = architecture.learned_positions(root)
-    learned = None if embedding is None else Everywhere(embedding.output, ())
+    learned = None if embedding is None else Everywhere(embedding, ())
     masks: dict[Any, torch.Tensor] = {}
+    views: dict[int, LayerView] = {}
+    shared = shared_keys(architecture)
     for index, block in enumerate(architecture.layers(root)):
         residual = block.input
         if gradients and index == 0:
             residual = residual.detach().requires_grad_()
             block.input = residual
-        attention = architecture.attention(block)
-        tables = architecture.rotary_tables(attention)
-        projected = [module.output for module in architecture.qkv(block)]
-        query, key, value = architecture.split(block, projected)
+        mixed = _mixed(architecture, index, block)
+        if not architecture.has_heads(index):
+            mlp_write = _mlp_write(architecture, index, block, residual)
+            residual = residual.to(mlp_write.device)
+            mixed = torch.zeros_like(mlp_write) if mixed is None else mixed
+            passing = PassingView(architecture, index, block, mask, residual, mixed, mlp_write)
+            for recorder in recorders:
+                recorder.passing(passing)
+            continue
+        view = _heads(architecture, index, block, mask, residual, views)
+        view.mixer_write, view.learned, view.masks = mixed, learned, masks
+        if index in shared:
+            views[index] = view
         projection = architecture.projection(block)
-        z = projection.input.unflatten(-1, (architecture.n_heads, -1))
-        cos, sin = (None, None) if tables is None else (t.unsqueeze(-2) for t in tables)
-        # It was read before accelerate moved it to the layer's device.
-        residual = residual.to(z.device)
-        parts = (residual, query, key, value, cos, sin, z, z)
-        view = LayerView(architecture, index, block, mask, *parts, learned=learned, masks=masks)
         for edit in edits:
             edited = edit.apply(view, view.z)
             if edited is not view.z:
@@ -345,16 +412,80 @@ def walk(
         if gradients:
             projection.input = view.z.flatten(-2)
         view.attention_output = projection.output
-        view.mlp_output = architecture.mlp(block).output
+        view.attention_write = architecture.written(block, view.attention_output)
+        view.mlp_write = _mlp_write(architecture, index, block, view.attention_write)
+        view.more_write = architecture.more_written(block)
+        view.factor = architecture.stream_factor(block)
         for recorder in recorders:
             recorder.layer(view)
     final_norm, unembedding = architecture.final_norm(root), architecture.unembedding(root)
-    residual, device = final_norm.input[:, -1], final_norm.output.device
+    stream, normed = architecture.end(root)
+    residual, device = stream[:, -1], normed.device
     dtype = unembedding.input.dtype
     # accelerate has moved these logits to the device of the tokens.
     logits = root.output.logits[:, -1].float()
-    end = End(residual.to(device), logits, final_norm, unembedding, dtype)
+    heads_in = [architecture.heads_in(layer) for layer in range(architecture.n_layers)]
+    ends = (residual.to(device), logits, final_norm, unembedding, dtype)
+    end = End(*ends, architecture.logits, heads_in)
     return [recorder.finish(end) for recorder in recorders]
+
+
+def _heads(
+    architecture: Architecture,
+    index: int,
+    block: Any,
+    mask: Everywhere,
+    residual: Float[torch.Tensor, "B T d_model"],
+    views: Mapping[int, LayerView],
+) -> LayerView:
+    """Read the heads of a layer. Only works in a trace, before the layer's output projection.
+
+    `views` are those of earlier layers, whose keys and values the layer may use.
+    """
+    attention = architecture.attention(block)
+    more = architecture.more_input(block)
+    positions = architecture.positions(attention, index)
+    projected = [module.output for module in architecture.qkv(block)]
+    query, key, value = architecture.split(block, projected)
+    source = architecture.keys_of(index)
+    if source != index:
+        key, value = views[source].key, views[source].value
+    z = architecture.projection(block).input.unflatten(-1, (architecture.heads_in(index), -1))
+    # It was read before accelerate moved it to the layer's device.
+    residual = residual.to(z.device)
+    parts = (residual, query, key, value, positions, z, z)
+    of_heads = (architecture.gate(block, projected), architecture.sinks(attention))
+    view = LayerView(architecture, index, block, mask, *parts, *of_heads, more_input=more)
+    if source != index:  # with the rotary embedding of their own layer
+        view.__dict__["_turned_key"] = views[source].turned_key
+    return view
+
+
+def shared_keys(architecture: Architecture) -> set[int]:
+    """Return the layers whose keys and values later layers use."""
+    layers = filter(architecture.has_heads, range(architecture.n_layers))
+    return {architecture.keys_of(layer) for layer in layers if architecture.keys_of(layer) != layer}
+
+
+def _mixed(
+    architecture: Architecture, index: int, block: Any
+) -> Float[torch.Tensor, "B T d_model"] | None:
+    """Read what a layer's mixer without heads adds to the residual stream; None without."""
+    if not architecture.mixes(index):
+        return None
+    return architecture.mixer_written(block, architecture.mixer_output(block))
+
+
+def _mlp_write(
+    architecture: Architecture,
+    index: int,
+    block: Any,
+    like: Float[torch.Tensor, "B T d_model"],
+) -> Float[torch.Tensor, "B T d_model"]:
+    """Read what a layer's MLP adds to the residual stream; 0 without an MLP."""
+    if not architecture.has_mlp(index):
+        return torch.zeros_like(like)
+    return architecture.mlp_written(block, architecture.mlp_output(block))
 
 
 def run_batch(

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .architecture import Architecture
+from ..architecture import Architecture
 
 
 class GPTJ(Architecture):

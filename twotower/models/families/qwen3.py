@@ -10,13 +10,11 @@ from .llama import Llama
 
 
 class Qwen3(Llama):
-    """Qwen3; q_norm and k_norm act on each head's d_head elements."""
+    """Qwen3 and others; q_norm and k_norm act on each head's d_head elements."""
 
-    model_types = ("qwen3",)
+    model_types = ("dots1", "hy_v3", "mellum", "qwen3", "qwen3_moe")
 
-    @classmethod
-    def attention_names(cls) -> set[str]:
-        return super().attention_names() | {"q_norm", "k_norm"}
+    more_names = frozenset({"q_norm", "k_norm"})
 
     def split(
         self, block: Any, projected: list[torch.Tensor]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .architecture import Architecture
+from ..architecture import Architecture
 
 
 class GPT2(Architecture):
@@ -22,15 +22,13 @@ class GPT2(Architecture):
     qkv_names = ("c_attn",)
     projection_name = "c_proj"
     learned_positions_path = "transformer.wpe"
+    rotary = False
 
     def split(
         self, block: Any, projected: list[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         q, k, v = (x.unflatten(-1, (-1, self.d_head)) for x in projected[0].chunk(3, dim=-1))
         return q, k, v
-
-    def rotary_tables(self, attention: Any) -> None:
-        return None
 
     def scaling(self, layer: int) -> float:
         scale = self.d_head**-0.5 if self.config.scale_attn_weights else 1.0

@@ -1,0 +1,180 @@
+"""Llama-like heads in some layers, and state-space models or convolutions in the others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..architecture import first
+from .llama import Llama
+from .olmo import OLMo2
+
+
+class Jamba(Llama):
+    """Jamba; heads without rotary embedding."""
+
+    model_types = ("jamba",)
+    final_norm_path = "model.final_layernorm"
+    mlp_norm_name = "pre_ff_layernorm"
+    mlp_name = "feed_forward"
+    mixer_name = "mamba"
+    rotary = False
+
+    def has_heads(self, layer: int) -> bool:
+        return self.config.layers_block_type[layer] in ("attention", "full_attention")
+
+
+class Bamba(Jamba):
+    """Bamba; rotary embedding on part of each head."""
+
+    model_types = ("bamba",)
+    rotary = True
+
+
+class FalconH1(Llama):
+    """Falcon-H1; in every layer heads and a state-space model read the same norm."""
+
+    model_types = ("falcon_h1",)
+    final_norm_path = "model.final_layernorm"
+    mlp_norm_name = "pre_ff_layernorm"
+    mlp_name = "feed_forward"
+    mixer_name = "mamba"
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.logit_multiplier = config.lm_head_multiplier
+
+    def write_multiplier(self, layer: int) -> float:
+        return float(self.config.attention_out_multiplier)
+
+    def mixes(self, layer: int) -> bool:
+        return True
+
+    def attention_input(self, block: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.attention_norm(block)(x) * self.config.attention_in_multiplier
+
+    def write(self, block: Any, output: torch.Tensor) -> torch.Tensor:
+        return output * self.config.attention_out_multiplier
+
+    def written(self, block: Any, output: torch.Tensor) -> torch.Tensor:
+        return output * self.config.attention_out_multiplier
+
+    def mixer_input(self, block: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.attention_norm(block)(x)
+
+    def mixer_write(self, block: Any, output: torch.Tensor) -> torch.Tensor:
+        return output * self.config.ssm_out_multiplier
+
+    def mixer_written(self, block: Any, output: torch.Tensor) -> torch.Tensor:
+        return output * self.config.ssm_out_multiplier
+
+    def split(
+        self, block: Any, projected: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        q, k, v = Llama.split(self, block, projected)
+        return q, k * self.config.key_multiplier, v
+
+
+class Lfm2(Llama):
+    """LFM2; short convolutions in layers without heads."""
+
+    model_types = ("lfm2", "lfm2_moe")
+    final_norm_path = "model.embedding_norm"
+    attention_norm_name = "operator_norm"
+    mlp_norm_name = "ffn_norm"
+    mlp_name = "feed_forward"
+    projection_name = "out_proj"
+    more_names = frozenset({"q_layernorm", "k_layernorm"})
+    mixer_name = "conv"
+
+    def has_heads(self, layer: int) -> bool:
+        return self.config.layer_types[layer] == "full_attention"
+
+    def split(
+        self, block: Any, projected: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        q, k, v = Llama.split(self, block, projected)
+        attention = self.attention(block)
+        return attention.q_layernorm(q), attention.k_layernorm(k), v
+
+
+class NemotronH(Llama):
+    """Nemotron-H; each block is heads, a state-space model, an MLP or experts."""
+
+    model_types = ("nemotron_h",)
+    final_norm_path = "model.norm_f"
+    attention_norm_name = "norm"
+    mlp_norm_name = "norm"
+    attention_name = "mixer"
+    mlp_name = "mixer"
+    mixer_name = "mixer"
+    rotary = False
+
+    def has_heads(self, layer: int) -> bool:
+        return self.config.layers_block_type[layer] in ("attention", "full_attention")
+
+    def mixes(self, layer: int) -> bool:
+        return self.config.layers_block_type[layer] in ("mamba", "linear_attention")
+
+    def has_mlp(self, layer: int) -> bool:
+        return not self.has_heads(layer) and not self.mixes(layer)
+
+
+class OlmoHybrid(OLMo2):
+    """OLMo Hybrid; norms follow the sublayers in layers with heads, and precede them in others."""
+
+    model_types = ("olmo_hybrid",)
+    mixer_name = "linear_attn"
+    more_names = frozenset({"q_norm", "k_norm", "input_layernorm"})
+
+    def has_heads(self, layer: int) -> bool:
+        return self.config.layer_types[layer] == "full_attention"
+
+    def attention_post_norm(self, block: Any) -> Any | None:
+        return None if _linear(block) else block.post_attention_layernorm
+
+    def mlp_post_norm(self, block: Any) -> Any | None:
+        return None if _linear(block) else block.post_feedforward_layernorm
+
+    def mlp_norm(self, block: Any) -> Any | None:
+        return block.post_attention_layernorm if _linear(block) else None
+
+    def mixer_input(self, block: Any, x: torch.Tensor) -> torch.Tensor:
+        return block.input_layernorm(x)
+
+
+def _linear(block: Any) -> bool:
+    return hasattr(block, "linear_attn")
+
+
+class RecurrentGemma(Llama):
+    """RecurrentGemma; layers of heads with a window, and of linear recurrences."""
+
+    model_types = ("recurrent_gemma",)
+    final_norm_path = "model.final_norm"
+    attention_norm_name = "temporal_pre_norm"
+    mlp_norm_name = "channel_pre_norm"
+    attention_name = "temporal_block"
+    mlp_name = "mlp_block"
+    mixer_name = "temporal_block"
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.logit_softcap = config.logits_soft_cap
+
+    def has_heads(self, layer: int) -> bool:
+        return self.config.layers_block_type[layer] == "sliding_attention"
+
+    def rotary_tables(self, attention: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        (x, *_), named = attention.inputs
+        cos, sin = attention.rotary_emb(x, named["position_ids"])
+        return cos, sin
+
+    def mix(self, block: Any, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        positions = (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+        mixed = self.mixer(block)(x, position_ids=positions, attention_mask=mask, use_cache=False)
+        return first(mixed)
+
+    def window(self, layer: int) -> int | None:
+        return int(self.config.attention_window_size)

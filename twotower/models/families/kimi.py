@@ -1,0 +1,45 @@
+"""Kimi Linear and Ling hybrids: latent attention in some layers, linear attention in the others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .mla import MLA, DirectMLA
+
+
+class KimiLinear(MLA):
+    """Kimi Linear, without rotary embedding."""
+
+    model_types = ("kimi_linear",)
+    mixer_name = "self_attn"
+    rotary = False
+
+    def has_heads(self, layer: int) -> bool:
+        return bool(self.config.layer_types[layer] == "full_attention")
+
+
+class DirectKimiLinear(DirectMLA):
+    """The same with one projection to the queries."""
+
+    model_types = ("kimi_linear",)
+    mixer_name = "self_attn"
+    rotary = False
+
+    def has_heads(self, layer: int) -> bool:
+        return bool(self.config.layer_types[layer] == "full_attention")
+
+
+class BailingHybrid(DirectKimiLinear):
+    """Ling hybrids; heads have rotary embedding and a gate each."""
+
+    model_types = ("bailing_hybrid",)
+    qkv_names = ("q_proj", "kv_a_proj_with_mqa", "g_proj")
+    rotary = True
+    has_gates = True
+    interleaved_rotary = True
+    tables = "halves"
+
+    def gate(self, block: Any, projected: list[torch.Tensor]) -> torch.Tensor:
+        return projected[2].float().sigmoid().to(projected[2].dtype).unsqueeze(-1)

@@ -1,0 +1,143 @@
+"""Attention of counterfactual rows, to the clean keys and to their own.
+
+Shapes: G packs of S changed and E unchanged positions, n rows, H heads on K key-value heads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch.nn import functional
+
+from ..models.positions import softcapped, softmax
+
+
+@dataclass
+class Scoring:
+    """How a layer makes attention weights of queries and keys, with the clean keys and values.
+
+    Attributes
+    ----------
+    key, value
+        (G, E, K, ...) of the unchanged positions.
+    scale, cap
+        Factor and softcap of scores.
+    bias
+        (G, H, E + S) added to the scores for each key; None without.
+    sinks
+        (H,) scores of the heads' sinks; None without.
+    """
+
+    key: Float[torch.Tensor, "G E K d_key"]
+    value: Float[torch.Tensor, "G E K D"]
+    scale: float
+    cap: float | None
+    bias: Float[torch.Tensor, "G H all"] | None
+    sinks: Float[torch.Tensor, " H"] | None
+
+    @property
+    def plain(self) -> bool:
+        """Whether torch's kernels can compute it."""
+        return self.cap is None and self.bias is None and self.sinks is None
+
+
+def attend_one(
+    scoring: Scoring,
+    query: Float[torch.Tensor, "G n 1 H D"],
+    key: Float[torch.Tensor, "G n 1 K D"],
+    value: Float[torch.Tensor, "G n 1 K D"],
+    seen: Bool[torch.Tensor, "G 1 E"],
+) -> Float[torch.Tensor, "G n 1 H D"]:
+    """Return z (G, n, 1, H, D) of rows of one position, which share the clean keys uncopied."""
+    n_kv, n_rows, scale = key.shape[3], query.shape[1], scoring.scale
+    cap, bias, sinks = scoring.cap, scoring.bias, scoring.sinks
+    # (G, n, 1, H, D) to (G, K, n H/K, D), so that each key head's queries are one matrix.
+    q = query[:, :, 0].unflatten(2, (n_kv, -1)).permute(0, 2, 1, 3, 4).flatten(2, 3)
+    # In float32, like the accumulation in the model's kernels; rounded scores give wrong weights.
+    q = q.float()
+    earlier = q @ scoring.key.float().permute(0, 2, 3, 1) * scale
+    k, v = (x[:, :, 0].permute(0, 2, 1, 3).unsqueeze(3) for x in (key, value))
+    own_query = q.unflatten(2, (n_rows, -1))
+    own = ((own_query * k.float()).sum(dim=-1).flatten(2) * scale).unsqueeze(-1)
+    earlier, own = softcapped(earlier, cap), softcapped(own, cap)
+
+    def by_row(x: torch.Tensor) -> torch.Tensor:  # (..., H, keys) to (..., K, n H/K, keys)
+        grouped = x.unflatten(-2, (n_kv, 1, -1))
+        repeated = grouped.expand(*[-1] * (grouped.dim() - 3), n_rows, -1, -1)
+        flat: torch.Tensor = repeated.flatten(-3, -2)
+        return flat
+
+    if bias is not None:
+        earlier, own = earlier + by_row(bias[..., :-1]), own + by_row(bias[..., -1:])
+    earlier = earlier.masked_fill(~seen.unsqueeze(1), -torch.inf)
+    column = None if sinks is None else by_row(sinks[:, None])[..., 0]
+    weights = softmax(torch.cat((earlier, own), dim=-1), column).to(value.dtype)
+    z: torch.Tensor = weights[..., :-1] @ scoring.value.permute(0, 2, 1, 3)
+    z = z.unflatten(2, (n_rows, -1)) + weights[..., -1:].unflatten(2, (n_rows, -1)) * v
+    return z.permute(0, 2, 1, 3, 4).flatten(2, 3).unsqueeze(2)
+
+
+def attend_many(
+    scoring: Scoring,
+    query: Float[torch.Tensor, "G n end H D"],
+    key: Float[torch.Tensor, "G n S K D"],
+    value: Float[torch.Tensor, "G n S K D"],
+    seen: Bool[torch.Tensor, "G end all"] | None,
+) -> Float[torch.Tensor, "G n end H D"]:
+    """Return z (G, n, S or Q, H, D) of rows of several positions; `seen` None means causal."""
+    n_packs, n_rows = query.shape[:2]
+
+    def whole(
+        earlier: Float[torch.Tensor, "G E K D"], own: Float[torch.Tensor, "G n S K D"]
+    ) -> Float[torch.Tensor, "rows K all D"]:
+        if earlier.shape[1]:
+            shared = earlier[:, None].expand(-1, n_rows, -1, -1, -1)
+            own = torch.cat((shared, own), dim=2)
+        return own.flatten(0, 1).transpose(1, 2)
+
+    mask = None
+    if seen is not None:
+        mask = seen[:, None].expand(-1, n_rows, -1, -1).flatten(0, 1)[:, None]
+    z = _softmax_attention(
+        scoring,
+        query.flatten(0, 1).transpose(1, 2),
+        whole(scoring.key, key),
+        whole(scoring.value, value),
+        mask,
+        n_rows,
+    )
+    by_row: torch.Tensor = z.transpose(1, 2).unflatten(0, (n_packs, n_rows))
+    return by_row
+
+
+def _softmax_attention(
+    scoring: Scoring,
+    query: Float[torch.Tensor, "rows H end d_key"],
+    key: Float[torch.Tensor, "rows K all d_key"],
+    value: Float[torch.Tensor, "rows K all D"],
+    mask: Bool[torch.Tensor, "rows 1 end all"] | None,
+    n_rows: int,
+) -> Float[torch.Tensor, "rows H end D"]:
+    """Return attention's output; `mask` None means causal."""
+    cap, sinks, bias, scale = scoring.cap, scoring.sinks, scoring.bias, scoring.scale
+    if scoring.plain:
+        z: torch.Tensor = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
+        )
+        return z
+    # torch's kernels know neither softcaps nor sinks.
+    if mask is None:
+        n = query.shape[2]
+        mask = torch.ones(n, n, dtype=torch.bool, device=query.device).tril()[None, None]
+    grouped = query.float().unflatten(1, (key.shape[1], -1))
+    scores = (grouped @ key.float().mT.unsqueeze(2)).flatten(1, 2) * scale
+    scores = softcapped(scores, cap)
+    if bias is not None:
+        scores = scores + bias.repeat_interleave(n_rows, dim=0)[:, :, None]
+    scores = scores.masked_fill(~mask, -torch.inf)
+    weights = softmax(scores, None if sinks is None else sinks[:, None]).to(value.dtype)
+    by_key = weights.unflatten(1, (value.shape[1], -1))
+    z = (by_key @ value.unsqueeze(2)).flatten(1, 2)
+    return z
