@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from budget import LONGEST, Budget
-from tiny import TWO, byte_level, distinct, hf_model, tiny, with_random_weights
-from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
+from tiny import TWO, byte_level, distinct, hf_model, random_llama, tiny
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import twotower as tt
 from twotower.models.fetch import fetch_demo_model
@@ -93,13 +93,4 @@ def demo_tokenizer() -> PreTrainedTokenizerBase:
 @pytest.fixture(scope="session")
 def random_model(demo_tokenizer: PreTrainedTokenizerBase) -> tt.Model:
     """The demo model's tokenizer and 224 small heads; no better than chance at any task."""
-    config = LlamaConfig(
-        vocab_size=len(demo_tokenizer),
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=7,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        max_position_embeddings=2048,
-    )
-    return tt.load(with_random_weights(config), tokenizer=demo_tokenizer)
+    return random_llama(demo_tokenizer, layers=7, heads=32)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from tiny import draw_weights
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
 
@@ -685,13 +686,8 @@ def family_model(name: str) -> Any:
         except ValueError:  # the table has this class under the type of a wrapper alone
             kind = name.partition("+")[0]
             model = getattr(transformers, CLASSES[kind])._from_config(config, **options)
+    draw_weights(model)
     with torch.no_grad():
-        for label, parameter in model.named_parameters():
-            noise = torch.randn_like(parameter)
-            if parameter.dim() == 1:
-                parameter.copy_((0 if label.endswith("bias") else 1) + 0.2 * noise)
-            else:
-                parameter.copy_(0.18 * noise)
         for label, buffer in model.named_buffers():
             if label.endswith("layer_scalar"):  # Gemma 4's factors on its blocks
                 buffer.copy_(torch.rand_like(buffer) + 0.4)

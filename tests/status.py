@@ -53,8 +53,9 @@ COLUMNS = (
 )
 HEAD = f"""# Architectures
 
-What was verified of all types of transformers' causal language models, on small random models with
-windows, chunks and thresholds shorter than the prompts; made by `python tests/status.py`.
+This page lists every type of causal language model in transformers, and how far its heads were
+verified. The models are small and random; their windows, chunks and thresholds are shorter than the
+prompts. `python tests/status.py` makes the page.
 `tests/families.py` holds the models, `tests/verify.py` the computations.
 Errors are relative to the largest element of the reference, in float32; right is what has no error
 above {LARGEST:.0e} in any variant.

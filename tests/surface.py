@@ -39,7 +39,7 @@ MEASURES: dict[str, Call] = {
 }
 
 FEW = ("labels", "attribution", "analyze", "edits")
-"""What together goes through most of the rest; `make test` runs it where all would take long."""
+"""A selection that runs most of the code; `make test` uses it where everything takes too long."""
 
 
 def edits(model: tt.Model, prompts: tt.Prompts) -> list[Any]:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import with_random_weights
-from transformers import LlamaConfig
+from tiny import random_llama
 
 import twotower as tt
 
@@ -35,16 +34,7 @@ def names(kind: str, demo_tokenizer) -> Iterator[dict[str, Any]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TQDM_DISABLE", "1")
         if kind == "random":
-            config = LlamaConfig(
-                vocab_size=len(demo_tokenizer),
-                hidden_size=64,
-                intermediate_size=64,
-                num_hidden_layers=24,
-                num_attention_heads=8,
-                num_key_value_heads=2,
-                max_position_embeddings=2048,
-            )
-            model = tt.load(with_random_weights(config), tokenizer=demo_tokenizer)
+            model = random_llama(demo_tokenizer, layers=24, heads=8)
             patch.setattr(tt, "load", {"smollm2-135m": model}.__getitem__)
         yield {}
 

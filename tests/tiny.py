@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Container, Iterable
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -248,6 +249,12 @@ def with_random_weights(
     config.pad_token_id = config.bos_token_id = config.eos_token_id = 0
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
+    draw_weights(model)
+    return model.eval().requires_grad_(False)
+
+
+def draw_weights(model: Any) -> None:
+    """Draw weights in place: norms away from 1 and biases from 0, so that leaving one out shows."""
     with torch.no_grad():
         for label, parameter in model.named_parameters():
             noise = torch.randn_like(parameter)
@@ -255,7 +262,25 @@ def with_random_weights(
                 parameter.copy_((0 if label.endswith("bias") else 1) + 0.2 * noise)
             else:
                 parameter.copy_(0.18 * noise)
-    return model.eval().requires_grad_(False)
+
+
+def random_llama(tokenizer: Any, layers: int, heads: int) -> tt.Model:
+    """A loaded random Llama 64 wide, with four query heads to a key-value head."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 4,
+        max_position_embeddings=2048,
+    )
+    return tt.load(with_random_weights(config), tokenizer=tokenizer)
+
+
+def taking(tokenizer: Any) -> Any:
+    """Return a stand-in for a model that builds prompts: a tokenizer, and no limit of length."""
+    return SimpleNamespace(tokenizer=tokenizer, max_positions=None)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What is verified of a small model of any family, each against an independent computation.
+"""Checks of a small model of any family, each against an independent computation.
 
 The references are transformers' own forwards with PyTorch's hooks. Of an adapter they use only
 where the parts of a block are, and how many heads a layer has. Errors are relative to the largest

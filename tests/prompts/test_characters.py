@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tiny import TWO, byte_level, sentencepiece, tiny
+from tiny import TWO, byte_level, sentencepiece, taking, tiny
 from tokenizers import (
     AddedToken,
     Tokenizer,
@@ -22,11 +21,6 @@ from transformers import PreTrainedTokenizerFast
 import twotower as tt
 
 CHAT = "<s>user {text}</s>assistant:{label}\n"
-
-
-def taking(tokenizer: Any) -> Any:
-    """What prompts are built with: a tokenizer and no limit."""
-    return SimpleNamespace(tokenizer=tokenizer, max_positions=None)
 
 
 def with_texts(*odd: str) -> tt.Task:

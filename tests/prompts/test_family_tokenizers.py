@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import transformers
-from tiny import ANIMALS, CITIES, THREE, TOOLS, WORDS
+from tiny import ANIMALS, CITIES, THREE, TOOLS, WORDS, taking
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 import twotower as tt
@@ -63,11 +62,6 @@ def trained(name: str) -> Any:
         return tiktoken_style()
     lines = PIECES if name in ("GemmaTokenizer", "LlamaTokenizer") else LINES
     return getattr(transformers, name)().train_new_from_iterator(lines, 600)
-
-
-def taking(tokenizer: Any) -> Any:
-    """What prompts are built with: a tokenizer and no limit."""
-    return SimpleNamespace(tokenizer=tokenizer, max_positions=None)
 
 
 @pytest.mark.parametrize("name", CLASSES)

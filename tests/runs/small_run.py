@@ -8,7 +8,7 @@ from typing import Any
 from twotower.runs.configuration import Configuration
 
 MEASURED = ("predictions", "qk")
-"""What most runs of these tests measure: how they go on does not depend on it."""
+"""Measures of most runs in these tests: how a run goes on does not depend on them."""
 
 ALL = Configuration().measures
 

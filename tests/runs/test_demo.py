@@ -39,7 +39,7 @@ def short(demo_model: tt.Model) -> Finding:
 
 
 def test_the_same_on_few_prompts(short: Finding) -> None:
-    """What is the same for each of the seeds 0 to 3."""
+    """Claims that hold for each of the seeds 0 to 3."""
     accuracy = {name: row["top1_correct"].value for name, row in short.accuracy.items()}
     assert min(accuracy["before"], accuracy["random heads"]) > 0.7
     assert accuracy["after"] < 0.2

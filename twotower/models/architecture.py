@@ -96,9 +96,6 @@ class Architecture(abc.ABC):
     residual_multiplier: float = 1.0
     """Factor on what attention and MLP add to the residual stream."""
 
-    has_gates: bool = False
-    """Whether the heads' outputs are multiplied by a gate before the output projection."""
-
     def __init__(self, config: Any) -> None:
         self.config = config
         self.n_layers: int = config.num_hidden_layers
@@ -185,8 +182,11 @@ class Architecture(abc.ABC):
     # ---- how a block computes -----------------------------------------------------
 
     def has_heads(self, layer: int) -> bool:
-        """Check whether a layer has heads that attend by softmax."""
-        return True
+        """Check whether a layer has heads that attend by softmax.
+
+        With a mixer, these are the layers of the type "full_attention" in the configuration.
+        """
+        return self.mixer_name is None or self.config.layer_types[layer] == "full_attention"
 
     def mixes(self, layer: int) -> bool:
         """Check whether a layer mixes positions without heads, instead of or beside heads."""
@@ -301,13 +301,8 @@ class Architecture(abc.ABC):
 
     def logits(self, unembedded: Float[torch.Tensor, "*rest"]) -> Float[torch.Tensor, "*rest"]:
         """Return the model's logits, from the unembedding's output."""
-        return self.capped_logits(
-            unembedded if self.logit_multiplier == 1 else unembedded * self.logit_multiplier
-        )
-
-    def capped_logits(self, logits: Float[torch.Tensor, "*rest"]) -> Float[torch.Tensor, "*rest"]:
-        """Apply the softcap of logits, if any."""
-        return softcapped(logits, self.logit_softcap)
+        whole = unembedded if self.logit_multiplier == 1 else unembedded * self.logit_multiplier
+        return softcapped(whole, self.logit_softcap)
 
     def more_input(self, block: Any) -> Float[torch.Tensor, "B T *rest"] | None:
         """Return what the end of a block reads for each token besides the stream; None without.
@@ -378,9 +373,10 @@ class Architecture(abc.ABC):
         return self.score_softcap is None and own.sinks is Architecture.sinks and not biased
 
     @property
-    def shares_keys(self) -> bool:
-        """Whether a layer uses the keys and values of another."""
-        return any(self.keys_of(x) != x for x in range(self.n_layers) if self.has_heads(x))
+    def shared_keys(self) -> set[int]:
+        """Layers whose keys and values later layers use."""
+        layers = filter(self.has_heads, range(self.n_layers))
+        return {self.keys_of(layer) for layer in layers if self.keys_of(layer) != layer}
 
     def gate(
         self, block: Any, projected: list[torch.Tensor]

@@ -40,6 +40,14 @@ SHORT = (7, 4)
 """Prompt lengths, in tokens."""
 
 
+def prompt_lengths(longest: int) -> tuple[int, int]:
+    """Return prompt lengths beyond a length at which attention changes, and beyond twice of it.
+
+    `SHORT` for 0, which means that there is none.
+    """
+    return (2 * longest + 5, longest + 2) if longest else SHORT
+
+
 def check_model(model: Model, lengths: Sequence[int] = SHORT) -> dict[str, Finding]:
     """Check the identities that every measure relies on.
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from .architecture import call
-from .positions import Positions, softcapped, softmax
+from .positions import Positions, softcapped, softmax, visible
 from .rounding import Rounding, coarsest, roundoff
 
 if TYPE_CHECKING:
@@ -282,15 +282,7 @@ def attend(
     scores = softcapped(scores, architecture.score_softcap)
     if bias is not None:
         scores = scores + bias[:, :, None]
-    columns = torch.arange(kept.shape[1], device=scores.device)
-    seen = columns <= columns[:, None]
-    window, chunk = architecture.window(layer), architecture.chunk(layer)
-    if window is not None:
-        seen = seen & (columns[:, None] - columns < window)
-    if chunk is not None:
-        numbers = (kept.cumsum(dim=-1) - 1).div(chunk, rounding_mode="floor")
-        seen = seen & (numbers[:, :, None] == numbers[:, None])
-    seen = (seen & kept[:, None]) | (columns == columns[:, None])
+    seen = visible(kept, kept.shape[1], architecture.window(layer), architecture.chunk(layer))
     masked = scores.masked_fill(~seen[:, None], -torch.inf)
     weights = softmax(masked, None if sinks is None else sinks[:, None])
     length = (weights @ value.norm(dim=-1)[..., None])[..., 0]

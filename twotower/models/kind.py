@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .check import SHORT, check_model
+from .check import check_model, prompt_lengths
 from .length_settings import named_lengths, shortened
 from .random_weights import synthetic_tokenizer
 from .registry import check_not_refused, find_architecture, language_config
@@ -44,15 +44,21 @@ def small_model(config: Any, tokenizer: Any = None) -> tuple[Model, int]:
     from .model import Model
     from .traced import traced
 
-    config = language_config(config)
-    check_not_refused(config)
-    lengths = shortened(named_lengths(config))
-    module = random_small_model(shrunk(config, lengths, VOCABULARY))
+    module, longest = small_module(config)
     architecture = find_architecture(module.config, module)
     tokenizer = tokenizer or synthetic_tokenizer(VOCABULARY)
     name = f"a small random {type(module).__name__}"
     model = Model(traced(module, tokenizer), tokenizer, architecture, name)
-    return model, max(lengths.values(), default=0)
+    return model, longest
+
+
+def small_module(config: Any) -> tuple[Any, int]:
+    """Return the transformers model of `small_model`, and its longest length."""
+    config = language_config(config)
+    check_not_refused(config)
+    lengths = shortened(named_lengths(config))
+    module = random_small_model(shrunk(config, lengths, VOCABULARY))
+    return module, max(lengths.values(), default=0)
 
 
 def check_small(model: Model, longest: int) -> dict[str, Finding]:
@@ -63,4 +69,4 @@ def check_small(model: Model, longest: int) -> dict[str, Finding]:
     CheckError
         If an identity does not hold.
     """
-    return check_model(model, (2 * longest + 5, longest + 2) if longest else SHORT)
+    return check_model(model, prompt_lengths(longest))

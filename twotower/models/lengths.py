@@ -12,7 +12,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from ..errors import CheckError, TwoTowerWarning
-from .check import check_model
+from .check import check_model, prompt_lengths
 from .length_settings import named_lengths
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _beyond(
 ) -> dict[str, Finding]:
     """Run the check on prompts slightly longer than the longest length and than twice of it."""
     try:
-        return check_model(proved, (2 * longest + 5, longest + 2))
+        return check_model(proved, prompt_lengths(longest))
     except CheckError as error:
         named = ", ".join(f"{name}={value}" for name, value in lengths.items())
         raise CheckError(

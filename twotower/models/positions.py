@@ -1,4 +1,4 @@
-"""How a layer's scores depend on positions, and how scores become attention weights."""
+"""How a layer's scores depend on positions, which keys are visible, and how weights are made."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 
 @dataclass
@@ -58,3 +58,25 @@ def softmax(
         return scores.softmax(dim=-1)
     column = sinks.to(scores.dtype).unsqueeze(-1).expand(*scores.shape[:-1], 1)
     return torch.cat((scores, column), dim=-1).softmax(dim=-1)[..., :-1]
+
+
+def visible(
+    mask: Bool[torch.Tensor, "B T"],
+    n_queries: int,
+    window: int | None = None,
+    chunk: int | None = None,
+) -> Bool[torch.Tensor, "B {n_queries} T"]:
+    """Return (B, n_queries, T) boolean: keys visible to the last n_queries positions.
+
+    Every query sees itself, even at padding, so that no row of the softmax is empty.
+    """
+    width = mask.shape[1]
+    columns = torch.arange(width, device=mask.device)
+    queries = columns[width - n_queries :, None]
+    seen = columns <= queries
+    if window is not None:
+        seen &= queries - columns < window
+    if chunk is not None:
+        numbers = (mask.cumsum(dim=-1) - 1).div(chunk, rounding_mode="floor")
+        seen = seen & (numbers[:, width - n_queries :, None] == numbers[:, None])
+    return (seen & mask[:, None]) | (columns == queries)

@@ -94,14 +94,12 @@ def shrunk(config: Any, lengths: Mapping[str, int] | None = None, vocabulary: in
     Parameters
     ----------
     config
-        A transformers configuration. Of a model of several modalities, the language model's part
-        is taken.
+        A transformers configuration of a language model.
     lengths
         New values of the length settings, also in `rope_parameters`.
     vocabulary
         Largest size of the vocabulary.
     """
-    config = config.get_text_config(decoder=True)
     settings = {name: x for name, x in config.to_dict().items() if not name.startswith("_")}
 
     def called(name: str) -> str:

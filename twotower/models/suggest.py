@@ -17,13 +17,10 @@ import torch
 
 from ..errors import CheckError, ModelError
 from .architecture import Architecture, resolve
-from .check import SHORT, check_model, runs
-from .kind import VOCABULARY
-from .length_settings import named_lengths, shortened
+from .check import check_model, prompt_lengths, runs
+from .kind import VOCABULARY, small_module
 from .model import Model
 from .random_weights import synthetic_tokenizer
-from .registry import check_not_refused, language_config
-from .shrink import random_small_model, shrunk
 from .traced import traced
 
 SEPARATE = """
@@ -142,12 +139,8 @@ def suggest(config: Any) -> str:
     ModelError
         If no combination of the interface's choices is right, or several are.
     """
-    text = language_config(config)
-    check_not_refused(text)
-    lengths = shortened(named_lengths(text))
-    module = random_small_model(shrunk(text, lengths, VOCABULARY))
-    longest = max(lengths.values(), default=0)
-    search = _Search(module, (2 * longest + 5, longest + 2) if longest else SHORT)
+    module, longest = small_module(config)
+    search = _Search(module, prompt_lengths(longest))
     attention = search.only("attention", search.attentions())
     found = search.only("whole", search.norms(attention))
     return search.written(found)

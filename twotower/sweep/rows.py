@@ -23,7 +23,7 @@ from ..models import Architecture
 from ..models.architecture import call
 from ..models.positions import Positions
 from ..walk.everywhere import Everywhere
-from ..walk.walk import LayerView, PassingView, shared_keys
+from ..walk.walk import LayerView, PassingView
 from .attend import Scoring, attend_many, attend_one
 from .counterfactuals import Step
 from .layout import Layout
@@ -163,7 +163,7 @@ class CleanHeads:
     def of(cls, view: LayerView, layout: Layout) -> CleanHeads:
         """Return copies of the tensors in a layer's view that rows need."""
         own = None
-        if view.index in shared_keys(view.architecture):
+        if view.index in view.architecture.shared_keys:
             own = (_at(view.turned_key, layout.source), _at(view.value, layout.source))
 
         def of_changed(table: torch.Tensor) -> torch.Tensor:

@@ -121,12 +121,18 @@ WINDOW = 64
 """Tokens that a local layer of Gemma 2 sees: gathering needs 3, matching as many as have labels."""
 
 
+def _sizes(d: int, layers: int, heads: int) -> dict[str, int]:
+    return {
+        "hidden_size": d,
+        "intermediate_size": d,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+    }
+
+
 def _llama(d: int, layers: int, heads: int, kv: int, **common: Any) -> Any:
     return LlamaConfig(
-        hidden_size=d,
-        intermediate_size=d,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
+        **_sizes(d, layers, heads),
         num_key_value_heads=kv,
         head_dim=d // heads,
         rope_parameters={"rope_type": "default", "rope_theta": LLAMA_BASE},
@@ -137,10 +143,7 @@ def _llama(d: int, layers: int, heads: int, kv: int, **common: Any) -> Any:
 
 def _gemma2(d: int, layers: int, heads: int, kv: int, **common: Any) -> Any:
     return Gemma2Config(
-        hidden_size=d,
-        intermediate_size=d,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
+        **_sizes(d, layers, heads),
         num_key_value_heads=kv,
         head_dim=d // heads,
         query_pre_attn_scalar=d // heads,
@@ -154,10 +157,7 @@ def _gemma2(d: int, layers: int, heads: int, kv: int, **common: Any) -> Any:
 
 def _olmo2(d: int, layers: int, heads: int, kv: int, **common: Any) -> Any:
     return Olmo2Config(
-        hidden_size=d,
-        intermediate_size=d,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
+        **_sizes(d, layers, heads),
         rope_parameters={"rope_type": "default", "rope_theta": LLAMA_BASE},
         tie_word_embeddings=False,
         attention_bias=True,  # for the ballast
@@ -167,10 +167,7 @@ def _olmo2(d: int, layers: int, heads: int, kv: int, **common: Any) -> Any:
 
 def _neox(d: int, layers: int, heads: int, kv: int, **common: Any) -> Any:
     return GPTNeoXConfig(
-        hidden_size=d,
-        intermediate_size=d,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
+        **_sizes(d, layers, heads),
         rope_parameters={
             "rope_type": "default",
             "rope_theta": 10_000.0,

@@ -123,7 +123,7 @@ def make_batch(
         Everywhere(prompts.gold_index[rows], devices),
         kept,
         # Gemma 4 drops all other positions from the layers that share keys and values.
-        0 if model.architecture.shares_keys else 1,
+        0 if model.architecture.shared_keys else 1,
     )
 
 

@@ -16,7 +16,7 @@ import nnsight
 import torch
 from jaxtyping import Bool, Float, Float32
 
-from ..models.positions import Positions, softcapped, softmax
+from ..models.positions import Positions, softcapped, softmax, visible
 from ..models.remote import reached
 from .batch import Batch
 from .everywhere import Everywhere
@@ -233,30 +233,6 @@ class PassingView:
     mlp_write: Float[torch.Tensor, "B T d_model"]
 
 
-def visible(
-    mask: Bool[torch.Tensor, "B T"],
-    n_queries: int,
-    window: int | None = None,
-    chunk: int | None = None,
-) -> Bool[torch.Tensor, "B {n_queries} T"]:
-    """Return (B, n_queries, T) boolean: keys visible to the last n_queries positions.
-
-    Every query sees itself, even at padding, so that no row of the softmax is empty.
-    """
-    width = mask.shape[1]
-    columns = torch.arange(width, device=mask.device)
-    queries = columns[width - n_queries :, None]
-    seen = columns <= queries
-    if window is not None:
-        seen &= queries - columns < window
-    if chunk is not None:
-        numbers = (mask.cumsum(dim=-1) - 1).div(chunk, rounding_mode="floor")
-        seen = seen & (numbers[:, width - n_queries :, None] == numbers[:, None])
-        mask = mask[:, None]
-        return (seen & mask) | (columns == queries)
-    return (seen & mask[:, None]) | (columns == queries)
-
-
 @dataclass
 class End:
     """Tensors and modules after the last layer.
@@ -384,7 +360,7 @@ def walk(
     learned = None if embedding is None else Everywhere(embedding, ())
     masks: dict[Any, torch.Tensor] = {}
     views: dict[int, LayerView] = {}
-    shared = shared_keys(architecture)
+    shared = architecture.shared_keys
     for index, block in enumerate(architecture.layers(root)):
         residual = block.input
         if gradients and index == 0:
@@ -459,12 +435,6 @@ def _heads(
     if source != index:  # with the rotary embedding of their own layer
         view.__dict__["_turned_key"] = views[source].turned_key
     return view
-
-
-def shared_keys(architecture: Architecture) -> set[int]:
-    """Return the layers whose keys and values later layers use."""
-    layers = filter(architecture.has_heads, range(architecture.n_layers))
-    return {architecture.keys_of(layer) for layer in layers if architecture.keys_of(layer) != layer}
 
 
 def _mixed(

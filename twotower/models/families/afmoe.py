@@ -17,7 +17,6 @@ class AFMoE(Qwen3):
     mlp_norm_name = "pre_mlp_layernorm"
     mlp_post_norm_name = "post_mlp_layernorm"
     qkv_names = ("q_proj", "k_proj", "v_proj", "gate_proj")
-    has_gates = True
 
     def split(
         self, block: Any, projected: list[torch.Tensor]

@@ -12,10 +12,9 @@ from .qwen3 import Qwen3
 class Beam(Qwen3):
     """Beam, a mixture of experts.
 
-    What is added to the residual stream has the weight 1 / sqrt(n) and the stream itself
-    sqrt((n - 1) / n), for a sublayer after which the stream is the sum of n parts. Here the stream
-    is scaled once, when it leaves the block, so both sublayers have the factor 1 / sqrt(n - 1) of
-    the first one.
+    After a sublayer the stream is a sum of n parts. The model multiplies the new part by
+    1 / sqrt(n), and the stream by sqrt((n - 1) / n). Here the stream is scaled once, when it leaves
+    the block, so both sublayers have the first one's factor 1 / sqrt(n - 1).
     """
 
     model_types = ("beam",)
@@ -24,7 +23,6 @@ class Beam(Qwen3):
     mlp_post_norm_name = "post_feedforward_layernorm"
     qkv_names = ("q_proj", "k_proj", "v_proj", "gate_proj")
     more_names = frozenset({"q_norm", "k_norm", "gate_bias"})
-    has_gates = True
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from .llama import Llama
+from .qwen3 import Qwen3
 
 
 class Cohere(Llama):
@@ -28,11 +29,9 @@ class Cohere(Llama):
     def split(
         self, block: Any, projected: list[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        q, k, v = Llama.split(self, block, projected)
-        if not self.config.use_qk_norm:
-            return q, k, v
-        attention = self.attention(block)
-        return attention.q_norm(q), attention.k_norm(k), v
+        if self.config.use_qk_norm:
+            return Qwen3.split(self, block, projected)
+        return Llama.split(self, block, projected)
 
 
 class Cohere2(Cohere):

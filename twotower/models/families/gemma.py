@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from .llama import Llama
+from .qwen3 import Qwen3
 
 
 class Gemma2(Llama):
@@ -35,9 +36,7 @@ class Gemma3(Gemma2):
     def split(
         self, block: Any, projected: list[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        q, k, v = Llama.split(self, block, projected)
-        attention = self.attention(block)
-        return attention.q_norm(q), attention.k_norm(k), v
+        return Qwen3.split(self, block, projected)
 
 
 class VaultGemma(Gemma2):

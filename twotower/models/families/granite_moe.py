@@ -63,9 +63,6 @@ class GraniteHybrid(GraniteShared):
         super().__init__(config)
         self.rotary = config.position_embedding_type == "rope"
 
-    def has_heads(self, layer: int) -> bool:
-        return bool(self.config.layer_types[layer] == "full_attention")
-
 
 class GraniteSharedSWA(GraniteSWA, GraniteShared):
     """Granite with a shared MLP and local layers."""

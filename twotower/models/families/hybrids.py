@@ -48,6 +48,9 @@ class FalconH1(Llama):
     def write_multiplier(self, layer: int) -> float:
         return float(self.config.attention_out_multiplier)
 
+    def has_heads(self, layer: int) -> bool:
+        return True
+
     def mixes(self, layer: int) -> bool:
         return True
 
@@ -88,9 +91,6 @@ class Lfm2(Llama):
     more_names = frozenset({"q_layernorm", "k_layernorm"})
     mixer_name = "conv"
 
-    def has_heads(self, layer: int) -> bool:
-        return self.config.layer_types[layer] == "full_attention"
-
     def split(
         self, block: Any, projected: list[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -127,9 +127,6 @@ class OlmoHybrid(OLMo2):
     model_types = ("olmo_hybrid",)
     mixer_name = "linear_attn"
     more_names = frozenset({"q_norm", "k_norm", "input_layernorm"})
-
-    def has_heads(self, layer: int) -> bool:
-        return self.config.layer_types[layer] == "full_attention"
 
     def attention_post_norm(self, block: Any) -> Any | None:
         return None if _linear(block) else block.post_attention_layernorm

@@ -16,9 +16,6 @@ class KimiLinear(MLA):
     mixer_name = "self_attn"
     rotary = False
 
-    def has_heads(self, layer: int) -> bool:
-        return bool(self.config.layer_types[layer] == "full_attention")
-
 
 class DirectKimiLinear(DirectMLA):
     """The same with one projection to the queries."""
@@ -27,9 +24,6 @@ class DirectKimiLinear(DirectMLA):
     mixer_name = "self_attn"
     rotary = False
 
-    def has_heads(self, layer: int) -> bool:
-        return bool(self.config.layer_types[layer] == "full_attention")
-
 
 class BailingHybrid(DirectKimiLinear):
     """Ling hybrids; heads have rotary embedding and a gate each."""
@@ -37,7 +31,6 @@ class BailingHybrid(DirectKimiLinear):
     model_types = ("bailing_hybrid",)
     qkv_names = ("q_proj", "kv_a_proj_with_mqa", "g_proj")
     rotary = True
-    has_gates = True
     interleaved_rotary = True
     tables = "halves"
 

@@ -15,7 +15,6 @@ class Laguna(Qwen3):
 
     model_types = ("laguna",)
     qkv_names = ("q_proj", "k_proj", "v_proj", "g_proj")
-    has_gates = True
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)

@@ -20,13 +20,12 @@ class Lfm3(Lfm2):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.has_gates = bool(config.use_attention_gate)
         if not config.use_sandwich_norm:
             self.attention_post_norm_name = self.mlp_post_norm_name = None
 
     def qkv(self, block: Any) -> list[Any]:
         attention = self.attention(block)
-        names = (*self.qkv_names, "g_proj") if self.has_gates else self.qkv_names
+        names = (*self.qkv_names, "g_proj") if self.config.use_attention_gate else self.qkv_names
         return [getattr(attention, name) for name in names]
 
     def has_heads(self, layer: int) -> bool:
@@ -40,4 +39,4 @@ class Lfm3(Lfm2):
         return attention.q_norm(q), attention.k_norm(k), v
 
     def gate(self, block: Any, projected: list[torch.Tensor]) -> torch.Tensor | None:
-        return projected[3].sigmoid().unsqueeze(-1) if self.has_gates else None
+        return projected[3].sigmoid().unsqueeze(-1) if self.config.use_attention_gate else None

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from .llama import Llama
+from .olmo import normed
 
 
 class MiniMax2(Llama):
@@ -18,6 +19,4 @@ class MiniMax2(Llama):
     def split(
         self, block: Any, projected: list[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        q, k, v = projected
-        attention = self.attention(block)
-        return Llama.split(self, block, [attention.q_norm(q), attention.k_norm(k), v])
+        return Llama.split(self, block, normed(self.attention(block), projected))

@@ -37,9 +37,7 @@ class OLMo2(Llama):
     def split(
         self, block: Any, projected: list[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        q, k, v = projected
-        attention = self.attention(block)
-        return Llama.split(self, block, [attention.q_norm(q), attention.k_norm(k), v])
+        return Llama.split(self, block, normed(self.attention(block), projected))
 
 
 class OLMoE(Llama):
@@ -51,10 +49,14 @@ class OLMoE(Llama):
     def split(
         self, block: Any, projected: list[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        q, k, v = projected
-        attention = self.attention(block)
-        normed = [attention.q_norm(q), attention.k_norm(k), v]
-        return Llama.split(self, block, clipped(normed, self.config.clip_qkv))
+        of_all = normed(self.attention(block), projected)
+        return Llama.split(self, block, clipped(of_all, self.config.clip_qkv))
+
+
+def normed(attention: Any, projected: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Return queries, keys and values, with norms that span all heads' queries and keys."""
+    q, k, v = projected
+    return [attention.q_norm(q), attention.k_norm(k), v]
 
 
 def clipped(projected: list[torch.Tensor], most: float | None) -> list[torch.Tensor]:

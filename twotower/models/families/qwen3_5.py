@@ -15,10 +15,6 @@ class Qwen35(Llama):
     model_types = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
     more_names = frozenset({"q_norm", "k_norm"})
     mixer_name = "linear_attn"
-    has_gates = True
-
-    def has_heads(self, layer: int) -> bool:
-        return self.config.layer_types[layer] == "full_attention"
 
     def split(
         self, block: Any, projected: list[torch.Tensor]
