@@ -23,7 +23,7 @@ from .measures.greedy import greedy_heads as greedy_heads
 from .measures.group_effects import group_effects as group_effects
 from .measures.ov import ov_labels as ov_labels
 from .measures.pair_effects import pair_effects as pair_effects
-from .measures.predictions import predict as predict
+from .measures.predict import predict as predict
 from .measures.qk import qk_similarity as qk_similarity
 from .measures.residual import residual_streams as residual_streams
 from .measures.scores import two_tower_scores as two_tower_scores
@@ -32,11 +32,15 @@ from .measures.tracing import causal_tracing as causal_tracing
 from .models import Model as Model
 from .models import load as load
 from .options import set_options as set_options
+from .prompts import PairTask as PairTask
 from .prompts import Prompts as Prompts
 from .prompts import Task as Task
 from .prompts import at as at
 from .prompts import build_prompts as build_prompts
+from .prompts import bundled_pairs as bundled_pairs
 from .prompts import bundled_tasks as bundled_tasks
+from .prompts import contrast as contrast
+from .prompts import load_pairs as load_pairs
 from .prompts import load_task as load_task
 from .prompts import prompts_from_strings as prompts_from_strings
 from .results import open as open
@@ -49,6 +53,7 @@ __all__ = [
     "KnockOut",
     "Mean",
     "Model",
+    "PairTask",
     "Patch",
     "Prompts",
     "Resample",
@@ -64,8 +69,10 @@ __all__ = [
     "attribution",
     "attribution_patching",
     "build_prompts",
+    "bundled_pairs",
     "bundled_tasks",
     "causal_tracing",
+    "contrast",
     "errors",
     "figures",
     "greedy_heads",
@@ -74,6 +81,7 @@ __all__ = [
     "in_context_heads",
     "label_bias",
     "load",
+    "load_pairs",
     "load_task",
     "majority_label",
     "measures",

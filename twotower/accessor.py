@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from .checks import one_of, whole
+from .checks import whole
 from .errors import InputError
 from .prompts.segments import ROLES
 
@@ -132,7 +132,7 @@ class _Questions:
         Parameters
         ----------
         *roles
-            One or more of bos, text, separator, label, query, last.
+            One or more of bos, text, separator, label, query, last, or your own names of spans.
 
         Returns
         -------
@@ -142,10 +142,8 @@ class _Questions:
         Raises
         ------
         InputError
-            If a role is unknown, or there are no positions.
+            If no position has a role, or there are no positions.
         """
-        for role in roles:
-            one_of("role", role, ROLES[1:])
         if not roles:
             raise InputError(f"give one or more of the roles {', '.join(ROLES[1:])}")
         self._require("position")
@@ -156,6 +154,11 @@ class _Questions:
                 return dataset
             if "role" not in dataset.coords:
                 raise InputError("the coordinate 'role' is missing; call roles() first")
+            known = {*ROLES[1:], *map(str, np.unique(dataset["role"].values))}
+            unknown = [role for role in roles if role not in known]
+            if unknown:
+                listed = ", ".join(sorted(known - {"pad"}))
+                raise InputError(f"no position has the role {unknown[0]!r}; use one of {listed}")
             here = dataset["role"].isin(list(roles))
             kept = here.any([dim for dim in here.dims if dim != "position"]).values
             found = {name: _only(array, here) for name, array in spread.items()}

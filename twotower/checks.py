@@ -36,7 +36,7 @@ def check_measured(model: Any, prompts: Any) -> None:
     check_is(prompts, "Prompts", "prompts")
     if not len(prompts):
         raise InputError("there are no prompts")
-    if len(prompts.labels) < 2:
+    if len(prompts.labels) < 2 and not prompts.answers.by_prompt:
         raise InputError(f"there is only one label, {prompts.labels[0]!r}; give two or more")
     prompts.check_model(model)
 

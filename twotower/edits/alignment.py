@@ -25,12 +25,14 @@ def check_donors(prompts: Prompts, donors: Prompts) -> None:
 
 
 def position_keys(prompts: Prompts) -> list[list[Key]]:
-    """Return the key of every position, by prompt."""
+    """Return the key of every position, by prompt.
+
+    The tokens of an answer, which predict its further tokens, have the key of the last position.
+    """
+    roles = np.where(prompts.role == "answer", "last", prompts.role)
     return [
-        list(zip(roles, numbers, strict=True))
-        for roles, numbers in zip(
-            prompts.role.tolist(), prompts.demonstration.tolist(), strict=True
-        )
+        list(zip(own, numbers, strict=True))
+        for own, numbers in zip(roles.tolist(), prompts.demonstration.tolist(), strict=True)
     ]
 
 
@@ -84,6 +86,8 @@ def _match(
         if not at[mine].any():
             continue
         theirs = places.get(key, [])
+        if key[0] == "last" and len(theirs) == 1:
+            theirs = theirs * len(mine)
         if len(theirs) != len(mine):
             raise InputError(
                 f"prompt {prompt} has {len(mine)} tokens of role {key[0]!r} in demonstration "

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from ..errors import InputError
+from ..prompts.sequences import base_of, owners
 from ..walk.batch import Batch, make_batch
 from ..walk.batch_size import Batches
 from ..walk.everywhere import Everywhere
@@ -107,11 +108,12 @@ def prepare_change(
         return _Averaged(model, prompts, at, to.reference)
     if isinstance(to, Resample):
         to.reference.check_model(model)
-        return _Donated(model, prompts, at, to.reference, _draw(prompts, to.reference, to.seed))
+        donors = _draw(base_of(prompts), to.reference, to.seed)[owners(prompts)]
+        return _Donated(model, prompts, at, to.reference, donors)
     if isinstance(to, From):
         to.donor.check_model(model)
-        check_donors(prompts, to.donor)
-        return _Donated(model, prompts, at, to.donor, np.arange(len(prompts)))
+        check_donors(base_of(prompts), to.donor)
+        return _Donated(model, prompts, at, to.donor, owners(prompts))
     if isinstance(to, Times):
         return PreparedChange(to.factor)
     if isinstance(to, Zero):
@@ -164,7 +166,7 @@ class _Averaged(PreparedChange):
         feed = Batches(model, reference, kind="sums")
 
         def add(batch: Batch) -> None:
-            recorders = [_Sums(batch.cut(own), len(numbers)), watch(batch, reference.label_ids, ())]
+            recorders = [_Sums(batch.cut(own), len(numbers)), watch(batch, ())]
             sums, last = run_batch(model, batch, recorders)
             good = last[FINITE].numpy()
             finite[batch.rows] = good

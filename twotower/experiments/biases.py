@@ -17,7 +17,7 @@ from ..figures import style
 from ..head import Head
 from ..measures.bias import label_bias
 from ..measures.choose import in_context_heads
-from ..measures.predictions import predict
+from ..measures.predict import predict
 from ..prompts import Prompts
 from ..results import Variable
 from ..statistics import Estimate, bootstrap_mean, reduction

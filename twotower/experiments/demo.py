@@ -130,7 +130,7 @@ def run_demo(
     from ..measures.analyze import analyze
     from ..measures.choose import in_context_heads
     from ..measures.ov import ov_labels
-    from ..measures.predictions import predict
+    from ..measures.predict import predict
     from ..measures.scores import two_tower_scores
     from ..prompts import build_prompts, load_task
 

@@ -12,7 +12,7 @@ import xarray as xr
 from ..edits.edits import KnockOut
 from ..figures.style import LOOK
 from ..head import Head
-from ..measures.predictions import predict
+from ..measures.predict import predict
 from ..prompts import Prompts, Task
 from ..results import Variable
 from ..results.missing import finite_prompts

@@ -189,12 +189,18 @@ def _answer(view: PromptView) -> str:
     right = f"{control_free(view.gold)} is right"
     if not view.answer:
         return right
-    logits = ", ".join(
-        f"{control_free(label)} {value:.2f}"
-        for label, value in zip(view.answer["labels"], view.answer["logit"], strict=True)
+    answer = view.answer
+    names = [control_free(label) for label in answer["labels"]]
+    if answer["answers"]:
+        pairs = zip(names, answer["answers"], strict=True)
+        names = [f"{name} {control_free(text)!r}" for name, text in pairs]
+    kind = "logprob" if answer["logit"] is None else "logit"
+    values = ", ".join(
+        f"{name} {value:.2f}" for name, value in zip(names, answer[kind], strict=True)
     )
-    said = control_free(view.answer["top_token"])
-    return f"{right}, the model says {said!r} (logits: {logits})"
+    said = control_free(answer["top_token"])
+    what = "log-probabilities" if kind == "logprob" else "logits"
+    return f"{right}, the model says {said!r} ({what}: {values})"
 
 
 def _name(text: str) -> str:

@@ -371,7 +371,8 @@ def _answer(part: xr.Dataset | None) -> dict[str, Any]:
         return {}
     return {
         "labels": [str(x) for x in part["label"].values],
-        "logit": part["logit"].values,
+        "answers": [str(x) for x in part["answer_text"].values] if "answer_text" in part else [],
+        "logit": part["logit"].values if "logit" in part else None,
         "logprob": part["logprob"].values,
         "margin": float(part["margin"]),
         "correct": bool(part["correct"]),

@@ -12,6 +12,7 @@ from . import group_effects as group_effects
 from . import measure as measure
 from . import ov as ov
 from . import pair_effects as pair_effects
+from . import predict as predict
 from . import predictions as predictions
 from . import qk as qk
 from . import residual as residual
@@ -34,6 +35,7 @@ __all__ = [
     "measure",
     "ov",
     "pair_effects",
+    "predict",
     "predictions",
     "qk",
     "residual",

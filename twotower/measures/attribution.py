@@ -10,7 +10,7 @@ import torch
 from ..checks import one_of
 from ..models.architecture import call
 from ..walk.batch import Batch
-from ..walk.readout import Readout, get_readout
+from ..walk.readout import Readout, dot, get_readout
 from ..walk.tensors import stack_heads
 from ..walk.walk import End, LayerView, Recorder
 from .collect import run
@@ -63,8 +63,8 @@ class Attribution(Measure):
         one_of("norm", self.norm, ("own", "frozen"))
 
     def prepare(self, model: Model, prompts: Prompts) -> MakeRecorder:
-        readout = get_readout(model, prompts.label_ids)
-        return lambda batch: AttributionRecorder(batch, readout, self.norm)
+        readout = get_readout(model, prompts.answers.vocabulary)
+        return lambda batch: AttributionRecorder(batch, readout.of(batch), self.norm)
 
 
 class AttributionRecorder(Recorder):
@@ -112,5 +112,5 @@ class AttributionRecorder(Recorder):
         directions = self.readout.on(heads.device).label_directions
         return {
             "logprob_increase": logprobs[:, :, 1:] - logprobs[:, :, :1],
-            "label_logit": heads.float() @ directions.T / spread.view(-1, 1, 1, 1),
+            "label_logit": dot(heads.float(), directions) / spread.view(-1, 1, 1, 1),
         }

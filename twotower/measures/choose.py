@@ -129,6 +129,8 @@ def above_others(logits: xr.DataArray) -> xr.DataArray:
         Array with the dim `label` and the coordinate `gold`. If any logit is NaN, the result
         is NaN.
     """
+    if logits.sizes["label"] == 1:
+        return logits.isel(label=0, drop=True)
     is_gold = logits["label"] == logits["gold"]
     right = logits.where(is_gold, 0).sum("label", skipna=False)
     others = logits.where(~is_gold, 0).sum("label", skipna=False)

@@ -14,6 +14,7 @@ from ..edits.prepared_edits import PreparedEdits
 from ..errors import SchemaError
 from ..models.measuring import measuring
 from ..options import option
+from ..prompts.sequences import Continued, base_of, owners, with_answers
 from ..results import GROUPS
 from ..results.missing import blank, missing_value
 from ..sweep.second_forward import prove_state
@@ -25,6 +26,8 @@ from ..walk.walk import Recorder, donors_of
 from .datasets import Arrays, kept_columns, measured_dataset
 from .measure import Measure
 from .measurement import measurement
+from .predictions import Predictions
+from .whole_answers import whole_answers
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -69,6 +72,9 @@ def collect(
 ) -> list[Arrays]:
     """Return the results of several measures from one forward per batch.
 
+    If answers have several tokens, measures that score answers run on the prompts with every
+    answer after them (see `whole_answers`), and the others on the prompts.
+
     Parameters
     ----------
     model, prompts
@@ -87,32 +93,63 @@ def collect(
         right-aligned and NaN at padding. The entry "finite" (prompt,) marks prompts with
         finite logits; the values of other prompts are missing.
     """
+    how: dict[str, Any] = {"edits": edits, "title": title}
+    if not prompts.answers.several:
+        return _collect(model, prompts, measures, **how)
+    others = [measure for measure in measures if not measure.scores_answers]
+    scoring = [measure for measure in measures if measure.scores_answers]
+    rest = iter(_collect(model, prompts, others, **how) if others else [])
+    scored = iter(_of_answers(model, prompts, scoring, **how) if scoring else [])
+    return [next(scored if measure.scores_answers else rest) for measure in measures]
+
+
+def _of_answers(
+    model: Model, prompts: Prompts, measures: Sequence[Measure], **how: Any
+) -> list[Arrays]:
+    """Return the results of measures that score answers of several tokens."""
+    sequences = with_answers(prompts)
+    known = [i for i, measure in enumerate(measures) if isinstance(measure, Predictions)]
+    every = measures if known else [*measures, Predictions()]
+    found = _collect(model, sequences, every, **how)
+    clean = found[known[0] if known else -1]
+    return [whole_answers(sequences, arrays, clean) for arrays in found[: len(measures)]]
+
+
+def _collect(
+    model: Model,
+    prompts: Prompts,
+    measures: Sequence[Measure],
+    *,
+    edits: Sequence[Edit] = (),
+    title: str | None = None,
+) -> list[Arrays]:
+    continued = isinstance(prompts, Continued)
     columns = kept_columns(prompts, kept_positions(measures))
     width = prompts.n_positions if columns is None else columns.shape[1]
     finite = np.ones(len(prompts), dtype=bool)
     results: list[Arrays] = [{} for _ in measures]
     gradients = any(measure.gradients for measure in measures)
-    shared = any(measure.shares_beginnings for measure in measures)
+    shared = continued or any(measure.shares_beginnings for measure in measures)
     with measuring(model), progress.bar(len(prompts), title) as bar:
         prepared = PreparedEdits(model, prompts, edits)
         makers = [measure.prepare(model, prompts) for measure in measures]
         edited = bool(prepared.outputs or prepared.attention)
-        key = (tuple(measure.memory_key() for measure in measures), edited)
+        key = (tuple(measure.memory_key() for measure in measures), edited, continued)
         feed = Batches(model, prompts, option("batch_size"), columns, shared, key)
 
         def record(batch: Batch) -> None:
             if option("proof"):
-                prove_state(model, prompts)
+                prove_state(model, base_of(prompts))
             recorders = [make(batch) for make in makers]
             ready = prepared.for_batch(batch)
             donors = donors_of(ready, recorders)
-            recorders.append(watch(batch, prompts.label_ids, donors))
+            recorders.append(watch(batch, donors))
             *found, last = proved_batch(model, batch, recorders, ready, gradients=gradients)
             good = last[FINITE].numpy()
             finite[batch.rows] = good
             for result, recorder, new in zip(results, recorders, found, strict=False):
                 for name, tensor in new.items():
-                    dims = _dims(recorder, name)
+                    dims = () if continued else _dims(recorder, name)
                     _place(result, name, tensor, dims, batch.rows, len(prompts), width)
             for rows in _once_more(batch, good, recorders, found):
                 record(make_batch(model, prompts, rows, columns))
@@ -122,7 +159,7 @@ def collect(
             with feed.attempt():
                 record(batch)
                 bar.update(len(batch.rows))
-    note_missing("prompts", np.flatnonzero(~finite), len(prompts))
+    note_missing("prompts", np.unique(owners(prompts)[~finite]), len(base_of(prompts)))
     return [
         {**{name: blank(x, finite) for name, x in result.items()}, FINITE: finite}
         for result in results

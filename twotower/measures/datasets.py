@@ -87,6 +87,7 @@ def dataset(
         coords["feature"] = np.arange(model.d_model)
     if "label" in dims:
         coords["label"] = np.array(prompts.labels, dtype=object)
+        coords |= _answers(prompts, model)
     by_position = {
         name: getattr(prompts, name)
         for name in ("role", "demonstration", "demonstration_class", "label_text")
@@ -116,6 +117,17 @@ def dataset(
         about["layers_without_heads"] = json.dumps(model.layers_without_heads)
     about |= {"not_finite": int((~finite).sum()), "not_finite_values": values}
     return mark_missing(make_dataset(group, texts, coords, about), finite=finite)
+
+
+def _answers(prompts: Prompts, model: Model) -> dict[str, np.ndarray]:
+    """Return coordinates of answers that differ by prompt, or have several tokens."""
+    answers, found = prompts.answers, {}
+    if answers.by_prompt:
+        found["answer_text"] = answers.text
+        found["answer_token"] = _texts(answers.first, model)
+    if answers.token_id.shape[2] > 1:
+        found["answer_tokens"] = answers.n_tokens
+    return found
 
 
 def _texts(ids: np.ndarray, model: Model) -> np.ndarray:

@@ -70,6 +70,7 @@ class Effects(Measure):
     """The measure behind `head_effects`, with its settings."""
 
     group = "effects"
+    scores_answers = True
 
     positions: Positions = "last"
     to: Change = Zero()

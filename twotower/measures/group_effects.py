@@ -89,6 +89,7 @@ class GroupEffects(Measure):
     """The measure behind `group_effects`, with its settings."""
 
     group = "group_effects"
+    scores_answers = True
 
     groups: tuple[Group, ...]
     positions: Positions = "last"

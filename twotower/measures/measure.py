@@ -30,12 +30,17 @@ class Measure:
         Group of the schema that the results belong to.
     gradients
         Whether the recorder needs gradients.
+    scores_answers
+        Whether results are scores of whole answers. If answers have several tokens, the recorder
+        then runs on prompts with answers after them (`batch.answers.continued`) and returns
+        log-probabilities by label.
     keep
         Positions at which to keep per-position results.
     """
 
     group: ClassVar[str]
     gradients: ClassVar[bool] = False
+    scores_answers: ClassVar[bool] = False
     keep: Positions = "all"
 
     def prepare(self, model: Model, prompts: Prompts) -> MakeRecorder:

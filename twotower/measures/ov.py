@@ -70,10 +70,10 @@ class LabelValues(Measure):
 
     def prepare(self, model: Model, prompts: Prompts) -> MakeRecorder:
         heads = check_heads(self.top_tokens, model)
-        readout = get_readout(model, prompts.label_ids)
+        readout = get_readout(model, prompts.answers.vocabulary)
 
         def make(batch: Batch) -> Recorder:
-            labels = LabelValuesRecorder(batch, readout)
+            labels = LabelValuesRecorder(batch, readout.of(batch))
             if not heads:
                 return labels
             return Together([labels, TopTokens(batch, readout, heads)])

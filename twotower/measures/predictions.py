@@ -1,52 +1,22 @@
-"""Predictions of the model, with or without edits of heads."""
+"""The measure and the recorder of the model's answers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
+from jaxtyping import Float
 
-from ..edits.edits import Edit
-from ..walk.batch import Batch
+from ..walk.batch import Batch, BatchAnswers
 from ..walk.tensors import margin
 from ..walk.walk import End, Recorder
-from .collect import run
 from .measure import MakeRecorder, Measure
 
 if TYPE_CHECKING:
-    import xarray as xr
-
     from ..models import Model
     from ..prompts import Prompts
-
-
-def predict(model: Model, prompts: Prompts, edits: Edit | Sequence[Edit] = ()) -> xr.Dataset:
-    """Return the model's answers at the last position.
-
-    Parameters
-    ----------
-    model, prompts
-        Model and prompts to measure.
-    edits
-        Active edits: `KnockOut`, `ScaleAttention`, `DropPosition`, `Patch`. They can be
-        combined. On one head, attention is edited first, then values, then the output.
-
-    Returns
-    -------
-    xarray.Dataset
-        logit, logprob (prompt, label); margin, correct, top_token, top1_correct (prompt).
-        `correct` compares only the labels. `top1_correct` compares the whole vocabulary, like
-        the accuracy of Yu & Ananiadou (2024).
-
-    Raises
-    ------
-    InputError
-        If an edit does not fit the model or the prompts, or two edits change the same thing.
-    """
-    return run(model, prompts, Predictions(), edits=edits)
 
 
 @dataclass(frozen=True)
@@ -54,9 +24,10 @@ class Predictions(Measure):
     """The measure behind `predict`."""
 
     group = "predictions"
+    scores_answers = True
 
     def prepare(self, model: Model, prompts: Prompts) -> MakeRecorder:
-        return lambda batch: PredictionsRecorder(batch, prompts.label_ids)
+        return PredictionsRecorder
 
 
 class PredictionsRecorder(Recorder):
@@ -64,20 +35,63 @@ class PredictionsRecorder(Recorder):
 
     group = "predictions"
 
-    def __init__(self, batch: Batch, label_ids: tuple[int, ...]) -> None:
-        self.gold = batch.gold
-        self.label_ids = batch.everywhere(np.array(label_ids))
+    def __init__(self, batch: Batch) -> None:
+        self.gold, self.answers = batch.gold, batch.answers
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
         logits = end.logits
-        gold, ids = (x.on(logits.device) for x in (self.gold, self.label_ids))
-        labels = logits[:, ids]
+        if self.answers.continued:
+            return self._of_answers(end)
+        gold, ids = (x.on(logits.device) for x in (self.gold, self.answers.ids))
+        labels = logits.gather(1, ids)
+        logprob = labels - logits.logsumexp(dim=-1, keepdim=True)
         top = logits.argmax(dim=-1)
+        top1_correct = top == ids.gather(1, gold[:, None])[:, 0]
         return {
             "logit": labels,
-            "logprob": labels - logits.logsumexp(dim=-1, keepdim=True),
-            "margin": margin(labels, gold),
-            "correct": labels.argmax(dim=-1) == gold,
+            "logprob": logprob,
+            "margin": margin(logprob if self.answers.alone else labels, gold),
+            "correct": top1_correct if self.answers.alone else labels.argmax(dim=-1) == gold,
             "top_token": top,
-            "top1_correct": top == ids[gold],
+            "top1_correct": top1_correct,
         }
+
+    def _of_answers(self, end: End) -> dict[str, torch.Tensor]:
+        """Return what all tokens of the answers give; NaN or False for those of other sequences.
+
+        `whole_answers` makes the predictions of it.
+        """
+        assert end.last_logits is not None
+        logits = end.last_logits.to(end.logits.device)
+        tokens, there = (x.on(logits.device) for x in (self.answers.tokens, self.answers.there))
+        top = torch.stack([own.argmax(dim=-1) for own in _reads(self.answers, logits)], dim=1)
+        greedy = ((top.unsqueeze(-1) == tokens) | ~there).all(dim=1)
+        return {
+            "logprob": answer_logprobs(self.answers, end),
+            "greedy": greedy & there.any(dim=1),
+            "top_token": top[:, 0],
+        }
+
+
+def answer_logprobs(answers: BatchAnswers, end: End) -> Float[torch.Tensor, "B label"]:
+    """Return the sums of the log-probabilities of answers' tokens; NaN for absent answers."""
+    assert end.last_logits is not None
+    logits = end.last_logits.to(end.logits.device)
+    tokens, there = (x.on(logits.device) for x in (answers.tokens, answers.there))
+    found = [
+        own.gather(1, tokens[:, step]) - own.logsumexp(dim=-1, keepdim=True)
+        for step, own in enumerate(_reads(answers, logits))
+    ]
+    total = torch.stack(found, dim=1).masked_fill(~there, 0).sum(dim=1)
+    return total.masked_fill(~there.any(dim=1), torch.nan)
+
+
+def _reads(
+    answers: BatchAnswers, logits: Float[torch.Tensor, "B kept vocabulary"]
+) -> Iterator[Float[torch.Tensor, "B vocabulary"]]:
+    """Yield the logits at each position that is read, in float32; one at a time, to save memory."""
+    reads = answers.reads.on(logits.device)
+    kept = reads - reads[:, -1:] - 1 + logits.shape[1]
+    for step in range(reads.shape[1]):
+        at = kept[:, step, None, None].expand(-1, 1, logits.shape[2])
+        yield logits.gather(1, at)[:, 0].float()

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ..checks import check_is
 from ..edits.changes import From
 from ..errors import InputError
 from ..prompts.positions import named
 from ..results.missing import blank
-from ..sweep.prepare import prepare_sweep
 from ..walk.not_finite import FINITE
 from .collect import collect
 from .datasets import dataset
 from .effects import Effects
-from .measure import MakeRecorder
 from .measurement import measurement
 from .predictions import Predictions
 
@@ -74,33 +70,16 @@ def causal_tracing(
             f"the corrupted prompts have labels {corrupted.labels}, the clean ones {prompts.labels}"
         )
 
-    traced, own = collect(model, corrupted, [_Restored(positions, prompts), Predictions()])
+    asked = corrupted.asked_like(prompts)
+    measures = [Effects(positions, From(prompts), logprobs=False), Predictions()]
+    traced, own = collect(model, asked, measures)
     (clean,) = collect(model, prompts, [Predictions()])
     arrays = {
         "margin_gain": -traced["margin_drop"],
         "margin_clean": clean["margin"],
-        "margin_corrupted": _margins(own["logit"], prompts.gold_index),
+        "margin_corrupted": own["margin"],
         FINITE: traced[FINITE] & clean[FINITE],
     }
     arrays = {name: blank(values, arrays[FINITE]) for name, values in arrays.items()}
     settings = {"positions": named(positions), "corrupted": corrupted.hash}
     return dataset("tracing", arrays, model, prompts, settings)
-
-
-class _Restored(Effects):
-    """Sweep that puts clean outputs into corrupted prompts and reads the clean answer."""
-
-    def __init__(self, positions: Positions, clean: Prompts) -> None:
-        super().__init__(positions, From(clean), logprobs=False)
-
-    def prepare(self, model: Model, prompts: Prompts) -> MakeRecorder:
-        assert isinstance(self.to, From)
-        gold = self.to.donor.gold_index
-        return prepare_sweep(model, prompts, self.positions, self.to, gold=gold)
-
-
-def _margins(logits: np.ndarray, gold: np.ndarray) -> np.ndarray:
-    """Return (prompt,) the right label's logit minus the largest other, from (prompt, label)."""
-    is_gold = np.arange(logits.shape[1]) == gold[:, None]
-    others = np.where(is_gold, -np.inf, logits).max(axis=1)
-    return np.asarray(logits[is_gold] - others)

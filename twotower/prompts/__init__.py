@@ -1,6 +1,8 @@
 """Prompts: tasks, demonstrations, and the role of each token."""
 
 from .build import build_prompts
+from .contrast import contrast
+from .pair_task import PairTask, bundled_pairs, load_pairs
 from .positions import At, at
 from .prompts import Prompts
 from .strings import prompts_from_strings
@@ -8,11 +10,15 @@ from .task import Task, bundled_tasks, load_task
 
 __all__ = [
     "At",
+    "PairTask",
     "Prompts",
     "Task",
     "at",
     "build_prompts",
+    "bundled_pairs",
     "bundled_tasks",
+    "contrast",
+    "load_pairs",
     "load_task",
     "prompts_from_strings",
 ]

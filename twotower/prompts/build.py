@@ -11,6 +11,8 @@ import numpy as np
 from ..checks import MOST_PROMPTS, check_is, one_of, whole, yes_or_no
 from ..errors import InputError
 from .labels import order_labels
+from .pair_prompts import PairRecipe
+from .pair_task import PairTask
 from .prompts import Prompts, assemble
 from .segments import TEMPLATE, Prompt, Template
 from .task import Task
@@ -22,7 +24,7 @@ ORDERS = ("shuffled", "alternating", "blocked")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TaskRecipe:
     """All settings of a set of prompts, except their number and the tokenizer."""
 
     task: Task
@@ -36,6 +38,7 @@ class Recipe:
     max_positions: int | None
     add_special_tokens: bool = True
     control_tokens: bool = False
+    scoring: str = "sum"
     part: str = ""
     """Part of the task's texts, after a split."""
 
@@ -66,6 +69,7 @@ class Recipe:
             max_positions=self.max_positions,
             add_special_tokens=self.add_special_tokens,
             control_tokens=self.control_tokens,
+            scoring=self.scoring,
         )
 
     def split(
@@ -100,7 +104,7 @@ class Recipe:
 class _Draw:
     """Draws prompts one by one; prompt i does not depend on their number."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: TaskRecipe) -> None:
         self.recipe = recipe
         self.classes = recipe.task.classes
         rng = np.random.default_rng([recipe.seed, 1])
@@ -167,7 +171,7 @@ class _Draw:
 
 def build_prompts(
     model: LoadedModel,
-    task: Task,
+    task: Task | PairTask,
     labels: Sequence[str] | Mapping[str, str] | None = None,
     shots: int | Mapping[str, int] = 8,
     n: int = 40,
@@ -180,6 +184,8 @@ def build_prompts(
     shared_demonstrations: bool = False,
     add_special_tokens: bool = True,
     control_tokens: bool = False,
+    scoring: str = "sum",
+    wrong: int = 1,
 ) -> Prompts:
     """Build prompts of labelled demonstrations and an unlabelled query.
 
@@ -188,9 +194,9 @@ def build_prompts(
     model
         Model that gives the tokenizer and the context length.
     task
-        Texts by class.
+        Texts by class, or pairs of an input and an output.
     labels
-        One word per class, each a single token in the prompt; or a dict of class to word. By
+        One word per class, of any number of tokens; or a dict of class to word. By
         default foo, bar, map, key, cup, ... Words that are class names are matched to their
         classes, in any order.
     shots
@@ -218,30 +224,65 @@ def build_prompts(
     control_tokens
         Whether the task's texts and labels may contain control tokens of the tokenizer, such
         as <|im_end|>. The template and the instruction always may.
+    scoring
+        Score of a label or answer of several tokens: "sum" of their log-probabilities, each given
+        the prompt and the tokens before it; "mean" per token; "characters", the sum per
+        character; or the log-probability of the "first" token.
+    wrong
+        Of tasks of pairs: number of wrong answers of each prompt, drawn from the outputs of other
+        pairs. 0: the rest of the vocabulary is the right answer's rival.
 
     Returns
     -------
     Prompts
         In every block of (number of classes) squared prompts, correct answers are balanced
-        over labels and classes. A query never appears among its demonstrations.
+        over labels and classes. A query never appears among its demonstrations. Of a task of
+        pairs, each demonstration's output is its label, and `labels` are "right", "wrong",
+        "wrong 2", ...
 
     Raises
     ------
     InputError
-        If labels are not distinct single tokens, one per class and the same after every
-        prompt; if only some labels are class names and `permute_labels` is not given; if a
-        class has too few texts; if the tokenizer drops or does not know a character; or if a
-        prompt is longer than the model's context.
+        If labels are not distinct, one per class and the same tokens after every prompt; if
+        only some labels are class names and `permute_labels` is not given; if a class has too
+        few texts; if the tokenizer drops or does not know a character; if a prompt is longer than
+        the model's context; or if an argument does not apply to a task of pairs.
     """
     if not hasattr(model, "tokenizer"):
         check_is(model, "Model", "model")
-    check_is(task, "Task", "task")
+    if not isinstance(task, PairTask):
+        check_is(task, "Task", "task")
     for name, flag in (
         ("shared_demonstrations", shared_demonstrations),
         ("add_special_tokens", add_special_tokens),
         ("control_tokens", control_tokens),
     ):
         yes_or_no(name, flag)
+    whole("n", n, 1, MOST_PROMPTS)
+    whole("seed", seed)
+    if isinstance(task, PairTask):
+        given = {
+            "labels": labels is not None,
+            "order": order != "shuffled",
+            "permute_labels": permute_labels is not None,
+            "shared_demonstrations": shared_demonstrations,
+        }
+        for name, used in given.items():
+            if used:
+                raise InputError(f"{name}= needs a task of classes; {task.name!r} is one of pairs")
+        pairs = PairRecipe(
+            task,
+            whole("shots", shots),
+            seed,
+            Template(template, instruction),
+            whole("wrong", wrong),
+            scoring,
+            model.max_positions,
+            bool(add_special_tokens),
+            bool(control_tokens),
+        )
+        pairs.check_pairs()
+        return pairs.make(n, model.tokenizer)
     labels, permuted = order_labels(task, labels, permute_labels)
     if isinstance(shots, Mapping):
         if set(shots) != set(labels):
@@ -253,10 +294,8 @@ def build_prompts(
         numbers = [shots]
     if sum(whole("shots", k) for k in numbers) == 0:
         raise InputError("shots must leave at least one demonstration")
-    whole("n", n, 1, MOST_PROMPTS)
-    whole("seed", seed)
     one_of("order", order, ORDERS)
-    recipe = Recipe(
+    recipe = TaskRecipe(
         task,
         labels,
         shots,
@@ -268,6 +307,7 @@ def build_prompts(
         model.max_positions,
         bool(add_special_tokens),
         bool(control_tokens),
+        scoring,
     )
     recipe.check_texts()
     return recipe.make(n, model.tokenizer)

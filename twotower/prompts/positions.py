@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool
 
-from ..checks import one_of, whole, yes_or_no
+from ..checks import whole, yes_or_no
 from ..errors import InputError
 from .segments import ROLES
 
@@ -56,8 +56,11 @@ class At:
             if wanted is None:
                 continue
             values = getattr(prompts, name)
+            if name == "role" and "last" in wanted:
+                wanted = (*wanted, "answer")
             for one in wanted:
-                if name != "role" and not (values == one).any():
+                known = name == "role" and one in ROLES
+                if not known and not (values == one).any():
                     what = name.removesuffix("_text").replace("_", " ")
                     raise InputError(f"no position of the prompts has the {what} {one!r}")
             found = found & np.isin(values, list(wanted))
@@ -90,7 +93,7 @@ def at(
     Parameters
     ----------
     role
-        One or more of bos, text, separator, label, query, last.
+        One or more of bos, text, separator, label, query, last, or your own names of spans.
     label
         Text of the demonstration's label. Matches all positions of the demonstration; add
         role="label" to match only the label token.
@@ -109,7 +112,7 @@ def at(
     Raises
     ------
     InputError
-        If no property is given, or a role is unknown.
+        If no property is given, or one is not a text or a number.
 
     Examples
     --------
@@ -117,8 +120,8 @@ def at(
     {'role': ('label',), 'label': ('foo',)}
     """
     roles = _texts("role", role)
-    for name in roles or ():
-        one_of("role", name, ROLES[1:])
+    if "pad" in (roles or ()):
+        raise InputError("padding cannot be selected")
     numbers = None
     if demonstration is not None:
         listed = demonstration if isinstance(demonstration, Iterable) else [demonstration]
@@ -161,6 +164,11 @@ def position_mask(prompts: Prompts, positions: Positions) -> Bool[np.ndarray, "p
     if hasattr(positions, "mask") and hasattr(positions, "describe"):
         return positions.mask(prompts)
     mask = np.asarray(positions)
+    # Imported here: `at` needs no tokens.
+    from .sequences import base_of, widened
+
+    if mask.dtype == bool and mask.shape == base_of(prompts).token_id.shape:
+        mask = widened(mask, prompts)
     if mask.dtype != bool or mask.shape != prompts.token_id.shape:
         raise InputError(
             f"positions must be 'last', 'labels', 'all', at(...) or a boolean array of shape "

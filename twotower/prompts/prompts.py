@@ -5,19 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..checks import finite, one_of, whole
 from ..errors import InputError
+from .answers import Answers, check_label_positions, read_answers
 from .segments import Prompt
-from .tokens import check_label_positions, label_token_ids, tokenize
+from .tokens import tokenize
 
 if TYPE_CHECKING:
-    from .build import Recipe
     from .model import LoadedModel
+    from .recipe import Recipe
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,9 +30,10 @@ class Prompts:
     items
         The prompts as segments.
     labels
-        Label texts, in the order of the dim `label`.
-    label_ids
-        Token id of each label.
+        The dim `label`: texts of the labels, or names of answers that differ by prompt ("right",
+        "wrong").
+    answers
+        Texts and tokens of every prompt's answers, in the order of `labels`.
     token_id
         (prompt, position) token ids, -1 for padding.
     token, role, demonstration_class, label_text
@@ -51,7 +53,7 @@ class Prompts:
 
     items: tuple[Prompt, ...]
     labels: tuple[str, ...]
-    label_ids: tuple[int, ...]
+    answers: Answers = field(repr=False)
     token_id: np.ndarray = field(repr=False)
     token: np.ndarray = field(repr=False)
     role: np.ndarray = field(repr=False)
@@ -97,12 +99,12 @@ class Prompts:
         keep = self.token_id[rows]
         width = int((keep >= 0).sum(axis=1).max()) if len(rows) else 0
         cut = {
-            name: getattr(self, name)[rows][:, self.n_positions - width :] for name in _BY_POSITION
+            name: getattr(self, name)[rows][:, self.n_positions - width :] for name in BY_POSITION
         }
         return Prompts(
             tuple(self.items[i] for i in rows),
             self.labels,
-            self.label_ids,
+            self.answers[rows],
             tokenizer=self.tokenizer,
             task_name=self.task_name,
             seed=self.seed,
@@ -125,6 +127,19 @@ class Prompts:
     def strings(self) -> list[str]:
         """The prompts as text."""
         return [p.string for p in self.items]
+
+    @property
+    def label_ids(self) -> tuple[int, ...]:
+        """First token of each label.
+
+        Raises
+        ------
+        InputError
+            If answers differ by prompt; see `answers`.
+        """
+        if self.answers.by_prompt:
+            raise InputError("answers differ by prompt: their tokens are in prompts.answers")
+        return tuple(map(int, self.answers.first[0]))
 
     @property
     def gold(self) -> np.ndarray:
@@ -151,10 +166,12 @@ class Prompts:
         """SHA-256 of the prompts' texts, roles, labels and token ids."""
         content = [
             self.labels,
-            self.label_ids,
+            self.answers.token_id.tolist() if self.answers.by_prompt else self.label_ids,
             [[p.gold, p.query_class, [list(vars(s).values()) for s in p.segments]] for p in self],
             self.token_id.tolist(),
         ]
+        if self.answers.token_id.shape[2] > 1:
+            content += [self.answers.scoring, self.answers.token_id.tolist()]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def check_model(self, model: LoadedModel) -> None:
@@ -188,7 +205,24 @@ class Prompts:
             seed=self.seed,
             add_special_tokens=self.add_special_tokens,
             control_tokens=True,
+            scoring=self.answers.scoring,
         )
+
+    def asked_like(self, other: Prompts) -> Prompts:
+        """Return the prompts with the answers of other prompts, one for each.
+
+        Parameters
+        ----------
+        other
+            As many prompts, with the same labels.
+        """
+        if len(self) != len(other):
+            raise InputError(f"there are {len(self)} prompts and {len(other)} to take answers from")
+        items = tuple(
+            replace(item, gold=asked.gold, answers=asked.answers)
+            for item, asked in zip(self.items, other.items, strict=True)
+        )
+        return replace(self, items=items, answers=other.answers, recipe=None)
 
     def where(self, positions: str) -> np.ndarray:
         """Return a (prompt, position) boolean mask of the positions of a name.
@@ -196,12 +230,14 @@ class Prompts:
         Parameters
         ----------
         positions
-            "last", "labels" or "all" (all except padding).
+            "last" (where an answer's tokens are predicted), "labels" or "all" (all except
+            padding).
         """
         one_of("positions", positions, ("last", "labels", "all"))
         if positions == "all":
             return np.asarray(self.token_id >= 0)
-        return np.asarray(self.role == {"last": "last", "labels": "label"}[positions])
+        roles = {"last": ("last", "answer"), "labels": ("label",)}[positions]
+        return np.isin(self.role, roles)
 
     def reversed_labels(self) -> Prompts:
         """Return the same prompts with each label replaced by the next (the last by the first).
@@ -209,12 +245,43 @@ class Prompts:
         With two labels this swaps them, as in Yu & Ananiadou (2024, section 3.3). Classes and
         texts stay the same; the correct label changes too.
         """
+        self._needs_labels("reversed_labels")
         shifted = dict(zip(self.labels, self.labels[1:] + self.labels[:1], strict=True))
         items = [p.relabelled(shifted) for p in self.items]
         twin = self._with(items)
         if not np.array_equal(twin.role, self.role):
             raise InputError("with the labels reversed the prompts no longer align, token by token")
         return twin
+
+    def first_tokens(self) -> Prompts:
+        """Return the prompts with answers scored by their first tokens.
+
+        If two answers of a prompt begin with the same token, only the right answers remain.
+        """
+        first = self.answers.first
+        differ = all(len(set(row)) == len(row) for row in first.tolist())
+        if differ and not self.answers.several:
+            return self
+        labels, kept = self.labels, np.arange(len(self.labels))[None].repeat(len(self), axis=0)
+        items = self.items
+        if not differ:
+            labels, kept = ("right",), self.gold_index[:, None]
+            items = tuple(replace(item, gold="right") for item in items)
+        rows = np.arange(len(self))[:, None]
+        answers = Answers(
+            self.answers.text[rows, kept],
+            self.answers.token_id[rows, kept][:, :, :1],
+            "first",
+            self.answers.by_prompt or not differ,
+        )
+        return replace(self, items=items, labels=labels, answers=answers)
+
+    def _needs_labels(self, method: str) -> None:
+        if self.answers.by_prompt:
+            raise InputError(
+                f"{method}() changes the labels of classes, and these prompts have answers of "
+                "their own; give the changed texts to contrast"
+            )
 
     def reordered(self, orders: Sequence[Sequence[int]]) -> Prompts:
         """Return the same prompts with their demonstrations in another order.
@@ -250,6 +317,7 @@ class Prompts:
         InputError
             If no other prompt has a query of another class in the prompt's demonstrations.
         """
+        self._needs_labels("other_queries")
         rng = np.random.default_rng([whole("seed", seed), 19])
         items = []
         for i, prompt in enumerate(self.items):
@@ -322,7 +390,7 @@ class Prompts:
         return self[np.flatnonzero(first)], self[np.flatnonzero(~first)]
 
 
-_BY_POSITION = ("token_id", "token", "role", "demonstration", "demonstration_class", "label_text")
+BY_POSITION = ("token_id", "token", "role", "demonstration", "demonstration_class", "label_text")
 
 
 def assemble(
@@ -336,15 +404,16 @@ def assemble(
     max_positions: int | None = None,
     add_special_tokens: bool = True,
     control_tokens: bool = False,
+    scoring: str = "sum",
 ) -> Prompts:
     """Tokenize prompts and make the padded arrays.
 
     Raises
     ------
     InputError
-        If there are no prompts; if labels are equal, not one token, or not the same token in
-        every prompt; if the tokenizer drops or does not know a character; or if a prompt is
-        longer than `max_positions`.
+        If there are no prompts; if labels are equal, or not the same tokens in every prompt; if
+        the tokenizer drops or does not know a character; or if a prompt with its longest answer
+        is longer than `max_positions`.
     """
     items, labels = tuple(items), tuple(labels)
     if not items:
@@ -354,14 +423,16 @@ def assemble(
     how = {"add_special_tokens": add_special_tokens, "control_tokens": control_tokens}
     tokens = tokenize(items, tokenizer, **how)
     width = max(map(len, tokens))
-    if max_positions is not None and width > max_positions:
-        raise InputError(
-            f"a prompt has {width} tokens and the model takes {max_positions}; use fewer shots "
-            "or shorter texts"
-        )
     base = [[token for token, _, _ in prompt] for prompt in tokens]
-    ids = label_token_ids(items, labels, tokenizer, base, **how)
-    check_label_positions(tokens, dict(zip(labels, ids, strict=True)), tokenizer)
+    answers = read_answers(items, labels, tokenizer, base, scoring=scoring, **how)
+    longest = int((np.array(list(map(len, tokens)))[:, None] + answers.n_read - 1).max())
+    if max_positions is not None and longest > max_positions:
+        raise InputError(
+            f"a prompt has {longest} tokens{' with its answer' if longest > width else ''} and "
+            f"the model takes {max_positions}; use fewer shots or shorter texts"
+        )
+    if not answers.by_prompt:
+        check_label_positions(tokens, labels, answers, tokenizer)
     shape = (len(items), width)
     arrays: dict[str, np.ndarray] = {
         "token_id": np.full(shape, -1, dtype=np.int64),
@@ -385,7 +456,7 @@ def assemble(
     return Prompts(
         items,
         labels,
-        tuple(ids),
+        answers,
         tokenizer=tokenizer,
         recipe=recipe,
         task_name=task_name,

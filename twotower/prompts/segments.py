@@ -12,8 +12,12 @@ from dataclasses import dataclass, replace
 from ..checks import encodable
 from ..errors import InputError
 
-ROLES = ("pad", "bos", "text", "separator", "label", "query", "last")
-"""All roles of positions; "last" is the position that predicts the label."""
+ROLES = ("pad", "bos", "text", "separator", "label", "query", "last", "answer")
+"""Roles that this package gives; users may name further ones.
+
+"last" is the position that predicts the answer's first token. "answer" are the tokens of an
+answer that predict its further tokens.
+"""
 
 TEMPLATE = "{text}: {label}\n"
 
@@ -27,7 +31,7 @@ class Segment:
     text
         Its characters.
     role
-        One of `ROLES`.
+        One of `ROLES`, or the user's own name of a span.
     demonstration
         Number of its demonstration, from 0; -1 for the query.
     demonstration_class, label
@@ -43,12 +47,26 @@ class Segment:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt: its segments, the query's text and class, and the correct label."""
+    """One prompt.
+
+    Parameters
+    ----------
+    segments
+        Its parts, in order.
+    text, query_class
+        Text and class of the query.
+    gold
+        The correct label, or the name of the right answer.
+    answers
+        The prompt's own answers, as they follow it, in the order of the labels; empty if the
+        labels are the answers.
+    """
 
     segments: tuple[Segment, ...]
     text: str
     gold: str
     query_class: str
+    answers: tuple[str, ...] = ()
 
     @property
     def string(self) -> str:
@@ -59,9 +77,11 @@ class Prompt:
     def texts(self) -> set[str]:
         """Texts of the demonstrations and the query, without spaces around them.
 
-        In a user's own string these spaces depend on the text's place in the prompt.
+        In a user's own string these spaces depend on the text's place in the prompt. A prompt
+        without a query is one text.
         """
-        return {s.text.strip() for s in self.segments if s.role in ("text", "query")}
+        parts = [s.text.strip() for s in self.segments if s.role in ("text", "query")]
+        return set(parts) if any(s.role == "query" for s in self.segments) else {self.string}
 
     def relabelled(self, new: dict[str, str]) -> Prompt:
         """Return the prompt with every label replaced by another."""

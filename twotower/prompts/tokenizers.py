@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
+
 from ..errors import InputError
-from .tokens import encode, label_token_ids
+from .answers import read_answers
+from .tokens import encode
 
 if TYPE_CHECKING:
     from .model import LoadedModel
@@ -58,24 +61,38 @@ def _check_tokens(tokenizer: Any, prompts: Prompts) -> None:
         if made != again:
             raise InputError(_difference(number, made, again, prompts, tokenizer))
     try:
-        label_ids = label_token_ids(
+        found = read_answers(
             prompts.items,
             prompts.labels,
             tokenizer,
             known,
+            scoring=prompts.answers.scoring,
             add_special_tokens=prompts.add_special_tokens,
             control_tokens=True,
         )
     except InputError as error:
         raise InputError(f"the prompts were made with another tokenizer: {error}") from error
-    for label, old, new in zip(prompts.labels, prompts.label_ids, label_ids, strict=True):
-        if old != new:
-            raise InputError(
-                f"the prompts were made with another tokenizer: the label {label!r} has the id "
-                f"{old} there and {new} with this model; build the prompts with this model"
-            )
+    both = (prompts.answers.token_id, found.token_id)
+    if not np.array_equal(*both):
+        raise InputError(_other_answer(prompts, *both))
     if ours:
         _accepted.setdefault(prompts, set()).add(ours)
+
+
+def _other_answer(prompts: Prompts, made: np.ndarray, again: np.ndarray) -> str:
+    """Describe the first different answer in a sentence."""
+    for text, *both in zip(
+        prompts.answers.text.ravel(),
+        *(ids.reshape(-1, ids.shape[2]) for ids in (made, again)),
+        strict=True,
+    ):
+        old, new = (ids[ids >= 0].tolist() for ids in both)
+        if old != new:
+            return (
+                f"the prompts were made with another tokenizer: the tokens of {text!r} have the "
+                f"ids {old} there and {new} with this model; build the prompts with this model"
+            )
+    raise AssertionError("the answers do not differ")
 
 
 def _difference(
@@ -102,9 +119,9 @@ def _check_sizes(model: LoadedModel, prompts: Prompts) -> None:
     if top >= rows:
         raise InputError(_beyond("token", top, rows, "embedding", prompts))
     rows = _rows(model.architecture.unembedding(model.module), model.config)
-    top = max(prompts.label_ids)
+    top = int(prompts.answers.token_id.max())
     if top >= rows:
-        raise InputError(_beyond("label's token", top, rows, "unembedding", prompts))
+        raise InputError(_beyond("answer's token", top, rows, "unembedding", prompts))
 
 
 def _beyond(what: str, token: int, rows: int, where: str, prompts: Prompts) -> str:

@@ -101,7 +101,7 @@ COORDINATES = {
         _PP,
         "str",
         "role of the position",
-        "pad, bos, text, separator, label, query or last",
+        "pad, bos, text, separator, label, query, last, or a user's name of a span",
         required=False,
     ),
     "demonstration": Variable(
@@ -123,6 +123,23 @@ COORDINATES = {
         "str",
         "label of the demonstration",
         "text of the demonstration's label",
+        required=False,
+    ),
+    "answer_text": Variable(
+        _PL, "str", "answer", "text of the answer, if answers differ by prompt", required=False
+    ),
+    "answer_token": Variable(
+        _PL,
+        "str",
+        "first token of the answer",
+        "its text, if answers differ by prompt",
+        required=False,
+    ),
+    "answer_tokens": Variable(
+        _PL,
+        "int",
+        "tokens of the answer",
+        "their number, if answers have several",
         required=False,
     ),
     "measured": Variable(
@@ -155,28 +172,43 @@ GROUPS: dict[str, dict[str, Variable]] = {
         "text": Variable(_P, "str", "query", "the query's text"),
     },
     "predictions": {
-        "logit": Variable(_PL, "float", "label logit", "the model's own logit of the label"),
+        "logit": Variable(
+            _PL,
+            "float",
+            "label logit",
+            "the model's own logit of the label; only of labels of one token",
+            required=False,
+        ),
         "logprob": Variable(
-            _PL, "float", "label log-probability", "over the whole vocabulary", "nat"
+            _PL,
+            "float",
+            "label log-probability",
+            "over the whole vocabulary; of several tokens the sum of their log-probabilities, each "
+            "given the tokens before it, or as the attribute `scoring` says",
+            "nat",
         ),
         "margin": Variable(
             _P,
             "float",
             "margin",
-            "logit of the right label minus the largest logit among the other labels",
+            "logit of the right label minus the largest logit among the other labels. Of labels of "
+            "several tokens, the same of log-probabilities (for one token both are equal). Without "
+            "other labels, the right one's log-probability",
         ),
         "correct": Variable(
             _P,
             "bool",
             "right among the labels",
-            "the right label has the largest logit of all labels",
+            "the right label has the largest logit of all labels (or log-probability, as the "
+            "margin). Without other labels, as top1_correct",
         ),
         "top_token": Variable(_P, "str", "most likely token", "over the whole vocabulary"),
         "top1_correct": Variable(
             _P,
             "bool",
             "right over the vocabulary",
-            f"the most likely token is the right label ({PAPER}, accuracy)",
+            f"the most likely token is the right label ({PAPER}, accuracy). Of labels of several "
+            "tokens: each token is the most likely one after those before it",
         ),
     },
     "effects": {

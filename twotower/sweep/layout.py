@@ -36,9 +36,10 @@ class Layout:
     distance
         (G, S, E + S) number of positions from query back to key.
     last
-        (G, Q) indices of the prompts' last positions among the changed ones; 0 at padding.
+        (G, Q) indices, among the changed positions, of those that are read, such as the prompts'
+        last positions; 0 at padding.
     prompt
-        (B,) index of each prompt's last position in the flattened (G Q) last positions.
+        (B, R) index of each prompt's read positions in the flattened (G Q) of all.
     causal
         Whether every position sees exactly itself and the positions before it in its pack.
     owner
@@ -79,14 +80,14 @@ class Layout:
         return self._seen[key]
 
     def ends(self, x: Shaped[torch.Tensor, "G S *rest"]) -> Shaped[torch.Tensor, "G Q *rest"]:
-        """Return x (G, S, ...) at the prompts' last positions, (G, Q, ...)."""
+        """Return x (G, S, ...) at the positions that are read, (G, Q, ...)."""
         packs = torch.arange(len(x), device=x.device)
         return x[packs[:, None], self.last.on(x.device)]
 
     def row_ends(
         self, x: Shaped[torch.Tensor, "G n S *rest"]
     ) -> Shaped[torch.Tensor, "G n Q *rest"]:
-        """Return rows (G, n, S, ...) at the prompts' last positions, (G, n, Q, ...)."""
+        """Return rows (G, n, S, ...) at the positions that are read, (G, n, Q, ...)."""
         return self.ends(x.transpose(1, 2)).transpose(1, 2)
 
     def worst(self, x: Float[torch.Tensor, "G S"]) -> Float[torch.Tensor, " B"]:
@@ -97,9 +98,9 @@ class Layout:
 
     def by_prompt(
         self, x: Shaped[torch.Tensor, "G n Q *rest"]
-    ) -> Shaped[torch.Tensor, "B n *rest"]:
-        """Return x (G, n, Q, ...) at last positions, ordered by prompt (B, n, ...)."""
-        return x.transpose(1, 2).flatten(0, 1)[self.prompt.on(x.device)]
+    ) -> Shaped[torch.Tensor, "B n R *rest"]:
+        """Return x (G, n, Q, ...) at the positions that are read, by prompt (B, n, R, ...)."""
+        return x.transpose(1, 2).flatten(0, 1)[self.prompt.on(x.device)].transpose(1, 2)
 
 
 @dataclass
@@ -111,9 +112,18 @@ class _Pack:
     depth: list[int] = field(default_factory=list)
     changed: list[bool] = field(default_factory=list)
     children: dict[tuple[int, tuple[int, ...]], int] = field(default_factory=dict)
-    last: dict[int, int] = field(default_factory=dict)
+    read: dict[int, list[int]] = field(default_factory=dict)
 
-    def add(self, prompt: int, keys: list[tuple[int, ...]], at: np.ndarray, start: int) -> None:
+    def add(
+        self,
+        prompt: int,
+        keys: list[tuple[int, ...]],
+        at: np.ndarray,
+        start: int,
+        reads: list[int],
+    ) -> None:
+        """Add a prompt; `start` and `reads` count in the flattened positions and in its own."""
+        nodes = []
         node = -1
         for depth, (key, changed) in enumerate(zip(keys, at, strict=True)):
             place = (node, key)
@@ -124,8 +134,10 @@ class _Pack:
                 self.depth.append(depth)
                 self.changed.append(bool(changed) or (node >= 0 and self.changed[node]))
             node = self.children[place]
-        self.last[prompt] = node
-        self.changed[node] = True  # the last position is read, even if no head is changed there
+            nodes.append(node)
+        self.read[prompt] = [nodes[depth] for depth in reads]
+        for node in self.read[prompt]:  # rows hold what is read, even if nothing changes there
+            self.changed[node] = True
 
     @property
     def cost(self) -> int:
@@ -139,6 +151,7 @@ def make_layout(
     width: float,
     devices: Sequence[torch.device],
     separate: bool = False,
+    reads: Int[np.ndarray, "B R"] | None = None,
 ) -> Layout:
     """Return the packs of a batch; prompts with the same beginning may share a pack.
 
@@ -158,16 +171,21 @@ def make_layout(
         Devices that need the tensors.
     separate
         Whether each prompt has its own pack, as a mixer of positions needs it.
+    reads
+        (B, R) columns of the positions that are read; by default the last.
     """
     n, n_positions = token_id.shape
-    rows: list[tuple[list[tuple[int, ...]], np.ndarray, int]] = []
+    if reads is None:
+        reads = np.full((n, 1), n_positions - 1)
+    rows: list[tuple[list[tuple[int, ...]], np.ndarray, int, list[int]]] = []
     for b in range(n):
         start = int((token_id[b] < 0).sum())
         what = np.where(at[b], kinds[b], -1)[start:]
         keys: list[tuple[int, ...]] = [
             (int(t), int(k)) for t, k in zip(token_id[b, start:], what, strict=True)
         ]
-        rows.append((keys, at[b, start:], b * n_positions + start))
+        own = (reads[b] - start).tolist()
+        rows.append((keys, at[b, start:], b * n_positions + start, own))
     packs: list[_Pack] = []
     for b in sorted(range(n), key=lambda b: rows[b][0]):
         alone = _Pack()
@@ -179,7 +197,7 @@ def make_layout(
                 packs[-1] = joint
                 continue
         packs.append(alone)
-    return _tensors(packs, n, n_positions, devices)
+    return _tensors(packs, reads.shape, n_positions, devices)
 
 
 def _price(pack: _Pack, width: float) -> float:
@@ -194,17 +212,22 @@ def _copy(pack: _Pack) -> _Pack:
         list(pack.depth),
         list(pack.changed),
         dict(pack.children),
-        dict(pack.last),
+        dict(pack.read),
     )
 
 
+def _read(pack: _Pack) -> list[int]:
+    """Return the different nodes of a pack that are read, in the order of its prompts."""
+    return list(dict.fromkeys(node for nodes in pack.read.values() for node in nodes))
+
+
 def _tensors(
-    packs: list[_Pack], n: int, n_positions: int, devices: Sequence[torch.device]
+    packs: list[_Pack], shape: tuple[int, ...], n_positions: int, devices: Sequence[torch.device]
 ) -> Layout:
     changed = [np.flatnonzero(pack.changed) for pack in packs]
     earlier = [np.flatnonzero(~np.array(pack.changed)) for pack in packs]
     n_changed, n_earlier = max(map(len, changed)), max(map(len, earlier))
-    n_last = max(len(pack.last) for pack in packs)
+    n_read = max(len(_read(pack)) for pack in packs)
     size = (len(packs), n_changed, n_earlier + n_changed)
     source = np.zeros(size[:2], dtype=np.int64)
     owner = np.full(size[:2], -1, dtype=np.int64)
@@ -212,7 +235,7 @@ def _tensors(
     before = np.zeros((len(packs), n_earlier), dtype=np.int64)
     visible, distance = np.zeros(size, dtype=bool), np.zeros(size, dtype=np.int64)
     visible[:, np.arange(n_changed), n_earlier + np.arange(n_changed)] = True
-    last, prompt = np.zeros((len(packs), n_last), dtype=np.int64), np.zeros(n, dtype=np.int64)
+    last, prompt = np.zeros((len(packs), n_read), dtype=np.int64), np.zeros(shape, dtype=np.int64)
     for g, (pack, own, old) in enumerate(zip(packs, changed, earlier, strict=True)):
         source[g, : len(own)] = np.array(pack.source)[own]
         owner[g, : len(own)] = source[g, : len(own)] // n_positions
@@ -228,9 +251,11 @@ def _tensors(
             visible[g, : len(own), to] = ancestors[np.ix_(own, part)]
             distance[g, : len(own), to] = depth[own][:, None] - depth[part]
         place = {int(node): i for i, node in enumerate(own)}
-        for q, (b, node) in enumerate(pack.last.items()):
+        numbers = {node: q for q, node in enumerate(_read(pack))}
+        for node, q in numbers.items():
             last[g, q] = place[node]
-            prompt[b] = g * n_last + q
+        for b, nodes in pack.read.items():
+            prompt[b] = [g * n_read + numbers[node] for node in nodes]
     causal = n_earlier == 0 and bool((visible == np.tri(n_changed, dtype=bool)).all())
 
     def on(array: np.ndarray) -> Everywhere:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
-
-import numpy as np
-from jaxtyping import Int
 
 from ..edits.changes import Change, Zero
 from ..edits.prepared import prepare_change
@@ -15,6 +11,7 @@ from ..errors import InputError
 from ..models.rounding import Rounding
 from ..options import option
 from ..prompts.positions import position_mask
+from ..prompts.sequences import Continued
 from ..walk.batch import Batch
 from ..walk.judge import refuse
 from ..walk.readout import get_readout
@@ -38,7 +35,7 @@ def prepare_sweep(
     *,
     groups: Sequence[Group] | None = None,
     logprobs: bool = False,
-    gold: Int[np.ndarray, " prompt"] | None = None,
+    tokens: bool = False,
 ) -> Callable[[Batch], Sweep]:
     """Return a function that builds the sweep recorder for a batch.
 
@@ -56,8 +53,8 @@ def prepare_sweep(
         results are by layer and head.
     logprobs
         Whether to return drops of log-probabilities too.
-    gold
-        (prompt,) index of the label whose margin is read; by default the right label.
+    tokens
+        Whether to return drops for every token of the answers (see `Sweep`).
 
     Raises
     ------
@@ -72,7 +69,9 @@ def prepare_sweep(
     if not at.any():
         raise InputError("positions are empty: nothing would be changed")
     change = prepare_change(to, model, prompts, at)
-    readout = get_readout(model, prompts.label_ids)
+    readout = get_readout(model, prompts.answers.vocabulary)
+    continued = isinstance(prompts, Continued)
+    logprobs = logprobs or continued or prompts.answers.alone
     name = "group_effects"
     shape: tuple[int, ...] = (-1,)
     places = None
@@ -90,16 +89,16 @@ def prepare_sweep(
             6 * model.d_model,
             batch.devices,
             separate=any(map(model.architecture.mixes, range(model.n_layers))),
+            reads=batch.answers.reads.own.numpy(),
         )
         source = layout.source.own
         changed = batch.cut(at).map(lambda x: x.flatten()[source])
         rows = RowChange(changed, change.for_batch(batch, range(model.n_layers), source))
         fit = what_fits(model, layout, batch.width, logprobs)
         chunks = [groups[i : i + fit.rows] for i in range(0, len(groups), fit.rows)]
-        if gold is not None:
-            batch = replace(batch, gold=batch.everywhere(gold[batch.rows]))
         unembedded = fit.vectors if logprobs else 0
         how = (places, model.layer_devices, name, Rounding.of(model) if option("proof") else None)
-        return Sweep(batch, readout, layout, rows, chunks, unembedded, shape, *how)
+        parts = (layout, rows, chunks, unembedded, shape, *how)
+        return Sweep(batch, readout.of(batch), *parts, tokens=tokens)
 
     return make

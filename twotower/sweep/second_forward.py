@@ -74,10 +74,11 @@ def _on_one_of(model: Model, prompts: Prompts) -> dict[str, Any]:
 
 
 def _compare(model: Model, prompt: Prompts) -> dict[str, Any]:
+    prompt = prompt.first_tokens()
     heads = _candidates(model)
     make = prepare_sweep(model, prompt, groups=[(head,) for head in heads])
     batch = make_batch(model, prompt, np.arange(1))
-    recorders = [make(batch), watch(batch, prompt.label_ids, [])]
+    recorders = [make(batch), watch(batch, [])]
     swept, seen = proved_batch(model, batch, recorders)
     drops = swept["margin_drop"][0].numpy()
     if not seen[FINITE].all() or not np.isfinite(drops).all():
@@ -114,17 +115,24 @@ def _candidates(model: Model) -> list[Head]:
 
 
 def _margin(logits: Sequence[float] | np.ndarray, gold: int) -> float:
+    if len(logits) == 1:
+        return float(logits[0])
     others = np.delete(np.asarray(logits), gold)
     return float(logits[gold] - others.max())
 
 
 def _logits(model: Model, prompt: Prompts, out: Head | None) -> np.ndarray:
-    """Return the labels' logits, with a head's output set to zero at the last position."""
+    """Return the answers' logits, with a head's output set to zero at the last position.
+
+    Of one answer, return its log-probability.
+    """
     ids = torch.as_tensor(prompt.token_id, device=model.device)
     inputs = {"input_ids": ids, "use_cache": False, "return_dict": True}
     with torch.no_grad(), _without(model, out):
         logits = model.module(**inputs).logits[0, -1]
-    labels: np.ndarray = logits[list(prompt.label_ids)].double().cpu().numpy()
+    if prompt.answers.alone:
+        logits = logits.double().log_softmax(dim=-1)
+    labels: np.ndarray = logits[prompt.answers.first[0].tolist()].double().cpu().numpy()
     return labels
 
 

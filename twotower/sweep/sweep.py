@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from ..models.rounding import Rounding, coarsest
 from ..walk.batch import Batch
 from ..walk.proof import Claim
-from ..walk.readout import Readout
+from ..walk.readout import Readout, token_logprobs
 from ..walk.tensors import margin
 from ..walk.walk import End, LayerView, PassingView, Recorder
 from .counterfactuals import Group, plan
@@ -50,6 +50,10 @@ class Sweep(Recorder):
         Group of the schema that names the results.
     rounding
         Error that the model's arithmetic allows in the unchanged row; None for no unchanged row.
+    tokens
+        Whether to return drops of the log-probabilities of all tokens of an answer, (B, *shape,
+        R), instead of their sums, (B, *shape, label). Only of prompts with answers of several
+        tokens.
     """
 
     def __init__(
@@ -65,13 +69,20 @@ class Sweep(Recorder):
         layer_devices: Sequence[torch.device],
         group: str,
         rounding: Rounding | None,
+        tokens: bool = False,
     ) -> None:
         self.group, self.shape = group, shape
         self.shares_rows = layout.n_changed > 1
-        self.gold, self.readout, self.layout, self.change = batch.gold, readout, layout, change
+        self.gold, self.answers, self.layout, self.change = (
+            batch.gold,
+            batch.answers,
+            layout,
+            change,
+        )
+        self.readout = readout
         self.donors = change.change.donors
-        self.unembedded = unembedded
-        heads_in = [0 if x is None else len(x) for x in readout.directions]
+        self.unembedded, self.tokens = unembedded, tokens
+        heads_in = readout.heads_in
         n_layers = len(heads_in)
         self.top = n_layers - 1
         self.places = None if places is None else batch.everywhere(np.array(places))
@@ -175,51 +186,67 @@ class Sweep(Recorder):
         assert rows is not None
         return rows
 
-    def _margins(
-        self, residual: Float[torch.Tensor, "B *rest d_model"], gold: Int[torch.Tensor, " B"]
-    ) -> Float[torch.Tensor, " B *rest"]:
-        """Return margins (B, ...) of residuals (B, ..., d_model); norm and logits in float32."""
-        normed = self.readout.frozen_norm(residual, self.readout.spread(residual))
-        return margin(self.readout.label_logits(normed), gold)
+    def _scores(
+        self, residual: Float[torch.Tensor, "B n R d_model"], end: End
+    ) -> dict[str, Float[torch.Tensor, "B n *rest"]]:
+        """Return the values whose drops are results, of residual streams at the read positions."""
+        if self.answers.continued:
+            return {"logprob": self._answers(residual, end)}
+        residual = residual[:, :, 0]
+        found = {}
+        if self.unembedded:
+            found["logprob"] = self.readout.logprobs(end.final_norm(residual), end, self.unembedded)
+        if self.answers.alone:
+            found["margin"] = found["logprob"][..., 0]
+        else:  # norm and logits in float32
+            normed = self.readout.frozen_norm(residual, self.readout.spread(residual))
+            found["margin"] = margin(
+                self.readout.label_logits(normed), self.gold.on(residual.device)
+            )
+        return found
 
-    def _logprobs(
-        self, residual: Float[torch.Tensor, "B *rest d_model"], end: End
-    ) -> Float[torch.Tensor, "B *rest label"]:
-        """Return log-probabilities (B, ..., label) of residuals (B, ..., d_model)."""
+    def _answers(
+        self, residual: Float[torch.Tensor, "B n R d_model"], end: End
+    ) -> Float[torch.Tensor, "B n label_or_R"]:
+        """Return the log-probabilities of whole answers, or of each of their tokens."""
+        tokens, there = (
+            x.on(residual.device)[:, None] for x in (self.answers.tokens, self.answers.there)
+        )
         normed = end.final_norm(residual)
-        logprobs: torch.Tensor = self.readout.logprobs(normed, end, self.unembedded)
-        return logprobs
+        found = token_logprobs(normed, tokens, end, self.unembedded)
+        if self.tokens:
+            return found.masked_fill(~there, torch.nan)[..., 0]
+        total = found.masked_fill(~there, 0).sum(dim=2)
+        return total.masked_fill(~there.any(dim=2), torch.nan)
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
-        clean = end.residual
-        gold = self.gold.on(clean.device)
-        margins = self._margins(clean, gold)[:, None]
-        before = None
-        if self.unembedded:
-            self.final_logprobs = self._logprobs(clean, end)
-            before = self.final_logprobs[:, None]
-        drops, logprob_drops = [], []
+        clean = end.read(self.answers.reads.on(end.residual.device))
+        before = self._scores(clean[:, None], end)
+        if "logprob" in before and not self.answers.continued:
+            self.final_logprobs = before["logprob"][:, 0]
+        drops: dict[str, list[torch.Tensor]] = {name: [] for name in before}
         for chunk, order in enumerate(self.orders):
             rows = self._chunk(chunk) if self.rows is None else self.rows
             rows = self.layout.by_prompt(rows)
             unchanged = self.unchanged[chunk][-1]
             if unchanged is not None:
-                self._claim(self.top, rows[:, unchanged], clean.to(rows.device), lambda x: x)
+                own = clean.to(rows.device)
+                self._claim(self.top, rows[:, unchanged], own, lambda x: x.amax(dim=-1))
             rows = rows.to(clean.device)[:, order.on(clean.device)]
-            drops.append(margins - self._margins(rows, gold))
-            if before is not None:
-                logprob_drops.append(before - self._logprobs(rows, end))
-        drop, logprob_drop = torch.cat(drops, dim=1), None
-        missing = ~drop.isfinite()
-        if logprob_drops:
-            logprob_drop = torch.cat(logprob_drops, dim=1)
-            missing |= ~logprob_drop.isfinite().all(dim=-1)
+            for name, after in self._scores(rows, end).items():
+                drops[name].append(before[name] - after)
+        found = {name: torch.cat(parts, dim=1) for name, parts in drops.items()}
         # If a counterfactual overflows, all its results are missing.
-        found = {"margin_drop": self._shaped(drop.masked_fill(missing, torch.nan))}
-        if logprob_drop is not None:
-            logprob_drop = logprob_drop.masked_fill(missing.unsqueeze(-1), torch.nan)
-            found["logprob_drop"] = self._shaped(logprob_drop)
-        return found
+        like = found["margin"] if "margin" in found else found["logprob"]
+        missing = torch.zeros_like(like, dtype=torch.bool)
+        for name, drop in found.items():
+            lost = ~drop.isfinite() & before[name].isfinite()
+            missing |= lost if lost.dim() == missing.dim() else lost.any(dim=-1)
+        shaped = {}
+        for name, drop in found.items():
+            lost = missing if missing.dim() == drop.dim() else missing.unsqueeze(-1)
+            shaped[f"{name}_drop"] = self._shaped(drop.masked_fill(lost, torch.nan))
+        return shaped
 
     def _shaped(self, x: Float[torch.Tensor, "B group *rest"]) -> Float[torch.Tensor, " B *shape"]:
         if self.places is not None:

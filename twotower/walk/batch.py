@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING
@@ -11,12 +12,76 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 
 from ..errors import InputError
+from ..prompts.sequences import Continued
 from ..prompts.tokenizers import embedding_rows
 from .everywhere import Everywhere
 
 if TYPE_CHECKING:
     from ..models import Model
     from ..prompts import Prompts
+
+
+@dataclass
+class BatchAnswers:
+    """Answers of a batch's prompts, of up to R tokens.
+
+    Attributes
+    ----------
+    ids
+        (B, label) tokens that the last position may predict.
+    columns
+        (B, label) index of these tokens in the readout's vocabulary; None if all prompts share
+        them, in the readout's order.
+    reads
+        (B, R) columns of the positions that predict the answers' tokens.
+    tokens
+        (B, R, label) tokens to predict there, 0 where there is none.
+    there
+        (B, R, label) boolean: whether there is a token.
+    alone
+        Whether prompts have only one answer, whose rival is the whole vocabulary.
+    continued
+        Whether the prompts are followed by tokens of their answers.
+    """
+
+    ids: Everywhere
+    columns: Everywhere | None
+    reads: Everywhere
+    tokens: Everywhere
+    there: Everywhere
+    alone: bool
+    continued: bool
+
+    @classmethod
+    def of(
+        cls,
+        prompts: Prompts,
+        rows: Int[np.ndarray, " B"],
+        width: int,
+        devices: Sequence[torch.device],
+    ) -> BatchAnswers:
+        """Return the answers of some prompts, padded to a width."""
+        answers = prompts.answers
+        ids, columns = answers.first[rows], answers.columns
+        target = ids[:, None]
+        n_added = np.zeros(len(rows), dtype=np.int64)
+        if isinstance(prompts, Continued):
+            target, n_added = prompts.target[rows], prompts.n_added[rows]
+            target = target[:, : int(n_added.max()) + 1]
+        steps = np.arange(target.shape[1])
+        reads = width - 1 - n_added[:, None] + np.minimum(steps, n_added[:, None])
+
+        def on(array: np.ndarray) -> Everywhere:
+            return Everywhere(array, devices)
+
+        places = (on(reads), on(np.maximum(target, 0)), on(target >= 0))
+        own = None if columns is None else on(columns[rows])
+        return cls(on(ids), own, *places, answers.alone, isinstance(prompts, Continued))
+
+    @property
+    def n_reads(self) -> int:
+        """Number of positions R that are read."""
+        return int(self.reads.own.shape[1])
 
 
 @dataclass
@@ -35,6 +100,8 @@ class Batch:
         (B, T) boolean: True for tokens, False for padding.
     gold
         (B,) index of the right label.
+    answers
+        The answers to read.
     kept
         (B, K) columns of per-position results to keep, -1 where a prompt has fewer than K;
         None to keep all T.
@@ -49,6 +116,7 @@ class Batch:
     devices: list[torch.device]
     mask: Everywhere
     gold: Everywhere
+    answers: BatchAnswers
     kept: Everywhere | None = None
     logits_to_keep: int = 1
 
@@ -109,6 +177,7 @@ def make_batch(
     pad = model.tokenizer.pad_token_id
     pad = 0 if pad is None or pad >= embedding_rows(model) else pad
     device, devices = model.device, model.devices
+    answers = BatchAnswers.of(prompts, rows, width, devices)
     kept = None
     if columns is not None:
         cut = columns[rows] - (prompts.n_positions - width)
@@ -121,9 +190,10 @@ def make_batch(
         devices,
         Everywhere(mask, devices),
         Everywhere(prompts.gold_index[rows], devices),
+        answers,
         kept,
         # Gemma 4 drops all other positions from the layers that share keys and values.
-        0 if model.architecture.shared_keys else 1,
+        0 if model.architecture.shared_keys else answers.n_reads,
     )
 
 

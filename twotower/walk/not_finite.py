@@ -15,13 +15,11 @@ from dataclasses import dataclass, field
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-import numpy as np
 import torch
 
 from ..errors import NotFiniteWarning
 from ..results.missing import named
-from .batch import Batch
-from .everywhere import Everywhere
+from .batch import Batch, BatchAnswers
 from .walk import Donors, End, LayerView, PassingView, Recorder
 
 P = ParamSpec("P")
@@ -36,20 +34,29 @@ class Finite(Recorder):
 
     Parameters
     ----------
-    label_ids
-        Token ids of the labels, on all devices; None to check only the largest logit.
+    answers
+        Answers of the batch; None to check only the largest logit.
     donors
         Recorders of the donors' batches, which run first.
     """
 
-    def __init__(self, label_ids: Everywhere | None, donors: Sequence[Watched] = ()) -> None:
-        self.label_ids, self.given = label_ids, donors
+    def __init__(self, answers: BatchAnswers | None, donors: Sequence[Watched] = ()) -> None:
+        self.answers, self.given = answers, donors
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
         logits = end.logits
         finite = logits.amax(dim=-1).isfinite()
-        if self.label_ids is not None:
-            finite &= logits[:, self.label_ids.on(logits.device)].isfinite().all(dim=-1)
+        if self.answers is not None:
+            ids = self.answers.ids.on(logits.device)
+            finite &= logits.gather(1, ids).isfinite().all(dim=-1)
+            if self.answers.n_reads > 1:
+                assert end.last_logits is not None
+                last = end.last_logits[:, -self.answers.n_reads :].to(logits.device)
+                read = last.amax(dim=-1).isfinite()
+                steps = torch.arange(1 - read.shape[1], 1, device=read.device)
+                reads = self.answers.reads.on(read.device)
+                mine = steps >= reads[:, :1] - reads[:, -1:]
+                finite &= (read | ~mine).all(dim=-1)
         for donor in self.given:
             finite &= donor.finite[0].to(finite.device)
         return {FINITE: finite}
@@ -73,13 +80,13 @@ class Watched(Recorder):
         return self.recorder.finish(end)
 
 
-def watch(batch: Batch, label_ids: Sequence[int], donors: Iterable[Donors]) -> Finite:
+def watch(batch: Batch, donors: Iterable[Donors]) -> Finite:
     """Return the recorder that finds the finite prompts of a batch, and watch the donors too."""
     watched = []
     for donor in donors:
         donor.recorder = Watched(donor.recorder)
         watched.append(donor.recorder)
-    return Finite(batch.everywhere(np.array(label_ids)), watched)
+    return Finite(batch.answers, watched)
 
 
 @dataclass

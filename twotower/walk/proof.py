@@ -20,6 +20,7 @@ from jaxtyping import Float, Float32
 from torch.nn.functional import pad
 
 from ..models.rounding import Rounding, coarsest, roundoff
+from .readout import dot
 from .walk import End, LayerView, PassingView, Recorder
 
 if TYPE_CHECKING:
@@ -313,19 +314,21 @@ class Proof(Recorder):
         written = torch.stack([kept.write for kept in heads]).float()
         at = slice(layers[0].index, layers[-1].index + 1)
         directions = torch.stack([x for x in readout.directions[at] if x is not None])
-        found = torch.einsum("lbhd,lhdk->lbk", z, directions)
-        found = found + readout.projection_bias[at][:, None]
-        terms = torch.einsum("lbhd,lhdk->lbk", z.square(), directions.square()).sqrt()
+        product = "lbhd,lhdk->lbk" if directions.dim() == 4 else "lbhd,lbhdk->lbk"
+        found = torch.einsum(product, z, directions)
+        found = found + _by_label(readout.projection_bias[at])
+        terms = torch.einsum(product, z.square(), directions.square()).sqrt()
         norms = [norm for norm in readout.post_norms[at] if norm is not None]
         outputs = [kept.output for kept in heads if kept.output is not None]
         if norms:
             pairs = zip(norms, outputs, strict=True)
             spread = torch.stack([norm.statistic(output) for norm, output in pairs])[..., None]
-            found, terms = found / spread + readout.write_bias[at][:, None], terms / spread
+            found, terms = found / spread + _by_label(readout.write_bias[at]), terms / spread
         label = readout.label_directions
         written = written * readout.factors[at][:, None, None]
-        left = (found - written @ label.T).abs()
-        size = terms + (written.square() @ label.T.square()).sqrt()
+        by_prompt = written.transpose(0, 1)  # (B, layer, d_model)
+        left = (found - dot(by_prompt, label).transpose(0, 1)).abs()
+        size = terms + dot(by_prompt.square(), label.square()).transpose(0, 1).sqrt()
         error = (left / size.clamp(min=torch.finfo(size.dtype).tiny)).amax(dim=-1)
         allowed = _allowed((self.rounding.module(kept.dtype) for kept in heads), error)
         self._claim("label directions", layers, error, allowed)
@@ -335,9 +338,8 @@ class Proof(Recorder):
         own = readout.on(end.residual.device)
         normed = own.frozen_norm(end.residual, own.spread(end.residual))
         found = own.label_logits(normed)
-        expected = end.logits[:, readout.on(end.logits.device).label_ids]
-        expected = expected.to(found.device)
-        size = (normed.square() @ own.rows.T.square()).sqrt()
+        expected = readout.of_labels(end.logits).to(found.device)
+        size = dot(normed.square(), own.rows.square()).sqrt()
         error = ((found - expected).abs() / (size + expected.abs())).amax(dim=-1)
         dtype = max(end.dtype, end.residual.dtype, key=roundoff)
         allowed = torch.full_like(error, self.rounding.module(dtype))
@@ -354,7 +356,7 @@ class Proof(Recorder):
         allowed: Float32[torch.Tensor, " B"],
     ) -> None:
         """Claim that the labels' log-probabilities agree, which depend on the whole vocabulary."""
-        labels = end.logits[:, readout.on(end.logits.device).label_ids]
+        labels = readout.of_labels(end.logits)
         low, high = end.logits.aminmax(dim=-1)
         # A few prompts at a time, to save memory.
         total = torch.cat([some.logsumexp(dim=-1) for some in end.logits.split(AT_ONCE)])
@@ -382,6 +384,13 @@ class Proved(Recorder):
     def finish(self, end: End) -> dict[Any, torch.Tensor]:
         self.proof.finish(end)
         return self.recorder.finish(end)
+
+
+def _by_label(
+    biases: Float[torch.Tensor, "layer *B label"],
+) -> Float[torch.Tensor, "layer B_or_1 label"]:
+    """Return biases by layer and label, with a dim for the prompt."""
+    return biases if biases.dim() == 3 else biases[:, None]
 
 
 def _allowed(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import nnsight
 import torch
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float, Float32, Int, Shaped
 
 from ..errors import ModelError
 from ..models.measuring import measuring
@@ -29,6 +29,7 @@ from .walk import End, LayerView
 
 if TYPE_CHECKING:
     from ..models import Architecture, Model
+    from .batch import Batch
 
 CACHE_BYTES = 1 << 21
 """Bytes of logits that fit into a CPU's cache."""
@@ -61,6 +62,12 @@ class Readout:
         before division by the norms' statistics.
     label_ids
         (label,) token ids of the labels.
+
+    Notes
+    -----
+    `of` returns the readout of a batch. If its prompts have their own answers, the tensors by
+    label have a dim for the prompt: rows (B, label, d_model), bias and label_ids (B, label),
+    directions (B, head, d_head, label), projection_bias and write_bias (layer, B, label).
     """
 
     norm: Norm
@@ -88,9 +95,37 @@ class Readout:
             self._copies[device] = replace(self, norm=self.norm.on(device), **moved, _copies={})
         return self._copies[device]
 
+    def of(self, batch: Batch) -> Readout:
+        """Return the readout of the answers of a batch's prompts."""
+        columns = batch.answers.columns
+        if columns is None:
+            return self
+        copies = {device: own._picked(columns.on(device)) for device, own in self._copies.items()}
+        return replace(self._picked(columns.own), _copies=copies)
+
+    def _picked(self, columns: Int[torch.Tensor, "B label"]) -> Readout:
+        directions = [
+            None if x is None else x[:, :, columns].permute(2, 0, 1, 3) for x in self.directions
+        ]
+        return replace(
+            self,
+            rows=self.rows[columns],
+            bias=self.bias[columns],
+            directions=directions,
+            projection_bias=self.projection_bias[:, columns],
+            write_bias=self.write_bias[:, columns],
+            label_ids=self.label_ids[columns],
+            _copies={},
+        )
+
     @property
-    def label_directions(self) -> Float[torch.Tensor, "label d_model"]:
-        """(label, d_model) directions; a vector's dot product over `spread` is its label logit."""
+    def heads_in(self) -> list[int]:
+        """(layer,) number of heads."""
+        return [0 if x is None else int(x.shape[-3]) for x in self.directions]
+
+    @property
+    def label_directions(self) -> Float[torch.Tensor, "*B label d_model"]:
+        """Directions (label, d_model); `dot` with them over `spread` is a vector's label logit."""
         return self.norm.pull(self.rows)
 
     def spread(
@@ -128,7 +163,15 @@ class Readout:
     ) -> Float32[torch.Tensor, "*rest label"]:
         """Return label logits (..., label) of normed vectors (..., d_model), with biases."""
         own = self.on(normed.device)
-        return softcapped(normed.float() @ own.rows.T + own.bias, self.softcap)
+        found = dot(normed.float(), own.rows) + by_prompt(own.bias, normed)
+        return softcapped(found, self.softcap)
+
+    def of_labels(
+        self, logits: Float[torch.Tensor, "B vocabulary"]
+    ) -> Float[torch.Tensor, "B label"]:
+        """Return the labels' logits (B, label) of the whole vocabulary's (B, vocabulary)."""
+        ids = self.on(logits.device).label_ids
+        return logits[:, ids] if ids.dim() == 1 else logits.gather(1, ids)
 
     def frozen_norm(
         self, x: Float[torch.Tensor, "*rest d_model"], spread: Float[torch.Tensor, "*#rest"]
@@ -146,19 +189,61 @@ class Readout:
 
         Unembeds a limited number of vectors at a time.
         """
-        n = at_a_time or max(1, UNEMBED_BYTES // (4 * end.logits.shape[-1]))
-        flat = normed.flatten(0, -2).to(end.dtype)
-        found = torch.cat([self._logprobs(some, end) for some in flat.split(n)])
-        whole: torch.Tensor = found.to(normed.device).unflatten(0, normed.shape[:-1])
-        return whole
+        return token_logprobs(normed, by_prompt(self.label_ids, normed), end, at_a_time)
 
-    def _logprobs(
-        self, normed: Float[torch.Tensor, "n d_model"], end: End
-    ) -> Float32[torch.Tensor, "n label"]:
-        """Return log-probabilities (n, label) of normed vectors (n, d_model)."""
-        logits: torch.Tensor = end.logits_of(end.unembedding(normed)).float()
-        labels = logits[:, self.on(logits.device).label_ids]
-        return labels - logsumexp_(logits).unsqueeze(-1)
+
+def dot(
+    vectors: Float[torch.Tensor, "B *rest d_model"],
+    directions: Float[torch.Tensor, "*B label d_model"],
+) -> Float[torch.Tensor, "B *rest label"]:
+    """Return dot products with the directions of all prompts, or of each prompt (B, label, d)."""
+    if directions.dim() == 2:
+        return vectors @ directions.T
+    flat = vectors.reshape(len(vectors), -1, vectors.shape[-1])
+    return (flat @ directions.mT).reshape(*vectors.shape[:-1], -1)
+
+
+def by_prompt(
+    values: Shaped[torch.Tensor, "*B label"], like: Float[torch.Tensor, "B *rest d_model"]
+) -> Shaped[torch.Tensor, "*B label"]:
+    """Return values (label,), or (B, label) in a shape that broadcasts to (B, ..., label)."""
+    return values if values.dim() == 1 else values.view(len(values), *[1] * (like.dim() - 2), -1)
+
+
+def token_logprobs(
+    normed: Float[torch.Tensor, "*rest d_model"],
+    tokens: Int[torch.Tensor, "*few label"],
+    end: End,
+    at_a_time: int | None = None,
+) -> Float32[torch.Tensor, "*rest label"]:
+    """Return log-probabilities (..., label) of tokens over the whole vocabulary, in float32.
+
+    Parameters
+    ----------
+    normed
+        (..., d_model) outputs of the final norm.
+    tokens
+        Token ids, in a shape that broadcasts to (..., label).
+    end
+        The end of the walk.
+    at_a_time
+        Number of vectors to unembed at a time.
+    """
+    n = at_a_time or max(1, UNEMBED_BYTES // (4 * end.logits.shape[-1]))
+    flat = normed.flatten(0, -2).to(end.dtype)
+    ids = tokens.expand(*normed.shape[:-1], -1).flatten(0, -2)
+    pairs = zip(flat.split(n), ids.split(n), strict=True)
+    found = torch.cat([_token_logprobs(some, own, end) for some, own in pairs])
+    whole: torch.Tensor = found.to(normed.device).unflatten(0, normed.shape[:-1])
+    return whole
+
+
+def _token_logprobs(
+    normed: Float[torch.Tensor, "n d_model"], ids: Int[torch.Tensor, "n label"], end: End
+) -> Float32[torch.Tensor, "n label"]:
+    logits: torch.Tensor = end.logits_of(end.unembedding(normed)).float()
+    labels = logits.gather(1, ids.to(logits.device))
+    return labels - logsumexp_(logits).unsqueeze(-1)
 
 
 def logsumexp_(logits: Float[torch.Tensor, "n vocabulary"]) -> Float[torch.Tensor, " n"]:

@@ -12,7 +12,12 @@ from .walk import End
 def margin(
     logits: Float[torch.Tensor, "B *rest label"], gold: Int[torch.Tensor, " B"]
 ) -> Float[torch.Tensor, " B *rest"]:
-    """Return the right label's logit minus the largest other one: (B, ..., label) to (B, ...)."""
+    """Return the right label's logit minus the largest other one: (B, ..., label) to (B, ...).
+
+    Of one label, which then needs its log-probability, return the value itself.
+    """
+    if logits.shape[-1] == 1:
+        return logits[..., 0]
     is_gold = torch.arange(logits.shape[-1], device=logits.device) == gold[:, None]
     is_gold = is_gold.view(len(gold), *[1] * (logits.dim() - 2), -1)
     right = logits.masked_fill(~is_gold, -torch.inf).amax(dim=-1)

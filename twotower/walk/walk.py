@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import nnsight
 import torch
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32, Int
 
 from ..models.positions import Positions, softcapped, softmax, visible
 from ..models.remote import reached
@@ -251,6 +251,10 @@ class End:
         (layer,) number of heads of each layer.
     dtype
         Input dtype of the unembedding.
+    stream
+        (B, T, d_model) residual stream of all positions.
+    last_logits
+        (B, R, vocabulary) logits of the last positions, as computed by the model.
     """
 
     residual: Float[torch.Tensor, "B d_model"]
@@ -260,6 +264,16 @@ class End:
     dtype: torch.dtype
     logits_of: Callable[[torch.Tensor], torch.Tensor] = lambda unembedded: unembedded
     heads_in: Sequence[int] = ()
+    stream: Float[torch.Tensor, "B T d_model"] | None = None
+    last_logits: Float[torch.Tensor, "B R vocabulary"] | None = None
+
+    def read(self, columns: Int[torch.Tensor, "B R"]) -> Float[torch.Tensor, "B R d_model"]:
+        """Return the residual stream (B, R, d_model) of some positions."""
+        if columns.shape[1] == 1:
+            return self.residual[:, None]
+        assert self.stream is not None
+        index = columns.to(self.stream.device).unsqueeze(-1).expand(-1, -1, self.stream.shape[-1])
+        return self.stream.gather(1, index).to(self.residual.device)
 
 
 class Recorder:
@@ -399,10 +413,11 @@ def walk(
     residual, device = stream[:, -1], normed.device
     dtype = unembedding.input.dtype
     # accelerate has moved these logits to the device of the tokens.
-    logits = root.output.logits[:, -1].float()
+    last_logits = root.output.logits
+    logits = last_logits[:, -1].float()
     heads_in = [architecture.heads_in(layer) for layer in range(architecture.n_layers)]
     ends = (residual.to(device), logits, final_norm, unembedding, dtype)
-    end = End(*ends, architecture.logits, heads_in)
+    end = End(*ends, architecture.logits, heads_in, stream, last_logits)
     return [recorder.finish(end) for recorder in recorders]
 
 

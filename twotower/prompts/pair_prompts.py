@@ -1,0 +1,101 @@
+"""Few-shot prompts of pairs: demonstrations "input: output", and an input whose output is asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from .pair_task import PairTask
+from .prompts import Prompts, assemble
+from .segments import Prompt, Template
+
+
+@dataclass(frozen=True)
+class PairRecipe:
+    """All settings of a set of prompts of pairs, except their number and the tokenizer."""
+
+    task: PairTask
+    shots: int
+    seed: int
+    template: Template
+    wrong: int
+    scoring: str
+    max_positions: int | None
+    add_special_tokens: bool = True
+    control_tokens: bool = False
+    part: str = ""
+    """Part of the task's pairs, after a split."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return the arguments of `build_prompts`, for the provenance."""
+        return {
+            "shots": self.shots,
+            "template": self.template.form,
+            "instruction": self.template.instruction,
+            "wrong": self.wrong,
+            "scoring": self.scoring,
+            "add_special_tokens": self.add_special_tokens,
+            "control_tokens": self.control_tokens,
+            "part": self.part,
+        }
+
+    def check_pairs(self) -> None:
+        """Check that there are enough pairs for the demonstrations and the wrong answers."""
+        n, outputs = len(self.task.pairs), {output for _, output in self.task.pairs}
+        if n < self.shots + 1:
+            raise InputError(
+                f"{self.task.name!r} has {n} pairs here, and {self.shots} shots and a query need "
+                f"{self.shots + 1}; give more pairs or fewer shots"
+            )
+        if len(outputs) < self.wrong + 1:
+            raise InputError(
+                f"{self.task.name!r} has {len(outputs)} different outputs here, and a right "
+                f"answer with wrong={self.wrong} needs {self.wrong + 1}"
+            )
+
+    def make(self, n: int, tokenizer: Any) -> Prompts:
+        """Make the first n prompts."""
+        queue = np.random.default_rng([self.seed, 21]).permutation(len(self.task.pairs))
+        names = ["right", "wrong", *(f"wrong {k}" for k in range(2, self.wrong + 1))]
+        return assemble(
+            [self._prompt(i, int(queue[i % len(queue)])) for i in range(n)],
+            names[: 1 + self.wrong],
+            tokenizer,
+            recipe=self,
+            task_name=self.task.name,
+            seed=self.seed,
+            max_positions=self.max_positions,
+            add_special_tokens=self.add_special_tokens,
+            control_tokens=self.control_tokens,
+            scoring=self.scoring,
+        )
+
+    def split(
+        self, fraction: float, seed: int, n_first: int, n_second: int, tokenizer: Any
+    ) -> tuple[Prompts, Prompts]:
+        """Make prompts from two parts of the task's pairs."""
+        halves = self.task.split(fraction, seed)
+        first, second = (
+            replace(self, task=half, part=f"{self.part}split({fraction}, {seed})[{number}]")
+            for number, half in enumerate(halves)
+        )
+        for part in (first, second):
+            part.check_pairs()
+        return first.make(n_first, tokenizer), second.make(n_second, tokenizer)
+
+    def _prompt(self, i: int, query: int) -> Prompt:
+        """Make prompt i, which asks about pair `query`."""
+        pairs, rng = self.task.pairs, np.random.default_rng([self.seed, 22, i])
+        free = [k for k in range(len(pairs)) if k != query]
+        shown = [pairs[k] for k in rng.permutation(free)[: self.shots]]
+        text, right = pairs[query]
+        others = sorted({output for _, output in pairs} - {right})
+        wrong = [others[k] for k in rng.permutation(len(others))[: self.wrong]]
+        demonstrations = [(given, "", output) for given, output in shown]
+        made = self.template.prompt(demonstrations, text, "", "right")
+        between = self.template.parts[1]
+        gap = between[len(between.rstrip(" ")) :]
+        return replace(made, answers=tuple(gap + answer for answer in (right, *wrong)))
