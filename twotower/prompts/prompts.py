@@ -365,7 +365,9 @@ class Prompts:
         if not 0 < n_first < len(self):
             raise InputError(f"{len(self)} prompts cannot be split by {fraction}: a part is empty")
         if self.recipe is not None:
-            return self.recipe.split(fraction, seed, n_first, len(self) - n_first, self.tokenizer)
+            sizes = (n_first, len(self) - n_first)
+            first, second = self.recipe.split(fraction, seed, *sizes, self.tokenizer)
+            return first, second
         return self._split_groups(n_first, seed)
 
     def _split_groups(self, n_first: int, seed: int) -> tuple[Prompts, Prompts]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
-
-if TYPE_CHECKING:
-    from .prompts import Prompts
+from typing import Any, Protocol
 
 
 class Recipe(Protocol):
@@ -16,5 +13,5 @@ class Recipe(Protocol):
 
     def split(
         self, fraction: float, seed: int, n_first: int, n_second: int, tokenizer: Any
-    ) -> tuple[Prompts, Prompts]:
+    ) -> tuple[Any, Any]:
         """Make prompts from two parts of the task's texts."""
