@@ -111,7 +111,8 @@ def dataset(
     described = {name: (variables[name].dims, array) for name, array in arrays.items()}
     heads_in = np.array([model.heads_in(layer) for layer in range(model.n_layers)])
     absent = np.arange(model.n_heads) >= heads_in[:, None]
-    values = count_values(described, finite, by_position["role"] == "pad", absent)
+    ended = coords["token_number"] < 0 if "token_number" in coords else None
+    values = count_values(described, finite, by_position["role"] == "pad", absent, ended)
     note_values(group, values)
     if absent.any():
         about["layers_without_heads"] = json.dumps(model.layers_without_heads)

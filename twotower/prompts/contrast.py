@@ -101,7 +101,7 @@ def contrast(
     items = []
     for number, (string, own) in enumerate(zip(strings, answers, strict=True)):
         joined = tuple(_joined(number, string, answer, join) for answer in own)
-        segments = _segments(number, string, named[number])
+        segments = cut_spans(number, string, named[number])
         items.append(Prompt(segments, string, "right", "", joined))
     names = ["right", "wrong", *(f"wrong {k}" for k in range(2, len(answers[0])))]
     found = assemble(
@@ -170,11 +170,23 @@ def _joined(number: int, string: str, answer: str, join: str | None) -> str:
     return answer
 
 
-def _segments(number: int, string: str, spans: Any) -> tuple[Segment, ...]:
-    """Cut a text at its spans."""
+def cut_spans(
+    number: int, string: str, spans: Any, taken: Sequence[str] = ROLES
+) -> tuple[Segment, ...]:
+    """Return the segments of a text, cut at its spans; the rest has the role "text".
+
+    Parameters
+    ----------
+    number, string
+        Number of the prompt, for messages, and its text.
+    spans
+        Places by name, as in `contrast`.
+    taken
+        Names that a span may not have.
+    """
     if not isinstance(spans, Mapping):
         raise InputError(f"prompt {number}: spans={spans!r} must be a dict of name to place")
-    places = sorted((*_place(number, string, name, at), name) for name, at in spans.items())
+    places = sorted((*_place(number, string, name, at, taken), name) for name, at in spans.items())
     segments, end = [], 0
     for start, stop, name in places:
         if start < end:
@@ -185,12 +197,12 @@ def _segments(number: int, string: str, spans: Any) -> tuple[Segment, ...]:
     return tuple(segment for segment in segments if segment.text)
 
 
-def _place(number: int, string: str, name: Any, at: Any) -> tuple[int, int]:
+def _place(number: int, string: str, name: Any, at: Any, taken: Sequence[str]) -> tuple[int, int]:
     """Return where a span starts and ends."""
-    if not isinstance(name, str) or not name or name in ROLES:
-        taken = ", ".join(ROLES)
+    if not isinstance(name, str) or not name or name in taken:
         raise InputError(
-            f"prompt {number}: {name!r} cannot name a span; use a text other than {taken}"
+            f"prompt {number}: {name!r} cannot name a span; use a text other than "
+            f"{', '.join(taken)}"
         )
     if isinstance(at, str):
         if not at or string.count(at) != 1:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .answers import Answers
 from .prompts import BY_POSITION, Prompts
+
+if TYPE_CHECKING:
+    from .model import LoadedModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +40,14 @@ class Continued(Prompts):
     owner: np.ndarray = field(kw_only=True)
     n_added: np.ndarray = field(kw_only=True)
     target: np.ndarray = field(kw_only=True)
+
+    def check_model(self, model: LoadedModel) -> None:
+        """Check that a model reads the same tokens in the prompts, and knows those of answers."""
+        # Imported here, as in `Prompts`.
+        from .tokenizers import check_prompts, check_tokens
+
+        check_prompts(model, self.base)
+        check_tokens(model, self, int(max(self.token_id.max(), self.target.max())))
 
     @property
     def source(self) -> np.ndarray:

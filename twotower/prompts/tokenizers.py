@@ -113,13 +113,30 @@ def _difference(
 
 
 def _check_sizes(model: LoadedModel, prompts: Prompts) -> None:
-    """Check that the embedding has all token ids, and the unembedding all label ids."""
+    """Check that the embedding has all token ids, and the unembedding all ids of answers."""
     rows = embedding_rows(model)
     top = int(prompts.token_id.max())
     if top >= rows:
         raise InputError(_beyond("token", top, rows, "embedding", prompts))
+    check_tokens(model, prompts, int(prompts.answers.token_id.max()))
+
+
+def check_tokens(model: LoadedModel, prompts: Prompts, top: int) -> None:
+    """Check that the unembedding has a token of an answer.
+
+    Parameters
+    ----------
+    model, prompts
+        The model, and the prompts that the message's token belongs to.
+    top
+        The largest token id.
+
+    Raises
+    ------
+    InputError
+        If it has no such token.
+    """
     rows = _rows(model.architecture.unembedding(model.module), model.config)
-    top = int(prompts.answers.token_id.max())
     if top >= rows:
         raise InputError(_beyond("answer's token", top, rows, "unembedding", prompts))
 

@@ -86,6 +86,7 @@ def count_values(
     finite: np.ndarray,
     padded: np.ndarray | None = None,
     absent: np.ndarray | None = None,
+    ended: np.ndarray | None = None,
 ) -> int:
     """Count single NaN values, such as overflowed counterfactuals.
 
@@ -101,6 +102,8 @@ def count_values(
         (prompt, position) boolean mask of padding.
     absent
         (layer, head) boolean mask of places without a head.
+    ended
+        (prompt, token) boolean mask of places after a completion's end.
     """
     found: dict[tuple[str, ...], np.ndarray] = {}
     for name, (dims, values) in variables.items():
@@ -113,7 +116,12 @@ def count_values(
             bad = bad.any(axis=dims.index("label"))
             dims = tuple(dim for dim in dims if dim != "label")
         bad[~finite] = False
-        for mask, own in ((padded, ("prompt", "position")), (absent, ("layer", "head"))):
+        masks = {
+            ("prompt", "position"): padded,
+            ("layer", "head"): absent,
+            ("prompt", "token"): ended,
+        }
+        for own, mask in masks.items():
             if mask is not None and set(own) <= set(dims):
                 others = tuple(i for i, dim in enumerate(dims) if dim not in own)
                 bad &= ~np.expand_dims(mask, others)

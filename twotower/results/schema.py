@@ -29,6 +29,7 @@ DIMS = (
     "other_head",
     "step",
     "source",
+    "token",
     "feature",
     "unit",
 )
@@ -141,6 +142,19 @@ COORDINATES = {
         "tokens of the answer",
         "their number, if answers have several",
         required=False,
+    ),
+    "token_text": Variable(
+        ("prompt", "token"), "str", "token of the completion", "its text", required=False
+    ),
+    "token_number": Variable(
+        ("prompt", "token"),
+        "int",
+        "number of the token",
+        "in the completion, from 0; -1 after its end",
+        required=False,
+    ),
+    "span": Variable(
+        ("prompt", "token"), "str", "span of the token", "a user's name, or empty", required=False
     ),
     "measured": Variable(
         _P,
@@ -278,6 +292,40 @@ GROUPS: dict[str, dict[str, Variable]] = {
         ),
         "margin_corrupted": Variable(
             _P, "float", "margin of the corrupted run", "towards the clean prompt's answer"
+        ),
+    },
+    "trace": {
+        "logprob": Variable(
+            ("prompt", "token"),
+            "float",
+            "log-probability of the token",
+            "given the prompt and the completion's earlier tokens (teacher-forced)",
+            "nat",
+        ),
+        "logprob_drop": Variable(
+            (*_HEADS, "token"),
+            "float",
+            "drop of the token's log-probability",
+            "clean minus head changed, over the whole vocabulary",
+            "nat",
+        ),
+        "answer_logprob": Variable(
+            _P,
+            "float",
+            "log-probability of the answer",
+            "sum over the tokens of the completion's span `answer`",
+            "nat",
+            required=False,
+        ),
+        "answer_drop": Variable(
+            _HEADS,
+            "float",
+            "drop of the answer's log-probability",
+            "sum over the tokens of the completion's span `answer`; of all of them, also those "
+            "that are not stored",
+            "nat",
+            required=False,
+            title="effect on the answer",
         ),
     },
     "shares": {

@@ -35,7 +35,7 @@ def prepare_sweep(
     *,
     groups: Sequence[Group] | None = None,
     logprobs: bool = False,
-    tokens: bool = False,
+    tokens: int = 0,
 ) -> Callable[[Batch], Sweep]:
     """Return a function that builds the sweep recorder for a batch.
 
@@ -54,7 +54,7 @@ def prepare_sweep(
     logprobs
         Whether to return drops of log-probabilities too.
     tokens
-        Whether to return drops for every token of the answers (see `Sweep`).
+        If not 0, return values of this many tokens of completions (see `Sweep`).
 
     Raises
     ------

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch.nn.functional import pad
 
 from ..models.rounding import Rounding, coarsest
 from ..walk.batch import Batch
@@ -51,9 +52,8 @@ class Sweep(Recorder):
     rounding
         Error that the model's arithmetic allows in the unchanged row; None for no unchanged row.
     tokens
-        Whether to return drops of the log-probabilities of all tokens of an answer, (B, *shape,
-        R), instead of their sums, (B, *shape, label). Only of prompts with answers of several
-        tokens.
+        If not 0, return log-probabilities of all tokens of a completion (B, tokens) and their
+        drops (B, *shape, tokens), instead of drops of their sums (B, *shape, label).
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Sweep(Recorder):
         layer_devices: Sequence[torch.device],
         group: str,
         rounding: Rounding | None,
-        tokens: bool = False,
+        tokens: int = 0,
     ) -> None:
         self.group, self.shape = group, shape
         self.shares_rows = layout.n_changed > 1
@@ -215,7 +215,8 @@ class Sweep(Recorder):
         normed = end.final_norm(residual)
         found = token_logprobs(normed, tokens, end, self.unembedded)
         if self.tokens:
-            return found.masked_fill(~there, torch.nan)[..., 0]
+            by_token = found.masked_fill(~there, torch.nan)[..., 0]
+            return pad(by_token, (0, self.tokens - by_token.shape[-1]), value=torch.nan)
         total = found.masked_fill(~there, 0).sum(dim=2)
         return total.masked_fill(~there.any(dim=2), torch.nan)
 
@@ -246,6 +247,8 @@ class Sweep(Recorder):
         for name, drop in found.items():
             lost = missing if missing.dim() == drop.dim() else missing.unsqueeze(-1)
             shaped[f"{name}_drop"] = self._shaped(drop.masked_fill(lost, torch.nan))
+        if self.tokens:
+            shaped["logprob"] = before["logprob"][:, 0]
         return shaped
 
     def _shaped(self, x: Float[torch.Tensor, "B group *rest"]) -> Float[torch.Tensor, " B *shape"]:
