@@ -100,7 +100,7 @@ class _PreparedOutput:
 
     def for_batch(self, batch: Batch) -> BatchEdit:
         change = self.change.for_batch(batch, sorted(self.heads))
-        return _ChangeHeads(self.heads, batch.cut(self.at), change)
+        return ChangeHeads(self.heads, batch.cut(self.at), change)
 
 
 def _by_layer(heads: Sequence[Head]) -> dict[int, list[int]]:
@@ -111,7 +111,7 @@ def _by_layer(heads: Sequence[Head]) -> dict[int, list[int]]:
     return found
 
 
-class _ChangeHeads(BatchEdit):
+class ChangeHeads(BatchEdit):
     """Edit that changes heads' outputs in a walk."""
 
     def __init__(
@@ -123,20 +123,39 @@ class _ChangeHeads(BatchEdit):
     def apply(
         self, view: LayerView, z: Float[torch.Tensor, "B T H D"]
     ) -> Float[torch.Tensor, "B T H D"]:
-        if view.index not in self.heads:
+        return self.changed(view.index, z)
+
+    def changed(
+        self, layer: int, z: Float[torch.Tensor, "B S H D"], last: bool = False
+    ) -> Float[torch.Tensor, "B S H D"]:
+        """Return the edited z of a layer.
+
+        Parameters
+        ----------
+        layer
+            Number of the layer.
+        z
+            (B, T, H, D), or (B, 1, H, D) of a position that is treated like the last.
+        last
+            Whether it is the latter.
+        """
+        if layer not in self.heads:
             return z
-        chosen = _chosen(self.heads[view.index], self.positions, z)
-        return torch.where(chosen, self.change.output(view.index, z), z)
+        positions = self.positions.on(z.device)
+        new = self.change.output(layer, z)
+        if last:
+            positions = positions[:, -1:]
+            new = new[:, -1:] if self.change.replacements is not None else new
+        return torch.where(_chosen(self.heads[layer], positions, z), new, z)
 
 
 def _chosen(
-    heads: list[int], positions: Everywhere, z: Float[torch.Tensor, "B T H D"]
+    heads: list[int], mask: Bool[torch.Tensor, "B T"], z: Float[torch.Tensor, "B T H D"]
 ) -> Bool[torch.Tensor, "B T H 1"]:
     """Return (B, T, H, 1) boolean: the positions, for the given heads.
 
     Uses only tensors on the device; indexing with a list would need a copy from the CPU.
     """
-    mask = positions.on(z.device)
     none = torch.zeros_like(mask)
     by_head = [mask if head in heads else none for head in range(z.shape[2])]
     return torch.stack(by_head, dim=-1).unsqueeze(-1)
