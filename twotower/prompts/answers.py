@@ -221,6 +221,7 @@ def _check_differ(answers: Answers) -> None:
 
 
 def check_label_positions(
+    items: Sequence[Prompt],
     tokens: Sequence[Sequence[tuple[int, str, Segment]]],
     labels: Sequence[str],
     answers: Answers,
@@ -232,6 +233,8 @@ def check_label_positions(
         for label, ids in zip(labels, answers.token_id[0], strict=True)
     }
     for number, prompt in enumerate(tokens):
+        if items[number].gap is not None:  # a label in the text may follow another character
+            continue
         found: dict[int, list[int]] = {}
         held = {s.demonstration: s.label for _, _, s in prompt if s.demonstration >= 0}
         for token, role, segment in prompt:
@@ -253,10 +256,12 @@ def _pieces(ids: Sequence[int], tokenizer: Any) -> str:
 
 
 def _gap(prompt: Prompt) -> str | None:
-    """Return the spaces before the label in the first demonstration; None without one.
+    """Return the text before the answer, by default the spaces before the first label.
 
-    A user's label span may include them.
+    A user's label span may include them. None without a label.
     """
+    if prompt.gap is not None:
+        return prompt.gap
     for before, segment in zip(prompt.segments, prompt.segments[1:], strict=False):
         if segment.role == "label":
             start = before.text[len(before.text.rstrip(" ")) :]

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..checks import MOST_PROMPTS, check_is, one_of, whole, yes_or_no
 from ..errors import InputError
+from .chat import CHAT, ChatTemplate, make_template
 from .labels import order_labels
 from .pair_prompts import PairRecipe
 from .pair_task import PairTask
@@ -31,7 +32,7 @@ class TaskRecipe:
     labels: tuple[str, ...]
     shots: int | Mapping[str, int]
     seed: int
-    template: Template
+    template: Template | ChatTemplate
     order: str
     permute_labels: bool
     shared_demonstrations: bool
@@ -206,9 +207,11 @@ def build_prompts(
     seed
         Seed of all draws. Prompt i is the same for every n > i.
     template
-        Format of a demonstration, with {text} and then {label}.
+        Format of a demonstration, with {text} and then {label}. "chat": the tokenizer's chat
+        template, in which texts are the user's messages and labels the assistant's; the tokens
+        equal those of ``tokenizer.apply_chat_template``.
     instruction
-        Text before the first demonstration.
+        Text before the first demonstration; the system message of a chat.
     order
         "shuffled" (separately in each prompt), "alternating" (classes in turn) or "blocked"
         (all of the first class, then all of the next).
@@ -220,7 +223,8 @@ def build_prompts(
         Whether all prompts have the same demonstrations.
     add_special_tokens
         Whether the tokenizer adds its special tokens, as in transformers. Pass False if the
-        template or the instruction already contains the BOS token, as chat templates do.
+        template or the instruction already contains the BOS token. Chat templates contain it
+        where the model needs one, so none is added to them.
     control_tokens
         Whether the task's texts and labels may contain control tokens of the tokenizer, such
         as <|im_end|>. The template and the instruction always may.
@@ -260,6 +264,8 @@ def build_prompts(
         yes_or_no(name, flag)
     whole("n", n, 1, MOST_PROMPTS)
     whole("seed", seed)
+    form = make_template(template, instruction, model.tokenizer)
+    add_special_tokens = bool(add_special_tokens) and template != CHAT
     if isinstance(task, PairTask):
         given = {
             "labels": labels is not None,
@@ -274,11 +280,11 @@ def build_prompts(
             task,
             whole("shots", shots),
             seed,
-            Template(template, instruction),
+            form,
             whole("wrong", wrong),
             scoring,
             model.max_positions,
-            bool(add_special_tokens),
+            add_special_tokens,
             bool(control_tokens),
         )
         pairs.check_pairs()
@@ -300,12 +306,12 @@ def build_prompts(
         labels,
         shots,
         seed,
-        Template(template, instruction),
+        form,
         order,
         permuted,
         shared_demonstrations,
         model.max_positions,
-        bool(add_special_tokens),
+        add_special_tokens,
         bool(control_tokens),
         scoring,
     )

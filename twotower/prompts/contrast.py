@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checks import check_is, encodable, yes_or_no
 from ..errors import InputError
+from .chat import chat_template
 from .prompts import Prompts, assemble
 from .segments import ROLES, Prompt, Segment
 
@@ -27,6 +28,8 @@ def contrast(
     *,
     scoring: str = "sum",
     join: str | None = None,
+    template: str | None = None,
+    instruction: str = "",
     add_special_tokens: bool = True,
     control_tokens: bool = False,
 ) -> Prompts:
@@ -54,6 +57,11 @@ def contrast(
     join
         Text before every answer, such as " ". None: answers are appended as they are, and a
         letter may not follow a letter.
+    template
+        "chat": every text is the user's message in the tokenizer's chat template, and the
+        assistant answers.
+    instruction
+        System message of a chat.
     add_special_tokens, control_tokens
         As in `prompts_from_strings`.
 
@@ -98,10 +106,13 @@ def contrast(
             f"spans= must be a list with a dict for each of the {len(strings)} prompts"
         )
     named = [{}] * len(strings) if spans is None else list(spans)
+    chat = chat_template(model.tokenizer, template, instruction)
     items = []
     for number, (string, own) in enumerate(zip(strings, answers, strict=True)):
-        joined = tuple(_joined(number, string, answer, join) for answer in own)
         segments = cut_spans(number, string, named[number])
+        segments = segments if chat is None else chat.around(segments)
+        end = segments[-1].text
+        joined = tuple(_joined(number, end, answer, join) for answer in own)
         items.append(Prompt(segments, string, "right", "", joined))
     names = ["right", "wrong", *(f"wrong {k}" for k in range(2, len(answers[0])))]
     found = assemble(
@@ -109,7 +120,7 @@ def contrast(
         names[: len(answers[0])],
         model.tokenizer,
         max_positions=model.max_positions,
-        add_special_tokens=bool(add_special_tokens),
+        add_special_tokens=bool(add_special_tokens) and chat is None,
         control_tokens=control_tokens,
         scoring=scoring,
     )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from .chat import ChatTemplate
 from .pair_task import PairTask
 from .prompts import Prompts, assemble
 from .segments import Prompt, Template
@@ -20,7 +21,7 @@ class PairRecipe:
     task: PairTask
     shots: int
     seed: int
-    template: Template
+    template: Template | ChatTemplate
     wrong: int
     scoring: str
     max_positions: int | None
@@ -96,6 +97,5 @@ class PairRecipe:
         wrong = [others[k] for k in rng.permutation(len(others))[: self.wrong]]
         demonstrations = [(given, "", output) for given, output in shown]
         made = self.template.prompt(demonstrations, text, "", "right")
-        between = self.template.parts[1]
-        gap = between[len(between.rstrip(" ")) :]
-        return replace(made, answers=tuple(gap + answer for answer in (right, *wrong)))
+        answers = tuple(self.template.gap + answer for answer in (right, *wrong))
+        return replace(made, answers=answers)

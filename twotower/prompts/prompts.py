@@ -434,7 +434,7 @@ def assemble(
             f"the model takes {max_positions}; use fewer shots or shorter texts"
         )
     if not answers.by_prompt:
-        check_label_positions(tokens, labels, answers, tokenizer)
+        check_label_positions(items, tokens, labels, answers, tokenizer)
     shape = (len(items), width)
     arrays: dict[str, np.ndarray] = {
         "token_id": np.full(shape, -1, dtype=np.int64),

@@ -60,6 +60,9 @@ class Prompt:
     answers
         The prompt's own answers, as they follow it, in the order of the labels; empty if the
         labels are the answers.
+    gap
+        Text between the prompt and a label; None: the spaces before the labels of
+        demonstrations.
     """
 
     segments: tuple[Segment, ...]
@@ -67,6 +70,7 @@ class Prompt:
     gold: str
     query_class: str
     answers: tuple[str, ...] = ()
+    gap: str | None = None
 
     @property
     def string(self) -> str:
@@ -167,6 +171,12 @@ class Template:
         before, rest = self.form.split("{text}")
         between, after = rest.split("{label}")
         return before, between, after
+
+    @property
+    def gap(self) -> str:
+        """Spaces between the prompt's end and an answer."""
+        between = self.parts[1]
+        return between[len(between.rstrip(" ")) :]
 
     def prompt(
         self,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checks import check_is, encodable, yes_or_no
 from ..errors import InputError
+from .chat import chat_template
 from .prompts import Prompts, assemble
 from .segments import Prompt, Segment
 
@@ -24,6 +25,9 @@ def prompts_from_strings(
     *,
     classes: Sequence[Sequence[str]] | None = None,
     query_class: Sequence[str] | None = None,
+    scoring: str = "sum",
+    template: str | None = None,
+    instruction: str = "",
     add_special_tokens: bool = True,
     control_tokens: bool = False,
 ) -> Prompts:
@@ -47,6 +51,8 @@ def prompts_from_strings(
         For each prompt the class of each demonstration; by default its label.
     query_class
         For each prompt the class of the query; by default its correct label.
+    scoring, template, instruction
+        As in `contrast`.
     add_special_tokens
         Whether the tokenizer adds its special tokens, as in transformers. If not, a BOS token
         at the start of a string has the role "bos".
@@ -61,8 +67,8 @@ def prompts_from_strings(
     Raises
     ------
     InputError
-        If lengths differ; if spans overlap or are empty; if a label is not a single token,
-        the same after every prompt; or if the tokenizer drops or does not know a character.
+        If lengths differ; if spans overlap or are empty; if a label is not the same tokens
+        after every prompt; or if the tokenizer drops or does not know a character.
 
     Examples
     --------
@@ -82,6 +88,7 @@ def prompts_from_strings(
     strings, label_spans, gold = list(strings), list(label_spans), list(gold)
     classes = None if classes is None else list(classes)
     query_class = None if query_class is None else list(query_class)
+    chat = chat_template(model.tokenizer, template, instruction)
     items, seen = [], dict.fromkeys(labels if labels is not None else ())
     for i, (string, given_spans) in enumerate(zip(strings, label_spans, strict=True)):
         spans = _spans(given_spans, i)
@@ -94,7 +101,10 @@ def prompts_from_strings(
         seen |= dict.fromkeys(own_labels)
         answer_class = query_class[i] if query_class is not None else gold[i]
         segments = _segments(i, string, spans, given, bos)
-        items.append(Prompt(segments, segments[-1].text.strip(), gold[i], answer_class))
+        text = segments[-1].text.strip()
+        segments = segments if chat is None else chat.around(segments)
+        gap = None if chat is None else chat.gap
+        items.append(Prompt(segments, text, gold[i], answer_class, gap=gap))
     unknown = sorted(set(gold) - set(seen))
     if unknown:
         raise InputError(f"the correct label {unknown[0]!r} is not among the labels {list(seen)}")
@@ -105,8 +115,9 @@ def prompts_from_strings(
         list(seen),
         model.tokenizer,
         max_positions=model.max_positions,
-        add_special_tokens=bool(add_special_tokens),
+        add_special_tokens=bool(add_special_tokens) and chat is None,
         control_tokens=control_tokens,
+        scoring=scoring,
     )
 
 

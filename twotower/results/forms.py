@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 MISSING = ("measured", "finite")
 """Coordinates that mark prompts with values; with them, boolean variables are floats."""
 
-OPTIONAL = ("token_position", *MISSING)
+OPTIONAL = ("token_position", *MISSING, "answer_text", "answer_token", "answer_tokens")
 """Coordinates that any dataset may lack."""
 
 _KINDS = {"float": "f", "int": "iu", "bool": "b", "str": "OUT"}
