@@ -39,6 +39,7 @@ from .prompts import at as at
 from .prompts import build_prompts as build_prompts
 from .prompts import bundled_pairs as bundled_pairs
 from .prompts import bundled_tasks as bundled_tasks
+from .prompts import classic_prompts as classic_prompts
 from .prompts import contrast as contrast
 from .prompts import load_pairs as load_pairs
 from .prompts import load_task as load_task
@@ -72,6 +73,7 @@ __all__ = [
     "bundled_pairs",
     "bundled_tasks",
     "causal_tracing",
+    "classic_prompts",
     "contrast",
     "errors",
     "figures",

@@ -1,6 +1,7 @@
 """Prompts: tasks, demonstrations, and the role of each token."""
 
 from .build import build_prompts
+from .classics import classic_prompts
 from .contrast import contrast
 from .pair_task import PairTask, bundled_pairs, load_pairs
 from .positions import At, at
@@ -17,6 +18,7 @@ __all__ = [
     "build_prompts",
     "bundled_pairs",
     "bundled_tasks",
+    "classic_prompts",
     "contrast",
     "load_pairs",
     "load_task",

@@ -87,7 +87,7 @@ CLAUSE_TEMPLATES = (
 VERBS = ((" is", " are"), (" was", " were"), (" has", " have"))
 
 FEWEST, MANY = 5, 20
-"""Fewest names or nouns, and years, that a tokenizer must leave; a number of names that is enough."""
+"""Fewest names and nouns that a tokenizer must leave; fewest years, and names of one length."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +187,7 @@ def classic_prompts(
             [item.right for item in items],
             [item.wrong for item in items],
             [spans for _, spans in filled],
+            join="",
         )
         for filled in (
             [_filled(item.form, item.clean, item.marked) for item in items],
@@ -263,9 +264,7 @@ def _greater_than(tokenizer: Any, n: int, seed: int) -> list[_Item]:
 def _agreement(tokenizer: Any, n: int, seed: int) -> list[_Item]:
     """Make prompts of subjects and attractors."""
     people, things = ([noun.split() for noun in nouns.split("|")] for nouns in (PEOPLE, THINGS))
-    subjects = [
-        noun for noun in people + things if len({_length(tokenizer, form) for form in noun}) == 1
-    ]
+    subjects = [noun for noun in people + things if len(set(_lengths(tokenizer, noun))) == 1]
     if len(subjects) < FEWEST:
         raise InputError(
             f"agreement needs {FEWEST} nouns whose plurals have as many tokens as their "
@@ -322,21 +321,18 @@ def _drawn(rng: np.random.Generator, known: Sequence[T]) -> T:
     return known[int(rng.integers(len(known)))]
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    """Return the token ids of a text."""
-    return encode([text], tokenizer, add_special_tokens=False)[0]
-
-
-def _length(tokenizer: Any, word: str) -> int:
-    """Return the number of tokens of a word inside a text."""
-    return len(_ids(tokenizer, f"The {word} of")) - len(_ids(tokenizer, "The of"))
+def _lengths(tokenizer: Any, words: Sequence[str]) -> list[int]:
+    """Return the number of tokens of words inside a text."""
+    texts = ["The of", *(f"The {word} of" for word in words)]
+    around, *found = map(len, encode(texts, tokenizer, add_special_tokens=False))
+    return [length - around for length in found]
 
 
 def _of_one_length(tokenizer: Any, words: Sequence[str]) -> list[str]:
     """Return the words of the smallest number of tokens that many have, or the most frequent."""
     groups: dict[int, list[str]] = {}
-    for word in words:
-        groups.setdefault(_length(tokenizer, word), []).append(word)
+    for word, length in zip(words, _lengths(tokenizer, words), strict=True):
+        groups.setdefault(length, []).append(word)
     many = [groups[length] for length in sorted(groups) if len(groups[length]) >= MANY]
     return many[0] if many else max(groups.values(), key=len)
 
@@ -346,11 +342,12 @@ def _years(tokenizer: Any, century: str) -> list[str]:
 
     All have as many tokens as "01", which takes the start year's place in corrupted prompts.
     """
-    found: dict[str, int] = {}
-    before = _ids(tokenizer, f"year {century}")
-    for year in range(1, 100):
-        ids = _ids(tokenizer, f"year {century}{year:02}")
-        if ids[: len(before)] == before:
-            found[f"{year:02}"] = len(ids)
-    first = found.pop("01", None)
-    return [year for year, length in found.items() if length == first]
+    years = [f"{year:02}" for year in range(1, 100)]
+    texts = [f"year {century}", *(f"year {century}{year}" for year in years)]
+    before, *found = encode(texts, tokenizer, add_special_tokens=False)
+    return [
+        year
+        for year, ids in zip(years[1:], found[1:], strict=True)
+        if all(own[: len(before)] == before for own in (ids, found[0]))
+        and len(ids) == len(found[0])
+    ]
