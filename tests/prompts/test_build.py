@@ -189,7 +189,6 @@ def test_templates(llama: tt.Model) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"labels": ("foo", "unfathomable")}, "'unfathomable' is not one token .* These are one"),
         ({"labels": ("foo", "foo")}, "labels must differ"),
         ({"labels": ("foo",)}, "2 classes .* there are 1 labels"),
         ({"labels": "foo"}, "must be a list of words"),
@@ -202,7 +201,7 @@ def test_templates(llama: tt.Model) -> None:
         ({"shots": {"foo": 0, "bar": 0}}, "at least one demonstration"),
         ({"shots": {"foo": 2, "bar": 0.5}}, "whole number"),
         ({"shots": {"foo": 2, "bar": 10}}, "10 shots and a query need 11"),
-        ({"shots": 5, "shared_demonstrations": True, "labels": ("foo", "qux")}, "'qux' is not one"),
+        ({"scoring": "longest"}, "scoring='longest' is not known"),
         ({"seed": -1}, "seed=-1"),
         ({"seed": 0.5}, "seed=0.5"),
         ({"labels": ("foo", "")}, "label '' must be a word"),

@@ -135,7 +135,8 @@ START = "a: foo\nb: bar\n"
 def test_a_later_query_that_merges_with_its_label() -> None:
     assert len(strings([f"{START}c:", f"{START}d:"], joining())) == 2
     with pytest.raises(
-        tt.errors.InputError, match=r"prompt 1: with the label 'foo' after it the query"
+        tt.errors.InputError,
+        match=r"prompt 1: with the answer 'foo' after it the end of the prompt",
     ):
         strings([f"{START}c:", f"{START}z:"], joining())
 
@@ -155,15 +156,16 @@ def test_blanks_before_a_label_that_differ_between_prompts() -> None:
     assert set(strings([f"{bare}c:"], joining()).token[0]) >= {"foo", "bar"}
     with pytest.raises(
         tt.errors.InputError,
-        match=r"prompt 1: the label 'foo' would be the token 'foo' here and is ' foo'",
+        match=r"prompt 1: the label 'foo' would be 'foo' here and is ' foo' after prompt 0",
     ):
         strings([f"{START}c:", f"{bare}c:"], joining())
 
 
-def test_a_label_of_several_tokens_in_a_later_prompt() -> None:
+def test_a_label_of_other_tokens_in_a_later_prompt() -> None:
     """Two blanks before it are two tokens, also after the query."""
     with pytest.raises(
-        tt.errors.InputError, match=r"prompt 1: the label 'foo' is not one token .* but 2"
+        tt.errors.InputError,
+        match=r"prompt 1: the label 'foo' would be ' ' ' foo' here and is ' foo'",
     ):
         strings([f"{START}c:", f"{START}c:".replace(": ", ":  ")], joining())
 

@@ -63,8 +63,7 @@ def test_at(prompts: tt.Prompts, asked, wanted) -> None:
     ("asked", "message"),
     [
         ({}, "needs a property"),
-        ({"role": "labels"}, "role='labels' is not known"),
-        ({"role": "pad"}, "role='pad' is not known"),
+        ({"role": "pad"}, "padding cannot be selected"),
         ({"role": 3}, "must be a text"),
         ({"label": []}, "must be a text"),
         ({"label": [1]}, "must be a text"),
@@ -82,6 +81,7 @@ def test_refusals(asked, message: str) -> None:
     ("asked", "message"),
     [
         ({"label": "baz"}, "no position of the prompts has the label 'baz'"),
+        ({"role": "labels"}, "no position of the prompts has the role 'labels'"),
         ({"demonstration": 6}, "no position of the prompts has the demonstration 6"),
         ({"demonstration_class": "plant"}, "has the demonstration class 'plant'"),
     ],

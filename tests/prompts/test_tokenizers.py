@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from surface import under
 from tiny import TWO, byte_level, hf_model, sentencepiece, tiny
@@ -15,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 import twotower as tt
 from twotower.prompts import tokenizers
+from twotower.prompts.answers import Answers
 from twotower.results.provenance import tokenizer_hash
 
 
@@ -135,11 +138,11 @@ def test_a_label_that_has_another_id_after_the_prompts() -> None:
     strings, spans = ["cat: foo\ndog:"], [[(5, 8)]]
     given = {"gold": ["foo"], "labels": ["foo"]}
     prompts = tt.prompts_from_strings(model, strings, spans, **given)
-    ids = prompts.label_ids
-    object.__setattr__(prompts, "labels", ("foo", "key"))
-    object.__setattr__(prompts, "label_ids", (*ids, *byte_level()(" key")["input_ids"]))
+    ids = [[[*prompts.label_ids], byte_level()(" key")["input_ids"]]]
+    answers = Answers(np.array([["foo", "key"]], dtype=object), np.array(ids))
+    prompts = replace(prompts, labels=("foo", "key"), answers=answers)
     with pytest.raises(
-        tt.errors.InputError, match="the label 'key' has the id .* there and .* with this"
+        tt.errors.InputError, match="tokens of 'key' have the ids .* there and .* with this"
     ):
         tt.predict(loaded(swapped("Ġkey", "Ġmap")), prompts)
 
@@ -196,7 +199,7 @@ def test_a_label_beyond_the_unembedding() -> None:
     wide = loaded(larger(), rows=706)
     wide.module.lm_head = model.module.lm_head
     with pytest.raises(
-        tt.errors.InputError, match="label's token 'zzz' .* unembedding has 704 rows"
+        tt.errors.InputError, match="answer's token 'zzz' .* unembedding has 704 rows"
     ):
         tt.predict(wide, label)
 

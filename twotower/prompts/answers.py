@@ -229,7 +229,7 @@ def check_label_positions(
 ) -> None:
     """Check that each demonstration's label is the same tokens as after the query."""
     known = {
-        label: ids[ids >= 0].tolist()
+        label: _visible(ids[ids >= 0].tolist(), tokenizer)
         for label, ids in zip(labels, answers.token_id[0], strict=True)
     }
     for number, prompt in enumerate(tokens):
@@ -249,6 +249,15 @@ def check_label_positions(
                     "between text and label that the tokenizer does not merge, as in "
                     "'{text}: {label}\\n'"
                 )
+
+
+def _visible(ids: list[int], tokenizer: Any) -> list[int]:
+    """Return tokens without a separate token of the space before a word.
+
+    In a demonstration that token belongs to the text before the label.
+    """
+    first = next((i for i, token in enumerate(ids) if tokenizer.decode([token]).strip()), 0)
+    return ids[first:]
 
 
 def _pieces(ids: Sequence[int], tokenizer: Any) -> str:

@@ -1,0 +1,307 @@
+"""Answers that differ by prompt or have several tokens, against the reference in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from reference import Reference
+from tiny import TWO, byte_level, tiny
+
+import twotower as tt
+from twotower.measures.complete import complete
+from twotower.measures.trace import trace_effects
+
+TEXTS = ["When Mary and John left, John thanked", "Then Bob saw Al and Al greeted", "a b"]
+RIGHT = [" Mary", " Bob", " foo"]
+WRONG = [[" John", " Ma"], [" Al", " Bo"], [" bar", " foo bar"]]
+SPANS = [{"S": (25, 29)}, {"S": (20, 22)}, {"S": (0, 1)}]
+ARCHITECTURES = ("gpt2", "gptj", "llama-grouped")
+
+
+def ids_of(prompts: tt.Prompts, row: int) -> list[int]:
+    return [int(t) for t in prompts.token_id[row] if t >= 0]
+
+
+def tokens_of(prompts: tt.Prompts, row: int, label: int) -> list[int]:
+    ids = [int(t) for t in prompts.answers.token_id[row, label] if t >= 0]
+    return ids[:1] if prompts.answers.scoring == "first" else ids
+
+
+def logprobs(
+    reference: Reference,
+    before: list[int],
+    answer: list[int],
+    head: tuple[int, int] | None = None,
+    at: Sequence[bool] | None = None,
+) -> np.ndarray:
+    """Log-probability of every token of an answer, perhaps with a head's output zero at `at`."""
+    n = len(before)
+
+    def edit(layer: int, z: torch.Tensor) -> torch.Tensor:
+        if head is not None and layer == head[0]:
+            where = np.array([*at, *[at[-1]] * (len(answer) - 1)])
+            z[..., torch.as_tensor(where), head[1], :] = 0
+        return z
+
+    found = reference.run(torch.tensor(before + answer[:-1]), edit).logits.log_softmax(-1)
+    return np.array([float(found[n - 1 + i, token]) for i, token in enumerate(answer)])
+
+
+def scores(reference: Reference, prompts: tt.Prompts, row: int, *edit: Any) -> np.ndarray:
+    """(label,) scores of a prompt's answers."""
+    found = []
+    for label in range(len(prompts.labels)):
+        tokens = tokens_of(prompts, row, label)
+        total = logprobs(reference, ids_of(prompts, row), tokens, *edit).sum()
+        per = {
+            "mean": len(tokens),
+            "characters": len(prompts.answers.text[row, label].strip()),
+        }.get(prompts.answers.scoring, 1)
+        found.append(total / per)
+    return np.array(found)
+
+
+def margin(values: np.ndarray, gold: int = 0) -> float:
+    if len(values) == 1:
+        return float(values[0])
+    return float(values[gold] - np.delete(values, gold).max())
+
+
+def masks(prompts: tt.Prompts, positions: Any) -> np.ndarray:
+    if isinstance(positions, str):
+        return prompts.where(positions)
+    return positions.mask(prompts)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("scoring", ["sum", "mean", "characters"])
+def test_effects_on_answers_of_several_tokens(name: str, scoring: str) -> None:
+    """Every knock-out equals a separate forward for each answer; prompts are padded."""
+    if scoring != "sum" and name != "llama-grouped":
+        pytest.skip("scores are weighted after the walk")
+    model = tiny(name)
+    reference = Reference(model.module)
+    prompts = tt.contrast(model, TEXTS, RIGHT, WRONG, SPANS, scoring=scoring)
+    answers = tt.predict(model, prompts)
+    for positions in ("last", "all", tt.at(role="S")):
+        effects = tt.head_effects(model, prompts, positions)
+        at = masks(prompts, positions)
+        for row in range(len(prompts)):
+            real = prompts.token_id[row] >= 0
+            clean = scores(reference, prompts, row)
+            np.testing.assert_allclose(answers["logprob"][row], clean, rtol=1e-4)
+            for head in [(0, 1), (1, 2), (2, 0)]:
+                changed = scores(reference, prompts, row, head, at[row][real])
+                drop = effects.sel(prompt=row, layer=head[0], head=head[1])
+                expected = margin(clean) - margin(changed)
+                assert abs(float(drop["margin_drop"]) - expected) < 1e-4
+                np.testing.assert_allclose(drop["logprob_drop"], clean - changed, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("wrong", [[" foo", " map", " bar"], None])
+def test_answers_of_one_token_by_prompt(name: str, wrong: list[str] | None) -> None:
+    model = tiny(name)
+    reference = Reference(model.module)
+    texts = [f"{text}:" for text in TEXTS]
+    prompts = tt.contrast(model, texts, [" bar", " key", " foo"], wrong, SPANS)
+    assert not prompts.answers.several
+    answers = tt.predict(model, prompts)
+    effects = tt.head_effects(model, prompts, logprobs=False)
+    everywhere = tt.head_effects(model, prompts, "all")
+    attribution = tt.attribution(model, prompts)
+    for row in range(3):
+        clean = scores(reference, prompts, row)
+        assert abs(float(answers["margin"][row]) - margin(clean)) < 1e-4
+        length = len(ids_of(prompts, row))
+        for found, at in (
+            (effects, [False] * (length - 1) + [True]),
+            (everywhere, [True] * length),
+        ):
+            for head in [(0, 3), (2, 1)]:
+                changed = scores(reference, prompts, row, head, at)
+                got = float(found["margin_drop"].sel(prompt=row, layer=head[0], head=head[1]))
+                assert abs(got - (margin(clean) - margin(changed))) < 1e-4
+        run = reference.run(torch.tensor(ids_of(prompts, row)))
+        tokens = tuple(int(t) for t in prompts.answers.first[row])
+        block = reference.blocks[1]
+        write = torch.einsum("hd,hde->he", run.z[1][-1], block.out)
+        expected = reference.label_logit(write, run.residual[-1][-1], tokens)
+        np.testing.assert_allclose(
+            attribution["label_logit"].sel(prompt=row, layer=1), expected, atol=1e-4
+        )
+    gradient = tt.attribution_patching(model, prompts)
+    assert (
+        np.corrcoef(gradient["margin_drop"].values.ravel(), effects["margin_drop"].values.ravel())[
+            0, 1
+        ]
+        > 0.5
+    )
+
+
+def test_a_gradient_of_several_tokens_is_the_slope() -> None:
+    """Scaling a head's output by 1 - e lowers the margin by e times the estimate."""
+    model = tiny("llama-grouped")
+    prompts = tt.contrast(model, TEXTS, RIGHT, [w[0] for w in WRONG])
+    estimate = tt.attribution_patching(model, prompts)["margin_drop"]
+    small = tt.head_effects(model, prompts, to=tt.Times(1 - 1e-2))["margin_drop"] / 1e-2
+    np.testing.assert_allclose(estimate, small, atol=0.02 * float(abs(small).max()))
+
+
+def test_classification_with_labels_of_several_tokens() -> None:
+    model = tiny("llama-grouped")
+    reference = Reference(model.module)
+    template = "{text}:{label}\n"
+    labels = ("very negative", "positive")
+    prompts = tt.build_prompts(model, TWO, labels, shots=1, n=3, template=template)
+    assert prompts.answers.several
+    run = tt.analyze(model, prompts, logprobs=True)
+    held = prompts.token[0][prompts.role[0] == "label"]
+    assert "very negative" in "".join(held)
+    gold = prompts.gold_index
+    for row in range(3):
+        clean = scores(reference, prompts, row)
+        assert abs(float(run["predictions"]["margin"][row]) - margin(clean, gold[row])) < 1e-4
+    assert run["predictions"].attrs["scoring"] == "sum"
+    assert "logit" not in run["predictions"]
+    groups = tt.group_effects(model, prompts, [[(0, 0)], [(0, 0), (1, 1)]])
+    single = run["effects"]["margin_drop"].sel(layer=0, head=0)
+    np.testing.assert_allclose(groups["margin_drop"].isel(group=0), single, atol=1e-5)
+    edited = tt.predict(model, prompts, tt.KnockOut([(0, 0), (1, 1)]))
+    lost = run["predictions"]["margin"] - edited["margin"]
+    np.testing.assert_allclose(groups["margin_drop"].isel(group=1), lost, atol=1e-4)
+
+
+@pytest.mark.parametrize("to", ["mean", "from", "resample"])
+def test_replacements_hold_where_the_answer_is_predicted(to: str) -> None:
+    """References give their last position's output for the answer's further tokens."""
+    model = tiny("llama-grouped")
+    prompts = tt.contrast(model, TEXTS, RIGHT, [w[0] for w in WRONG])
+    change = {
+        "mean": tt.Mean(prompts),
+        "from": tt.From(prompts[[1, 2, 0]]),
+        "resample": tt.Resample(prompts[[0]], 1) if to != "resample" else tt.Resample(prompts, 1),
+    }[to]
+    effects = tt.head_effects(model, prompts, to=change)
+    clean = tt.predict(model, prompts)
+    for head in [(1, 1), (2, 3)]:
+        edited = tt.predict(model, prompts, tt.KnockOut([head], to=change))
+        lost = clean["margin"] - edited["margin"]
+        got = effects["margin_drop"].sel(layer=head[0], head=head[1])
+        np.testing.assert_allclose(got, lost, atol=1e-4)
+
+
+def test_tracing_reads_the_clean_answers() -> None:
+    model = tiny("llama-grouped")
+    texts = [f"{text}:" for text in ("cat dog", "one two")]
+    clean = tt.contrast(model, texts, [" foo", " map"], [" bar", " key"])
+    other = tt.contrast(model, ["dog cat:", "two one:"], [" cup", " sun"], [" red", " box"])
+    traced = tt.causal_tracing(model, clean, other)
+    asked = other.asked_like(clean)
+    np.testing.assert_allclose(
+        traced["margin_corrupted"], tt.predict(model, asked)["margin"], atol=1e-5
+    )
+    edited = tt.predict(model, asked, tt.KnockOut([(1, 2)], to=tt.From(clean)))
+    gain = edited["margin"] - traced["margin_corrupted"]
+    np.testing.assert_allclose(traced["margin_gain"].sel(layer=1, head=2), gain, atol=1e-4)
+
+
+COMPLETIONS = [" foo because\nbar", " bar", " foo, ok"]
+
+
+@pytest.mark.parametrize("positions", ["last", "all"])
+def test_effects_on_every_token_of_a_completion(positions: str) -> None:
+    model = tiny("llama-grouped")
+    reference = Reference(model.module)
+    prompts = tt.build_prompts(model, TWO, shots=1, n=3, seed=1)
+    spans = [{"answer": "bar"}, {"answer": "bar"}, {"answer": "ok", "start": " foo"}]
+    found = trace_effects(model, prompts, COMPLETIONS, positions, spans=spans)
+    for row, text in enumerate(COMPLETIONS):
+        before = ids_of(prompts, row)
+        tokens = byte_level()(prompts.strings[row] + text)["input_ids"][len(before) :]
+        at = [positions == "all"] * (len(before) - 1) + [True]
+        clean = logprobs(reference, before, tokens)
+        one = found.sel(prompt=row)
+        np.testing.assert_allclose(one["logprob"][: len(tokens)], clean, atol=1e-4)
+        assert one["logprob"][len(tokens) :].isnull().all()
+        assert "".join(one["token_text"].values) == text
+        drop = clean - logprobs(reference, before, tokens, (1, 3), at)
+        swept = one["logprob_drop"].sel(layer=1, head=3)
+        np.testing.assert_allclose(swept[: len(tokens)], drop, atol=1e-4)
+        of_answer = (one["span"] == "answer").values[: len(tokens)]
+        total = float(one["answer_drop"].sel(layer=1, head=3))
+        assert abs(total - drop[of_answer].sum()) < 1e-4
+    kept = trace_effects(model, prompts, COMPLETIONS, positions, spans=spans, keep="answer")
+    assert kept["token_text"].values.tolist() == [["bar", ""], [" bar", ""], ["o", "k"]]
+    np.testing.assert_allclose(kept["answer_drop"], found["answer_drop"], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("completions", "options", "message"),
+    [
+        ([" foo"], {}, "entry for each of 3 prompts"),
+        (["", " a", " b"], {}, "prompt 0: the completion is ''"),
+        ([" foo"] * 3, {"spans": [{"answer": "bar"}, {}, {}]}, "'bar' occurs 0 times"),
+        ([" foo"] * 3, {"keep": "answer"}, "no token has such a span"),
+        ([" foo" * 300] * 3, {}, "with its completion and the model takes 256"),
+    ],
+)
+def test_completions_that_do_not_fit(
+    completions: list[str], options: dict[str, Any], message: str
+) -> None:
+    model = tiny("llama-grouped")
+    prompts = tt.build_prompts(model, TWO, shots=1, n=3, seed=1)
+    with pytest.raises(tt.errors.InputError, match=message):
+        trace_effects(model, prompts, completions, **options)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("positions", ["last", "all"])
+def test_greedy_completions_with_heads_knocked_out(name: str, positions: str) -> None:
+    """Equal to one plain forward for each token, with hooks; prompts are padded."""
+    model = tiny(name)
+    prompts = tt.build_prompts(model, TWO, shots=1, n=3, seed=1)
+    heads = [(0, 1), (2, 0)]
+    found = complete(model, prompts, 5, tt.KnockOut(heads, positions))
+    plain = complete(model, prompts, 5)
+    end = model.config.eos_token_id
+    for heads_out, texts in ((heads, found), ([], plain)):
+        for row, text in enumerate(texts):
+            before = ids_of(prompts, row)
+            start = len(before) - 1 if positions == "last" else 0
+            handles = []
+            for layer, head in heads_out:
+
+                def zero(module: Any, inputs: Any, head: int = head, start: int = start) -> Any:
+                    z = inputs[0].clone()
+                    size = z.shape[-1] // model.n_heads
+                    z[:, start:, head * size : (head + 1) * size] = 0
+                    return (z, *inputs[1:])
+
+                block = model.architecture.layers(model.module)[layer]
+                projection = model.architecture.projection(block)
+                handles.append(projection.register_forward_pre_hook(zero))
+            tokens: list[int] = []
+            while len(tokens) < 5 and (not tokens or tokens[-1] != end):
+                with torch.no_grad():
+                    logits = model.module(torch.tensor([before + tokens])).logits
+                tokens.append(int(logits[0, -1].argmax()))
+            for handle in handles:
+                handle.remove()
+            expected = [token for token in tokens if token != end]
+            assert text == model.tokenizer.decode(expected, skip_special_tokens=True)
+
+
+def test_completions_that_are_refused() -> None:
+    model = tiny("llama-grouped")
+    prompts = tt.build_prompts(model, TWO, shots=1, n=2)
+    with pytest.raises(tt.errors.InputError, match="takes edits of heads' outputs"):
+        complete(model, prompts, 2, tt.ScaleAttention([(0, 0)], 0.5, "labels"))
+    with pytest.raises(tt.errors.InputError, match="do not fit into the model's 256"):
+        complete(model, prompts, 250)
+    with pytest.raises(tt.errors.InputError, match="stop='' must be a text"):
+        complete(model, prompts, 2, stop="")
