@@ -9,9 +9,9 @@ import argparse
 from pathlib import Path
 
 import torch
-from twotower.prompts.classics import CLASSICS
 
 import twotower as tt
+from twotower.prompts.classics import CLASSICS
 from twotower.statistics import bootstrap_mean
 
 README = Path(__file__).parents[1] / "twotower" / "prompts" / "pairs" / "README.md"

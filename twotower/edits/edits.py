@@ -1,12 +1,15 @@
-"""Edits of heads: four data classes."""
+"""Edits of heads and of the residual stream: five data classes."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
-from ..checks import check_is, finite, one_of, yes_or_no
+import numpy as np
+
+from ..checks import check_is, finite, one_of, whole, yes_or_no
 from ..errors import InputError
 from ..head import as_list
 from ..prompts.positions import named
@@ -171,7 +174,52 @@ class Patch:
         return _describe(self, {"what": self.what, "donor": self.donor.hash})
 
 
-Edit = KnockOut | ScaleAttention | DropPosition | Patch
+@dataclass(frozen=True, eq=False)
+class Add:
+    """Add a vector to the residual stream that enters a layer, such as a function vector.
+
+    Parameters
+    ----------
+    vector
+        (d_model,) numbers, such as the result of `function_vector`.
+    layer
+        The layer; later ones read the changed stream too.
+    positions
+        "last" (the default), "labels", "all", `twotower.at`, or a boolean (prompt, position)
+        array.
+    """
+
+    vector: Any
+    layer: int
+    positions: Positions = "last"
+
+    def __post_init__(self) -> None:
+        values = getattr(self.vector, "vector", self.vector)
+        try:
+            if hasattr(values, "detach"):
+                values = values.detach().cpu().float().numpy()
+            found = np.array(values, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"vector must be numbers (d_model,): {error}") from None
+        if found.ndim != 1 or not np.isfinite(found).all():
+            raise InputError(
+                f"vector must be finite numbers (d_model,); this is of shape {found.shape}"
+            )
+        object.__setattr__(self, "vector", found)
+        whole("layer", self.layer)
+
+    @property
+    def heads(self) -> tuple[()]:
+        """No heads: the edit changes the residual stream."""
+        return ()
+
+    def describe(self) -> dict[str, Any]:
+        """Return the edit as attributes of a dataset."""
+        digest = hashlib.sha256(self.vector.tobytes()).hexdigest()
+        return _describe(self, {"layer": int(self.layer), "vector": digest})
+
+
+Edit = KnockOut | ScaleAttention | DropPosition | Patch | Add
 
 
 def as_edits(edits: Edit | Iterable[Edit]) -> list[Edit]:

@@ -16,8 +16,8 @@ from ..prompts.positions import position_mask
 from ..walk.batch import Batch
 from ..walk.everywhere import Everywhere
 from ..walk.walk import BatchEdit, LayerView
-from .attention import AttentionEdits, Prepared
-from .edits import Edit, KnockOut, Patch, as_edits
+from .attention import AttentionEdit, AttentionEdits, Prepared
+from .edits import Add, Edit, KnockOut, Patch, as_edits
 from .prepared import BatchChange, PreparedChange, prepare_change
 
 if TYPE_CHECKING:
@@ -43,10 +43,14 @@ class PreparedEdits:
         self.model = model
         self.outputs: list[_PreparedOutput] = []
         self.attention: list[Prepared] = []
+        self.added: list[_PreparedVector] = []
         self.taken: dict[tuple[str, Head], list[tuple[np.ndarray, np.ndarray]]] = {}
         for edit in as_edits(edits):
             heads = check_heads(edit.heads, model)
             at = position_mask(prompts, edit.positions)
+            if isinstance(edit, Add):
+                self.added.append(_PreparedVector.of(edit, at, model))
+                continue
             keys = position_mask(prompts, getattr(edit, "keys", "all"))
             target = _target(edit)
             self._claim(target, heads, at, keys)
@@ -80,14 +84,63 @@ class PreparedEdits:
         """Return the edits of a batch, for a walk to apply."""
         parts = [prepared.for_batch(self.model, batch) for prepared in self.attention]
         ready: list[BatchEdit] = [AttentionEdits(parts)] if parts else []
+        ready += [vector.for_batch(batch) for vector in self.added]
         return ready + [output.for_batch(batch) for output in self.outputs]
 
+    @property
+    def any(self) -> bool:
+        """Whether there are edits."""
+        return bool(self.outputs or self.attention or self.added)
 
-def _target(edit: Edit) -> str:
+
+def _target(edit: KnockOut | AttentionEdit) -> str:
     """Return the part of a head that an edit changes: "output", "attention" or "values"."""
     if isinstance(edit, KnockOut):
         return "output"
     return edit.what if isinstance(edit, Patch) else "attention"
+
+
+@dataclass
+class _PreparedVector:
+    """Vector to add to the residual stream, prepared for a model and prompts."""
+
+    layer: int
+    vector: Float[np.ndarray, " d_model"]
+    at: Bool[np.ndarray, "prompt position"]
+
+    @classmethod
+    def of(
+        cls, edit: Add, at: Bool[np.ndarray, "prompt position"], model: Model
+    ) -> _PreparedVector:
+        """Return a vector after checking its layer and length."""
+        if edit.layer >= model.n_layers:
+            raise InputError(f"layer={edit.layer} is not below the model's {model.n_layers} layers")
+        if len(edit.vector) != model.d_model:
+            raise InputError(
+                f"the vector has {len(edit.vector)} numbers and the model's residual stream "
+                f"{model.d_model}"
+            )
+        return cls(edit.layer, edit.vector, at)
+
+    def for_batch(self, batch: Batch) -> AddVector:
+        vector = batch.everywhere(self.vector)
+        return AddVector(self.layer, vector, batch.cut(self.at))
+
+
+class AddVector(BatchEdit):
+    """Edit that adds a vector to the residual stream entering a layer."""
+
+    def __init__(self, layer: int, vector: Everywhere, positions: Everywhere) -> None:
+        self.index, self.vector, self.positions = layer, vector, positions
+
+    def enter(
+        self, layer: int, residual: Float[torch.Tensor, "B S d_model"], last: bool = False
+    ) -> Float[torch.Tensor, "B S d_model"]:
+        if layer != self.index:
+            return residual
+        mask = self.positions.on(residual.device)
+        mask = mask[:, -1:] if last else mask
+        return residual + self.vector.on(residual.device).to(residual.dtype) * mask.unsqueeze(-1)
 
 
 @dataclass

@@ -133,7 +133,7 @@ def _collect(
     with measuring(model), progress.bar(len(prompts), title) as bar:
         prepared = PreparedEdits(model, prompts, edits)
         makers = [measure.prepare(model, prompts) for measure in measures]
-        edited = bool(prepared.outputs or prepared.attention)
+        edited = prepared.any
         key = (tuple(measure.memory_key() for measure in measures), edited, continued)
         feed = Batches(model, prompts, option("batch_size"), columns, shared, key)
 

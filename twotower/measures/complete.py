@@ -11,15 +11,15 @@ import torch
 from transformers import GenerationConfig
 
 from ..checks import whole
-from ..edits.edits import Edit, KnockOut, as_edits
-from ..edits.prepared_edits import ChangeHeads, PreparedEdits
+from ..edits.edits import Add, Edit, KnockOut, as_edits
+from ..edits.prepared_edits import AddVector, ChangeHeads, PreparedEdits
 from ..errors import InputError
 from ..models.measuring import measuring
 from ..models.remote import reached
 from ..options import option
 from ..walk.batch import Batch
 from ..walk.batch_size import Batches
-from ..walk.walk import donors_of, walk
+from ..walk.walk import BatchEdit, donors_of, walk
 from .measurement import measurement
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def complete(
     max_tokens
         Largest number of tokens of a completion. It also ends at the model's end token.
     edits
-        Edits of heads' outputs (`KnockOut`) that are active at every step. A generated position
-        is treated like the prompt's last one: "last" and "all" hold there too. References and
+        Edits that are active at every step: `KnockOut` and `Add`. A generated position is
+        treated like the prompt's last one: "last" and "all" hold there too. References and
         donors give their output at their last position.
     stop
         Text at which completions are cut, such as a line break; the text itself is left out.
@@ -67,9 +67,9 @@ def complete(
         raise InputError(f"stop={stop!r} must be a text")
     listed = as_edits(edits)
     for edit in listed:
-        if not isinstance(edit, KnockOut):
+        if not isinstance(edit, (KnockOut, Add)):
             raise InputError(
-                f"complete() takes edits of heads' outputs (KnockOut), not {type(edit).__name__}, "
+                f"complete() takes edits of heads' outputs and Add, not {type(edit).__name__}, "
                 "which has no keys for generated tokens"
             )
     longest = prompts.n_positions + max_tokens
@@ -85,7 +85,7 @@ def complete(
         feed = Batches(model, prompts, option("batch_size"), kind="complete")
         for batch in feed:
             with feed.attempt():
-                ready = [x for x in prepared.for_batch(batch) if isinstance(x, ChangeHeads)]
+                ready = prepared.for_batch(batch)
                 with warnings.catch_warnings():
                     # nnsight warns where a loop over the steps ends with the generation.
                     warnings.filterwarnings("ignore", message=".*was never reached")
@@ -111,11 +111,13 @@ def _settings(model: Model, max_tokens: int) -> GenerationConfig:
 
 
 def _generate(
-    model: Model, batch: Batch, edits: Sequence[ChangeHeads], settings: GenerationConfig
+    model: Model, batch: Batch, edits: Sequence[BatchEdit], settings: GenerationConfig
 ) -> torch.Tensor:
     """Return the generated tokens (B, tokens) of a batch."""
     architecture, root = model.architecture, model.traced
-    layers = sorted({layer for edit in edits for layer in edit.heads})
+    changes = [edit for edit in edits if isinstance(edit, ChangeHeads)]
+    vectors = [edit for edit in edits if isinstance(edit, AddVector)]
+    layers = sorted({*(x.index for x in vectors), *(n for x in changes for n in x.heads)})
     where = {"remote": model.remote} if model.remote else {}
     inputs: dict[str, Any] = {
         "input_ids": batch.input_ids,
@@ -133,9 +135,16 @@ def _generate(
             for step in tracer.iter[:]:
                 blocks = architecture.layers(root)
                 for layer in layers:
+                    entered = residual = blocks[layer].input
+                    for vector in vectors:
+                        residual = vector.enter(layer, residual, last=step > 0)
+                    if residual is not entered:
+                        blocks[layer].input = residual
+                    if not any(layer in edit.heads for edit in changes):
+                        continue
                     projection = architecture.projection(blocks[layer])
                     z = projection.input.unflatten(-1, (architecture.heads_in(layer), -1))
-                    for edit in edits:
+                    for edit in changes:
                         z = edit.changed(layer, z, last=step > 0)
                     projection.input = z.flatten(-2)
                 chosen.append(architecture.unembedding(root).output[:, -1].argmax(dim=-1))

@@ -77,6 +77,8 @@ class Kept:
         Number of the layer.
     sums
         (3, B, d_model) residual stream entering the block, and what attention and MLP add to it.
+    entered
+        (B, d_model) residual stream entering the block, before edits of it.
     dtype
         Coarsest dtype of `sums`.
     heads
@@ -87,16 +89,21 @@ class Kept:
 
     index: int
     sums: Float[torch.Tensor, "3 B d_model"]
+    entered: Float[torch.Tensor, "B d_model"]
     dtype: torch.dtype
     heads: Heads | None = None
     factor: Float[torch.Tensor, ""] | None = None
 
     @classmethod
-    def of(cls, index: int, device: torch.device, parts: Sequence[torch.Tensor]) -> Kept:
+    def of(
+        cls, view: LayerView | PassingView, device: torch.device, parts: Sequence[torch.Tensor]
+    ) -> Kept:
         """Return copies, because views would keep the whole residual stream in memory."""
         finest = min((x.dtype for x in parts), key=roundoff)
         sums = torch.stack([x[:, -1].to(device, finest) for x in parts])
-        return cls(index, sums, coarsest(*parts))
+        assert view.entered is not None
+        entered = view.entered.to(device, finest, copy=True)
+        return cls(view.index, sums, entered, coarsest(*parts))
 
     @property
     def kind(self) -> tuple[Any, ...]:
@@ -201,7 +208,7 @@ class Proof(Recorder):
             last = view.mlp_write
             if view.more_write is not None:
                 last = last + view.more_write
-            kept = Kept.of(view.index, view.z.device, (view.residual, added, last))
+            kept = Kept.of(view, view.z.device, (view.residual, added, last))
             kept.factor = view.factor
             kept.heads = Heads.of(view, self.rounding.is_coarse(view.own_z.dtype))
             self.kept.append(kept)
@@ -209,7 +216,7 @@ class Proof(Recorder):
     def passing(self, view: PassingView) -> None:
         with torch.no_grad():
             parts = (view.residual, view.mixer_write, view.mlp_write)
-            self.kept.append(Kept.of(view.index, view.residual.device, parts))
+            self.kept.append(Kept.of(view, view.residual.device, parts))
 
     def finish(self, end: End) -> dict[Any, torch.Tensor]:
         with torch.no_grad():
@@ -219,7 +226,7 @@ class Proof(Recorder):
         for _, some in groupby(self.kept, lambda kept: kept.kind):
             layers = list(some)
             after, device = layers[-1].index + 1, layers[0].sums.device
-            next_residual = end.residual if after == len(self.kept) else self.kept[after].sums[0]
+            next_residual = end.residual if after == len(self.kept) else self.kept[after].entered
             self._blocks(layers, next_residual.to(device))
             heads = [kept.heads for kept in layers if kept.heads is not None]
             if heads:
@@ -245,7 +252,8 @@ class Proof(Recorder):
     def _blocks(self, layers: Sequence[Kept], after: Float[torch.Tensor, "B d_model"]) -> None:
         """Claim that each block's parts sum to the residual stream after it."""
         sums = torch.stack([kept.sums for kept in layers]).float()
-        next_residual = torch.cat((sums[1:, 0], after.float()[None]))
+        after_each = [*(kept.entered.float() for kept in layers[1:]), after.float()]
+        next_residual = torch.stack(after_each)
         factors = [kept.factor for kept in layers if kept.factor is not None]
         if factors:
             sums = sums * torch.stack([x.to(sums).view(1, 1, 1) for x in factors])

@@ -80,6 +80,8 @@ class LayerView:
         Factor on the residual stream that leaves the block; None without.
     learned
         (B or 1, T, d_model) learned position embedding, or None.
+    entered
+        (B, d_model) last position's residual stream before edits of the stream.
     masks
         Masks of visible and hidden keys by device, number of queries, window and chunk; all
         layers share them.
@@ -106,6 +108,7 @@ class LayerView:
     more_write: Float[torch.Tensor, "B T d_model"] | None = None
     factor: Float[torch.Tensor, ""] | None = None
     learned: Everywhere | None = None
+    entered: Float[torch.Tensor, "B d_model"] | None = None
     masks: dict[Any, torch.Tensor] = field(default_factory=dict)
 
     def turn(
@@ -218,7 +221,7 @@ class PassingView:
 
     Attributes
     ----------
-    index, block, mask, residual
+    index, block, mask, residual, entered
         As of `LayerView`.
     mixer_write, mlp_write
         (B, T, d_model) what mixer and MLP add to the residual stream; 0 without.
@@ -231,6 +234,7 @@ class PassingView:
     residual: Float[torch.Tensor, "B T d_model"]
     mixer_write: Float[torch.Tensor, "B T d_model"]
     mlp_write: Float[torch.Tensor, "B T d_model"]
+    entered: Float[torch.Tensor, "B d_model"] | None = None
 
 
 @dataclass
@@ -354,7 +358,16 @@ class BatchEdit:
         self, view: LayerView, z: Float[torch.Tensor, "B T H D"]
     ) -> Float[torch.Tensor, "B T H D"]:
         """Return the edited z of a layer, or z itself if the layer is not edited."""
-        raise NotImplementedError
+        return z
+
+    def enter(
+        self, layer: int, residual: Float[torch.Tensor, "B S d_model"], last: bool = False
+    ) -> Float[torch.Tensor, "B S d_model"]:
+        """Return the edited residual stream entering a layer, or itself if it is not edited.
+
+        With `last`, the stream is that of one position after the prompt's last.
+        """
+        return residual
 
 
 def walk(
@@ -376,7 +389,11 @@ def walk(
     views: dict[int, LayerView] = {}
     shared = architecture.shared_keys
     for index, block in enumerate(architecture.layers(root)):
-        residual = block.input
+        residual = entered = block.input
+        for edit in edits:
+            residual = edit.enter(index, residual)
+        if residual is not entered:
+            block.input = residual
         if gradients and index == 0:
             residual = residual.detach().requires_grad_()
             block.input = residual
@@ -386,11 +403,13 @@ def walk(
             residual = residual.to(mlp_write.device)
             mixed = torch.zeros_like(mlp_write) if mixed is None else mixed
             passing = PassingView(architecture, index, block, mask, residual, mixed, mlp_write)
+            passing.entered = entered[:, -1]
             for recorder in recorders:
                 recorder.passing(passing)
             continue
         view = _heads(architecture, index, block, mask, residual, views)
         view.mixer_write, view.learned, view.masks = mixed, learned, masks
+        view.entered = entered[:, -1]
         if index in shared:
             views[index] = view
         projection = architecture.projection(block)
