@@ -25,8 +25,8 @@ The table says how well {model} does each task with the default template, on {n}
 {shots} demonstrations and on the same queries without any (0 shots), seed {seed}. "Right against
 wrong": the right answer is more likely than one wrong answer, another pair's output; chance is
 0.50. "Top-1": each token of the right answer is the most likely of the vocabulary. Brackets hold
-95% bootstrap intervals. A task is marked as at chance if the interval of "right against wrong"
-includes 0.50. Made by `benchmarks/pair_tasks.py --write`.
+95% bootstrap intervals. A task is marked as at chance if the first interval includes 0.50.
+Made by `benchmarks/pair_tasks.py --write`.
 
 | task | pairs | example | right against wrong | top-1 | right against wrong, 0 shots | \
 top-1, 0 shots | |
@@ -37,9 +37,11 @@ CLASSIC_HEADER = """
 ## Classics
 
 `twotower.classic_prompts(model, NAME)` makes prompts of three well-known tasks. The same
-measures on {classic_n} prompts (seed {seed}). "Corrupted": how often the right answer is still
-more likely than the wrong one after the corrupted partner of each prompt, which should not tell
-(indirect-object, greater-than: 0.50 if it does not) or tells the opposite (agreement).
+measures on {classic_n} prompts (seed {seed}). Top-1 counts only the one right answer of a prompt,
+although other years or verbs may follow. "Corrupted": how often the right answer is still more
+likely than the wrong one in the prompts' corrupted partners. There indirect-object holds neither
+name, in greater-than both years are later than the start year, and in agreement the wrong answer
+is the right one.
 
 | name | example | right against wrong | top-1 | corrupted |
 |---|---|---|---|---|
