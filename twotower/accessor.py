@@ -339,7 +339,7 @@ class RunQuestions(_Questions):
     >>> run.ov.tt.logit_minus("foo", "bar").label_logit.dims
     ('prompt', 'layer', 'head', 'position')
     >>> list(run.tt.to_frame().columns)
-    ['layer', 'head', 'margin_drop', 'label_logit', 'qk_auc', 'qk_auc_content', 'ov_auc']
+    ['layer', 'head', 'margin_drop', 'label_logit', 'qk_auc', 'qk_auc_content', 'ov_auc', ...]
     """
 
     def _each(self, change: Callable[[xr.Dataset], xr.Dataset]) -> xr.DataTree:

@@ -111,7 +111,8 @@ def head_table(run: xr.DataTree | xr.Dataset) -> xr.Dataset:
         found[name] = mean.assign_attrs(about)
     scores = part_of(run, "scores", "layer", "head") if "scores" in run.children else None
     unscored = scores is None or bool(scores["qk_auc"].isnull().all())
-    if unscored and {"qk", "ov"} <= set(run.children) and prompts_of(run):
+    by_prompt = run.attrs.get("answers") == "by prompt"
+    if unscored and {"qk", "ov"} <= set(run.children) and prompts_of(run) and not by_prompt:
         for name in ("qk", "ov"):
             part_of(run, name, "prompt", "layer", "head", "position")
         scores = two_tower_scores(run)  # an unfinished run has no scores yet

@@ -71,7 +71,7 @@ def analyze(
     found = collect(model, prompts, chosen)
     groups, about = run_datasets(model, prompts, chosen, found)
     run = make_tree(groups, about)
-    if {"qk", "ov"} <= set(groups):
+    if {"qk", "ov"} <= set(groups) and not prompts.answers.by_prompt:
         groups["scores"] = two_tower_scores(run)
         run = make_tree(groups, about)
     return run

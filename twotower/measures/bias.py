@@ -42,6 +42,7 @@ def majority_label(prompts: Prompts) -> np.ndarray:
         If the most frequent label of a prompt is not unique.
     """
     check_is(prompts, "Prompts", "prompts")
+    _needs_labels(prompts)
     found = []
     for number, held in enumerate(_labels_held(prompts)):
         counts = [int((held == label).sum()) for label in prompts.labels]
@@ -72,6 +73,7 @@ def recent_label(prompts: Prompts) -> np.ndarray:
         If a prompt has no demonstrations.
     """
     check_is(prompts, "Prompts", "prompts")
+    _needs_labels(prompts)
     found = []
     for number, held in enumerate(_labels_held(prompts)):
         if not len(held):
@@ -109,7 +111,9 @@ def label_bias(predictions: xr.Dataset, favoured: Sequence[str] | np.ndarray) ->
     InputError
         If `predictions` holds no logits, or `favoured` is not one label per prompt.
     """
-    if not {"prompt", "label"} <= set(getattr(getattr(predictions, "logit", None), "dims", ())):
+    # Of labels of several tokens there are only log-probabilities, whose differences are the same.
+    name = "logit" if hasattr(predictions, "logit") else "logprob"
+    if not {"prompt", "label"} <= set(getattr(getattr(predictions, name, None), "dims", ())):
         raise InputError("label_bias needs the result of predict: logit (prompt, label)")
     labels = [str(label) for label in predictions["label"].values]
     favoured = np.asarray(favoured, dtype=object)
@@ -119,7 +123,7 @@ def label_bias(predictions: xr.Dataset, favoured: Sequence[str] | np.ndarray) ->
     for label in favoured:
         if label not in labels:
             raise InputError(f"favoured label {label!r} is not among {', '.join(labels)}")
-    logit = predictions["logit"].transpose("prompt", "label").values
+    logit = predictions[name].transpose("prompt", "label").values
     column = np.array([labels.index(label) for label in favoured])
     own = logit[np.arange(n), column]
     others = (logit.sum(axis=1) - own) / (len(labels) - 1)
@@ -195,3 +199,8 @@ def bias_reduction(
 def _labels_held(prompts: Prompts) -> list[np.ndarray]:
     """Return the labels of each prompt's demonstrations, in order."""
     return [text[at] for text, at in zip(prompts.label_text, prompts.where("labels"), strict=True)]
+
+
+def _needs_labels(prompts: Prompts) -> None:
+    if prompts.answers.by_prompt:
+        raise InputError("biases are towards labels, and these prompts have answers of their own")

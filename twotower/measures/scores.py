@@ -27,31 +27,37 @@ def two_tower_scores(run: xr.DataTree) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        (layer, head): qk_auc, qk_auc_content, ov_auc, and margin_drop if the run has effects.
-        Chance is 0.5. A head's AUC is NaN if no prompt allows a comparison. Prompts that are
-        missing (not measured yet, or not finite) are left out.
+        (layer, head): qk_auc, qk_auc_content, ov_auc, each with the size of the difference
+        (qk_size, ov_size), and margin_drop if the run has effects. Chance of an AUC is 0.5. A
+        head's AUC is NaN if no prompt allows a comparison. Prompts that are missing (not measured
+        yet, or not finite) are left out.
 
     Raises
     ------
     InputError
-        If the run lacks `qk` or `ov`.
+        If the run lacks `qk` or `ov`, or its prompts have answers of their own.
 
     Notes
     -----
     An AUC does not measure size. If a head's values encode a label's token at all, the label
     logits are nearly equal wherever that label stands. Their sign then makes the OV AUC 0 or 1,
-    even in heads that write almost nothing. So also check a size: an effect, or the label logit
-    of the head's output (`attribution`).
+    even in heads that write almost nothing. So look at the size beside it too.
     """
     for name in ("qk", "ov"):
         if name not in getattr(run, "children", ()):
             raise InputError(f"two-tower scores need the group {name!r}; analyze with it")
     qk, ov = (measured_prompts(run.children[name]) for name in ("qk", "ov"))
     parts = [qk, ov]
-    arrays = {"qk_auc": qk_auc(qk["score"])}
+    if qk.attrs.get("answers") == "by prompt":
+        raise InputError(
+            "two-tower scores compare the classes of demonstrations, and these prompts have right "
+            "and wrong answers of their own"
+        )
+    arrays = {"qk_auc": qk_auc(qk["score"]), "qk_size": qk_size(qk["score"])}
     if "score_content" in qk:
         arrays["qk_auc_content"] = qk_auc(qk["score_content"])
     arrays["ov_auc"] = ov_auc(ov["label_logit"])
+    arrays["ov_size"] = ov_size(ov["label_logit"])
     if "effects" in run.children:
         effects = measured_prompts(run.children["effects"])
         arrays["margin_drop"] = effects["margin_drop"].mean("prompt").values
@@ -83,6 +89,34 @@ def qk_auc(scores: xr.DataArray) -> np.ndarray:
     return _mean(found, scores)
 
 
+def qk_size(scores: xr.DataArray) -> np.ndarray:
+    """Return (layer, head) how much higher labels of the query's class score, in the mean.
+
+    Parameters
+    ----------
+    scores
+        As in `qk_auc`.
+    """
+    found = []
+    for one in _prompts(scores):
+        at = one["role"].values == "label"
+        same = one["demonstration_class"].values[at] == one["query_class"].item()
+        found.append(_gap(one.transpose("position", "layer", "head").values[at], same))
+    return _mean(found, scores)
+
+
+def ov_size(logits: xr.DataArray) -> np.ndarray:
+    """Return (layer, head) how much more a label's own positions raise it, in the mean.
+
+    Parameters
+    ----------
+    logits
+        As in `ov_auc`.
+    """
+    found = [_gap(values, held) for values, held in _labels(logits)]
+    return _mean(found, logits)
+
+
 def ov_auc(logits: xr.DataArray) -> np.ndarray:
     """Return the (layer, head) probability that a label's own positions raise it more.
 
@@ -93,7 +127,14 @@ def ov_auc(logits: xr.DataArray) -> np.ndarray:
     logits
         (prompt, layer, head, position, label), with role and label_text.
     """
-    found = []
+    return _mean([auc(values, held) for values, held in _labels(logits)], logits)
+
+
+def _labels(logits: xr.DataArray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield each prompt's and label's logits less the others' mean, and which positions hold it.
+
+    They are (label position, layer, head) and (label position,).
+    """
     labels = logits["label"].values
     for one in _prompts(logits):
         at = one["role"].values == "label"
@@ -102,8 +143,16 @@ def ov_auc(logits: xr.DataArray) -> np.ndarray:
         total = values.sum(axis=-1)
         for number, label in enumerate(labels):
             others = (total - values[..., number]) / (len(labels) - 1)
-            found.append(auc(values[..., number] - others, held == label))
-    return _mean(found, logits)
+            yield values[..., number] - others, held == label
+
+
+def _gap(values: np.ndarray, positive: np.ndarray) -> np.ndarray | None:
+    """Return the positives' mean less the others' of values (n, ...); None if one is empty."""
+    high, low = values[positive], values[~positive]
+    if not len(high) or not len(low):
+        return None
+    found: np.ndarray = mean_known(high) - mean_known(low)
+    return found
 
 
 def _prompts(array: xr.DataArray) -> Iterator[xr.DataArray]:

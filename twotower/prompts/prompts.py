@@ -302,6 +302,36 @@ class Prompts:
         items = [p.reordered(order) for p, order in zip(self.items, orders, strict=True)]
         return self._with(items)
 
+    def shuffled_labels(self, seed: int = 0) -> Prompts:
+        """Return the same prompts with the labels of their demonstrations in another order.
+
+        Texts, classes, queries and right answers stay the same, so the demonstrations no longer
+        show the task (the uninformative prompts of Todd et al. 2024, arXiv:2310.15213).
+
+        Parameters
+        ----------
+        seed
+            Seed of the draw. No demonstration keeps its own label's place.
+
+        Raises
+        ------
+        InputError
+            If a prompt has fewer than two demonstrations.
+        """
+        items = []
+        for number, prompt in enumerate(self.items):
+            n = len({s.demonstration for s in prompt.segments if s.role == "label"})
+            if n < 2:
+                raise InputError(
+                    f"prompt {number} has {n} demonstrations; labels are shuffled among two or more"
+                )
+            rng = np.random.default_rng([whole("seed", seed), 23, number])
+            order = rng.permutation(n)
+            places = np.empty(n, dtype=np.int64)
+            places[order] = np.roll(order, 1)  # a random cycle moves every label
+            items.append(prompt.with_labels_of(places.tolist()))
+        return self._with(items)
+
     def other_queries(self, seed: int = 0) -> Prompts:
         """Return the same demonstrations, each with a query of another class.
 

@@ -99,6 +99,21 @@ class Prompt:
         )
         return replace(self, segments=segments, gold=new[self.gold])
 
+    def with_labels_of(self, order: Sequence[int]) -> Prompt:
+        """Return the prompt in which demonstration i has the label of demonstration order[i]."""
+        labels = {s.demonstration: s for s in self.segments if s.role == "label"}
+        segments = tuple(
+            s
+            if s.demonstration < 0
+            else replace(
+                s,
+                text=labels[order[s.demonstration]].text if s.role == "label" else s.text,
+                label=labels[order[s.demonstration]].label,
+            )
+            for s in self.segments
+        )
+        return replace(self, segments=segments)
+
     def reordered(self, order: Sequence[int]) -> Prompt:
         """Return the prompt with its demonstrations in another order.
 

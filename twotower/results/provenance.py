@@ -43,6 +43,7 @@ def provenance(model: Any, prompts: Any, **settings: Any) -> dict[str, Any]:
         "tokenizer_hash": tokenizer_hash(model.tokenizer),
         "task": prompts.task_name,
         "labels": json.dumps(prompts.labels, ensure_ascii=False),
+        **({"answers": "by prompt"} if prompts.answers.by_prompt else {}),
         **({"scoring": prompts.answers.scoring} if prompts.answers.token_id.shape[2] > 1 else {}),
         "prompts_hash": prompts.hash,
         "prompts": json.dumps(prompts.recipe.describe() if prompts.recipe else {}),

@@ -95,6 +95,81 @@ def _auc(title: str) -> dict[str, Any]:
     return {"title": title, "format": ".3f", "chance": 0.5}
 
 
+_UNSIGNED = {"format": ".3f"}
+_ASKED = {"required": False}
+_KIND_SCORES: tuple[tuple[str, str, str, str, dict[str, Any]], ...] = (
+    (
+        "previous_token",
+        "previous-token score",
+        "mean attention from a token to the one before it, in random sequences repeated once",
+        "previous token",
+        _UNSIGNED,
+    ),
+    (
+        "duplicate_token",
+        "duplicate-token score",
+        "mean attention from a repeated token to its first occurrence, in such sequences",
+        "duplicate token",
+        _UNSIGNED,
+    ),
+    (
+        "induction",
+        "induction score",
+        "mean attention from a repeated token to the token after its first occurrence (Olsson et "
+        "al. 2022, arXiv:2209.11895, prefix matching)",
+        "induction",
+        _UNSIGNED,
+    ),
+    (
+        "sink",
+        "attention to the first token",
+        "mean attention from repeated tokens to the first position (Xiao et al. 2023, "
+        "arXiv:2309.17453)",
+        "sink",
+        _UNSIGNED,
+    ),
+    (
+        "copying",
+        "copying score",
+        "share of random tokens that are among the 5 with the largest logit of the head's raw "
+        "value-output vector at their position (after Wang et al. 2022, arXiv:2211.00593)",
+        "copying",
+        _UNSIGNED,
+    ),
+    (
+        "suppression",
+        "suppression score",
+        "the same among the 5 with the smallest logit (after McDougall et al. 2023, "
+        "arXiv:2310.04625)",
+        "suppression",
+        _UNSIGNED,
+    ),
+    (
+        "function_vector",
+        "function-vector effect",
+        "gain of the right answer's log-probability in prompts with shuffled labels when the "
+        "head's output at the last position becomes its mean over the prompts with their own "
+        "labels (Todd et al. 2024, arXiv:2310.15213, average indirect effect)",
+        "function vector",
+        {**_ASKED, "units": "nat"},
+    ),
+    (
+        "answer_logit",
+        "logit written for the answer",
+        "the right answer's label logit of the head's output, less the mean of the others'",
+        "writes for the answer",
+        _ASKED,
+    ),
+    (
+        "answer_effect",
+        "effect on the answer",
+        "mean drop of the margin when the head is knocked out at the last position",
+        "effect on the answer, mean",
+        _ASKED,
+    ),
+)
+"""Scores of kinds of heads: name, name in words, definition, title, and further settings."""
+
 COORDINATES = {
     "gold": Variable(_P, "str", "right label", "text of the label that answers the query"),
     "query_class": Variable(_P, "str", "class of the query", "class of the query's text"),
@@ -328,6 +403,71 @@ GROUPS: dict[str, dict[str, Variable]] = {
             title="effect on the answer",
         ),
     },
+    "function_vector": {
+        "vector": Variable(
+            ("feature",),
+            "float",
+            "function vector",
+            "sum over heads of the mean over prompts of what the head adds to the residual stream "
+            "at the last position (Todd et al. 2024, arXiv:2310.15213); a norm after attention has "
+            "the statistic of its position",
+        ),
+        "head_vector": Variable(
+            ("chosen", "feature"),
+            "float",
+            "mean output of the head",
+            "its part of the function vector",
+        ),
+    },
+    "vector_effects": {
+        "logprob_gain": Variable(
+            ("prompt", "layer"),
+            "float",
+            "gain of the right answer's log-probability",
+            "with the vector added to the stream entering the layer, minus without",
+            "nat",
+        ),
+        "margin": Variable(
+            ("prompt", "layer"),
+            "float",
+            "margin",
+            "as in predictions, with the vector added to the stream entering the layer",
+        ),
+        "correct": Variable(
+            ("prompt", "layer"),
+            "bool",
+            "right among the labels",
+            "as in predictions, with the vector added",
+        ),
+        "top1_correct": Variable(
+            ("prompt", "layer"),
+            "bool",
+            "right over the vocabulary",
+            "as in predictions, with the vector added",
+        ),
+    },
+    "kinds": {
+        **{
+            name: Variable(("layer", "head"), "float", long_name, reference, title=title, **more)
+            for name, long_name, reference, title, more in _KIND_SCORES
+        },
+        **{
+            f"{name}_error": Variable(
+                ("layer", "head"),
+                "float",
+                f"error of the {long_name}",
+                "half the width of its 95% interval over sequences or prompts (Student's t)",
+                required=False,
+            )
+            for name, long_name, *_ in _KIND_SCORES
+        },
+        "kind": Variable(
+            ("layer", "head"),
+            "str",
+            "kinds of the head",
+            "names whose thresholds (attribute `settings`) the head reaches, separated by commas",
+        ),
+    },
     "shares": {
         "share": Variable(
             (*_HEADS, "source"),
@@ -489,6 +629,24 @@ GROUPS: dict[str, dict[str, Variable]] = {
             "the other labels', than one that does not; mean over labels and "
             "prompts",
             **_auc("OV AUC"),
+        ),
+        "qk_size": Variable(
+            ("layer", "head"),
+            "float",
+            "size of the QK difference",
+            "mean QK score of label positions of the query's class less that of others; mean over "
+            "prompts",
+            required=False,
+            title="QK size",
+        ),
+        "ov_size": Variable(
+            ("layer", "head"),
+            "float",
+            "size of the OV difference",
+            "mean label logit, less the mean of the other labels', of positions that hold the "
+            "label less that of others; mean over labels and prompts",
+            required=False,
+            title="OV size",
         ),
         "margin_drop": Variable(
             ("layer", "head"),

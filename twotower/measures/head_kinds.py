@@ -1,0 +1,277 @@
+"""What kind of head each is: scores from the literature, and names by thresholds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+
+from ..checks import check_is, whole
+from ..edits.changes import Mean
+from ..models.architecture import call
+from ..prompts.repeats import random_repeats
+from ..walk.batch import Batch
+from ..walk.not_finite import FINITE
+from ..walk.readout import Readout, get_readout
+from ..walk.scores import attention, scores
+from ..walk.tensors import stack_heads
+from ..walk.walk import End, LayerView, Recorder
+from .attribution import Attribution
+from .choose import above_others
+from .collect import collect
+from .datasets import dataset, measured_dataset
+from .effects import Effects
+from .measure import MakeRecorder, Measure
+from .measurement import measurement
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from ..models import Model
+    from ..prompts import Prompts
+
+TOP = 5
+"""Number of tokens among which a copied or suppressed token must be (Wang et al. 2022)."""
+
+COPIED = 64
+"""Number of positions at which copying is tested."""
+
+AT_ONCE = 256
+"""Vectors to unembed at a time, to bound the memory of the logits."""
+
+KINDS: dict[str, tuple[str, float]] = {
+    "previous token": ("previous_token", 0.4),
+    "duplicate token": ("duplicate_token", 0.2),
+    "induction": ("induction", 0.2),
+    "sink": ("sink", 0.5),
+    "copying": ("copying", 0.5),
+    "suppression": ("suppression", 0.5),
+    "function vector": ("function_vector", 0.05),
+    "writer": ("answer_logit", 0.1),
+    "suppressor": ("answer_logit", -0.1),
+}
+"""Kinds with their score and the least value; for a negative one, the largest. The score's whole
+interval must be beyond 0 too."""
+
+
+@measurement
+def _measured(model: Model, prompts: Prompts, measure: Measure) -> dict[str, np.ndarray]:
+    return collect(model, prompts, [measure])[0]
+
+
+def head_kinds(
+    model: Model,
+    prompts: Prompts | None = None,
+    *,
+    n: int = 16,
+    length: int = 25,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Return scores of what each head does, and the names of kinds whose thresholds it reaches.
+
+    Parameters
+    ----------
+    model
+        The model.
+    prompts
+        Prompts with demonstrations, for the scores that need a task; None to leave them out.
+    n, length
+        Number of random sequences, and of different tokens in each; each is repeated once.
+    seed
+        Seed of the sequences, and of the shuffled labels.
+
+    Returns
+    -------
+    xarray.Dataset
+        (layer, head): previous_token, duplicate_token, induction, sink, copying, suppression; with
+        prompts also function_vector, answer_logit and answer_effect; for each `<score>_error`, half
+        the width of its 95% interval over sequences or prompts; and `kind`, the names, separated by
+        commas. Thresholds are `twotower.measures.head_kinds.KINDS`.
+
+    Raises
+    ------
+    InputError
+        If the vocabulary or the context is too small for the sequences, or a prompt has fewer than
+        two demonstrations.
+    """
+    check_is(model, "Model", "model")
+    for name, value in (("n", n), ("length", length)):
+        whole(name, value, 2)
+    repeats = random_repeats(model, n, length, whole("seed", seed))
+    by_prompt = dict(_measured(model, repeats, _Patterns(length)))
+    by_prompt.pop(FINITE)
+    measured = repeats
+    if prompts is not None:
+        measured = prompts
+        by_prompt |= _of_task(model, prompts, seed)
+    arrays: dict[str, np.ndarray] = {}
+    for name, values in by_prompt.items():
+        arrays[name], arrays[f"{name}_error"] = _mean_and_error(values)
+    arrays["kind"] = _names(arrays)
+    settings = {
+        "sequences": n,
+        "length": length,
+        "seed": seed,
+        "n_prompts": 0 if prompts is None else len(prompts),
+        "thresholds": {kind: list(rule) for kind, rule in KINDS.items()},
+    }
+    return dataset("kinds", arrays, model, measured, settings)
+
+
+def _of_task(model: Model, prompts: Prompts, seed: int) -> dict[str, np.ndarray]:
+    """Return (prompt, layer, head) scores that need a task."""
+    direct, effects = collect(model, prompts, [Attribution(), Effects(logprobs=False)])
+    written = measured_dataset(Attribution(), direct, model, prompts)["label_logit"]
+    shuffled = prompts.shuffled_labels(seed)
+    changed = _measured(model, shuffled, Effects(to=Mean(prompts)))
+    right = (np.arange(len(prompts)), ..., prompts.gold_index)
+    return {
+        "function_vector": -changed["logprob_drop"][right],
+        "answer_logit": above_others(written).transpose("prompt", "layer", "head").values,
+        "answer_effect": effects["margin_drop"],
+    }
+
+
+def _mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean over the first axis and half the width of its 95% interval, without NaN."""
+    from scipy.stats import t
+
+    known = np.isfinite(values)
+    count = known.sum(axis=0)
+    total = np.where(known, values, 0).sum(axis=0, dtype=np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = total / count
+        squares = np.where(known, values - mean, 0) ** 2
+        spread = np.sqrt(squares.sum(axis=0) / (count - 1))
+        error = t.ppf(0.975, np.maximum(count - 1, 1)) * spread / np.sqrt(count)
+    return mean.astype(np.float32), error.astype(np.float32)
+
+
+def _names(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """Return (layer, head) names of the kinds whose thresholds a head reaches."""
+    shape = arrays["induction"].shape
+    named: list[list[str]] = [[] for _ in range(int(np.prod(shape)))]
+    for kind, (score, least) in KINDS.items():
+        if score not in arrays:
+            continue
+        values, errors = arrays[score].ravel(), arrays[f"{score}_error"].ravel()
+        sign = 1 if least > 0 else -1
+        reached = (sign * values >= abs(least)) & (sign * values - errors > 0)
+        for number in np.flatnonzero(reached):
+            named[number].append(kind)
+    return np.array([", ".join(kinds) for kinds in named], dtype=object).reshape(shape)
+
+
+@dataclass(frozen=True)
+class _Patterns(Measure):
+    """Attention patterns and copying on repeated random sequences."""
+
+    group = "kinds"
+    length: int = 0
+
+    def prepare(self, model: Model, prompts: Prompts) -> MakeRecorder:
+        readout = get_readout(model, prompts.answers.vocabulary)
+        rng = np.random.default_rng([prompts.seed or 0, 32])
+        first = np.flatnonzero(prompts.role[0] == "text")
+        per = max(1, COPIED // len(prompts))
+        chosen = np.stack([rng.permutation(first)[:per] for _ in range(len(prompts))])
+        start = int(first[0])
+        return lambda batch: PatternsRecorder(
+            batch, self.length, start, chosen[batch.rows], readout
+        )
+
+
+class PatternsRecorder(Recorder):
+    """Records attention patterns, and whether heads copy or suppress tokens.
+
+    Parameters
+    ----------
+    batch
+        A batch of repeated sequences of equal length.
+    length
+        Number of tokens before the repetition.
+    start
+        Column of the first of them.
+    chosen
+        (B, P) columns at which copying is tested.
+    readout
+        Readout of the model, for norms after attention.
+    """
+
+    group = "kinds"
+
+    def __init__(
+        self, batch: Batch, length: int, start: int, chosen: np.ndarray, readout: Readout
+    ) -> None:
+        self.length, self.start, self.weights = length, start, readout
+        self.chosen = batch.everywhere(chosen)
+        tokens = batch.input_ids.cpu().numpy()
+        self.tokens = batch.everywhere(np.take_along_axis(tokens, chosen, axis=1))
+        self.found: dict[str, list[torch.Tensor]] = {}
+        self.vectors: list[torch.Tensor] = []
+
+    def layer(self, view: LayerView) -> None:
+        width = view.z.shape[1]
+        pattern = attention(view, scores(view, width))
+        n, start = self.length, self.start
+        second = slice(start + n, None)
+        parts = {
+            "previous_token": pattern[:, :, start + 1 :].diagonal(start, dim1=2, dim2=3),
+            "duplicate_token": pattern[:, :, second].diagonal(start, dim1=2, dim2=3),
+            "induction": pattern[:, :, second].diagonal(start + 1, dim1=2, dim2=3),
+            "sink": pattern[:, :, second, 0],
+        }
+        for name, values in parts.items():
+            self.found.setdefault(name, []).append(values.mean(dim=-1))
+        self.vectors.append(self._vectors(view))
+
+    def _vectors(self, view: LayerView) -> Float[torch.Tensor, "B H P d_model"]:
+        """Return the heads' raw value-output vectors at the chosen positions."""
+        n_heads, (n_kv, size) = view.z.shape[2], view.value.shape[2:]
+        chosen = self.chosen.on(view.value.device)
+        index = chosen[:, :, None, None].expand(-1, -1, n_kv, size)
+        value = view.value.gather(1, index).repeat_interleave(n_heads // n_kv, dim=2)
+        if view.gate is not None:
+            gate = view.gate
+            at = chosen[:, :, None, None].expand(-1, -1, *gate.shape[2:])
+            value = value * gate.gather(1, at)
+        eye = torch.eye(n_heads, dtype=value.dtype, device=value.device)
+        alone = value.transpose(1, 2).unsqueeze(3) * eye[:, None, :, None]  # (B, H, P, H, D)
+        projection = view.architecture.projection(view.block)
+        nothing = call(projection, torch.zeros_like(alone[:1, :1, :1]).flatten(-2))
+        output = call(projection, alone.flatten(-2)) - nothing
+        return self.weights.write(view, output)
+
+    def finish(self, end: End) -> dict[str, torch.Tensor]:
+        found = {name: stack_heads(values, end) for name, values in self.found.items()}
+        zero = torch.zeros_like(end.residual[:1], dtype=end.dtype)
+        bias = end.unembedding(zero)
+        device = end.residual.device
+        shift = self.weights.on(device).norm.shift
+        spread = torch.ones((), device=device)
+        copied: list[torch.Tensor] = []
+        suppressed: list[torch.Tensor] = []
+        for vectors in self.vectors:
+            own = vectors.to(device)
+            tokens = self.tokens.on(device)[:, None].expand(own.shape[:3]).flatten()
+            normed = self.weights.frozen_norm(own, spread.expand(own.shape[:3])) - shift
+            above, below = [], []
+            rows = normed.flatten(0, 2).to(end.dtype)
+            for some, ids in zip(rows.split(AT_ONCE), tokens.split(AT_ONCE), strict=True):
+                logits = (end.unembedding(some) - bias).float()
+                mine = logits.gather(1, ids.to(logits.device)[:, None])
+                above.append(_few(logits > mine))
+                below.append(_few(logits < mine))
+            for kept, parts in ((copied, above), (suppressed, below)):
+                kept.append(torch.cat(parts).to(device).view(own.shape[:3]).mean(dim=-1))
+        found["copying"] = stack_heads(copied, end)
+        found["suppression"] = stack_heads(suppressed, end)
+        return found
+
+
+def _few(others: Bool[torch.Tensor, "n vocabulary"]) -> Float[torch.Tensor, " n"]:
+    """Return 1 where fewer than `TOP` others are true, else 0."""
+    return (others.sum(dim=-1) < TOP).float()
