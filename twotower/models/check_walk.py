@@ -53,7 +53,7 @@ def check_walk(
     unembedded = architecture.logits(unembedding(norm(end[:, -1]).to(dtype))).float().cpu()
     # The model's own logits, after any change to the unembedding's output.
     logits = root.output.logits
-    allowed = torch.tensor(2 * rounding.module(coarse))  # a norm comes before each module
+    allowed = torch.tensor(2 * rounding.module(coarse), dtype=torch.float32)  # a norm comes before each module
     walk.pairs["again"] = [(layer, error, allowed) for layer, error in walk.again]
     return {
         "pairs": {
