@@ -9,6 +9,7 @@ position and by their two-tower scores.
 from __future__ import annotations
 
 import gc
+import json
 from typing import Any
 
 import common
@@ -70,6 +71,7 @@ def main() -> None:
         run = tt.analyze(model, prompts, logprobs=False, keep="labels")
         exact = run if exact is None else exact
         row = compared(run, exact)
+        row["proof"] = json.loads(run["effects"].attrs["proof"])
         row["weights_MiB"] = round(model.module.get_memory_footprint() / 2**20, 1)
         result["forms"][name] = row
         print(name, row, flush=True)

@@ -274,8 +274,25 @@ def quantized(result: dict[str, Any]) -> str:
             "nf4 (bitsandbytes) with float32 beside the quantized layers.",
             "",
             table(columns, rows),
+            "Largest errors of the proof, of what is allowed there. Tolerances follow from each "
+            "form's rounding (`twotower/models/rounding.py`).",
+            "",
+            _errors(result["forms"]),
         ]
     )
+
+
+def _errors(forms: dict[str, Any]) -> str:
+    """The proof's largest errors and what is allowed, by form and identity."""
+    names = list(dict.fromkeys(name for form in forms.values() for name in form["proof"]["identities"]))
+    rows = []
+    for form, row in forms.items():
+        cells = [
+            f"{found['error']:.1e} / {found['allowed']:.1e}" if found else ""
+            for found in (row["proof"]["identities"].get(name) for name in names)
+        ]
+        rows.append([form, *cells])
+    return table(["form", *names], rows)
 
 
 def proof(result: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from twotower.models import registry
 from twotower.models.check import check_model
 from twotower.models.families.gptneox import GPTNeoX
 from twotower.models.families.llama import Llama
+from twotower.models.rounding import Rounding
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -132,3 +133,34 @@ def test_quantized_models_pass(name: str, quantization: str, tmp_path) -> None:
         assert abs(effects[:, head.layer, head.head] - (clean - after)).max() < 0.05 * max(
             abs(clean).max(), 0.1
         )
+
+
+def test_scores_that_nearly_cancel() -> None:
+    """A sum of large products that cancel is rounded by their size, not by its own."""
+    torch.manual_seed(0)
+    size, n = 64, 4000
+    query, key = torch.randn(2, n, 2, size, dtype=torch.float64) * 6
+    # Keys without their part along the last query, but for a little.
+    last = query[:, -1:]
+    along = (key * last).sum(dim=-1, keepdim=True) / last.square().sum(dim=-1, keepdim=True)
+    key = (key - along * last).float().double()
+    query, value = query.float().double(), torch.randn(n, 2, size, dtype=torch.float64)
+    value = value.float().double()
+
+    def outputs(dtype: torch.dtype, order: list[int]) -> torch.Tensor:
+        q, k, v = (x.to(dtype)[..., order] for x in (last.float().double(), key, value))
+        products = [q[..., i] * k[..., i] for i in range(size)]
+        weights = (sum(products) / 8).softmax(dim=-1)
+        return (weights[..., None] * v).sum(dim=1)[..., torch.tensor(order).argsort()].double()
+
+    exact = outputs(torch.float64, list(range(size)))
+    scores = (last.float().double() * key).sum(dim=-1).abs().amax(dim=1) / 8
+    products = last.norm(dim=-1)[:, 0] * key.norm(dim=-1).amax(dim=1) / 8
+    length = value.norm(dim=-1).mean(dim=1)
+    error = (outputs(torch.float32, list(range(size))) - exact).norm(dim=-1) / length
+    sizes = (scores.float(), products.float())
+    assert (scores < 1).all()
+    allowed = Rounding().attention(torch.float32, *sizes)
+    assert (error < allowed).all()
+    without = Rounding().attention(torch.float32, sizes[0], torch.zeros(n))
+    assert (error > without).any()

@@ -213,7 +213,7 @@ class _Sums(Recorder):
 
     def layer(self, view: LayerView) -> None:
         z = view.z.float() * view.real[..., None, None]
-        empty = torch.zeros(self.n_keys, *z.shape[2:], device=z.device)
+        empty = z.new_zeros(self.n_keys, *z.shape[2:])
         index = self.index.on(z.device).flatten()
         self.sums[view.index] = empty.index_add(0, index, z.flatten(0, 1))
 

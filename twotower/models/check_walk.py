@@ -53,7 +53,9 @@ def check_walk(
     unembedded = architecture.logits(unembedding(norm(end[:, -1]).to(dtype))).float().cpu()
     # The model's own logits, after any change to the unembedding's output.
     logits = root.output.logits
-    allowed = torch.tensor(2 * rounding.module(coarse))  # a norm comes before each module
+    allowed = torch.tensor(
+        2 * rounding.module(coarse), dtype=torch.float32
+    )  # a norm comes before each module
     walk.pairs["again"] = [(layer, error, allowed) for layer, error in walk.again]
     return {
         "pairs": {
@@ -209,18 +211,18 @@ class CheckWalk:
             self.keys[index] = architecture.turn(block, k, positions, query=False), v
         k, v = self.keys[source]
         q = architecture.turn(block, q, positions, query=True)
-        again, length, size = attend(architecture, index, q, k, v, positions, sinks, seen)
+        again, length, *sizes = attend(architecture, index, q, k, v, positions, sinks, seen)
         gate = architecture.gate(block, projected)
         if gate is not None:
             again, length = again * gate, length * gate.float().abs().amax(dim=-1)
         error = (again.float() - heads.float()).norm(dim=-1) / _positive(length)
-        pair = _pair(error, rounding.attention(z.dtype, size), seen)
+        pair = _pair(error, rounding.attention(z.dtype, *sizes), seen)
         self.pairs["attention"].append((index, *pair))
         alone = torch.eye(heads.shape[2], dtype=z.dtype, device=z.device)[:, None, None, :, None]
         nothing = projection(torch.zeros_like(z[:1, :1]))
         each = (call(projection, (heads * alone).flatten(-2)) - nothing).float()
-        whole, sizes = each.sum(dim=0) + nothing, each.abs().sum(dim=0) + nothing.abs()
-        self.pairs["sum"].append((index, *_of_module(whole, output, sizes, seen, rounding)))
+        whole, total = each.sum(dim=0) + nothing, each.abs().sum(dim=0) + nothing.abs()
+        self.pairs["sum"].append((index, *_of_module(whole, output, total, seen, rounding)))
         return projected, write
 
 
@@ -273,9 +275,16 @@ def attend(
     sinks: Float[torch.Tensor, " H"] | None,
     kept: Bool[torch.Tensor, "B T"],
 ) -> tuple[
-    Float[torch.Tensor, "B T H D"], Float[torch.Tensor, "B T H"], Float[torch.Tensor, "B T H"]
+    Float[torch.Tensor, "B T H D"],
+    Float[torch.Tensor, "B T H"],
+    Float[torch.Tensor, "B T H"],
+    Float[torch.Tensor, "B T H"],
 ]:
-    """Return recomputed z, mean norm of the attended values, and largest absolute score."""
+    """Return recomputed z, and for each position and head what its tolerance follows from.
+
+    These are the mean norm of the attended values, the largest absolute score, and the largest
+    product of the norms of query and key, times the scaling.
+    """
     per, bias = query.shape[2] // key.shape[2], positions.bias
     key, value = (x.repeat_interleave(per, dim=2).transpose(1, 2).float() for x in (key, value))
     scores = query.transpose(1, 2).float() @ key.mT * architecture.scaling(layer)
@@ -286,5 +295,13 @@ def attend(
     masked = scores.masked_fill(~seen[:, None], -torch.inf)
     weights = softmax(masked, None if sinks is None else sinks[:, None])
     length = (weights @ value.norm(dim=-1)[..., None])[..., 0]
-    size = scores.masked_fill(~seen[:, None], 0).abs().amax(dim=-1)
-    return (weights @ value).transpose(1, 2), length.transpose(1, 2), size.transpose(1, 2)
+    hidden = ~seen[:, None]
+    size = scores.masked_fill(hidden, 0).abs().amax(dim=-1)
+    norms = key.norm(dim=-1)[:, :, None].masked_fill(hidden, 0).amax(dim=-1)
+    products = norms.transpose(1, 2) * query.float().norm(dim=-1) * architecture.scaling(layer)
+    return (
+        (weights @ value).transpose(1, 2),
+        length.transpose(1, 2),
+        size.transpose(1, 2),
+        products,
+    )

@@ -64,13 +64,18 @@ class Rounding:
         return roundoff(dtype) > 1e-5
 
     def attention(
-        self, dtype: torch.dtype, size: Float32[torch.Tensor, "*rest"]
+        self,
+        dtype: torch.dtype,
+        size: Float32[torch.Tensor, "*rest"],
+        products: Float32[torch.Tensor, "*rest"],
     ) -> Float32[torch.Tensor, "*rest"]:
         """Return the tolerance of a head's output, relative to the attended values' mean norm.
 
         A kernel rounds a score of size s by u s, which changes its weight by the relative error
         u s. Weights, their sum and the output are each rounded once. Both sides sum products in
-        float32. (Measured over kernels and dtypes: up to 0.5 of the tolerance.)
+        float32. The products of a score's sum may cancel: then its error follows their size, at
+        most the norms' product, not that of the score. (Measured over kernels and dtypes: up to
+        0.5 of the tolerance; on prompts of two tokens, whose scores nearly cancel, 0.53.)
 
         Parameters
         ----------
@@ -78,8 +83,11 @@ class Rounding:
             Dtype of the output.
         size
             Largest absolute attended score.
+        products
+            Largest product of the norms of query and visible key, times the scaling.
         """
-        return roundoff(dtype) * (3 + size) + roundoff(torch.float32) * (8 + 2 * size)
+        accumulated = roundoff(torch.float32) * (8 + 2 * size + products)
+        return roundoff(dtype) * (3 + size) + accumulated
 
     def scale(
         self, dtype: torch.dtype, deviation: Float32[torch.Tensor, ""]

@@ -125,8 +125,8 @@ class Heads:
         (B, H, D) `own_z` recomputed from queries, keys and values.
     length
         (B, H) mean norm of the attended values.
-    score
-        (B, H) largest absolute attended score.
+    score, products
+        (B, H) largest absolute attended score, and largest product of the norms of query and key.
     slope
         (B, H, D) derivative of `again` with respect to the logarithm of the scores' scale; only in
         a coarse dtype.
@@ -143,6 +143,7 @@ class Heads:
     again: Float32[torch.Tensor, "B H D"]
     length: Float32[torch.Tensor, "B H"]
     score: Float32[torch.Tensor, "B H"]
+    products: Float32[torch.Tensor, "B H"]
     slope: Float32[torch.Tensor, "B H D"] | None
     write: Float[torch.Tensor, "B d_model"]
     output: Float[torch.Tensor, "B d_model"] | None
@@ -174,7 +175,8 @@ class Heads:
             output = view.attention_output[:, -1].clone()
         write = view.attention_write[:, -1].to(view.z.device)
         dtype = coarsest(view.z, view.attention_output)
-        return cls(own_z, z, again, length, score, slope, write.clone(), output, dtype)
+        sizes = (length, score, view.product_size)
+        return cls(own_z, z, again, *sizes, slope, write.clone(), output, dtype)
 
 
 class Proof(Recorder):
@@ -274,7 +276,8 @@ class Proof(Recorder):
         score = torch.stack([kept.score for kept in heads])
         dtype = heads[0].own_z.dtype
         error = left.norm(dim=-1) / length
-        self._claim("attention", layers, error, self.rounding.attention(dtype, score))
+        products = torch.stack([kept.products for kept in heads])
+        self._claim("attention", layers, error, self.rounding.attention(dtype, score, products))
         slopes = [kept.slope for kept in heads if kept.slope is not None]
         if slopes:
             length = length[..., None]

@@ -338,12 +338,14 @@ def _probe(architecture: Architecture, root: Any, ids: list[int]) -> list[Any]:
     bias = bias * architecture.logit_multiplier
 
     own_factors = [architecture.stream_factor(block) for block in architecture.layers(root)]
-    factors = torch.tensor([1.0 if x is None else float(x) for x in own_factors])
+    # A user may have set another default dtype.
+    ones = [1.0 if x is None else float(x) for x in own_factors]
+    factors = torch.tensor(ones, dtype=torch.float32)
     factors = factors.flip(0).cumprod(dim=0).flip(0)
     pulled = _pulled(final, rows_by_label)
     norms: list[Any] = [None] * architecture.n_layers
     directions: list[Any] = [None] * architecture.n_layers
-    biases = torch.zeros(2, architecture.n_layers, len(ids))
+    biases = torch.zeros(2, architecture.n_layers, len(ids), dtype=torch.float32)
     for layer, block, z, written in read:
         scale = factors[layer] * architecture.write_multiplier(layer)
         projection, own = architecture.projection(block), pulled.to(z.device) * scale

@@ -180,6 +180,16 @@ class LayerView:
         return size if bias is None else size + bias.abs().amax(dim=-1)
 
     @once
+    def product_size(self) -> Float32[torch.Tensor, "B H"]:
+        """(B, H) largest product of the norms of last query and visible key, times the scaling."""
+        n_kv = self.turned_key.shape[2]
+        norms = self.turned_key.norm(dim=-1, dtype=torch.float32)
+        largest = norms.masked_fill(self.hidden()[:, 0, :, None], 0).amax(dim=1)
+        query = self.last_query.norm(dim=-1, dtype=torch.float32).unflatten(1, (n_kv, -1))
+        products: torch.Tensor = (query * largest.unsqueeze(-1)).flatten(1)
+        return products * self.architecture.scaling(self.index)
+
+    @once
     def attention(self) -> Float32[torch.Tensor, "B H T"]:
         """(B, H, T) float32 attention weights of the last position."""
         scores = self.scores.masked_fill(self.hidden(), -torch.inf)

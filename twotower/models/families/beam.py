@@ -52,7 +52,7 @@ class Beam(Qwen3):
 
     def stream_factor(self, block: Any) -> torch.Tensor:
         n = block.attn_residual_add_idx
-        return torch.tensor(((n - 1) / (n + 1)) ** 0.5)
+        return torch.tensor(((n - 1) / (n + 1)) ** 0.5, dtype=torch.float32)
 
     def split(
         self, block: Any, projected: list[torch.Tensor]
