@@ -26,7 +26,7 @@ class MixerState:
     """
 
     conv: Shaped[torch.Tensor, "n channels kernel"] | None = None
-    recurrent: Shaped[torch.Tensor, "n *features"] | None = None
+    recurrent: Shaped[torch.Tensor, " n *features"] | None = None
 
     def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor | None:
         """Return the last inputs of the convolution."""

@@ -16,7 +16,6 @@ from ..walk.memory import (
     readable,
     row_bytes,
 )
-
 from .mixers import rows_at_once, state_bytes
 
 if TYPE_CHECKING:
