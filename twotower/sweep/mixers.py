@@ -61,16 +61,16 @@ class RowMixer:
         owner = layout.owner.on(device)
         prompt, width = owner.amax(dim=1), view.residual.shape[1]
         architecture, block, mask = view.architecture, view.block, view.mask.on(device)
-        start, state = 0, None
+        start, state = 0, MixerState()
         if layout.n_changed == 1 and width > 1 and steps(architecture):
-            state = MixerState()
             x = architecture.mixer_input(block, view.residual[prompt, :-1])
             architecture.mix(block, x, mask[prompt, :-1], state)
-            start = width - 1
+            if state.tensors:  # else a server ran the mixer on a copy of the state
+                start = width - 1
         columns = layout.source.on(device) % width - start
         columns = torch.where(owner < 0, width - start, columns)
         residual, mask = view.residual[prompt, start:], mask[prompt, start:]
-        return cls(architecture, block, residual, mask, columns, state)
+        return cls(architecture, block, residual, mask, columns, state if start else None)
 
     def mix(
         self, rows: Float[torch.Tensor, "G n S d_model"]
