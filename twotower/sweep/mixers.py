@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MIXER_TOKENS = 4096
 """Tokens that a mixer takes at a time."""
 
-STATE_BYTES = 1 << 28
+STATE_BYTES = 1 << 27
 """Bytes of the rows' states that a mixer changes at a time."""
 
 
