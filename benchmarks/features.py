@@ -1,16 +1,19 @@
 """How near sweeps of models with further features come to their arithmetic floors.
 
 As `floors.py`, on random models of one size that have softcaps, sinks, biases by distance, latent
-attention, or mixers of positions.
+attention, or mixers of positions. Times are the processor's, on one thread.
 
     python benchmarks/features.py --promote
 """
 
 from __future__ import annotations
 
+import time
+from statistics import mean
 from typing import Any
 
 import common
+import psutil
 import shapes
 import torch
 import transformers
@@ -27,9 +30,9 @@ MLP = 2048
 WINDOW = 64
 """Shorter than the prompts, so that windows act."""
 
-LAST = {100: 10, 500: 2}
+LAST = {100: 4, 500: 1}
 """Prompts by their length, for sweeps at the last position."""
-ALL = {100: 2}
+ALL = {100: 1}
 """The same for sweeps at all positions."""
 
 ALTERNATING = ["sliding_attention", "full_attention"] * (N_LAYERS // 2)
@@ -38,7 +41,7 @@ MIXING = ["linear_attention", "linear_attention", "linear_attention", "full_atte
 
 def configurations() -> dict[str, Any]:
     """A configuration for each feature."""
-    common_sizes = {
+    sizes = {
         "vocab_size": shapes.SMALL_VOCABULARY,
         "hidden_size": WIDTH,
         "intermediate_size": MLP,
@@ -48,16 +51,16 @@ def configurations() -> dict[str, Any]:
         "head_dim": WIDTH // N_HEADS,
         "max_position_embeddings": 2048,
     }
-    without_groups = common_sizes | {"num_key_value_heads": N_HEADS}
+    without_groups = sizes | {"num_key_value_heads": N_HEADS}
     del without_groups["head_dim"]
     windows = {"layer_types": ALTERNATING, "sliding_window": WINDOW}
     return {
-        "Llama": transformers.LlamaConfig(**common_sizes),
+        "Llama": transformers.LlamaConfig(**sizes),
         "Gemma 2: softcaps, windows": transformers.Gemma2Config(
-            **common_sizes, **windows, query_pre_attn_scalar=WIDTH // N_HEADS
+            **sizes, **windows, query_pre_attn_scalar=WIDTH // N_HEADS
         ),
         "Granite with sinks, windows": transformers.GraniteSWAConfig(
-            **common_sizes, **windows, layer_rope_theta=[10000.0] * N_LAYERS
+            **sizes, **windows, layer_rope_theta=[10000.0] * N_LAYERS
         ),
         "BLOOM: ALiBi": transformers.BloomConfig(
             vocab_size=shapes.SMALL_VOCABULARY, hidden_size=WIDTH, n_layer=N_LAYERS, n_head=N_HEADS
@@ -72,7 +75,7 @@ def configurations() -> dict[str, Any]:
             v_head_dim=64,
         ),
         "Qwen3.5: delta rule": transformers.Qwen3_5TextConfig(
-            **common_sizes,
+            **sizes,
             layer_types=MIXING * (N_LAYERS // 4),
             linear_num_key_heads=N_HEADS // 2,
             linear_num_value_heads=N_HEADS,
@@ -80,13 +83,13 @@ def configurations() -> dict[str, Any]:
             linear_value_head_dim=64,
         ),
         "LFM2: convolutions": transformers.Lfm2Config(
-            **{k: v for k, v in common_sizes.items() if k != "head_dim"},
+            **{k: v for k, v in sizes.items() if k != "head_dim"},
             layer_types=[kind.replace("linear_attention", "conv") for kind in MIXING]
             * (N_LAYERS // 4),
             block_auto_adjust_ff_dim=False,
         ),
         "Jamba: Mamba": transformers.JambaConfig(
-            **{k: v for k, v in common_sizes.items() if k != "head_dim"},
+            **{k: v for k, v in sizes.items() if k != "head_dim"},
             attn_layer_period=4,
             attn_layer_offset=3,
             num_experts=1,
@@ -101,7 +104,7 @@ def sweeps(model: Model, rounds: int) -> list[dict[str, Any]]:
     for positions, lengths in (("last", LAST), ("all", ALL)):
         for length, n in lengths.items():
             prompts = shapes.prompts_near(model, length, n)
-            mean = float(prompts.lengths.mean())
+            tokens = float(prompts.lengths.mean())
             last = positions == "last"
             unit, ratios = common.ratios(
                 plain_of(model, prompts, shared=not last),
@@ -113,26 +116,35 @@ def sweeps(model: Model, rounds: int) -> list[dict[str, Any]]:
                 rounds if last else 1,
                 warm=not last,
                 repeats=1 if last else 5,
+                clock=time.process_time,
             )
-            least = floor.plain(mean) + floor.rows(mean, 1 if last else mean)
-            found.append(row(positions, mean, n, unit, ratios["x"], least / floor.plain(mean)))
+            least = floor.plain(tokens) + floor.rows(tokens, 1 if last else tokens)
+            found.append(row(positions, tokens, n, unit, ratios["x"], least / floor.plain(tokens)))
     return found
 
 
 def main() -> None:
     parser = common.arguments(__doc__.splitlines()[0], "features")
     parser.add_argument("--only", help="models whose name has this in it")
+    parser.set_defaults(threads=1, rounds=3)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    models = {}
+    models, loads = {}, []
     for name, config in configurations().items():
         if options.only and options.only not in name:
             continue
         print(name, flush=True)
         model = shapes.random_model(config, "cpu", torch.float32)
         models[name] = {"heads": len(model.heads), "sweeps": sweeps(model, options.rounds)}
-    result = {"machine": common.machine(options.threads), "width": WIDTH, "layers": N_LAYERS}
-    common.finish(result | {"models": models}, "features", options)
+        loads.append(psutil.getloadavg()[0] - options.threads)
+    result = {
+        "machine": common.machine(options.threads),
+        "load": round(max(0.0, mean(loads)), 1),  # of other processes
+        "width": WIDTH,
+        "layers": N_LAYERS,
+        "models": models,
+    }
+    common.finish(result, "features", options)
 
 
 if __name__ == "__main__":
