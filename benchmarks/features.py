@@ -30,7 +30,7 @@ MLP = 2048
 WINDOW = 64
 """Shorter than the prompts, so that windows act."""
 
-LAST = {100: 4, 500: 1}
+LAST = {100: 2, 500: 1}
 """Prompts by their length, for sweeps at the last position."""
 ALL = {100: 1}
 """The same for sweeps at all positions."""

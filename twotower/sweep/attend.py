@@ -103,8 +103,15 @@ def attend_many(
         mask = None
         if seen is not None:
             mask = seen[:, None].expand(-1, n_rows, -1, -1).flatten(0, 1)[:, None]
-        options = {"is_causal": mask is None, "scale": scoring.scale, "enable_gqa": True}
-        z = functional.scaled_dot_product_attention(queries, keys, values, mask, **options)
+        z = functional.scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=scoring.scale,
+            enable_gqa=True,
+        )
     else:
         n = queries.shape[2]
         if seen is None:
@@ -126,10 +133,10 @@ def _biased(
     value: Float[torch.Tensor, "n K all D"],
     seen: Bool[torch.Tensor, "end all"],
 ) -> Float[torch.Tensor, "n H end D"]:
-    """Return a pack's output of attention with a bias or sinks, in torch's kernels.
+    """Return a pack's output of attention with a bias or sinks, by torch's kernels.
 
-    In at least float32, because rounded biases give wrong weights. A sink is the bias of one more
-    key, which is 0 as its value is.
+    They run in at least float32, because rounded biases give wrong weights. A sink becomes the
+    bias of one more key; that key and its value are 0.
     """
     wide = torch.promote_types(query.dtype, torch.float32)
     query, keys, values = (x.to(wide) for x in (query, key, value))
@@ -164,12 +171,14 @@ def _softcapped(
     """Return a pack's output of attention with softcaps, which torch's kernels do not know."""
     cap, sinks = scoring.cap, scoring.sinks
     assert cap is not None
-    grouped = query.float().unflatten(1, (key.shape[1], -1)) * (scoring.scale / cap)
-    # In place, because what is bound by memory is these large scores.
-    scores = (grouped @ key.float().mT.unsqueeze(2)).flatten(1, 2).tanh_().mul_(cap)
+    wide = torch.promote_types(query.dtype, torch.float32)
+    grouped = query.to(wide).unflatten(1, (key.shape[1], -1)) * (scoring.scale / cap)
+    # In place, because memory bounds the speed of operations on the scores.
+    scores = (grouped @ key.to(wide).mT.unsqueeze(2)).flatten(1, 2).tanh_().mul_(cap)
     if scoring.bias is not None:
         scores += scoring.bias[pack, :, None]
     scores.masked_fill_(~seen, -torch.inf)
     weights = softmax(scores, None if sinks is None else sinks[:, None]).to(value.dtype)
     by_key = weights.unflatten(1, (value.shape[1], -1))
-    return (by_key @ value.unsqueeze(2)).flatten(1, 2)
+    z: torch.Tensor = (by_key @ value.unsqueeze(2)).flatten(1, 2)
+    return z
