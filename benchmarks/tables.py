@@ -121,10 +121,11 @@ def features(result: dict[str, Any]) -> str:
     timing = ["plain forward, s", "sweep, forwards", "floor", "ratio"]
     words = (
         f"Random models, {result['layers']} layers of width {result['width']}, margins; "
-        f"{result['machine']['processor']}, {result['machine']['threads']} threads, "
-        f"{result['load']:.1f} other processes running on average. Where only the last position is "
-        "changed, a mixer (delta rule, convolution, Mamba) runs on one token for each row, from "
-        "its state after the others."
+        f"{result['machine']['processor']}, processor time of one thread, with "
+        f"{result['load']:.1f} other processes on average, so that single ratios are uncertain. "
+        "Where only the last position is changed, a mixer (delta rule, convolution, Mamba) runs "
+        "on one token for each row, from its state after the others. The floors count products of "
+        "matrices and states, not the mixers' other operations."
     )
     columns = ["model", "heads", "positions", "tokens", *timing]
     return "\n".join(["### Further features", "", words, "", table(columns, rows)])
