@@ -76,11 +76,11 @@ class Memory:
         self.peak = self.most.bytes[self.device] - self.before
 
 
-def seconds(job: Callable[[], object]) -> float:
-    """Wall time of a call."""
-    start = time.perf_counter()
+def seconds(job: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Time of a call, by default wall time."""
+    start = clock()
     job()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def ratios(
@@ -89,23 +89,25 @@ def ratios(
     rounds: int,
     warm: bool = False,
     repeats: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[float, dict[str, float]]:
     """Median seconds of the unit, and of every job its median ratio to the unit.
 
     The unit is timed `repeats` times just before and just after each job, so that a change
     of the machine's speed meets both alike; the fastest of these counts. One round before
-    those counted warms up, unless all is `warm`.
+    those counted warms up, unless all is `warm`. On one thread the processor's time
+    (`time.process_time`) is that of a machine without other work, but for shared caches.
     """
 
     def fastest() -> float:
-        return min(seconds(unit) for _ in range(repeats))
+        return min(seconds(unit, clock) for _ in range(repeats))
 
     units: list[float] = []
     found: dict[str, list[float]] = {name: [] for name in jobs}
     for round_ in range(warm, rounds + 1):
         before = fastest()
         for name, job in jobs.items():
-            took, after = seconds(job), fastest()
+            took, after = seconds(job, clock), fastest()
             if round_:
                 units.append(min(before, after))
                 found[name].append(took / units[-1])

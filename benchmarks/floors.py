@@ -11,8 +11,7 @@ to multiply.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import chain, combinations
 from types import SimpleNamespace
@@ -21,13 +20,14 @@ from typing import Any
 import common
 import numpy as np
 import torch
+from floor import Floor
 
 import twotower as tt
 from twotower.measures.agreement import agreement
 from twotower.measures.group_effects import subset_effects
-from twotower.models import Architecture, Model
+from twotower.models import Model
 from twotower.prompts import Prompts
-from twotower.sweep.counterfactuals import Group, plan
+from twotower.sweep.counterfactuals import Group
 from twotower.sweep.prepare import prepare_sweep
 from twotower.walk.batch import Batch
 from twotower.walk.batch_size import Batches
@@ -38,88 +38,6 @@ LAST = {50: 20, 100: 10, 500: 2, 2000: 1}
 """Prompts by their length, for sweeps at the last position."""
 SEVERAL = {50: 4, 100: 2, 500: 1}
 """The same for sweeps at several positions."""
-
-
-@dataclass
-class Floor:
-    """Multiply-adds, twice, of a model's parts."""
-
-    a: Architecture
-
-    @property
-    def token(self) -> float:
-        """A token through a block, attention's scores left out."""
-        a = self.a
-        of_queries = 2 * a.d_model * (a.n_heads + 2 * a.n_kv_heads) * a.d_head
-        return of_queries + self.projecting + self.mlp
-
-    @property
-    def projecting(self) -> float:
-        """A token through the output projection."""
-        return 2 * self.a.d_model * self.a.n_heads * self.a.d_head
-
-    @property
-    def mlp(self) -> float:
-        """A token through the MLP."""
-        return 2 * self.a.d_model * (3 if gated(self.a) else 2) * self.a.d_mlp
-
-    def seen(self, pairs: float) -> float:
-        """Attention between so many pairs of positions, in one block."""
-        return 4 * self.a.n_heads * self.a.d_head * pairs
-
-    def unembedded(self, vectors: float) -> float:
-        """Vectors over the whole vocabulary."""
-        return 2 * self.a.d_model * self.a.vocabulary_size * vectors
-
-    def plain(self, n: float) -> float:
-        """A forward of n tokens."""
-        blocks = self.a.n_layers * (n * self.token + self.seen(n * (n + 1) / 2))
-        return blocks + self.unembedded(1)
-
-    def rows(self, n: float, changed: float, groups: Sequence[Group] | None = None) -> float:
-        """Rows of the last `changed` of n positions, for single heads or groups of heads.
-
-        What groups share is counted once: a row goes through the blocks below its highest
-        heads with all rows that have the same lower heads. In the last block a row of
-        several positions needs keys and values of all, and the rest of its last position
-        alone. In a parallel block a row that branches off has its parent's MLP output.
-        """
-        a, earlier = self.a, n - changed
-        of_queries = self.token - self.projecting - self.mlp
-        attending = changed * of_queries
-        attending += self.seen(changed * earlier + changed * (changed + 1) / 2)
-        top = attending
-        if changed > 1:
-            keys = 4 * a.d_model * a.n_kv_heads * a.d_head
-            top = changed * keys + of_queries - keys + self.seen(n)
-        if groups is None:
-            groups = [((layer, h),) for layer in range(a.n_layers) for h in range(a.n_heads)]
-        total = 0.0
-        for layer, step in enumerate(plan(groups, a.n_layers).steps):
-            last = layer == a.n_layers - 1
-            total += step.n_before * (top if last else attending)
-            through = len(step.kept) + len(step.parents)
-            fed = step.n_before if a.parallel else through
-            total += (1 if last else changed) * (through * self.projecting + fed * self.mlp)
-        return total
-
-    def parts(self, n: float, n_labels: int) -> dict[str, float]:
-        """All measures of a prompt of n tokens, each by itself, the clean forward first."""
-        a, heads = self.a, self.a.n_layers * self.a.n_heads
-        return {
-            "clean forward": self.plain(n),
-            "sweep": self.rows(n, 1),
-            "log-probabilities of the sweep": self.unembedded(heads),
-            # Each head's slice of the projection, an unembedding for it and for each layer.
-            "attribution": self.unembedded(heads + a.n_layers) + a.n_layers * self.projecting,
-            "QK": 3 * a.n_layers * self.seen(n) / 2,
-            "OV": a.n_layers * 2 * n * n_labels * a.n_heads * a.d_head,
-        }
-
-
-def gated(a: Architecture) -> bool:
-    """Whether the MLP has a gate beside its two projections."""
-    return a.config.model_type in ("llama", "mistral", "qwen2", "qwen3")
 
 
 def prompts_of(model: Model, length: int, n: int) -> Prompts:
@@ -458,7 +376,7 @@ def main() -> None:
     options = common.arguments(__doc__.splitlines()[0], "floors").parse_args()
     torch.set_num_threads(options.threads)
     model = tt.load(options.model)
-    floor = Floor(model.architecture)
+    floor = Floor(model)
     result = {
         "machine": common.machine(options.threads),
         "model": options.model,

@@ -65,7 +65,7 @@ def measures(
     size = options.batch_size
     prompts = shapes.prompts_near(model, length, size)
     mean, heads = float(prompts.lengths.mean()), len(model.heads)
-    parts = floors.Floor(model.architecture).parts(mean, len(prompts.labels))
+    parts = floors.Floor(model).parts(mean, len(prompts.labels))
     forward, sweep = parts["clean forward"], parts["sweep"]
     jobs = {
         "plain forward": (floors.plain_of(model, prompts, batch_size=size), forward),

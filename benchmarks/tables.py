@@ -24,6 +24,7 @@ what it is compared with; the faster counts.
 
     python benchmarks/sweep.py                  # costs of the measures, with limits
     python benchmarks/floors.py --show-diff     # against the arithmetic floors, and the baseline
+    python benchmarks/features.py               # the same for softcaps, sinks, ALiBi, mixers
     python benchmarks/scaling.py                # against the number of heads, and of tokens
     python benchmarks/quantized.py              # what int8, nf4, bfloat16 and float16 change
     python benchmarks/proof.py                  # what the proof with every batch costs
@@ -109,6 +110,25 @@ def floors(result: dict[str, Any]) -> str:
             "",
         ]
     )
+
+
+def features(result: dict[str, Any]) -> str:
+    rows = [
+        [name, model["heads"], *floor_cells(sweep)]
+        for name, model in result["models"].items()
+        for sweep in model["sweeps"]
+    ]
+    timing = ["plain forward, s", "sweep, forwards", "floor", "ratio"]
+    words = (
+        f"Random models, {result['layers']} layers of width {result['width']}, margins; "
+        f"{result['machine']['processor']}, processor time of one thread, with "
+        f"{result['load']:.1f} other processes on average, so that single ratios are uncertain. "
+        "Where only the last position is changed, a mixer (delta rule, convolution, Mamba) runs "
+        "on one token for each row, from its state after the others. The floors count products of "
+        "matrices and states, not the mixers' other operations."
+    )
+    columns = ["model", "heads", "positions", "tokens", *timing]
+    return "\n".join(["### Further features", "", words, "", table(columns, rows)])
 
 
 def speed(result: dict[str, Any], way: str, own: str) -> float:
@@ -453,7 +473,8 @@ def gpu(result: dict[str, Any] | None) -> str:
 def page() -> str:
     """The text of benchmarks/README.md."""
     parts = [HEAD]
-    sections = {"sweep": sweep, "peers": peers, "floors": floors, "scaling": scaling}
+    sections = {"sweep": sweep, "peers": peers, "floors": floors}
+    sections |= {"features": features, "scaling": scaling}
     sections |= {
         "proof": proof,
         "quantized": quantized,

@@ -55,7 +55,9 @@ class Placed(torch.Tensor):
         return self.place
 
     def to(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        # torch would compare with the processor, where it believes the tensor to be.
+        # torch would compare with the processor, where it believes the tensors to be.
+        if args and tensor(args[0]):
+            args = (args[0].device, args[0].dtype)
         device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
         device, dtype = device or self.place, dtype or self.dtype
         if (device, dtype) == (self.place, self.dtype):

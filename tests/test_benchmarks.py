@@ -34,14 +34,18 @@ def counted(job) -> int:
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gptj", "llama-grouped", "neox-parallel"])
+PLAIN = ("gpt2", "gptj", "llama-grouped", "neox-parallel")
+FURTHER = ("gemma2", "bloom", "minicpm3", "lfm2")  # windows, fused, latent, convolutions
+
+
+@pytest.mark.parametrize("name", [*PLAIN, *FURTHER])
 def test_the_floor_of_a_plain_forward_is_what_it_multiplies(floors: ModuleType, name: str) -> None:
     model = tiny(name)
     prompts = tt.build_prompts(model, TWO, shots=3, n=1)
     n, batch = prompts.n_positions, make_batch(model, prompts, [0])
-    floor = floors.Floor(model.architecture)
+    floor = floors.Floor(model)
     # The eager kernel multiplies masked pairs of positions, too.
-    masked = model.n_layers * floor.seen(n * n - n * (n + 1) / 2)
+    masked = sum(layer.pair * n * n - layer.seen(n) for layer in floor.layers)
     expected = floor.plain(n) + masked
     assert counted(lambda: model.module(**batch.inputs)) == pytest.approx(expected, rel=0.01)
 
@@ -51,7 +55,7 @@ def test_the_floor_of_a_sweep_is_near_what_it_multiplies(floors: ModuleType, nam
     model = tiny(name)
     prompts = tt.build_prompts(model, TWO, shots=3, n=1)
     n, batch = prompts.n_positions, make_batch(model, prompts, [0])
-    floor = floors.Floor(model.architecture)
+    floor = floors.Floor(model)
     pairs = [(a, b) for i, a in enumerate(model.heads) for b in model.heads[i + 1 :]]
     clean = counted(lambda: model.module(**batch.inputs))
     for groups in (None, [(head,) for head in model.heads] + pairs):
@@ -64,11 +68,12 @@ def test_the_floor_of_a_sweep_is_near_what_it_multiplies(floors: ModuleType, nam
 
 def test_a_pair_costs_no_more_than_its_own_rows(floors: ModuleType) -> None:
     model = tiny("llama")
-    floor, top = floors.Floor(model.architecture), model.n_layers - 1
+    floor, top = floors.Floor(model), model.n_layers - 1
     low, high = tt.Head(0, 0), tt.Head(top, 0)
     both = floor.rows(20, 1, [(low,), (low, high)])
     one = floor.rows(20, 1, [(low,)])
-    assert both - one == floor.projecting + floor.mlp  # it shares all but the last block's output
+    last = floor.layers[top]
+    assert both - one == last.projecting + last.mlp  # it shares all but the last block's output
 
 
 @pytest.fixture

@@ -185,6 +185,9 @@ TRANSPORTED = ("gpt2", "gptj", "llama-grouped")
 """Architectures on which `make test` proves devices, offloading, servers and that nothing waits:
 learned positions, parallel blocks, and grouped queries."""
 
+MIXED = ("lfm2", "falcon_h1", "qwen3_5_text")
+"""Models of `families.py` with mixers: convolutions, state spaces beside heads, and delta rules."""
+
 CONTAINED = ("llama", "qwen2", "neox-sequential")
 """Architectures whose parts all occur in others; `make test` leaves them out of most tests."""
 
@@ -236,7 +239,11 @@ def wide_config(name: str, width: int) -> Any:
 def hf_model(
     name: str, attention: str = "eager", seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> Any:
-    """A random transformers model of an architecture, in evaluation mode."""
+    """A random transformers model of an architecture, in evaluation mode; or of `families.py`."""
+    if name not in ARCHITECTURES + FURTHER:
+        from families import family_model
+
+        return family_model(name).to(dtype)
     config = (_configurations() | _further())[name]
     config.vocab_size = 704
     return with_random_weights(config, attention, seed, dtype)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from nnsight import TransformersModel
-from tiny import THREE, byte_level, crossed, hf_model, tiny, transported
+from tiny import MIXED, THREE, byte_level, crossed, hf_model, tiny, transported
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -186,6 +186,15 @@ def test_sweeps(name: str, positions: str) -> None:
 def test_several_chunks(name: str, positions: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("twotower.sweep.memory.TOKENS_PER_CHUNK", 32)
     run_sweeps(name, positions)
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_mixers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Else transformers itself asks for each batch whether there is padding.
+    monkeypatch.setattr("transformers.masking_utils.is_tracing", lambda *_: True)
+    model, prompts = without_values(name)
+    heads = prepare_sweep(model, prompts, logprobs=True)
+    run(model, prompts, lambda batch: [heads(batch)])
 
 
 def run_sweeps(name: str, positions: str) -> None:

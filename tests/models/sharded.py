@@ -16,7 +16,7 @@ import pretend
 import pytest
 import torch
 from surface import FEW, MEASURES, same
-from tiny import THREE, byte_level, crossed, hf_model, tiny
+from tiny import MIXED, THREE, byte_level, crossed, hf_model, tiny
 
 import twotower as tt
 from twotower.models.model import device_of
@@ -54,6 +54,11 @@ def found(name: str, n: int, what: str) -> object:
 def test_as_on_one_device(name: str, n: int, what: str) -> None:
     assert len(set(spread_out(name, n).device_map.values())) == n
     same(found(name, n, what), expected(name, what), 1e-5)
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_mixers(name: str) -> None:
+    same(found(name, 4, "last"), expected(name, "last"), 1e-5)
 
 
 CROSSING = ("labels", "mean", "gradient", "attribution", "shares", "edits")

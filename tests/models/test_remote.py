@@ -19,7 +19,7 @@ import nnsight
 import pytest
 import torch
 from surface import FEW, MEASURES, edits, same, under
-from tiny import ARCHITECTURES, THREE, TRANSPORTED, byte_level, crossed, hf_model, tiny
+from tiny import ARCHITECTURES, MIXED, THREE, TRANSPORTED, byte_level, crossed, hf_model, tiny
 
 import twotower as tt
 from twotower.errors import ModelError
@@ -57,7 +57,8 @@ def server(
 ) -> Iterator[Server]:
     own = (x for x in request.session.items if x.path == request.path)
     asked = [x.callspec.params for x in own if hasattr(x, "callspec")]
-    names = {*TRANSPORTED, "llama", *(x["name"] for x in asked if x.get("name") in ARCHITECTURES)}
+    known = (*ARCHITECTURES, *MIXED)
+    names = {*TRANSPORTED, "llama", *(x["name"] for x in asked if x.get("name") in known)}
     folder, threads = tmp_path_factory.mktemp("checkpoints"), torch.get_num_threads()
     torch.set_num_threads(1)  # as on the server, since sums are rounded otherwise
     with pytest.MonkeyPatch.context() as patch:
@@ -82,6 +83,12 @@ def test_as_here(name: str, what: str, server: Server) -> None:
     model = server.model(name)
     expected = MEASURES[what](tiny(name), prompts(name))
     same(MEASURES[what](model, prompts(name)), expected, 1e-5)
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_mixers(name: str, server: Server) -> None:
+    expected = MEASURES["last"](tiny(name), prompts(name))
+    same(MEASURES["last"](server.model(name), prompts(name)), expected, 1e-5)
 
 
 def test_no_weights_are_read(server: Server) -> None:

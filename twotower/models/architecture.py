@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 
 from ..errors import ModelError
+from .mixer_state import MixerState
 from .positions import Positions, softcapped
 
 
@@ -69,6 +70,10 @@ class Architecture(abc.ABC):
     mixer_name: str | None = None
     """Module that mixes positions without heads (linear attention, state space, convolution) in
     the layers for which `mixes` is true; None without."""
+
+    mixer_cache: str | None = None
+    """Argument of the mixer for a cache, from which it continues by one token exactly as in a whole
+    sequence. None if it cannot; it then runs on whole sequences."""
 
     more_names: ClassVar[frozenset[str]] = frozenset()
     """Further modules and parameters of blocks and attention that the adapter knows, such as norms
@@ -240,10 +245,29 @@ class Architecture(abc.ABC):
         block: Any,
         x: Float[torch.Tensor, "n T d_model"],
         mask: Bool[torch.Tensor, "n T"],
+        state: MixerState | None = None,
     ) -> Float[torch.Tensor, "n T d_model"]:
-        """Return the mixer's output for its input, whole left-padded sequences."""
-        mixed: torch.Tensor = first(self.mixer(block)(x, attention_mask=mask.to(torch.long)))
+        """Return the mixer's output for its input.
+
+        Parameters
+        ----------
+        block
+            The block.
+        x, mask
+            Left-padded sequences, and True at their tokens.
+        state
+            State after earlier tokens, which is updated; empty if there are none. None to run on
+            whole sequences.
+        """
+        cache = {} if state is None else {str(self.mixer_cache): state}
+        mixed: torch.Tensor = first(
+            self.mixer(block)(x, attention_mask=mask.to(torch.long), **cache)
+        )
         return mixed
+
+    def mixer_state(self) -> int:
+        """Return the number of elements of a mixer's state for one sequence; 0 without one."""
+        return 0
 
     def mixer_output(self, block: Any) -> Float[torch.Tensor, "B T d_model"]:
         """Return the mixer's output in the forward; only inside a trace."""

@@ -97,47 +97,88 @@ def attend_many(
             own = torch.cat((shared, own), dim=2)
         return own.flatten(0, 1).transpose(1, 2)
 
-    mask = None
-    if seen is not None:
-        mask = seen[:, None].expand(-1, n_rows, -1, -1).flatten(0, 1)[:, None]
-    z = _softmax_attention(
-        scoring,
-        query.flatten(0, 1).transpose(1, 2),
-        whole(scoring.key, key),
-        whole(scoring.value, value),
-        mask,
-        n_rows,
-    )
+    queries = query.flatten(0, 1).transpose(1, 2)
+    keys, values = whole(scoring.key, key), whole(scoring.value, value)
+    if scoring.plain:
+        mask = None
+        if seen is not None:
+            mask = seen[:, None].expand(-1, n_rows, -1, -1).flatten(0, 1)[:, None]
+        z = functional.scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=scoring.scale,
+            enable_gqa=True,
+        )
+    else:
+        n = queries.shape[2]
+        if seen is None:
+            causal = torch.ones(n, n, dtype=torch.bool, device=query.device).tril()
+            seen = causal.expand(n_packs, -1, -1)
+        attend = _biased if scoring.cap is None else _softcapped
+        parts = (x.split(n_rows) for x in (queries, keys, values))
+        packs = zip(*parts, seen, strict=True)
+        z = torch.cat([attend(scoring, g, *of_pack) for g, of_pack in enumerate(packs)])
     by_row: torch.Tensor = z.transpose(1, 2).unflatten(0, (n_packs, n_rows))
     return by_row
 
 
-def _softmax_attention(
+def _biased(
     scoring: Scoring,
-    query: Float[torch.Tensor, "rows H end d_key"],
-    key: Float[torch.Tensor, "rows K all d_key"],
-    value: Float[torch.Tensor, "rows K all D"],
-    mask: Bool[torch.Tensor, "rows 1 end all"] | None,
-    n_rows: int,
-) -> Float[torch.Tensor, "rows H end D"]:
-    """Return attention's output; `mask` None means causal."""
-    cap, sinks, bias, scale = scoring.cap, scoring.sinks, scoring.bias, scoring.scale
-    if scoring.plain:
-        z: torch.Tensor = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
-        )
-        return z
-    # torch's kernels know neither softcaps nor sinks.
-    if mask is None:
-        n = query.shape[2]
-        mask = torch.ones(n, n, dtype=torch.bool, device=query.device).tril()[None, None]
-    grouped = query.float().unflatten(1, (key.shape[1], -1))
-    scores = (grouped @ key.float().mT.unsqueeze(2)).flatten(1, 2) * scale
-    scores = softcapped(scores, cap)
-    if bias is not None:
-        scores = scores + bias.repeat_interleave(n_rows, dim=0)[:, :, None]
-    scores = scores.masked_fill(~mask, -torch.inf)
+    pack: int,
+    query: Float[torch.Tensor, "n H end d_key"],
+    key: Float[torch.Tensor, "n K all d_key"],
+    value: Float[torch.Tensor, "n K all D"],
+    seen: Bool[torch.Tensor, "end all"],
+) -> Float[torch.Tensor, "n H end D"]:
+    """Return a pack's output of attention with a bias or sinks, by torch's kernels.
+
+    They run in at least float32, because rounded biases give wrong weights. A sink becomes the
+    bias of one more key; that key and its value are 0.
+    """
+    wide = torch.promote_types(query.dtype, torch.float32)
+    query, keys, values = (x.to(wide) for x in (query, key, value))
+    bias = (
+        query.new_zeros(1, 1, 1) if scoring.bias is None else scoring.bias[pack, :, None].to(wide)
+    )
+    bias = bias.masked_fill(~seen, -torch.inf)
+    if scoring.sinks is not None:
+        n_heads, n_queries = query.shape[1:3]
+        columns = scoring.sinks.to(wide)[:, None, None].expand(-1, n_queries, -1)
+        bias = torch.cat((bias.expand(n_heads, -1, -1), columns), dim=-1)
+        keys, values = (functional.pad(x, (0, 0, 0, 1)) for x in (keys, values))
+    z: torch.Tensor = functional.scaled_dot_product_attention(
+        query,
+        keys,
+        values,
+        bias.expand(len(query), -1, -1, -1),
+        scale=scoring.scale,
+        enable_gqa=True,
+    )
+    return z.to(value.dtype)
+
+
+def _softcapped(
+    scoring: Scoring,
+    pack: int,
+    query: Float[torch.Tensor, "n H end d_key"],
+    key: Float[torch.Tensor, "n K all d_key"],
+    value: Float[torch.Tensor, "n K all D"],
+    seen: Bool[torch.Tensor, "end all"],
+) -> Float[torch.Tensor, "n H end D"]:
+    """Return a pack's output of attention with softcaps, which torch's kernels do not know."""
+    cap, sinks = scoring.cap, scoring.sinks
+    assert cap is not None
+    wide = torch.promote_types(query.dtype, torch.float32)
+    grouped = query.to(wide).unflatten(1, (key.shape[1], -1)) * (scoring.scale / cap)
+    # In place, because memory bounds the speed of operations on the scores.
+    scores = (grouped @ key.to(wide).mT.unsqueeze(2)).flatten(1, 2).tanh_().mul_(cap)
+    if scoring.bias is not None:
+        scores += scoring.bias[pack, :, None]
+    scores.masked_fill_(~seen, -torch.inf)
     weights = softmax(scores, None if sinks is None else sinks[:, None]).to(value.dtype)
     by_key = weights.unflatten(1, (value.shape[1], -1))
-    z = (by_key @ value.unsqueeze(2)).flatten(1, 2)
+    z: torch.Tensor = (by_key @ value.unsqueeze(2)).flatten(1, 2)
     return z

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Float, Float32
 
 from ..edits.prepared import BatchChange
 from ..models import Architecture
@@ -27,7 +27,7 @@ from ..walk.walk import LayerView, PassingView
 from .attend import Scoring, attend_many, attend_one
 from .counterfactuals import Step
 from .layout import Layout
-from .memory import MIXER_TOKENS
+from .mixers import RowMixer
 
 
 @dataclass
@@ -188,35 +188,6 @@ class CleanHeads:
 
 
 @dataclass
-class CleanMixer:
-    """Tensors of a layer's mixer in the clean run that rows need.
-
-    Attributes
-    ----------
-    write
-        (G, S, d_model) what the mixer adds to the residual stream.
-    residual, mask
-        (G, T, d_model) whole residual stream entering the block, and (G, T) mask of its tokens.
-    columns
-        (G, S) column of each changed position; T at padding of a pack.
-    """
-
-    write: Float[torch.Tensor, "G end d_model"]
-    residual: Float[torch.Tensor, "G T d_model"]
-    mask: Bool[torch.Tensor, "G T"]
-    columns: Int[torch.Tensor, "G S"]
-
-    @classmethod
-    def of(cls, view: LayerView | PassingView, write: torch.Tensor, layout: Layout) -> CleanMixer:
-        """Return the tensors in a layer's view that rows need; each pack holds one prompt."""
-        owner = layout.owner.on(write.device)
-        prompt, width = owner.amax(dim=1), write.shape[1]
-        columns = torch.where(owner < 0, width, layout.source.on(write.device) % width)
-        mask = view.mask.on(write.device)
-        return cls(_at(write, layout.source), view.residual[prompt], mask[prompt], columns)
-
-
-@dataclass
 class Clean:
     """Tensors of one layer of the clean run that rows need.
 
@@ -226,8 +197,12 @@ class Clean:
         (G, S, d_model); the latter only if the block is parallel.
     size
         (G, S) sum of the norms of the residual stream and of what is added to it.
-    heads, mixer
-        Of the heads and of the mixer, if the layer has them.
+    heads
+        Of the heads; None in a layer without.
+    mixer_write
+        (G, S, d_model) what the layer's mixer adds to the residual stream; None without.
+    mixer
+        The mixer for rows that enter the layer; None without.
     more
         (G, S, ...) what the end of the block reads besides the stream; None without.
     """
@@ -239,14 +214,25 @@ class Clean:
     mlp_write: Float[torch.Tensor, "G end d_model"] | None
     size: Float32[torch.Tensor, "G S"]
     heads: CleanHeads | None
-    mixer: CleanMixer | None
+    mixer_write: Float[torch.Tensor, "G end d_model"] | None
+    mixer: RowMixer | None
     more: Float[torch.Tensor, "G end *features"] | None = None
 
     @classmethod
-    def of(cls, view: LayerView | PassingView, layout: Layout) -> Clean:
-        """Return copies of the tensors in a layer's view that rows need."""
+    def of(cls, view: LayerView | PassingView, layout: Layout, entered: bool) -> Clean:
+        """Return copies of the tensors in a layer's view that rows need.
+
+        Parameters
+        ----------
+        view
+            The layer.
+        layout
+            Layout of the rows.
+        entered
+            Whether rows enter the layer, and not only branch off in it.
+        """
         more = None
-        heads, mixed, mlp_write = None, None, view.mlp_write
+        heads, mixer_write, mixer, mlp_write = None, None, None, view.mlp_write
         assert mlp_write is not None
         added = [mlp_write]
         if isinstance(view, LayerView):
@@ -257,7 +243,8 @@ class Clean:
                 more = _at(view.more_input, layout.source)
         if view.architecture.mixes(view.index):
             assert view.mixer_write is not None
-            mixed = CleanMixer.of(view, view.mixer_write, layout)
+            mixer_write = _at(view.mixer_write, layout.source)
+            mixer = RowMixer.of(view, layout) if entered else None
             added.append(view.mixer_write)
         residual = _at(view.residual, layout.source)
         # In float32, or in float64 for a float64 model: torch refuses to narrow in a norm.
@@ -275,21 +262,25 @@ class Clean:
             _at(mlp_write, layout.source) if parallel else None,
             size,
             heads,
-            mixed,
+            mixer_write,
+            mixer,
             more,
         )
 
     def ends(self, layout: Layout) -> Clean:
         """Return the same with what rows branch off only at the prompts' last positions."""
-        mlp_write = None if self.mlp_write is None else layout.ends(self.mlp_write)
-        heads, mixer = self.heads, self.mixer
+        heads = self.heads
+        mlp_write, mixer_write, more = (
+            None if x is None else layout.ends(x)
+            for x in (self.mlp_write, self.mixer_write, self.more)
+        )
         return replace(
             self,
             residual=layout.ends(self.residual),
             mlp_write=mlp_write,
-            more=None if self.more is None else layout.ends(self.more),
+            mixer_write=mixer_write,
+            more=more,
             heads=None if heads is None else replace(heads, z=layout.ends(heads.z)),
-            mixer=None if mixer is None else replace(mixer, write=layout.ends(mixer.write)),
         )
 
     @property
@@ -362,7 +353,9 @@ def advance(
     if rows is not None:
         if clean.heads is not None:
             z, own = _attend(clean, clean.heads, rows, layout, last, carried)
-        mixed = None if clean.mixer is None else _mix(clean, clean.mixer, rows, last)
+        if clean.mixer is not None:
+            mixed = clean.mixer.mix(rows)
+            mixed = mixed if last is None else last.row_ends(mixed)
         rows = rows if last is None else last.row_ends(rows)
 
     def together(
@@ -387,8 +380,8 @@ def advance(
         heads = together(clean.heads.z, z, changed=True)
         output = call(architecture.projection(block), heads.flatten(-2))
         middle = middle + architecture.write(block, output)
-    if clean.mixer is not None:
-        middle = middle + together(clean.mixer.write, mixed)
+    if clean.mixer_write is not None:
+        middle = middle + together(clean.mixer_write, mixed)
     if architecture.has_mlp(clean.index):
         if not architecture.parallel:
             middle = middle + _mlp_write(clean, middle)
@@ -408,34 +401,6 @@ def _mlp_write(
     architecture, block = clean.architecture, clean.block
     output = architecture.feed_forward(block, architecture.mlp_input(block, x))
     return architecture.mlp_write(block, output)
-
-
-def _mix(
-    clean: Clean,
-    mixer: CleanMixer,
-    rows: Float[torch.Tensor, "G n S d_model"],
-    last: Layout | None,
-) -> Float[torch.Tensor, "G n end d_model"]:
-    """Return what the mixer adds to the rows, at their changed positions.
-
-    A mixer carries a state from position to position, so it runs on the rows' whole sequences.
-    """
-    architecture, block = clean.architecture, clean.block
-    n_packs, width = mixer.residual.shape[:2]
-    packs = torch.arange(n_packs, device=rows.device)[:, None]
-    found = []
-    for some in rows.split(max(1, MIXER_TOKENS // (n_packs * width)), dim=1):
-        n = some.shape[1]
-        whole = mixer.residual.new_empty(n_packs, width + 1, n, mixer.residual.shape[-1])
-        whole[:, :width] = mixer.residual[:, :, None]
-        whole[packs, mixer.columns] = some.transpose(1, 2)  # padding goes into the last column
-        sequences = whole[:, :width].transpose(1, 2).flatten(0, 1)
-        mask = mixer.mask.repeat_interleave(n, dim=0)
-        output = architecture.mix(block, architecture.mixer_input(block, sequences), mask)
-        output = output.unflatten(0, (n_packs, n)).transpose(1, 2)
-        found.append(output[packs, mixer.columns.clamp(max=width - 1)].transpose(1, 2))
-    added = architecture.mixer_write(block, torch.cat(found, dim=1))
-    return added if last is None else last.row_ends(added)
 
 
 def _attend(

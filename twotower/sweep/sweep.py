@@ -115,12 +115,14 @@ class Sweep(Recorder):
         return n_layers - max(1, plan(chunk, n_layers).row_layers // 100)
 
     def layer(self, view: LayerView) -> None:
-        self._pass(Clean.of(view, self.layout))
+        self._pass(view)
 
     def passing(self, view: PassingView) -> None:
-        self._pass(Clean.of(view, self.layout))
+        self._pass(view)
 
-    def _pass(self, clean: Clean) -> None:
+    def _pass(self, view: LayerView | PassingView) -> None:
+        entered = any(moves[view.index].n_before for moves in self.moves)
+        clean = Clean.of(view, self.layout, entered)
         if len(self.moves) == 1:
             self.rows = self._advance(clean, self.rows, 0)
         else:

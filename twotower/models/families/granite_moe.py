@@ -8,6 +8,7 @@ import torch
 
 from ..architecture import call, first
 from .granite import Granite, GraniteMoE
+from .hybrids import state_of_mamba2, unlimited
 
 
 class GraniteSWA(Granite):
@@ -62,6 +63,10 @@ class GraniteHybrid(GraniteShared):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.rotary = config.position_embedding_type == "rope"
+        self.mixer_cache = unlimited(config.time_step_limit)
+
+    def mixer_state(self) -> int:
+        return state_of_mamba2(self.config)
 
 
 class GraniteSharedSWA(GraniteSWA, GraniteShared):

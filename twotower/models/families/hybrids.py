@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from ..architecture import first
+from ..mixer_state import MixerState
 from .llama import Llama
 from .olmo import OLMo2
+from .qwen3_5 import state_of_delta
+
+
+def unlimited(time_steps: Sequence[float]) -> str | None:
+    """Return the cache's argument of Mamba 2 if its time steps have no limits, else None.
+
+    In transformers, single tokens ignore the limits that whole sequences respect.
+    """
+    return "cache_params" if tuple(time_steps) == (0, math.inf) else None
+
+
+def state_of_mamba2(config: Any) -> int:
+    """Return the number of elements of a state of Mamba 2 for one sequence."""
+    inner = config.mamba_n_heads * config.mamba_d_head
+    convolved = inner + 2 * config.mamba_n_groups * config.mamba_d_state
+    return int(inner * config.mamba_d_state + convolved * config.mamba_d_conv)
 
 
 class Jamba(Llama):
@@ -19,10 +38,15 @@ class Jamba(Llama):
     mlp_norm_name = "pre_ff_layernorm"
     mlp_name = "feed_forward"
     mixer_name = "mamba"
+    mixer_cache = "cache_params"
     rotary = False
 
     def has_heads(self, layer: int) -> bool:
         return self.config.layers_block_type[layer] in ("attention", "full_attention")
+
+    def mixer_state(self) -> int:
+        c = self.config
+        return int(c.mamba_expand * self.d_model * (c.mamba_d_state + c.mamba_d_conv))
 
 
 class Bamba(Jamba):
@@ -30,6 +54,13 @@ class Bamba(Jamba):
 
     model_types = ("bamba",)
     rotary = True
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.mixer_cache = unlimited(config.time_step_limit)
+
+    def mixer_state(self) -> int:
+        return state_of_mamba2(self.config)
 
 
 class FalconH1(Llama):
@@ -44,6 +75,7 @@ class FalconH1(Llama):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.logit_multiplier = config.lm_head_multiplier
+        self.mixer_cache = unlimited(config.time_step_limit)
 
     def write_multiplier(self, layer: int) -> float:
         return float(self.config.attention_out_multiplier)
@@ -53,6 +85,9 @@ class FalconH1(Llama):
 
     def mixes(self, layer: int) -> bool:
         return True
+
+    def mixer_state(self) -> int:
+        return state_of_mamba2(self.config)
 
     def attention_input(self, block: Any, x: torch.Tensor) -> torch.Tensor:
         return self.attention_norm(block)(x) * self.config.attention_in_multiplier
@@ -90,6 +125,7 @@ class Lfm2(Llama):
     projection_name = "out_proj"
     more_names = frozenset({"q_layernorm", "k_layernorm"})
     mixer_name = "conv"
+    mixer_cache = "past_key_values"
 
     def split(
         self, block: Any, projected: list[torch.Tensor]
@@ -97,6 +133,9 @@ class Lfm2(Llama):
         q, k, v = Llama.split(self, block, projected)
         attention = self.attention(block)
         return attention.q_layernorm(q), attention.k_layernorm(k), v
+
+    def mixer_state(self) -> int:
+        return int(self.d_model * self.config.conv_L_cache)
 
 
 class NemotronH(Llama):
@@ -110,6 +149,10 @@ class NemotronH(Llama):
     mlp_name = "mixer"
     mixer_name = "mixer"
     rotary = False
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.mixer_cache = unlimited((config.time_step_min, math.inf))
 
     def has_heads(self, layer: int) -> bool:
         return self.config.layers_block_type[layer] in ("attention", "full_attention")
@@ -126,6 +169,7 @@ class OlmoHybrid(OLMo2):
 
     model_types = ("olmo_hybrid",)
     mixer_name = "linear_attn"
+    mixer_cache = "cache_params"
     more_names = frozenset({"q_norm", "k_norm", "input_layernorm"})
 
     def attention_post_norm(self, block: Any) -> Any | None:
@@ -140,13 +184,19 @@ class OlmoHybrid(OLMo2):
     def mixer_input(self, block: Any, x: torch.Tensor) -> torch.Tensor:
         return block.input_layernorm(x)
 
+    def mixer_state(self) -> int:
+        return state_of_delta(self.config)
+
 
 def _linear(block: Any) -> bool:
     return hasattr(block, "linear_attn")
 
 
 class RecurrentGemma(Llama):
-    """RecurrentGemma; layers of heads with a window, and of linear recurrences."""
+    """RecurrentGemma; layers of heads with a window, and of linear recurrences.
+
+    Its mixers keep their state in the module, so they run on whole sequences.
+    """
 
     model_types = ("recurrent_gemma",)
     final_norm_path = "model.final_norm"
@@ -168,7 +218,9 @@ class RecurrentGemma(Llama):
         cos, sin = attention.rotary_emb(x, named["position_ids"])
         return cos, sin
 
-    def mix(self, block: Any, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def mix(
+        self, block: Any, x: torch.Tensor, mask: torch.Tensor, state: MixerState | None = None
+    ) -> torch.Tensor:
         positions = (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
         mixed = self.mixer(block)(x, position_ids=positions, attention_mask=mask, use_cache=False)
         return first(mixed)

@@ -9,12 +9,22 @@ import torch
 from .mla import MLA, DirectMLA
 
 
+def state_of_kimi(config: Any) -> int:
+    """Return the number of elements of a Kimi delta rule's state for one sequence."""
+    width = config.linear_num_heads * config.linear_head_dim
+    return int(width * (config.linear_head_dim + 3 * config.linear_conv_kernel_dim))
+
+
 class KimiLinear(MLA):
     """Kimi Linear, without rotary embedding."""
 
     model_types = ("kimi_linear",)
     mixer_name = "self_attn"
+    mixer_cache = "cache_params"
     rotary = False
+
+    def mixer_state(self) -> int:
+        return state_of_kimi(self.config)
 
 
 class DirectKimiLinear(DirectMLA):
@@ -22,7 +32,11 @@ class DirectKimiLinear(DirectMLA):
 
     model_types = ("kimi_linear",)
     mixer_name = "self_attn"
+    mixer_cache = "cache_params"
     rotary = False
+
+    def mixer_state(self) -> int:
+        return state_of_kimi(self.config)
 
 
 class BailingHybrid(DirectKimiLinear):
