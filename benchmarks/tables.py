@@ -304,7 +304,8 @@ def quantized(result: dict[str, Any]) -> str:
 
 def _errors(forms: dict[str, Any]) -> str:
     """The proof's largest errors and what is allowed, by form and identity."""
-    names = list(dict.fromkeys(name for form in forms.values() for name in form["proof"]["identities"]))
+    proofs = [form["proof"]["identities"] for form in forms.values()]
+    names = list(dict.fromkeys(name for proof in proofs for name in proof))
     rows = []
     for form, row in forms.items():
         cells = [

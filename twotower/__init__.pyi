@@ -6,6 +6,7 @@ from .edits.changes import Mean as Mean
 from .edits.changes import Resample as Resample
 from .edits.changes import Times as Times
 from .edits.changes import Zero as Zero
+from .edits.edits import Add as Add
 from .edits.edits import DropPosition as DropPosition
 from .edits.edits import KnockOut as KnockOut
 from .edits.edits import Patch as Patch
@@ -18,9 +19,13 @@ from .measures.attribution_patching import attribution_patching as attribution_p
 from .measures.bias import label_bias as label_bias
 from .measures.bias import majority_label as majority_label
 from .measures.choose import in_context_heads as in_context_heads
+from .measures.complete import complete as complete
 from .measures.effects import head_effects as head_effects
+from .measures.function_vector import function_vector as function_vector
+from .measures.function_vector import vector_effects as vector_effects
 from .measures.greedy import greedy_heads as greedy_heads
 from .measures.group_effects import group_effects as group_effects
+from .measures.head_kinds import head_kinds as head_kinds
 from .measures.ov import ov_labels as ov_labels
 from .measures.pair_effects import pair_effects as pair_effects
 from .measures.predict import predict as predict
@@ -28,6 +33,7 @@ from .measures.qk import qk_similarity as qk_similarity
 from .measures.residual import residual_streams as residual_streams
 from .measures.scores import two_tower_scores as two_tower_scores
 from .measures.shares import attention_shares as attention_shares
+from .measures.trace import trace_effects as trace_effects
 from .measures.tracing import causal_tracing as causal_tracing
 from .models import Model as Model
 from .models import load as load
@@ -48,6 +54,7 @@ from .results import open as open
 from .results import save as save
 
 __all__ = [
+    "Add",
     "DropPosition",
     "From",
     "Head",
@@ -74,12 +81,15 @@ __all__ = [
     "bundled_tasks",
     "causal_tracing",
     "classic_prompts",
+    "complete",
     "contrast",
     "errors",
     "figures",
+    "function_vector",
     "greedy_heads",
     "group_effects",
     "head_effects",
+    "head_kinds",
     "in_context_heads",
     "label_bias",
     "load",
@@ -96,7 +106,9 @@ __all__ = [
     "residual_streams",
     "save",
     "set_options",
+    "trace_effects",
     "two_tower_scores",
+    "vector_effects",
 ]
 
 __version__: str

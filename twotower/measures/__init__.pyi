@@ -5,10 +5,13 @@ from . import attribution_patching as attribution_patching
 from . import bias as bias
 from . import choose as choose
 from . import collect as collect
+from . import complete as complete
 from . import datasets as datasets
 from . import effects as effects
+from . import function_vector as function_vector
 from . import greedy as greedy
 from . import group_effects as group_effects
+from . import head_kinds as head_kinds
 from . import measure as measure
 from . import ov as ov
 from . import pair_effects as pair_effects
@@ -18,7 +21,9 @@ from . import qk as qk
 from . import residual as residual
 from . import scores as scores
 from . import shares as shares
+from . import trace as trace
 from . import tracing as tracing
+from . import whole_answers as whole_answers
 
 __all__ = [
     "agreement",
@@ -28,10 +33,13 @@ __all__ = [
     "bias",
     "choose",
     "collect",
+    "complete",
     "datasets",
     "effects",
+    "function_vector",
     "greedy",
     "group_effects",
+    "head_kinds",
     "measure",
     "ov",
     "pair_effects",
@@ -41,5 +49,7 @@ __all__ = [
     "residual",
     "scores",
     "shares",
+    "trace",
     "tracing",
+    "whole_answers",
 ]
