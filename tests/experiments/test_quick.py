@@ -33,6 +33,9 @@ def test_quick_form(
     monkeypatch.setattr(small_models, "LESSONS", small_models.LESSONS[-1:])
     monkeypatch.setattr(small_models, "DONE", 0.0)
     monkeypatch.setitem(small_models.SETTINGS, "steps", 1)
+    # One of three tasks, with the most classes; and figures of few pixels.
+    more = SUITE["more-classes"].measure.__globals__
+    monkeypatch.setitem(more, "TASKS", more["TASKS"][-1:])
     save = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda *a, **options: save(*a, **{**options, "dpi": 40}))
     quick_form(random_model, out, name, EVERY_LABEL if name == "more-classes" else FEW)
