@@ -313,6 +313,7 @@ def test_exit_codes_are_documented() -> None:
     assert "130 that the run was interrupted" in page
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own(places: dict[str, Path], tmp_path: Path) -> None:
     """Bars of the libraries do not show there either."""
     line = ["analyze", "--model", places["MODEL"], "--task", places["TASK"], "--labels", "foo"]

@@ -19,11 +19,13 @@ def mypy(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow  # `make lint` checks it, too
 def test_the_package_is_typed() -> None:
     found = mypy()
     assert found.returncode == 0, found.stdout + found.stderr
 
 
+@pytest.mark.slow
 def test_a_users_script_sees_signatures(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     names = (

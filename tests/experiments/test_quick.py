@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from quick import SUITE, quick_form
 
 import twotower as tt
@@ -32,6 +33,11 @@ def test_quick_form(
     monkeypatch.setattr(small_models, "LESSONS", small_models.LESSONS[-1:])
     monkeypatch.setattr(small_models, "DONE", 0.0)
     monkeypatch.setitem(small_models.SETTINGS, "steps", 1)
+    # One of three tasks, with the most classes; and figures of few pixels.
+    more = SUITE["more-classes"].measure.__globals__
+    monkeypatch.setitem(more, "TASKS", more["TASKS"][-1:])
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda *a, **options: save(*a, **{**options, "dpi": 40}))
     quick_form(random_model, out, name, EVERY_LABEL if name == "more-classes" else FEW)
 
 

@@ -22,6 +22,7 @@ if [[ "$1" == hostname ]]; then echo 127.0.0.1; else exec "$@"; fi
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_a_run_over_an_allocation(checkpoint: Path, tmp_path: Path) -> None:
     tools = tmp_path / "bin"

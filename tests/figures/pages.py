@@ -20,7 +20,12 @@ READY = "body[data-ready=yes]"
 
 @contextmanager
 def opened(
-    browser: Browser, file: Path, width: int = 1000, theme: str = "light", ready: bool = True
+    browser: Browser,
+    file: Path,
+    width: int = 1000,
+    theme: str = "light",
+    ready: bool = True,
+    fragment: str = "",
 ) -> Iterator[Page]:
     """The page, opened from disk with the network off; any message of the console fails."""
     context = browser.new_context(
@@ -31,7 +36,7 @@ def opened(
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda asked: said.append(asked.url) if "http" in asked.url[:4] else None)
-    page.goto(file.as_uri())
+    page.goto(file.as_uri() + fragment)
     if ready:
         page.wait_for_selector(READY)
     yield page

@@ -91,3 +91,17 @@ def test_what_crosses(name: str, what: str) -> None:
         vectors = copied.shape[-1] == model.d_model
         result = copied.to in ends and copied.shape not in masks
         assert vectors or result, copied
+
+
+def test_wrong_shapes_are_refused(pytestconfig: pytest.Config) -> None:
+    """In all tests of this process, where jaxtyping checks what functions name."""
+    from jaxtyping import TypeCheckError
+
+    from twotower.walk.scores import _mean_before
+
+    if not pytestconfig.getoption("jaxtyping_packages"):
+        pytest.skip("shapes are not checked")
+    at = torch.ones(2, 5, dtype=torch.bool)
+    assert _mean_before(torch.zeros(1, 5, 1, 4), at).shape == (2, 5, 1, 4)
+    with pytest.raises(TypeCheckError):
+        _mean_before(torch.zeros(1, 5, 3, 4), at)

@@ -130,7 +130,8 @@ print(size, most_resident() - before)
 """
 
 
-@pytest.mark.parametrize("quantization", ["", pytest.param("nf4", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", ["", "nf4"])
 def test_memory_of_making_one(quantization: str, tmp_path: Path) -> None:
     config = load_config("llama-7b")
     config.hidden_size, config.num_hidden_layers, config.intermediate_size = 1024, 8, 4096

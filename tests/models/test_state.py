@@ -21,6 +21,8 @@ import twotower as tt
 from twotower.models.state import take_state
 
 NAMES = ["gpt2", "llama-grouped"]
+"""`make test` takes gpt2 where its transposed weights matter."""
+
 ADAPTED = {"gpt2": ["c_attn", "c_proj"], "llama-grouped": ["q_proj", "o_proj", "down_proj"]}
 
 
@@ -29,7 +31,7 @@ def _always(one_thread: None) -> None:
     pass
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=[pytest.param("gpt2", marks=pytest.mark.slow), "llama-grouped"])
 def model(request: pytest.FixtureRequest) -> tt.Model:
     """A model of its own for each test, whose weights can be learned."""
     module = hf_model(request.param).requires_grad_(True)
@@ -121,8 +123,14 @@ CHANGES: dict[str, Callable[[tt.Model], Any]] = {
     "bfloat16 and back": lambda model: model.module.to(torch.bfloat16).float(),
 }
 
+OPTIMIZED = ("SGD", "Adam", "AdamW with foreach")
+"""Changes that torch counts as it counts those of fused Adam."""
 
-@pytest.mark.parametrize("change", CHANGES)
+
+@pytest.mark.parametrize(
+    "change",
+    [pytest.param(x, marks=pytest.mark.slow) if x in OPTIMIZED else x for x in CHANGES],
+)
 def test_changed_weights_are_measured(change: str, model, prompts) -> None:
     before = everything(model, prompts)
     CHANGES[change](model)
@@ -192,6 +200,7 @@ def unloaded(wrapper: Any) -> None:
         wrapper.unload()
 
 
+@pytest.mark.parametrize("model", NAMES, indirect=True)
 def test_adapters_added_after_loading(model, prompts) -> None:
     before = everything(model, prompts)
     wrapper = adapted(model)

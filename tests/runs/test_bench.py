@@ -30,6 +30,7 @@ def test_what_is_told(folder: Path) -> None:
         prompts_near,
         prompt_tokens=60,
         batch=3,
+        measures=["effects", "analyze-save-open"],
         log=lines.append,
     )
     assert [line.split(":")[0] for line in lines] == [s["name"] for s in found["stages"]]
@@ -45,6 +46,7 @@ def test_what_is_told(folder: Path) -> None:
     assert found["measures"]["plain forward"]["forwards"] == 1
 
 
+@pytest.mark.slow
 def test_every_measure(folder: Path) -> None:
     found = bench(
         lambda: tt.load(folder, weights="random"),

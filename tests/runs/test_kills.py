@@ -72,6 +72,7 @@ def finished(out: Path) -> dict[int, tuple[float, str]]:
     return {i: (float(end), str(who)) for i, (state, end, who) in enumerate(rows) if state == DONE}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_kills(checkpoint: Path, tmp_path: Path, address: str, capsys: Any) -> None:
     rng = random.Random(SEED)

@@ -135,7 +135,7 @@ print(prompts.n_positions, most_resident())
 @pytest.mark.parametrize(
     ("shots", "batch", "n"),
     [
-        (5, 4, 4),
+        pytest.param(5, 4, 4, marks=pytest.mark.slow),
         pytest.param(10, 4, 4, marks=pytest.mark.slow),
         pytest.param(10, 2, 8, marks=pytest.mark.slow),
         pytest.param(10, 8, 8, marks=pytest.mark.slow),

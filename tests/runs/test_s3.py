@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ import twotower as tt
 from twotower.cli.status import status_of
 from twotower.errors import StoreError
 from twotower.results.place import Place
-from twotower.results.units import UnitStore
+from twotower.runs import worker
 from twotower.runs.run import carry_out
 
 pytest.importorskip("obstore")
@@ -66,33 +64,21 @@ def same(one: xr.DataTree, other: xr.DataTree) -> None:
         xr.testing.assert_equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("server")
-@pytest.mark.parametrize(
-    ("n", "measures"), [(4, ("qk",)), pytest.param(12, ALL, marks=pytest.mark.slow)]
-)
-def test_a_run(
-    n: int, measures: tuple[str, ...], checkpoint: Path, tmp_path: Path, capsys: Any
-) -> None:
-    url = f"s3://runs/deep/run-{n}.zarr"
-    about = {"n": n, "measures": measures}
+def test_a_run_of_all_measures(checkpoint: Path, tmp_path: Path) -> None:
+    url, about = "s3://runs/deep/all.zarr", {"n": 12, "measures": ALL}
     carry_out(small(checkpoint, url, **about), log=lambda line: None)
     carry_out(small(checkpoint, tmp_path / "run.zarr", **about), log=lambda line: None)
-    run = tt.open(url)
-    same(run, tt.open(tmp_path / "run.zarr"))
-    assert run.qk.score.chunks[0] == (2,) * (n // 2)  # lazy
-    assert status_of(url).done == n // 2
-    with pytest.raises(StoreError, match="shots was 2, is now 3"):
-        carry_out(small(checkpoint, url, shots=3, **about))
-    assert command("status", url) == 0
-    assert "complete" in capsys.readouterr().out
+    same(tt.open(url), tt.open(tmp_path / "run.zarr"))
 
 
 @pytest.mark.usefixtures("server")
-def test_goes_on_and_is_replaced(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from twotower.runs import worker
-
-    url, measured = "s3://runs/again.zarr", []
-    about = {"n": 4, "measures": ("predictions",)}
+def test_a_run_that_is_stopped_goes_on_and_is_replaced(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    url, measured = "s3://runs/deep/run.zarr", []
+    about = {"n": 4, "measures": ("qk",)}
     call = worker.Worker.__call__
 
     def stops(self: Any, unit: Any) -> Any:
@@ -101,40 +87,45 @@ def test_goes_on_and_is_replaced(checkpoint: Path, monkeypatch: pytest.MonkeyPat
         measured.append(unit.number)
         return call(self, unit)
 
-    monkeypatch.setattr(worker.Worker, "__call__", stops)
-    with pytest.raises(KeyboardInterrupt):
-        carry_out(small(checkpoint, url, **about), log=lambda line: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.Worker, "__call__", stops)
+        with pytest.raises(KeyboardInterrupt):
+            carry_out(small(checkpoint, url, **about), log=lambda line: None)
     assert status_of(url).done == 1
-    assert tt.open(url).predictions.measured.values.sum() == 2
-    monkeypatch.undo()
+    assert tt.open(url).qk.measured.values.sum() == 2
     assert carry_out(small(checkpoint, url, **about), log=lambda line: None).before == 1
-    about["n"] = 2
-    carry_out(small(checkpoint, url, overwrite=True, **about), log=lambda line: None)
+    carry_out(small(checkpoint, tmp_path / "run.zarr", **about), log=lambda line: None)
+    run = tt.open(url)
+    same(run, tt.open(tmp_path / "run.zarr"))
+    assert run.qk.score.chunks[0] == (2, 2)  # lazy
+    assert command("status", url) == 0
+    assert "complete" in capsys.readouterr().out
+    with pytest.raises(StoreError, match="shots was 2, is now 3"):
+        carry_out(small(checkpoint, url, shots=3, **about), log=lambda line: None)
+    other = small(checkpoint, url, overwrite=True, n=2, measures=("predictions",))
+    carry_out(other, log=lambda line: None)
+    assert set(tt.open(url).children) == {"predictions", "prompts", "units"}
     assert tt.open(url).predictions.sizes["prompt"] == 2
 
 
-def test_a_server_that_is_away_for_a_while(server: Server, checkpoint: Path) -> None:
-    about = {"n": 8, "measures": ("predictions",)}
+def test_a_server_that_is_away_for_a_while(
+    server: Server, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = {"n": 4, "measures": ("predictions",)}
     config = small(checkpoint, "s3://runs/away.zarr", patience=60.0, **about)
-    store = UnitStore(config.store, config.patience)
+    call, away = worker.Worker.__call__, threading.Timer(1.0, server.restart)
 
-    def away() -> None:
-        while True:
-            time.sleep(0.02)
-            with suppress(StoreError):  # it is not made whole yet
-                if "done" in store.states():
-                    break
+    def leaves(self: Any, unit: Any) -> Any:
+        report = call(self, unit)
         server.stop()
-        time.sleep(3)
-        server.restart()
+        away.start()
+        monkeypatch.undo()  # the next units wait for the store
+        return report
 
-    thread = threading.Thread(target=away)
-    thread.start()
-    try:
-        finished = carry_out(config, log=lambda line: None)
-    finally:
-        thread.join()
-    assert finished.driven.done == 4
+    monkeypatch.setattr(worker.Worker, "__call__", leaves)
+    finished = carry_out(config, log=lambda line: None)
+    away.join()
+    assert finished.driven.done == 2
     assert "measured" not in finished.run.predictions.coords
 
 
