@@ -171,7 +171,7 @@ def test_wrong_questions(run: xr.DataTree, tmp_path: Path) -> None:
         (lambda: run.tt.head(0, 4), "no head 4"),
         (lambda: run.tt.head("1", 0), "whole number"),
         (lambda: run.tt.head(0.5, 0), "whole number"),
-        (lambda: run.tt.roles("labels"), "role='labels' is not known"),
+        (lambda: run.tt.roles("labels"), "no position has the role 'labels'"),
         (lambda: run.tt.roles(), "give one or more of the roles"),
         (lambda: run.tt.logit_minus("foo", "baz"), "label 'baz' is not among foo, bar"),
         (lambda: run.tt.mean_ci("prompts"), "no dim 'prompts'"),

@@ -32,7 +32,7 @@ def test_a_users_script_sees_signatures(tmp_path: Path) -> None:
         "tt.predict",
         "tt.load",
         "tt.open",
-        "tt.measures.predictions.predict",
+        "tt.measures.predict.predict",
         "tt.figures.head_map",
     )
     lines = ["import twotower as tt", "import twotower.measures"]

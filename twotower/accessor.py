@@ -144,6 +144,9 @@ class _Questions:
         InputError
             If no position has a role, or there are no positions.
         """
+        for role in roles:
+            if not isinstance(role, str):
+                raise InputError(f"role={role!r} is not known; give roles as texts")
         if not roles:
             raise InputError(f"give one or more of the roles {', '.join(ROLES[1:])}")
         self._require("position")
@@ -338,8 +341,8 @@ class RunQuestions(_Questions):
     ('prompt', 'layer', 'head', 'position', 'label')
     >>> run.ov.tt.logit_minus("foo", "bar").label_logit.dims
     ('prompt', 'layer', 'head', 'position')
-    >>> list(run.tt.to_frame().columns)
-    ['layer', 'head', 'margin_drop', 'label_logit', 'qk_auc', 'qk_auc_content', 'ov_auc', ...]
+    >>> list(run.tt.to_frame().columns)[2:7]
+    ['margin_drop', 'label_logit', 'qk_auc', 'qk_auc_content', 'ov_auc']
     """
 
     def _each(self, change: Callable[[xr.Dataset], xr.Dataset]) -> xr.DataTree:

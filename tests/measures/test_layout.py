@@ -21,7 +21,7 @@ def test_the_last_position_alone() -> None:
     assert found.source.own.tolist() == [[7], [3]]  # packs are in the order of the tokens
     assert found.earlier.own.tolist() == [[4, 5, 6], [1, 2, 0]]
     assert found.visible.own.tolist() == [[[True] * 4], [[True, True, False, True]]]
-    assert found.prompt.own.tolist() == [1, 0]
+    assert found.prompt.own.tolist() == [[1], [0]]
     assert found.distance.own[0].tolist() == [[3, 2, 1, 0]]
 
 
@@ -41,7 +41,7 @@ def test_a_common_beginning_stands_once() -> None:
     assert found.distance.own[0, 4].tolist()[:2] == [3, 2]
     assert found.distance.own[0, 4, 4].item() == 1
     assert found.last.own.tolist() == [[2, 4]]
-    assert found.prompt.own.tolist() == [0, 1]
+    assert found.prompt.own.tolist() == [[0], [1]]
     assert not found.causal
 
 

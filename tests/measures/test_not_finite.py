@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import not_finite as given
@@ -252,16 +253,16 @@ def test_single_counterfactuals(edgy: tt.Model, monkeypatch: pytest.MonkeyPatch)
 
     prompts = tt.build_prompts(edgy, TWO, shots=2, n=4, seed=2)
     expected = tt.head_effects(edgy, prompts)
-    plain = Sweep._margins
+    plain = Sweep._scores
 
-    def broken(self: Any, residual: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
-        found = plain(self, residual, gold)
-        if found.dim() > 1:
-            found = found.clone()
-            found[1, 6], found[2, 6], found[2, 0] = torch.inf, torch.nan, -torch.inf
+    def broken(self: Any, residual: torch.Tensor, end: Any) -> dict[str, torch.Tensor]:
+        found = plain(self, residual, end)
+        if residual.shape[1] > 1:
+            margins = found["margin"] = found["margin"].clone()
+            margins[1, 6], margins[2, 6], margins[2, 0] = torch.inf, torch.nan, -torch.inf
         return found
 
-    monkeypatch.setattr(Sweep, "_margins", broken)
+    monkeypatch.setattr(Sweep, "_scores", broken)
     with pytest.warns(tt.errors.NotFiniteWarning, match="3 single values") as told:
         found = under(tt.head_effects, edgy, prompts, batch_size=4)
     assert len(told) == 1
@@ -315,7 +316,9 @@ def test_a_vocabulary_entry_of_minus_infinity_is_fine() -> None:
     logits[4, 4] = torch.nan
     logits[5, 1] = torch.nan
     end = End(torch.zeros(6, 2), logits, None, None, logits.dtype)
-    found = Finite(Everywhere([0, 1], [logits.device])).finish(end)["finite"]
+    ids = Everywhere(torch.tensor([0, 1]).expand(6, 2), [logits.device])
+    answers = SimpleNamespace(ids=ids, n_reads=1)
+    found = Finite(answers).finish(end)["finite"]
     assert found.tolist() == [True, True, False, False, False, False]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..checks import check_is
+from ..edits.alignment import check_donors
 from ..edits.changes import From
 from ..errors import InputError
 from ..prompts.positions import named
@@ -70,6 +71,7 @@ def causal_tracing(
             f"the corrupted prompts have labels {corrupted.labels}, the clean ones {prompts.labels}"
         )
 
+    check_donors(corrupted, prompts)
     asked = corrupted.asked_like(prompts)
     measures = [Effects(positions, From(prompts), logprobs=False), Predictions()]
     traced, own = collect(model, asked, measures)

@@ -211,11 +211,12 @@ class Sweep(Recorder):
         self, residual: Float[torch.Tensor, "B n R d_model"], end: End
     ) -> Float[torch.Tensor, "B n label_or_R"]:
         """Return the log-probabilities of whole answers, or of each of their tokens."""
-        tokens, there = (
-            x.on(residual.device)[:, None] for x in (self.answers.tokens, self.answers.there)
-        )
-        normed = end.final_norm(residual)
-        found = token_logprobs(normed, tokens, end, self.unembedded)
+        there = self.answers.there.on(residual.device)[:, None]
+
+        def tokens(device: torch.device) -> torch.Tensor:
+            return self.answers.tokens.on(device)[:, None]
+
+        found = token_logprobs(end.final_norm(residual), tokens, end, self.unembedded)
         if self.tokens:
             by_token = found.masked_fill(~there, torch.nan)[..., 0]
             return pad(by_token, (0, self.tokens - by_token.shape[-1]), value=torch.nan)

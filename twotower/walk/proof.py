@@ -78,7 +78,7 @@ class Kept:
     sums
         (3, B, d_model) residual stream entering the block, and what attention and MLP add to it.
     entered
-        (B, d_model) residual stream entering the block, before edits of it.
+        (B, d_model) residual stream entering the block, before edits of it; None without edits.
     dtype
         Coarsest dtype of `sums`.
     heads
@@ -89,8 +89,8 @@ class Kept:
 
     index: int
     sums: Float[torch.Tensor, "3 B d_model"]
-    entered: Float[torch.Tensor, "B d_model"]
     dtype: torch.dtype
+    entered: Float[torch.Tensor, "B d_model"] | None = None
     heads: Heads | None = None
     factor: Float[torch.Tensor, ""] | None = None
 
@@ -101,9 +101,13 @@ class Kept:
         """Return copies, because views would keep the whole residual stream in memory."""
         finest = min((x.dtype for x in parts), key=roundoff)
         sums = torch.stack([x[:, -1].to(device, finest) for x in parts])
-        assert view.entered is not None
-        entered = view.entered.to(device, finest, copy=True)
-        return cls(view.index, sums, entered, coarsest(*parts))
+        entered = None if view.entered is None else view.entered.to(device, finest, copy=True)
+        return cls(view.index, sums, coarsest(*parts), entered)
+
+    @property
+    def left(self) -> Float[torch.Tensor, "B d_model"]:
+        """Residual stream that left the block before."""
+        return self.sums[0] if self.entered is None else self.entered
 
     @property
     def kind(self) -> tuple[Any, ...]:
@@ -228,7 +232,7 @@ class Proof(Recorder):
         for _, some in groupby(self.kept, lambda kept: kept.kind):
             layers = list(some)
             after, device = layers[-1].index + 1, layers[0].sums.device
-            next_residual = end.residual if after == len(self.kept) else self.kept[after].entered
+            next_residual = end.residual if after == len(self.kept) else self.kept[after].left
             self._blocks(layers, next_residual.to(device))
             heads = [kept.heads for kept in layers if kept.heads is not None]
             if heads:
@@ -254,7 +258,7 @@ class Proof(Recorder):
     def _blocks(self, layers: Sequence[Kept], after: Float[torch.Tensor, "B d_model"]) -> None:
         """Claim that each block's parts sum to the residual stream after it."""
         sums = torch.stack([kept.sums for kept in layers]).float()
-        after_each = [*(kept.entered.float() for kept in layers[1:]), after.float()]
+        after_each = [*(kept.left.float() for kept in layers[1:]), after.float()]
         next_residual = torch.stack(after_each)
         factors = [kept.factor for kept in layers if kept.factor is not None]
         if factors:

@@ -13,6 +13,7 @@ quantized, offloaded and remote weights.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -189,7 +190,11 @@ class Readout:
 
         Unembeds a limited number of vectors at a time.
         """
-        return token_logprobs(normed, by_prompt(self.label_ids, normed), end, at_a_time)
+
+        def tokens(device: torch.device) -> torch.Tensor:
+            return by_prompt(self.on(device).label_ids, normed)
+
+        return token_logprobs(normed, tokens, end, at_a_time)
 
 
 def dot(
@@ -212,7 +217,7 @@ def by_prompt(
 
 def token_logprobs(
     normed: Float[torch.Tensor, "*rest d_model"],
-    tokens: Int[torch.Tensor, "*few label"],
+    tokens: Callable[[torch.device], Int[torch.Tensor, "*few label"]],
     end: End,
     at_a_time: int | None = None,
 ) -> Float32[torch.Tensor, "*rest label"]:
@@ -223,7 +228,7 @@ def token_logprobs(
     normed
         (..., d_model) outputs of the final norm.
     tokens
-        Token ids, in a shape that broadcasts to (..., label).
+        Returns token ids on a device: (label,), or in a shape that broadcasts to (..., label).
     end
         The end of the walk.
     at_a_time
@@ -231,19 +236,23 @@ def token_logprobs(
     """
     n = at_a_time or max(1, UNEMBED_BYTES // (4 * end.logits.shape[-1]))
     flat = normed.flatten(0, -2).to(end.dtype)
-    ids = tokens.expand(*normed.shape[:-1], -1).flatten(0, -2)
-    pairs = zip(flat.split(n), ids.split(n), strict=True)
-    found = torch.cat([_token_logprobs(some, own, end) for some, own in pairs])
-    whole: torch.Tensor = found.to(normed.device).unflatten(0, normed.shape[:-1])
+    ids: list[torch.Tensor] = []
+
+    def of_rows(start: int, some: torch.Tensor) -> torch.Tensor:  # a function, to free its logits
+        logits: torch.Tensor = end.logits_of(end.unembedding(some)).float()
+        if not ids:
+            own = tokens(logits.device)
+            many = own.dim() > 1
+            ids.append(own.expand(*normed.shape[:-1], -1).flatten(0, -2) if many else own)
+        if ids[0].dim() == 1:
+            labels = logits[:, ids[0]]
+        else:
+            labels = logits.gather(1, ids[0][start : start + len(some)])
+        return labels - logsumexp_(logits).unsqueeze(-1)
+
+    found = [of_rows(number * n, some) for number, some in enumerate(flat.split(n))]
+    whole: torch.Tensor = torch.cat(found).to(normed.device).unflatten(0, normed.shape[:-1])
     return whole
-
-
-def _token_logprobs(
-    normed: Float[torch.Tensor, "n d_model"], ids: Int[torch.Tensor, "n label"], end: End
-) -> Float32[torch.Tensor, "n label"]:
-    logits: torch.Tensor = end.logits_of(end.unembedding(normed)).float()
-    labels = logits.gather(1, ids.to(logits.device))
-    return labels - logsumexp_(logits).unsqueeze(-1)
 
 
 def logsumexp_(logits: Float[torch.Tensor, "n vocabulary"]) -> Float[torch.Tensor, " n"]:

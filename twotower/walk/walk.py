@@ -81,7 +81,7 @@ class LayerView:
     learned
         (B or 1, T, d_model) learned position embedding, or None.
     entered
-        (B, d_model) last position's residual stream before edits of the stream.
+        (B, d_model) last position's residual stream before edits of the stream; None without.
     masks
         Masks of visible and hidden keys by device, number of queries, window and chunk; all
         layers share them.
@@ -402,8 +402,9 @@ def walk(
         residual = entered = block.input
         for edit in edits:
             residual = edit.enter(index, residual)
+        before = None
         if residual is not entered:
-            block.input = residual
+            block.input, before = residual, entered[:, -1]
         if gradients and index == 0:
             residual = residual.detach().requires_grad_()
             block.input = residual
@@ -413,13 +414,13 @@ def walk(
             residual = residual.to(mlp_write.device)
             mixed = torch.zeros_like(mlp_write) if mixed is None else mixed
             passing = PassingView(architecture, index, block, mask, residual, mixed, mlp_write)
-            passing.entered = entered[:, -1]
+            passing.entered = before
             for recorder in recorders:
                 recorder.passing(passing)
             continue
         view = _heads(architecture, index, block, mask, residual, views)
         view.mixer_write, view.learned, view.masks = mixed, learned, masks
-        view.entered = entered[:, -1]
+        view.entered = before
         if index in shared:
             views[index] = view
         projection = architecture.projection(block)
