@@ -91,6 +91,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_the_gpu_script_runs_on_a_small_model(gpu: Callable[..., None], tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     gpu(

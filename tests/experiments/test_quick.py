@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from shutil import copy
+from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
@@ -23,8 +26,26 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("experiments")
 
 
+def rough(save: Callable[..., None]) -> Callable[..., None]:
+    """Saving of figures, with few pixels; the second format is a copy of the first."""
+
+    def saved(figure: Figure, path: Path, **options: Any) -> None:
+        if path.suffix == ".png":
+            save(figure, path, dpi=40)
+        else:
+            copy(path.with_suffix(".png"), path)
+
+    return saved
+
+
+def taken() -> list[Any]:
+    """All experiments; those that their own tests measure as well are slow."""
+    measured = ("majority-bias", "recency-bias")
+    return [pytest.param(x, marks=pytest.mark.slow) if x in measured else x for x in SUITE]
+
+
 @pytest.mark.demo_model
-@pytest.mark.parametrize("name", SUITE)
+@pytest.mark.parametrize("name", taken())
 def test_quick_form(
     name: str, random_model: tt.Model, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -33,11 +54,10 @@ def test_quick_form(
     monkeypatch.setattr(small_models, "LESSONS", small_models.LESSONS[-1:])
     monkeypatch.setattr(small_models, "DONE", 0.0)
     monkeypatch.setitem(small_models.SETTINGS, "steps", 1)
-    # One of three tasks, with the most classes; and figures of few pixels.
+    # One of three tasks, with the most classes; and figures of few pixels, in one format.
     more = SUITE["more-classes"].measure.__globals__
     monkeypatch.setitem(more, "TASKS", more["TASKS"][-1:])
-    save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda *a, **options: save(*a, **{**options, "dpi": 40}))
+    monkeypatch.setattr(Figure, "savefig", rough(Figure.savefig))
     quick_form(random_model, out, name, EVERY_LABEL if name == "more-classes" else FEW)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import DISTINCT, TWO, byte_level, crossed, hf_model
+from tiny import TRANSPORTED, TWO, byte_level, crossed, hf_model
 
 import twotower as tt
 from twotower.models.architecture import call
@@ -31,7 +31,7 @@ def loaded(name: str, dtype: str) -> tuple[tt.Model, tt.Prompts]:
 
 CASES = [
     pytest.param(case.values, marks=case.marks, id="-".join(map(str, case.values)))
-    for case in crossed(DTYPES, ["float32"], on=DISTINCT)
+    for case in crossed(DTYPES, ["float32"], on=(*TRANSPORTED, "mistral"))
 ]
 
 

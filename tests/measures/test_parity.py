@@ -13,7 +13,6 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from surface import under
 from tiny import ARCHITECTURES, DISTINCT, TWO, crossed, tiny
 
 import twotower as tt
@@ -171,6 +170,7 @@ def test_sweep_does_not_depend_on_chunks(
     close(found["margin_drop"].values, expected["margin_drop"].values, 1e-5)
 
 
+@pytest.mark.slow  # test_sweep has both kernels, too
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "gptj"])
 def test_sdpa_gives_the_same_effects(name: str) -> None:
     eager, sdpa = tiny(name), tiny(name, "sdpa")
@@ -436,21 +436,3 @@ def test_predictions(any_model: tt.Model) -> None:
         best = int(own.argmax())
         gold = prompts.label_ids[prompts.gold_index[i]]
         assert bool(found["top1_correct"][i]) == (best == gold)
-
-
-def test_batches_and_order_do_not_matter(any_model: tt.Model) -> None:
-    prompts = make(any_model)
-    whole = under(tt.analyze, any_model, prompts, batch_size=4)
-    single = under(tt.analyze, any_model, prompts, batch_size=1)
-    order = np.array([2, 0, 3, 1])
-    shuffled = under(tt.analyze, any_model, prompts[order], batch_size=3)
-    for group in ("predictions", "effects", "attribution", "qk", "ov"):
-        for name, array in whole[group].data_vars.items():
-            if array.dtype.kind != "f":
-                np.testing.assert_array_equal(array.values, single[group][name].values)
-                continue
-            close(single[group][name].values, array.values, 1e-4)
-            close(shuffled[group][name].values, array.values[order], 1e-4)
-            if "position" in array.dims:
-                pad = (array["role"] == "pad").broadcast_like(array)
-                np.testing.assert_array_equal(np.isnan(array.values), pad.values)

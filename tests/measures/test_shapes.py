@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from shapes import OPTION
+from checked import OPTION
 
 TESTS = Path(__file__).parents[1]
 FILES = [

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from shapes import OPTION
+from checked import OPTION
 
 
 def test_over_several_devices(pytestconfig: pytest.Config) -> None:

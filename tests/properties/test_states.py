@@ -33,7 +33,7 @@ import twotower as tt
 STEPS = 10
 """Of one user; a thousand steps are a hundred users."""
 
-USERS = N // 3 or 7
+USERS = N // 3 or 5
 
 PARTS = {
     "gpt2": ["attn", "attn.c_attn", "attn.c_proj", "mlp", "mlp.c_fc", "mlp.act", "ln_1", "ln_2"],

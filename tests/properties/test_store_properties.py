@@ -82,7 +82,7 @@ def same(before: xr.DataArray, after: xr.DataArray) -> None:
         np.testing.assert_array_equal(before.values, after.values)
 
 
-@examples(15)
+@examples(8)
 @given(run=runs())
 def test_saved_and_opened_it_is_the_same(run: xr.DataTree) -> None:
     with tempfile.TemporaryDirectory() as folder:
