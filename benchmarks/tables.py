@@ -28,6 +28,8 @@ what it is compared with; the faster counts.
     python benchmarks/scaling.py                # against the number of heads, and of tokens
     python benchmarks/quantized.py              # what int8, nf4, bfloat16 and float16 change
     python benchmarks/proof.py                  # what the proof with every batch costs
+    python benchmarks/questions.py              # answers by prompt, of several tokens, vectors
+    python benchmarks/pair_tasks.py             # how well the demo model does the tasks of pairs
     python benchmarks/large_models.py           # models of seven billion parameters without one
     python benchmarks/gpu.py                    # models of seven billion parameters on a GPU
     python benchmarks/scale.py                  # runs on many workers: throughput, driver, store
@@ -294,16 +296,15 @@ def quantized(result: dict[str, Any]) -> str:
             "nf4 (bitsandbytes) with float32 beside the quantized layers.",
             "",
             table(columns, rows),
-            "Largest errors of the proof, of what is allowed there. Tolerances follow from each "
-            "form's rounding (`twotower/models/rounding.py`).",
-            "",
-            _errors(result["forms"]),
+            *_errors(result["forms"]),
         ]
     )
 
 
-def _errors(forms: dict[str, Any]) -> str:
+def _errors(forms: dict[str, Any]) -> list[str]:
     """The proof's largest errors and what is allowed, by form and identity."""
+    if not all("proof" in form for form in forms.values()):  # results of an older version
+        return []
     proofs = [form["proof"]["identities"] for form in forms.values()]
     names = list(dict.fromkeys(name for proof in proofs for name in proof))
     rows = []
@@ -313,7 +314,35 @@ def _errors(forms: dict[str, Any]) -> str:
             for found in (row["proof"]["identities"].get(name) for name in names)
         ]
         rows.append([form, *cells])
-    return table(["form", *names], rows)
+    words = (
+        "The proof's largest errors, and what is allowed there. Tolerances follow from each form's "
+        "rounding (`twotower/models/rounding.py`)."
+    )
+    return [words, "", table(["form", *names], rows)]
+
+
+def questions(result: dict[str, Any]) -> str:
+    m, vectors = result["machine"], result["function_vectors"]
+    faster = vectors["faster_than_one_hooked_forward_for_each"]
+    beyond = ", ".join(
+        f"{n} tokens {x:.2f}" for n, x in result["beyond_the_clean_run_over_one_token"].items()
+    )
+    rows = [[name, f"{x:.2f}"] for name, x in result["plain_forwards"].items()]
+    return "\n".join(
+        [
+            "## What other questions cost",
+            "",
+            f"Effects of all heads of {result['model']} at the last position; "
+            f"{result['prompts']} prompts of {result['tokens']} tokens, {m['processor']}, "
+            f"{m['threads']} threads; processor time. Answers by prompt take "
+            f"{result['by_prompt_over_labels']:.3f} times the time of labels. Beyond the clean "
+            f"run, over answers of one token: {beyond}. Function-vector effects of all "
+            f"{vectors['heads']} heads are {faster:.0f} times as fast as a forward with a hook for "
+            "each head.",
+            "",
+            table(["measure", "plain forwards"], rows),
+        ]
+    )
 
 
 def proof(result: dict[str, Any]) -> str:
@@ -480,6 +509,7 @@ def page() -> str:
         "proof": proof,
         "quantized": quantized,
         "large_models": large_models,
+        "questions": questions,
         "scale": scale,
     }
     for name, write in sections.items():
