@@ -15,7 +15,7 @@ CANDIDATE_LABELS = (
     "foo bar map key cup dog sun red box car one two yes no hat pen ice oak gem fox "
     "win jam log net owl pie rug tin van wax"
 ).split()
-"""Short words to suggest if a label is more than one token."""
+"""Short words that are labels by default; most tokenizers have them as one token."""
 
 AT_ONCE = 1024
 """Strings per call of the tokenizer; limits memory for long lists."""

@@ -54,7 +54,7 @@ class Configuration(LoadSettings, EngineSettings):
     overwrite
         Replace an existing run.
     labels
-        One single-token word per class, or CLASS=WORD for each class; by default foo, bar,
+        One word per class, or CLASS=WORD for each class; by default foo, bar,
         map, ... Words that equal class names are assigned to those classes.
     shots
         Demonstrations per label.
