@@ -9,12 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from command import run
 
 import twotower as tt
 from twotower.cli import main
+from twotower.measures.head_kinds import KINDS
 from twotower.runs.configuration import Configuration
 
 
@@ -335,3 +337,25 @@ def test_what_is_unforeseen(
     assert caught.value.code == code
     assert words in said
     assert ("Traceback" in said) == (debug and code == 1)
+
+
+def test_kinds(checkpoint: Path, task_file: Path, capsys) -> None:
+    """Heads are named by the thresholds; the table shows those that the JSON holds."""
+    arguments = ["kinds", checkpoint, "--task", task_file, "--n", 3, "--shots", 1, "--k", 2]
+    assert run(*arguments, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    model = tt.load(checkpoint)
+    prompts = tt.build_prompts(model, tt.load_task(task_file), shots=1, n=3)
+    found = tt.head_kinds(model, prompts)
+    scores = [row["score"] for row in rows]
+    assert scores == [score for score, _ in KINDS.values()]
+    for row in rows:
+        sign = 1 if row["least"] > 0 else -1
+        values, errors = found[row["score"]], found[f"{row['score']}_error"]
+        reached = (sign * values >= abs(row["least"])) & (sign * values - errors > 0)
+        best = (sign * values).where(reached).values.ravel()
+        best = np.sort(best[np.isfinite(best)])[::-1][:2]
+        assert [sign * head["score"] for head in row["heads"]] == pytest.approx(best, abs=1e-4)
+    assert run(*arguments) == 0
+    assert "previous token" in capsys.readouterr().out
+    assert run("kinds", checkpoint, "--task", "nothing") == 2

@@ -1,0 +1,97 @@
+"""Command that names what the heads of a model do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..runs.load_settings import Whole
+from .sizing import console_of
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def kinds(
+    model: str = "smollm2-135m",
+    *,
+    task: str | None = None,
+    k: Whole = 5,
+    n: Whole = 24,
+    shots: Whole = 8,
+    json: bool = False,
+) -> None:
+    """Show which heads look at previous tokens, repeat, copy, suppress or carry a task.
+
+    Parameters
+    ----------
+    model
+        Hub id, folder, or smollm2-135m (the demo model).
+    task
+        A task of classes or of pairs, for the scores that need one: a bundled name or a file.
+    k
+        Number of heads for each kind, strongest first.
+    n, shots
+        Number of prompts, and of demonstrations in each (of a task of classes, per label).
+    json
+        Print JSON.
+    """
+    from json import dumps
+
+    from ..checks import whole
+    from ..measures.head_kinds import head_kinds
+    from ..models import load
+    from ..prompts import build_prompts, bundled_pairs, load_pairs, load_task
+
+    whole("k", k, 1)
+    loaded = load(model)
+    prompts = None
+    if task is not None:
+        given = load_pairs(task) if task in bundled_pairs() else load_task(task)
+        prompts = build_prompts(loaded, given, shots=shots, n=n)
+    rows = rows_of(head_kinds(loaded, prompts), k)
+    if json:
+        print(dumps(rows, indent=1))
+        return
+    from rich.table import Table
+
+    table = Table("kind", "least", "heads with score and its 95% interval", box=None)
+    for row in rows:
+        heads = ", ".join(
+            f"{head['head']} {head['score']:.2f} ± {head['error']:.2f}" for head in row["heads"]
+        )
+        table.add_row(row["kind"], f"{row['least']:g}", heads or "none")
+    console_of().print(table)
+
+
+def rows_of(found: xr.Dataset, k: int) -> list[dict[str, Any]]:
+    """Return for each kind the k strongest heads that reach its threshold.
+
+    Parameters
+    ----------
+    found
+        Result of `head_kinds`.
+    k
+        Number of heads.
+    """
+    from ..measures.choose import strongest
+    from ..measures.head_kinds import KINDS
+
+    rows = []
+    for kind, (score, least) in KINDS.items():
+        if score not in found:
+            continue
+        named = found["kind"].astype(str).str.split("part", ", ")
+        has = (named == kind).any("part")
+        values = found[score] if least > 0 else -found[score]
+        heads = [
+            {
+                "head": str(head),
+                "score": round(float(found[score].sel(layer=head.layer, head=head.head)), 4),
+                "error": round(
+                    float(found[f"{score}_error"].sel(layer=head.layer, head=head.head)), 4
+                ),
+            }
+            for head in strongest(values.where(has), k)
+        ]
+        rows.append({"kind": kind, "score": score, "least": least, "heads": heads})
+    return rows
