@@ -192,6 +192,8 @@ def _answer(view: PromptView) -> str:
     answer = view.answer
     names = [control_free(label) for label in answer["labels"]]
     if answer["answers"]:
+        text = answer["answers"][answer["labels"].index(view.gold)]
+        right = f"{control_free(text)!r} is right"
         pairs = zip(names, answer["answers"], strict=True)
         names = [f"{name} {control_free(text)!r}" for name, text in pairs]
     kind = "logprob" if answer["logit"] is None else "logit"
