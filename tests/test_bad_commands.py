@@ -64,7 +64,7 @@ LINES = {
     ANALYZE + "--measures x": 'Invalid value "x" for --measures',
     ANALYZE + "--shots 1 --measures": "choose a list from predictions",
     ANALYZE + "--shots 1 --labels foo": "there are 1 labels",
-    ANALYZE + "--shots 1 --labels foo unfathomable": "is not one token",
+    ANALYZE + "--shots 1 --labels foo foo": "labels must differ",
     ANALYZE + "--shots 1 --labels a=foo a=bar": "names a class twice",
     ANALYZE + "--shots 1 --labels zz=foo b=bar": "names the classes zz, b; name each class of",
     ANALYZE + "--shots 1 --template x": "must hold {text} and then {label}",

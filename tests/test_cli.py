@@ -178,7 +178,7 @@ def test_bad_yaml(content: str, message: str, tmp_path: Path, capsys) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["--shots", "1", "--labels", "foo", "--labels", "unfathomable"], "is not one token"),
+        (["--shots", "1", "--labels", "foo", "--labels", "foo"], "labels must differ"),
         (["--shots", "1", "--labels", "foo", "--labels", "foo"], "labels must differ"),
         (["--shots", "9"], "9 shots and a query need 10"),
         (["--shots", "1", "--n", "0"], "n=0"),

@@ -183,9 +183,11 @@ class LayerView:
     def product_size(self) -> Float32[torch.Tensor, "B H"]:
         """(B, H) largest product of the norms of last query and visible key, times the scaling."""
         n_kv = self.turned_key.shape[2]
-        norms = self.turned_key.norm(dim=-1, dtype=torch.float32)
+        # In float32, or in float64 for a float64 model: torch refuses to narrow in a norm.
+        wide = torch.promote_types(self.turned_key.dtype, torch.float32)
+        norms = self.turned_key.norm(dim=-1, dtype=wide).float()
         largest = norms.masked_fill(self.hidden()[:, 0, :, None], 0).amax(dim=1)
-        query = self.last_query.norm(dim=-1, dtype=torch.float32).unflatten(1, (n_kv, -1))
+        query = self.last_query.norm(dim=-1, dtype=wide).float().unflatten(1, (n_kv, -1))
         products: torch.Tensor = (query * largest.unsqueeze(-1)).flatten(1)
         return products * self.architecture.scaling(self.index)
 
