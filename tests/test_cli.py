@@ -179,7 +179,6 @@ def test_bad_yaml(content: str, message: str, tmp_path: Path, capsys) -> None:
     ("settings", "message"),
     [
         (["--shots", "1", "--labels", "foo", "--labels", "foo"], "labels must differ"),
-        (["--shots", "1", "--labels", "foo", "--labels", "foo"], "labels must differ"),
         (["--shots", "9"], "9 shots and a query need 10"),
         (["--shots", "1", "--n", "0"], "n=0"),
         (["--shots", "1", "--batch-size", "0"], "batch_size=0"),
