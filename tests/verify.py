@@ -57,7 +57,7 @@ class Reference:
         ids = prompts.token_id[number]
         self.model, self.module, self.architecture = model, model.module, model.architecture
         self.tokens = torch.tensor(ids[ids >= 0])[None]
-        self.labels = list(prompts.label_ids)
+        self.labels = prompts.answers.first[number].tolist()
         self.at_labels = prompts.where("labels")[number][ids >= 0]
         self.blocks = list(self.architecture.layers(self.module))
         self.with_heads = [i for i in range(model.n_layers) if self.architecture.heads_in(i)]

@@ -20,6 +20,7 @@ from .measures.bias import label_bias as label_bias
 from .measures.bias import majority_label as majority_label
 from .measures.choose import in_context_heads as in_context_heads
 from .measures.complete import complete as complete
+from .measures.edges import edge_effects as edge_effects
 from .measures.effects import head_effects as head_effects
 from .measures.function_vector import function_vector as function_vector
 from .measures.function_vector import vector_effects as vector_effects
@@ -85,6 +86,7 @@ __all__ = [
     "contrast",
     "errors",
     "figures",
+    "edge_effects",
     "function_vector",
     "greedy_heads",
     "group_effects",

@@ -6,7 +6,7 @@ each prompt's donor is drawn once. So results do not depend on the batch size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from ..walk.batch import Batch, make_batch
 from ..walk.batch_size import Batches
 from ..walk.everywhere import Everywhere
 from ..walk.not_finite import FINITE, note_missing, watch
-from ..walk.walk import Donors, End, LayerView, Recorder, run_batch
+from ..walk.walk import Donors, End, LayerView, PassingView, Recorder, run_batch
 from .alignment import Key, check_donors, donor_columns, position_keys
 from .changes import Change, From, Mean, Resample, Times, Zero, check_change
 
@@ -29,9 +29,13 @@ if TYPE_CHECKING:
     from ..prompts import Prompts
 
 
+Part = int | tuple[str, int]
+"""A layer, whose heads are changed, or the kind and layer of another part ("mlp", 3)."""
+
+
 @dataclass
 class BatchChange:
-    """Change of heads' outputs in a batch.
+    """Change of the outputs of heads, or of other parts, in a batch.
 
     Attributes
     ----------
@@ -39,20 +43,20 @@ class BatchChange:
         Multiplies z if there are no replacements. A factor of 0 gives zeros, even if z is not
         finite.
     replacements
-        (..., H, d_head) by layer, on the layer's device, filled when the donors have run; None
-        to multiply by the factor.
+        (..., H, d_head) by layer, and (..., d_model) of other parts, on the layer's device; filled
+        when the donors have run. None to multiply by the factor.
     donors
         Donors to run before the batch, if any.
     """
 
     factor: float = 0.0
-    replacements: dict[int, Float[torch.Tensor, "*at H D"]] | None = None
+    replacements: dict[Part, Float[torch.Tensor, "*at"]] | None = None
     donors: list[Donors] = field(default_factory=list)
 
-    def output(self, layer: int, z: Float[torch.Tensor, "*at H D"]) -> Float[torch.Tensor, "*new"]:
-        """Return the new z of a layer, in a shape that broadcasts to z (..., H, d_head)."""
+    def output(self, part: Part, z: Float[torch.Tensor, "*at"]) -> Float[torch.Tensor, "*new"]:
+        """Return the new output of a part, in a shape that broadcasts to its output z."""
         if self.replacements is not None:
-            return self.replacements[layer].to(z.device, z.dtype)
+            return self.replacements[part].to(z.device, z.dtype)
         return z * self.factor if self.factor else z.new_zeros(())
 
 
@@ -63,14 +67,14 @@ class PreparedChange:
         self.factor = factor
 
     def for_batch(
-        self, batch: Batch, layers: Sequence[int], index: Int[torch.Tensor, "*at"] | None = None
+        self, batch: Batch, layers: Sequence[Part], index: Int[torch.Tensor, "*at"] | None = None
     ) -> BatchChange:
         """Return the change of heads' outputs in a batch.
 
         Parameters
         ----------
         batch, layers
-            Batch and layers in which heads are changed.
+            Batch, and layers in which heads are changed; also other parts that are changed.
         index
             (...,) index into the batch's flattened (B T) positions, on the CPU; all positions
             (B, T) by default. Results at positions that are not changed are arbitrary.
@@ -83,7 +87,11 @@ class PreparedChange:
 
 
 def prepare_change(
-    to: Change, model: Model, prompts: Prompts, at: Bool[np.ndarray, "prompt position"]
+    to: Change,
+    model: Model,
+    prompts: Prompts,
+    at: Bool[np.ndarray, "prompt position"],
+    kinds: Collection[str] = (),
 ) -> PreparedChange:
     """Return a change prepared for a model and prompts.
 
@@ -95,6 +103,8 @@ def prepare_change(
         Model and prompts to measure.
     at
         (prompt, position) boolean: positions at which heads will be changed.
+    kinds
+        Kinds of other parts that will be changed: "mlp", "mixer", "extra", "embedding".
 
     Raises
     ------
@@ -105,7 +115,7 @@ def prepare_change(
     check_change(to)
     if isinstance(to, Mean):
         to.reference.check_model(model)
-        return _Averaged(model, prompts, at, to.reference)
+        return _Averaged(model, prompts, at, to.reference, kinds)
     if isinstance(to, Resample):
         to.reference.check_model(model)
         donors = _draw(base_of(prompts), to.reference, to.seed)[owners(prompts)]
@@ -146,6 +156,7 @@ class _Averaged(PreparedChange):
         prompts: Prompts,
         at: Bool[np.ndarray, "prompt position"],
         reference: Prompts,
+        parts: Collection[str],
     ) -> None:
         reference_keys = position_keys(reference)
         numbers: dict[Key, int] = {}
@@ -161,12 +172,12 @@ class _Averaged(PreparedChange):
                     )
         self.index = np.array([[numbers.get(k, 0) for k in row] for row in position_keys(prompts)])
         own = np.array([[numbers[k] for k in row] for row in reference_keys])
-        total: dict[int, torch.Tensor] = {}
+        total: dict[Part, torch.Tensor] = {}
         finite = np.ones(len(reference), dtype=bool)
         feed = Batches(model, reference, kind="sums")
 
         def add(batch: Batch) -> None:
-            recorders = [_Sums(batch.cut(own), len(numbers)), watch(batch, ())]
+            recorders = [_Sums(batch.cut(own), len(numbers), parts), watch(batch, ())]
             sums, last = run_batch(model, batch, recorders)
             good = last[FINITE].numpy()
             finite[batch.rows] = good
@@ -187,12 +198,15 @@ class _Averaged(PreparedChange):
                 "no reference prompt with finite logits has a position that the mean needs: load "
                 "the model with dtype='float32' or 'bfloat16', or take other reference prompts"
             )
-        number = torch.as_tensor(np.maximum(counts, 1))[:, None, None]
+        number = torch.as_tensor(np.maximum(counts, 1))
         devices = model.layer_devices
-        self.means = {layer: (x / number).to(devices[layer]) for layer, x in total.items()}
+        self.means = {
+            part: (x / number.view(-1, *[1] * (x.dim() - 1))).to(devices[layer_of(part)])
+            for part, x in total.items()
+        }
 
     def for_batch(
-        self, batch: Batch, layers: Sequence[int], index: Int[torch.Tensor, "*at"] | None = None
+        self, batch: Batch, layers: Sequence[Part], index: Int[torch.Tensor, "*at"] | None = None
     ) -> BatchChange:
         keys = batch.cut(self.index)
         if index is not None:
@@ -204,18 +218,46 @@ class _Averaged(PreparedChange):
         return batch.part(self.index)
 
 
-class _Sums(Recorder):
-    """Records sums of z over positions with the same key, without padding."""
+def layer_of(part: Part) -> int:
+    """Return the layer on whose device a part's output is."""
+    return max(part[1], 0) if isinstance(part, tuple) else part
 
-    def __init__(self, index: Everywhere, n_keys: int) -> None:
-        self.index, self.n_keys = index, n_keys
+
+def outputs(
+    view: LayerView | PassingView, kinds: Collection[str]
+) -> Iterator[tuple[Part, Float[torch.Tensor, "B T *shape"]]]:
+    """Return the outputs of a layer's heads, and of its other parts of some kinds."""
+    others = {"mlp": view.mlp_write, "mixer": view.mixer_write}
+    if isinstance(view, LayerView):
+        yield view.index, view.z
+        others["extra"] = view.more_write
+    for kind, write in others.items():
+        if kind in kinds and write is not None:
+            yield (kind, view.index), write
+    if view.index == 0 and "embedding" in kinds:
+        yield ("embedding", -1), view.residual
+
+
+class _Sums(Recorder):
+    """Records sums of outputs over positions with the same key, without padding."""
+
+    def __init__(self, index: Everywhere, n_keys: int, kinds: Collection[str]) -> None:
+        self.index, self.n_keys, self.kinds = index, n_keys, kinds
         self.sums: dict[Any, torch.Tensor] = {}
 
     def layer(self, view: LayerView) -> None:
-        z = view.z.float() * view.real[..., None, None]
-        empty = z.new_zeros(self.n_keys, *z.shape[2:])
-        index = self.index.on(z.device).flatten()
-        self.sums[view.index] = empty.index_add(0, index, z.flatten(0, 1))
+        self._add(view)
+
+    def passing(self, view: PassingView) -> None:
+        self._add(view)
+
+    def _add(self, view: LayerView | PassingView) -> None:
+        for part, output in outputs(view, self.kinds):
+            real = view.mask.on(output.device)
+            own = output.float() * real.view(*real.shape, *[1] * (output.dim() - 2))
+            empty = own.new_zeros(self.n_keys, *own.shape[2:])
+            index = self.index.on(own.device).flatten()
+            self.sums[part] = empty.index_add(0, index, own.flatten(0, 1))
 
     def finish(self, end: End) -> dict[Any, torch.Tensor]:
         return self.sums
@@ -236,7 +278,7 @@ class _Donated(PreparedChange):
         self.columns = donor_columns(prompts, at, reference, donors)
 
     def for_batch(
-        self, batch: Batch, layers: Sequence[int], index: Int[torch.Tensor, "*at"] | None = None
+        self, batch: Batch, layers: Sequence[Part], index: Int[torch.Tensor, "*at"] | None = None
     ) -> BatchChange:
         donors = make_batch(self.model, self.reference, self.donors[batch.rows])
         columns = (torch.as_tensor(batch.part(self.columns)) + donors.width).clamp(min=0)
@@ -251,12 +293,20 @@ class _Donated(PreparedChange):
 
 
 class _Heads(Recorder):
-    """Records z (..., H, d_head) of some layers at an index (...,) into the batch's positions."""
+    """Records outputs of some parts, at an index (...,) into the batch's positions."""
 
-    def __init__(self, layers: Sequence[int], index: Everywhere) -> None:
-        self.layers, self.index = set(layers), index
-        self.found: dict[int, torch.Tensor] = {}
+    def __init__(self, parts: Sequence[Part], index: Everywhere) -> None:
+        self.parts, self.index = set(parts), index
+        self.kinds = {part[0] for part in parts if isinstance(part, tuple)}
+        self.found: dict[Part, torch.Tensor] = {}
 
     def layer(self, view: LayerView) -> None:
-        if view.index in self.layers:
-            self.found[view.index] = view.z.flatten(0, 1)[self.index.on(view.z.device)]
+        self._keep(view)
+
+    def passing(self, view: PassingView) -> None:
+        self._keep(view)
+
+    def _keep(self, view: LayerView | PassingView) -> None:
+        for part, output in outputs(view, self.kinds):
+            if part in self.parts:
+                self.found[part] = output.flatten(0, 1)[self.index.on(output.device)]

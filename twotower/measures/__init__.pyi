@@ -7,6 +7,7 @@ from . import choose as choose
 from . import collect as collect
 from . import complete as complete
 from . import datasets as datasets
+from . import edges as edges
 from . import effects as effects
 from . import function_vector as function_vector
 from . import greedy as greedy
@@ -35,6 +36,7 @@ __all__ = [
     "collect",
     "complete",
     "datasets",
+    "edges",
     "effects",
     "function_vector",
     "greedy",

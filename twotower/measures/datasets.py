@@ -51,6 +51,7 @@ def dataset(
     *,
     keep: Positions = "all",
     coordinates: Mapping[str, Any] | None = None,
+    absent: Mapping[tuple[str, ...], np.ndarray] | None = None,
 ) -> xr.Dataset:
     """Return a group's dataset from its arrays, with coordinates and provenance.
 
@@ -69,6 +70,8 @@ def dataset(
         Positions that the arrays contain.
     coordinates
         Additional index coordinates.
+    absent
+        Boolean masks, by their dims, of places that have no value by definition.
     """
     variables = GROUPS[group]
     arrays = dict(arrays)
@@ -110,11 +113,16 @@ def dataset(
     about = provenance(model, prompts, **settings)
     described = {name: (variables[name].dims, array) for name, array in arrays.items()}
     heads_in = np.array([model.heads_in(layer) for layer in range(model.n_layers)])
-    absent = np.arange(model.n_heads) >= heads_in[:, None]
-    ended = coords["token_number"] < 0 if "token_number" in coords else None
-    values = count_values(described, finite, by_position["role"] == "pad", absent, ended)
+    no_head = np.arange(model.n_heads) >= heads_in[:, None]
+    masks: dict[tuple[str, ...], np.ndarray] = {
+        ("prompt", "position"): by_position["role"] == "pad",
+        ("layer", "head"): no_head,
+    }
+    if "token_number" in coords:
+        masks["prompt", "token"] = coords["token_number"] < 0
+    values = count_values(described, finite, {**masks, **(absent or {})})
     note_values(group, values)
-    if absent.any():
+    if no_head.any():
         about["layers_without_heads"] = json.dumps(model.layers_without_heads)
     about |= {"not_finite": int((~finite).sum()), "not_finite_values": values}
     return mark_missing(make_dataset(group, texts, coords, about), finite=finite)

@@ -328,6 +328,10 @@ class Architecture(abc.ABC):
         whole = unembedded if self.logit_multiplier == 1 else unembedded * self.logit_multiplier
         return softcapped(whole, self.logit_softcap)
 
+    def writes_more(self, layer: int) -> bool:
+        """Check whether a layer adds a value of each token to the stream after its MLP."""
+        return False
+
     def more_input(self, block: Any) -> Float[torch.Tensor, "B T *rest"] | None:
         """Return what the end of a block reads for each token besides the stream; None without.
 

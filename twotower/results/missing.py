@@ -84,9 +84,7 @@ def missing_value(dtype: np.dtype) -> float | int | str:
 def count_values(
     variables: Mapping[str, tuple[tuple[str, ...], np.ndarray]],
     finite: np.ndarray,
-    padded: np.ndarray | None = None,
-    absent: np.ndarray | None = None,
-    ended: np.ndarray | None = None,
+    absent: Mapping[tuple[str, ...], np.ndarray] | None = None,
 ) -> int:
     """Count single NaN values, such as overflowed counterfactuals.
 
@@ -98,12 +96,9 @@ def count_values(
         Dims and values, by name.
     finite
         (prompt,) boolean mask; prompts with False do not count.
-    padded
-        (prompt, position) boolean mask of padding.
     absent
-        (layer, head) boolean mask of places without a head.
-    ended
-        (prompt, token) boolean mask of places after a completion's end.
+        Boolean masks, by their dims, of places that have no value by definition, such as padding
+        (prompt, position) and places without a head (layer, head).
     """
     found: dict[tuple[str, ...], np.ndarray] = {}
     for name, (dims, values) in variables.items():
@@ -116,13 +111,8 @@ def count_values(
             bad = bad.any(axis=dims.index("label"))
             dims = tuple(dim for dim in dims if dim != "label")
         bad[~finite] = False
-        masks = {
-            ("prompt", "position"): padded,
-            ("layer", "head"): absent,
-            ("prompt", "token"): ended,
-        }
-        for own, mask in masks.items():
-            if mask is not None and set(own) <= set(dims):
+        for own, mask in (absent or {}).items():
+            if set(own) <= set(dims):
                 others = tuple(i for i, dim in enumerate(dims) if dim not in own)
                 bad &= ~np.expand_dims(mask, others)
         found[dims] = found.get(dims, np.zeros_like(bad)) | bad

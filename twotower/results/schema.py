@@ -29,6 +29,8 @@ DIMS = (
     "other_head",
     "step",
     "source",
+    "target",
+    "into",
     "token",
     "feature",
     "unit",
@@ -333,6 +335,25 @@ GROUPS: dict[str, dict[str, Variable]] = {
             required=False,
         ),
         "n_heads": Variable(("group",), "int", "heads of the group", "number of heads changed"),
+    },
+    "edges": {
+        "margin_drop": Variable(
+            ("prompt", "source", "target", "into"),
+            "float",
+            "drop of the margin",
+            "margin of the clean run minus margin with the source's write taken out of what the "
+            "target's queries (q), keys (k) or values (v) read; the target's output and all above "
+            "it follow, everything else below it is as in the clean run. NaN where the source is "
+            "not below what the target reads",
+        ),
+        "logprob_drop": Variable(
+            ("prompt", "source", "target", "into", "label"),
+            "float",
+            "drop of the label's log-probability",
+            "clean minus changed, over the whole vocabulary",
+            "nat",
+            required=False,
+        ),
     },
     "pair_effects": {
         "margin_drop": Variable(

@@ -32,6 +32,9 @@ SHARE = 0.5
 REMOTE_BUDGET = "2GiB"
 """Budget of a sweep on a server, whose free memory is unknown, if none is given."""
 
+EDGE_TOKENS = 8192
+"""Largest number of positions whose keys or values are computed at a time; more is not faster."""
+
 TOKENS_PER_CHUNK = 4096
 """Largest number of row positions in a chunk; more is not faster."""
 
@@ -46,17 +49,20 @@ class Fit:
         Rows in a chunk that passes through the layers.
     vectors
         Vectors to unembed to the whole vocabulary.
+    reads
+        Sources of edges whose targets' outputs are computed together.
     """
 
     rows: int
     vectors: int
+    reads: int = 1
 
 
-def what_fits(model: Model, layout: Layout, width: int, logprobs: bool) -> Fit:
+def what_fits(model: Model, layout: Layout, width: int, logprobs: bool, more: int = 0) -> Fit:
     """Return how much of a batch's sweep fits the option `memory_budget` at a time.
 
     Counts the forward, the tensors kept from it, the rows in the layers, the rows after the last
-    layer, and the logits of the vectors that are unembedded at a time.
+    layer, and the logits of the vectors that are unembedded at a time; and `more` bytes.
 
     Raises
     ------
@@ -67,7 +73,7 @@ def what_fits(model: Model, layout: Layout, width: int, logprobs: bool) -> Fit:
     n_prompts, (n_packs, n_changed) = len(layout.prompt.own), source.shape
     sizes = (n_packs, n_changed, earlier.shape[1])
     fixed = forward_bytes(model, n_prompts, width) + clean_bytes(model, *sizes)
-    fixed += mixer_bytes(model, *sizes)
+    fixed += mixer_bytes(model, *sizes) + more
     each, at_end = row_bytes(model, *sizes), end_bytes(model, n_prompts)
     vector = logit_bytes(model)
     smallest = fixed + max(each, at_end + vector * logprobs)
@@ -89,6 +95,38 @@ def what_fits(model: Model, layout: Layout, width: int, logprobs: bool) -> Fit:
     )
     left = given - fixed - rows * at_end
     return Fit(rows, max(1, min(UNEMBED_BYTES, left) // vector))
+
+
+def edges_fit(
+    model: Model, layout: Layout, width: int, columns: int, n_edges: int, logprobs: bool
+) -> Fit:
+    """Return how much of a batch's edges fits the option `memory_budget` at a time.
+
+    Parameters
+    ----------
+    model, layout, width
+        Model, layout and number of positions of the batch.
+    columns
+        Number of positions at which sources' writes are kept.
+    n_edges
+        Number of edges.
+    logprobs
+        Whether log-probabilities are measured.
+    """
+    a, size = model.architecture, model.dtype.itemsize
+    n_packs, n_changed = layout.source.own.shape
+    seen = n_changed + layout.earlier.own.shape[1]
+    of_keys = a.n_kv_heads * (a.d_key + a.d_head)
+    # Of each layer: z and writes, the stream that is read, queries, keys and values.
+    kept = columns * 6 * a.d_model + seen * of_keys + n_changed * a.n_heads * a.d_key
+    kept = n_packs * (model.n_layers * kept * size + n_edges * n_changed * a.d_head * size)
+    read = columns * (4 * a.d_model * 4 + 3 * of_keys * size)
+    read += seen * (3 * of_keys * size + 3 * 4 * a.n_heads * n_changed)
+    reads = max(1, EDGE_TOKENS // (n_packs * columns))
+    fit = what_fits(model, layout, width, logprobs, kept + n_packs * read)
+    free = fit.rows * row_bytes(model, n_packs, n_changed, seen - n_changed)
+    reads = max(1, min(reads, free // (n_packs * read)))
+    return Fit(fit.rows, fit.vectors, reads)
 
 
 def clean_bytes(model: Model, n_packs: int, n_changed: int, n_earlier: int) -> int:

@@ -13,7 +13,7 @@ Shapes: G packs of S changed positions, n rows, H heads on K key-value heads, D 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Float32
@@ -89,6 +89,21 @@ class Moves:
         assert rows is not None
         both = torch.cat((clean[:, None], rows), dim=1)
         return both[:, self.parents.on(both.device)]
+
+
+class Replaces(Protocol):
+    """What gives rows that branch off new outputs of their heads."""
+
+    change: BatchChange
+
+    def apply(
+        self,
+        z: Float[torch.Tensor, "G n_or_1 end H D"],
+        swap: Everywhere,
+        layer: int,
+        last: Layout | None,
+    ) -> Float[torch.Tensor, "G n end H D"]:
+        """Return z (G, n, S, H, D) with each row's heads changed, from (G, n or 1, S, H, D)."""
 
 
 @dataclass
@@ -313,7 +328,7 @@ def advance(
     clean: Clean,
     rows: Float[torch.Tensor, "G n_before S d_model"] | None,
     moves: Moves,
-    change: RowChange,
+    change: Replaces,
     layout: Layout,
     carried: dict[int, Carried],
     only_last: bool = False,

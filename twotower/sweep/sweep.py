@@ -15,9 +15,9 @@ from ..walk.proof import Claim
 from ..walk.readout import Readout, token_logprobs
 from ..walk.tensors import margin
 from ..walk.walk import End, LayerView, PassingView, Recorder
-from .counterfactuals import Group, plan
+from .counterfactuals import Group, Plan, plan
 from .layout import Layout
-from .rows import Carried, Clean, Moves, RowChange, advance
+from .rows import Carried, Clean, Moves, Replaces, advance
 
 
 class Sweep(Recorder):
@@ -61,7 +61,7 @@ class Sweep(Recorder):
         batch: Batch,
         readout: Readout,
         layout: Layout,
-        change: RowChange,
+        change: Replaces,
         chunks: Sequence[Sequence[Group]],
         unembedded: int,
         shape: tuple[int, ...],
@@ -88,10 +88,7 @@ class Sweep(Recorder):
         self.places = None if places is None else batch.everywhere(np.array(places))
         self.rounding = rounding
         self.claims: list[Claim] = []
-        plans = [
-            plan(chunk, n_layers, None if rounding is None else self._start(chunk, number))
-            for number, chunk in enumerate(chunks)
-        ]
+        plans = self.plan(chunks, n_layers)
         self.unchanged = [p.unchanged for p in plans]
         self.orders = [batch.everywhere(np.array(p.order)) for p in plans]
         self.moves = [
@@ -101,6 +98,14 @@ class Sweep(Recorder):
         self.rows: torch.Tensor | None = None
         self.layers: list[Clean] = []
         self.carried: dict[int, Carried] = {}
+
+    def plan(self, chunks: Sequence[Sequence[Group]], n_layers: int) -> list[Plan]:
+        """Return the plan of each chunk's runs."""
+        proved = self.rounding is not None
+        return [
+            plan(chunk, n_layers, self._start(chunk, number) if proved else None)
+            for number, chunk in enumerate(chunks)
+        ]
 
     def _start(self, chunk: Sequence[Group], number: int) -> int:
         """Return the layer at which a chunk's unchanged row starts.

@@ -88,13 +88,16 @@ class Gemma4(Gemma2):
     def mlp_output(self, block: Any) -> torch.Tensor:
         return block.post_feedforward_layernorm.input
 
+    def writes_more(self, layer: int) -> bool:
+        return bool(getattr(self.config, "hidden_size_per_layer_input", None))
+
     def more_input(self, block: Any) -> torch.Tensor | None:
-        if not getattr(self.config, "hidden_size_per_layer_input", None):
+        if not self.writes_more(0):
             return None
         return block.inputs[0][1]
 
     def more_written(self, block: Any) -> torch.Tensor | None:
-        if not getattr(self.config, "hidden_size_per_layer_input", None):
+        if not self.writes_more(0):
             return None
         return block.post_per_layer_input_norm.output
 

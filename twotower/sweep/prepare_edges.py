@@ -1,0 +1,164 @@
+"""Preparation of edges: sources, targets, positions, and chunks that fit the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ..edits.changes import Change, Zero
+from ..edits.prepared import Part, prepare_change
+from ..errors import InputError
+from ..models.rounding import Rounding
+from ..options import option
+from ..prompts.positions import position_mask
+from ..prompts.sequences import Continued
+from ..walk.batch import Batch
+from ..walk.everywhere import Everywhere
+from ..walk.judge import refuse
+from ..walk.readout import get_readout
+from .edges import Edges, EdgeSweep
+from .layout import Layout, make_layout
+from .memory import edges_fit
+from .reads import Places
+from .sources import Group, Source
+from .wiring import get_wiring
+
+if TYPE_CHECKING:
+    from ..models import Model
+    from ..prompts import Prompts
+    from ..prompts.positions import Positions
+
+
+def make_edges(
+    model: Model,
+    sources: Sequence[Group],
+    targets: Sequence[tuple[int, int]],
+    into: Sequence[str],
+) -> Edges:
+    """Return the edges from all sources into all targets that exist.
+
+    Raises
+    ------
+    InputError
+        If no source lies below a target.
+    """
+    architecture = model.architecture
+    keys_of = [
+        architecture.keys_of(layer) if architecture.has_heads(layer) else layer
+        for layer in range(model.n_layers)
+    ]
+    edges = Edges(tuple(sources), tuple(targets), tuple(into), tuple(keys_of))
+    if not edges.listed():
+        raise InputError(
+            "there is no edge: no source lies below what a target reads; a source must be in a "
+            "lower layer than its target"
+        )
+    return edges
+
+
+def prepare_edges(
+    model: Model,
+    prompts: Prompts,
+    edges: Edges,
+    positions: Positions = "all",
+    to: Change = Zero(),
+    *,
+    logprobs: bool = False,
+) -> Callable[[Batch], EdgeSweep]:
+    """Return a function that builds the recorder of edges for a batch.
+
+    Parameters
+    ----------
+    model, prompts
+        Model and prompts to measure.
+    edges
+        The edges.
+    positions
+        Positions at which keys and values read the changed stream.
+    to
+        New outputs of the sources.
+    logprobs
+        Whether to return drops of log-probabilities too.
+
+    Raises
+    ------
+    CheckError
+        If the model has active interventions that a sweep cannot reproduce in its rows.
+    InputError
+        If no position would be changed, or the change does not fit the prompts.
+    """
+    if option("proof") and model.state is not None:
+        refuse(model, model.state.unfollowed())
+    last = position_mask(prompts, "last")
+    at = np.zeros_like(last)
+    if set(edges.into) != {"q"}:
+        at = position_mask(prompts, positions)
+        if not at.any():
+            raise InputError("positions are empty: keys and values would not change")
+    sources = {source for group in edges.sources for source in group}
+    others = {source.kind for source in sources} - {"head"}
+    changed = at | last if "q" in edges.into else at
+    change = prepare_change(to, model, prompts, changed, others)
+    readout = get_readout(model, prompts.answers.vocabulary)
+    wiring = get_wiring(model)
+    logprobs = logprobs or isinstance(prompts, Continued) or prompts.answers.alone
+    parts = _parts(sources)
+    n_edges = len(edges.listed())
+
+    def make(batch: Batch) -> EdgeSweep:
+        layout = make_layout(
+            batch.part(prompts.token_id),
+            batch.part(last),
+            np.zeros((len(batch.rows), batch.width), dtype=np.int64),
+            6 * model.d_model,
+            batch.devices,
+            separate=True,
+            reads=batch.answers.reads.own.numpy(),
+        )
+        places = _places(layout, torch.as_tensor(batch.part(at)), batch.devices)
+        index = torch.cat((layout.source.own, places.columns.own), dim=1)
+        fit = edges_fit(model, layout, batch.width, index.shape[1], n_edges, logprobs)
+        return EdgeSweep(
+            batch,
+            readout.of(batch),
+            layout,
+            edges,
+            change.for_batch(batch, parts, index),
+            places,
+            wiring,
+            fit.rows,
+            fit.reads,
+            fit.vectors if logprobs else 0,
+            model.layer_devices,
+            Rounding.of(model) if option("proof") else None,
+        )
+
+    return make
+
+
+def _parts(sources: set[Source]) -> list[Part]:
+    """Return the parts that change: layers of heads, and others by kind and layer."""
+    found: dict[Part, None] = {}
+    for source in sorted(sources):
+        head = source.kind == "head"
+        found[source.layer if head else (source.kind, source.layer)] = None
+    return list(found)
+
+
+def _places(layout: Layout, at: torch.Tensor, devices: Sequence[torch.device]) -> Places:
+    """Return the positions of a batch's packs, and those at which keys and values change."""
+    every = torch.cat((layout.earlier.own, layout.source.own), dim=1)
+    wanted = at.flatten()[every] & layout.visible.own.any(dim=1)
+    n_columns = int(wanted.sum(dim=1).max())
+    # Packs with fewer such positions get others, where nothing is taken out of the stream.
+    inside = wanted.int().argsort(dim=1, descending=True, stable=True)[:, :n_columns]
+    columns = every.gather(1, inside)
+
+    def on(x: torch.Tensor) -> Everywhere:
+        return Everywhere(x, devices)
+
+    filled = wanted.gather(1, inside)
+    return Places(on(every), on(columns), on(inside), on(filled), bool(filled.all()))

@@ -1,0 +1,316 @@
+"""What heads read: queries, keys and values of a layer after a change of the stream they read.
+
+Shapes: G packs, S changed positions, A = E + S positions of a pack, M of them at which keys and
+values change; n changes, H heads on K key-value heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float32, Int
+
+from ..models import Architecture
+from ..models.positions import Positions, softcapped, softmax
+from ..walk.everywhere import Everywhere
+from ..walk.walk import LayerView
+from .attend import Scoring
+from .layout import Layout
+from .wiring import Wiring
+
+
+@dataclass
+class Places:
+    """Positions of a batch's packs, as indices into the batch's flattened (B T) positions.
+
+    Attributes
+    ----------
+    every
+        (G, A) all positions: the unchanged ones, then the changed ones.
+    columns
+        (G, M) those at which keys and values change.
+    inside
+        (G, M) index of `columns` in `every`.
+    wanted
+        (G, M) boolean: False at columns that only fill up a pack, where nothing changes.
+    full
+        Whether there are no such columns.
+    """
+
+    every: Everywhere
+    columns: Everywhere
+    inside: Everywhere
+    wanted: Everywhere
+    full: bool
+
+
+@dataclass
+class Stream:
+    """A residual stream that is read, and what projects it.
+
+    Attributes
+    ----------
+    x
+        (G, C, d_model) the stream at some positions.
+    positions
+        Rotary tables and factors (G, 1, C, ...) of these positions.
+    """
+
+    architecture: Architecture
+    block: Any
+    wiring: Wiring
+    x: Float[torch.Tensor, "G C d_model"]
+    positions: Positions
+
+    @classmethod
+    def of(cls, view: LayerView, wiring: Wiring, index: Everywhere) -> Stream:
+        """Return copies of a layer's stream at some positions."""
+
+        def at_index(table: torch.Tensor) -> torch.Tensor:
+            whole = table.expand(len(view.residual), *[-1] * (table.dim() - 1))
+            return _at(whole, index).unsqueeze(1)
+
+        return cls(
+            view.architecture,
+            view.block,
+            wiring,
+            _at(view.residual, index),
+            view.positions.tables(at_index),
+        )
+
+    def read(
+        self, lost: Float[torch.Tensor, "G n C d_model"], into: str
+    ) -> Float[torch.Tensor, "G n C heads d"]:
+        """Return queries, keys or values, as they are multiplied, of the stream less `lost`."""
+        changed = (self.x[:, None].float() - lost.to(self.x.device)).to(self.x.dtype)
+        normed = self.architecture.attention_input(self.block, changed)
+        found = self.wiring.project(self.architecture, self.block, normed, into)
+        if into == "v":
+            return found
+        return self.architecture.turn(self.block, found, self.positions, query=into == "q")
+
+
+@dataclass
+class HeadReads:
+    """The heads of a layer, and what they read in the clean run.
+
+    Attributes
+    ----------
+    queries, keys
+        Streams from which queries, and keys and values, are made; None if none of them change.
+    source
+        Layer whose keys and values the layer uses.
+    query
+        (G, S, H, d_key) queries after rotary.
+    key, value
+        (G, A, K, ...) keys after rotary, and values.
+    z
+        (G, S, H, D) heads' outputs.
+    gate
+        (G, S, H, ...) factor on the heads' outputs; None without.
+    scoring
+        How the layer makes attention weights.
+    reach
+        Window and chunk of the layer.
+    size
+        (B, H) largest norm of a visible value, times the gate.
+    score, products
+        (B, H) sizes of the last position's scores, as in `LayerView`.
+    known
+        (G, 1, h, S, A) clean scores of some heads.
+    """
+
+    index: int
+    queries: Stream | None
+    keys: Stream | None
+    source: int
+    query: Float[torch.Tensor, "G S H d_key"]
+    key: Float[torch.Tensor, "G A K d_key"]
+    value: Float[torch.Tensor, "G A K D"]
+    z: Float[torch.Tensor, "G S H D"]
+    gate: Float[torch.Tensor, "G S H gated"] | None
+    scoring: Scoring
+    reach: tuple[int | None, int | None]
+    size: Float32[torch.Tensor, "B H"]
+    score: Float32[torch.Tensor, "B H"]
+    products: Float32[torch.Tensor, "B H"]
+    known: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        view: LayerView,
+        layout: Layout,
+        places: Places,
+        queries: Stream | None,
+        keys: Stream | None,
+    ) -> HeadReads:
+        """Return copies of the tensors in a layer's view that edges into its heads need."""
+        architecture, source = view.architecture, layout.source
+        query = view.turn(view.query, slice(None), query=True)
+        key, value = (_at(x, places.every) for x in (view.turned_key, view.value))
+        bias = view.positions.bias
+        if bias is not None:
+            by_key = bias.expand(len(view.residual), -1, -1).transpose(1, 2)
+            bias = _at(by_key, places.every).transpose(1, 2)
+        n_earlier = layout.earlier.own.shape[1]
+        scale, cap = architecture.scaling(view.index), architecture.score_softcap
+        earlier = (key[:, :n_earlier], value[:, :n_earlier])
+        norms = view.value.float().norm(dim=-1)
+        size = norms.masked_fill(view.hidden()[:, 0, :, None], 0).amax(dim=1)
+        size = size.repeat_interleave(view.z.shape[2] // size.shape[1], dim=1)
+        if view.gate is not None:
+            size = size * view.gate[:, -1].float().abs().amax(dim=-1)
+        return cls(
+            view.index,
+            queries,
+            keys,
+            architecture.keys_of(view.index),
+            _at(query, source),
+            key,
+            value,
+            _at(view.z, source),
+            None if view.gate is None else _at(view.gate, source),
+            Scoring(*earlier, scale, cap, bias, view.sinks),
+            (architecture.window(view.index), architecture.chunk(view.index)),
+            size,
+            view.score_size,
+            view.product_size,
+        )
+
+    def z_after(
+        self,
+        lost: Float[torch.Tensor, "G n C d_model"],
+        into: str,
+        heads: Sequence[int],
+        layout: Layout,
+        places: Places,
+    ) -> Float[torch.Tensor, "G n S h D"]:
+        """Return heads' outputs after a change of what queries, keys or values read.
+
+        Parameters
+        ----------
+        lost
+            What the stream loses: at the changed positions (C = S) for queries, at the columns
+            (C = M) for keys and values.
+        into
+            "q", "k" or "v".
+        heads
+            Numbers of the heads.
+        layout, places
+            Layout of the batch, and its positions.
+        """
+        stream = self.queries if into == "q" else self.keys
+        assert stream is not None
+        if into != "q" and not places.full:
+            lost = lost * places.wanted.on(lost.device)[:, None, :, None]
+        new = stream.read(lost, into).to(self.z.device)
+        per = self.z.shape[2] // self.key.shape[2]
+        if into == "q":
+            scores = self._scores(_of(new, heads), _keys_of(self.key, heads, per)[:, None])
+            z = self._attended(self._masked(scores, heads, layout), heads, per)
+        else:
+            clean = self._clean_scores(heads, layout, per)
+            new = _keys_of(new, heads, per)
+            inside = places.inside.on(self.z.device)
+            if into == "k":
+                scores = self._scores(_of(self.query, heads)[:, None], new)
+                scores = self._masked(scores, heads, layout, inside)
+                index = inside[:, None, None, None].expand_as(scores)
+                every = clean.expand(-1, new.shape[1], -1, -1, -1)
+                z = self._attended(every.scatter(-1, index, scores), heads, per)
+            else:
+                weights = self._weights(clean, heads)[:, 0]
+                index = inside[:, None, None].expand(*weights.shape[:3], -1)
+                index_of = inside[..., None, None].expand(-1, -1, *new.shape[3:])
+                old = _keys_of(self.value, heads, per).gather(1, index_of)
+                change = (new - old[:, None]).float()
+                moved = torch.einsum("ghsm,gnmhd->gnshd", weights.gather(-1, index), change)
+                gated = _of(self.z, heads).float()[:, None]
+                return gated + self._gated(moved, heads)
+        return self._gated(z, heads)
+
+    def _scores(
+        self,
+        query: Float[torch.Tensor, "G one_or_n S h d_key"],
+        key: Float[torch.Tensor, "G rows m h d_key"],
+    ) -> Float32[torch.Tensor, "G n h S m"]:
+        """Return scores of queries and keys, without biases and unmasked."""
+        queries, keys = (x.float().transpose(2, 3) for x in (query, key))
+        return softcapped((queries @ keys.mT) * self.scoring.scale, self.scoring.cap)
+
+    def _masked(
+        self,
+        scores: Float32[torch.Tensor, "G n h S m"],
+        heads: Sequence[int],
+        layout: Layout,
+        inside: Int[torch.Tensor, "G m"] | None = None,
+    ) -> Float32[torch.Tensor, "G n h S m"]:
+        """Return scores with biases, -inf at hidden keys; by default of all keys."""
+        seen = layout.seen(*self.reach, False, scores.device)
+        bias = self.scoring.bias
+        bias = None if bias is None else torch.stack([bias[:, head] for head in heads], dim=1)
+        if inside is not None:
+            seen = seen.gather(2, inside[:, None].expand(-1, seen.shape[1], -1))
+            if bias is not None:
+                bias = bias.gather(2, inside[:, None].expand(-1, bias.shape[1], -1))
+        if bias is not None:
+            scores = scores + bias[:, None, :, None]
+        return scores.masked_fill(~seen[:, None, None], -torch.inf)
+
+    def _clean_scores(
+        self, heads: Sequence[int], layout: Layout, per: int
+    ) -> Float32[torch.Tensor, "G 1 h S A"]:
+        key = tuple(heads)
+        if key not in self.known:
+            scores = self._scores(
+                _of(self.query, heads)[:, None], _keys_of(self.key, heads, per)[:, None]
+            )
+            self.known[key] = self._masked(scores, heads, layout)
+        return self.known[key]
+
+    def _weights(
+        self, scores: Float32[torch.Tensor, "G n h S A"], heads: Sequence[int]
+    ) -> Float32[torch.Tensor, "G n h S A"]:
+        sinks = self.scoring.sinks
+        if sinks is not None:
+            sinks = torch.stack([sinks[head] for head in heads])[:, None]
+        return softmax(scores, sinks)
+
+    def _attended(
+        self, scores: Float32[torch.Tensor, "G n h S A"], heads: Sequence[int], per: int
+    ) -> Float32[torch.Tensor, "G n S h D"]:
+        weights = self._weights(scores, heads)
+        values = _keys_of(self.value, heads, per).float().transpose(1, 2)[:, None]
+        # (G, h, n S, A) @ (G, h, A, D), so that all rows of a head are one matrix.
+        n, size = weights.shape[1], weights.shape[3]
+        rows = weights.transpose(1, 2).flatten(2, 3)
+        z = (rows @ values[:, 0]).unflatten(2, (n, size))
+        by_head: torch.Tensor = z.permute(0, 2, 3, 1, 4)
+        return by_head
+
+    def _gated(
+        self, z: Float32[torch.Tensor, "G n S h D"], heads: Sequence[int]
+    ) -> Float32[torch.Tensor, "G n S h D"]:
+        return z if self.gate is None else z * _of(self.gate, heads)[:, None]
+
+
+def _of(
+    x: Float[torch.Tensor, "*rest H d"], heads: Sequence[int]
+) -> Float[torch.Tensor, "*rest h d"]:
+    """Return some heads' part; an index would be copied from the CPU."""
+    return torch.stack([x[..., head, :] for head in heads], dim=-2)
+
+
+def _keys_of(
+    x: Float[torch.Tensor, "*rest K d"], heads: Sequence[int], per: int
+) -> Float[torch.Tensor, "*rest h d"]:
+    """Return each head's view of its key-value head; `per` heads share one."""
+    return _of(x, [head // per for head in heads])
+
+
+def _at(x: Float[torch.Tensor, "B T *rest"], index: Everywhere) -> Float[torch.Tensor, "G n *rest"]:
+    return x.flatten(0, 1)[index.on(x.device)]

@@ -1,0 +1,183 @@
+"""What the parts of a model wrote to the residual stream in the clean run, and its changes.
+
+Shapes: G packs, C columns (positions) of interest, n groups of sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import torch
+from jaxtyping import Float
+
+from ..edits.prepared import BatchChange
+from ..models import Architecture
+from ..models.architecture import call
+from ..walk.everywhere import Everywhere
+from ..walk.walk import LayerView, PassingView
+from .sources import Group, Source
+
+
+@dataclass
+class LayerWrites:
+    """What the parts of one layer wrote, at the columns.
+
+    Attributes
+    ----------
+    z
+        (G, C, H, D) heads' outputs; None without heads.
+    attention_output, attention_write
+        (G, C, d_model) output of the projection, and what attention adds to the residual stream;
+        None without heads.
+    others
+        (G, C, d_model) what the other parts add, by kind of source.
+    factor
+        Factor on the residual stream that leaves the layer; None without.
+    """
+
+    block: Any
+    z: Float[torch.Tensor, "G C H D"] | None = None
+    attention_output: Float[torch.Tensor, "G C d_model"] | None = None
+    attention_write: Float[torch.Tensor, "G C d_model"] | None = None
+    others: dict[str, Float[torch.Tensor, "G C d_model"]] = field(default_factory=dict)
+    factor: Float[torch.Tensor, ""] | None = None
+    weight: Float[torch.Tensor, "H D d_model"] | None = None
+
+
+class Writes:
+    """The writes of all sources in the clean run, and how a change of sources changes the stream.
+
+    Parameters
+    ----------
+    architecture
+        Adapter of the model.
+    sources
+        Sources whose writes to keep.
+    index
+        (G, C) index of the columns in the batch's flattened (B T) positions.
+    change
+        Change of the sources' outputs at the columns.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        sources: Sequence[Source],
+        index: Everywhere,
+        change: BatchChange,
+    ) -> None:
+        self.architecture, self.index, self.change = architecture, index, change
+        self.kinds: dict[int, set[str]] = {}
+        for source in sources:
+            self.kinds.setdefault(source.layer, set()).add(source.kind)
+        self.layers: dict[int, LayerWrites] = {}
+
+    def keep(self, view: LayerView | PassingView) -> None:
+        """Keep copies of a layer's writes."""
+        if view.index == 0 and -1 in self.kinds:
+            self.layers[-1] = LayerWrites(None, others={"embedding": self._at(view.residual)})
+        kinds = self.kinds.get(view.index, set())
+        found = self.layers[view.index] = LayerWrites(view.block)
+        found.factor = self.architecture.stream_factor(view.block)
+        if "head" in kinds:
+            assert isinstance(view, LayerView)
+            found.z = self._at(view.z)
+            assert view.attention_write is not None
+            if self.architecture.attention_post_norm(view.block) is not None:
+                found.attention_output = self._at(view.attention_output)
+                found.attention_write = self._at(view.attention_write)
+        others = {"mlp": view.mlp_write, "mixer": view.mixer_write}
+        if isinstance(view, LayerView):
+            others["extra"] = view.more_write
+        for kind in kinds & others.keys():
+            found.others[kind] = self._at(others[kind])
+
+    def _at(self, x: torch.Tensor | None) -> torch.Tensor:
+        assert x is not None
+        return x.flatten(0, 1)[self.index.on(x.device)]
+
+    def changed(
+        self, groups: Sequence[Group], columns: slice, device: torch.device
+    ) -> Float[torch.Tensor, "G n C d_model"]:
+        """Return what a change of each group takes away from the residual stream, in float32.
+
+        The stream is the one that leaves the groups' highest layer. All groups have the same.
+
+        Parameters
+        ----------
+        groups
+            Groups of sources.
+        columns
+            Which of the columns.
+        device
+            Device of the result.
+        """
+        parts = [self._lost(group, columns, device) for group in groups]
+        return torch.stack(parts, dim=1)
+
+    def _lost(
+        self, group: Group, columns: slice, device: torch.device
+    ) -> Float[torch.Tensor, "G C d_model"]:
+        lost: torch.Tensor | float = 0.0
+        layer = -1
+        for source_layer, own in groupby(group, key=lambda source: source.layer):
+            lost = self.scaled(lost, layer, source_layer) if torch.is_tensor(lost) else lost
+            layer = source_layer
+            for part in self._of_layer(self.layers[layer], list(own), columns):
+                lost = lost + part.to(device).float()
+        assert isinstance(lost, torch.Tensor)
+        return self.scaled(lost, layer, layer + 1)
+
+    def scaled(self, x: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """Return x times the factors on the stream of the layers from `start` to before `stop`."""
+        for layer in range(max(start, 0), stop):
+            factor = self.layers[layer].factor
+            x = x if factor is None else x * factor.to(x.device)
+        return x
+
+    def _of_layer(
+        self, kept: LayerWrites, sources: list[Source], columns: slice
+    ) -> Iterator[Float[torch.Tensor, "G C d_model"]]:
+        heads = [source.head for source in sources if source.kind == "head"]
+        if heads:
+            yield self._of_heads(kept, sources[0].layer, heads, columns)
+        for source in sources:
+            if source.kind == "head":
+                continue
+            write = kept.others[source.kind]
+            new = self.change.output((source.kind, source.layer), write)
+            yield (write.float() - new.float())[:, columns]
+
+    def _of_heads(
+        self, kept: LayerWrites, layer: int, heads: list[int], columns: slice
+    ) -> Float[torch.Tensor, "G C d_model"]:
+        assert kept.z is not None
+        architecture, block = self.architecture, kept.block
+        if kept.weight is None:
+            kept.weight = output_weight(architecture, block, kept.z)
+        new = self.change.output(layer, kept.z).expand_as(kept.z)
+        lost = (kept.z - new)[:, columns]
+        output = sum(lost[:, :, head].float() @ kept.weight[head].float() for head in heads)
+        assert isinstance(output, torch.Tensor)
+        dtype = kept.z.dtype
+        if kept.attention_output is None or kept.attention_write is None:
+            written: torch.Tensor = architecture.write(block, output)
+            return written
+        # The norm after attention is called on its changed input; nothing is frozen.
+        left = (kept.attention_output[:, columns].float() - output).to(dtype)
+        lost_write: torch.Tensor = kept.attention_write[:, columns].float()
+        return lost_write - architecture.write(block, left).float()
+
+
+def output_weight(
+    architecture: Architecture, block: Any, z: Float[torch.Tensor, "G C H D"]
+) -> Float[torch.Tensor, "H D d_model"]:
+    """Return the output projection's weight by head, from calls on unit vectors."""
+    n_heads, size = z.shape[-2:]
+    projection = architecture.projection(block)
+    eye = torch.eye(n_heads * size, dtype=z.dtype, device=z.device)
+    weight = call(projection, eye) - call(projection, torch.zeros_like(eye[:1]))
+    return weight.unflatten(0, (n_heads, size))
