@@ -226,9 +226,9 @@ class HeadReads:
                 weights = self._weights(clean, heads)[:, 0]
                 index = inside[:, None, None].expand(*weights.shape[:3], -1)
                 index_of = inside[..., None, None].expand(-1, -1, *new.shape[3:])
-                old = _keys_of(self.value, heads, per).gather(1, index_of)
-                change = (new - old[:, None]).float()
-                moved = torch.einsum("ghsm,gnmhd->gnshd", weights.gather(-1, index), change)
+                old = _keys_of(self.value, heads, per).gather(1, index_of)[:, None]
+                weights = weights.gather(-1, index)
+                moved = _summed(weights, new) - _summed(weights, old)
                 gated = _of(self.z, heads).float()[:, None]
                 return gated + self._gated(moved, heads)
         return self._gated(z, heads)
@@ -296,6 +296,14 @@ class HeadReads:
         self, z: Float32[torch.Tensor, "G n S h D"], heads: Sequence[int]
     ) -> Float32[torch.Tensor, "G n S h D"]:
         return z if self.gate is None else z * _of(self.gate, heads)[:, None]
+
+
+def _summed(
+    weights: Float[torch.Tensor, "G h S m"], values: Float[torch.Tensor, "G rows m h d"]
+) -> Float[torch.Tensor, "G rows S h d"]:
+    """Return sums of values over positions, weighted."""
+    found: torch.Tensor = torch.einsum("ghsm,gnmhd->gnshd", weights, values.float())
+    return found
 
 
 def _of(

@@ -180,4 +180,5 @@ def output_weight(
     projection = architecture.projection(block)
     eye = torch.eye(n_heads * size, dtype=z.dtype, device=z.device)
     weight = call(projection, eye) - call(projection, torch.zeros_like(eye[:1]))
-    return weight.unflatten(0, (n_heads, size))
+    by_head: torch.Tensor = weight.unflatten(0, (n_heads, size))
+    return by_head
