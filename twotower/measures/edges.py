@@ -13,7 +13,7 @@ from ..edits.changes import Change, Zero, check_change
 from ..errors import InputError
 from ..head import Head, check_heads
 from ..prompts.positions import named
-from ..sweep.edges import Edges
+from ..sweep.edge_list import Edges
 from ..sweep.prepare_edges import make_edges, prepare_edges
 from ..sweep.sources import as_sources, name_of
 from ..sweep.wiring import INTO

@@ -19,9 +19,11 @@ from ..walk.batch import Batch
 from ..walk.everywhere import Everywhere
 from ..walk.judge import refuse
 from ..walk.readout import get_readout
-from .edges import Edges, EdgeSweep
+from .edge_list import Edges
+from .edges import EdgeSweep
 from .layout import Layout, make_layout
 from .memory import edges_fit
+from .reading import Reading
 from .reads import Places
 from .sources import Group, Source
 from .wiring import get_wiring
@@ -59,6 +61,53 @@ def make_edges(
     return edges
 
 
+def prepare_reading(
+    model: Model,
+    prompts: Prompts,
+    edges: Edges,
+    positions: Positions,
+    to: Change,
+) -> Callable[[Batch, int], Reading]:
+    """Return a function that makes what a batch's walk keeps of sources and targets.
+
+    Parameters
+    ----------
+    model, prompts, edges, positions, to
+        As of `prepare_edges`.
+    """
+    if option("proof") and model.state is not None:
+        refuse(model, model.state.unfollowed())
+    last = position_mask(prompts, "last")
+    at = np.zeros_like(last)
+    if set(edges.into) != {"q"}:
+        at = position_mask(prompts, positions)
+        if not at.any():
+            raise InputError("positions are empty: keys and values would not change")
+    sources = {source for group in edges.sources for source in group}
+    others = {source.kind for source in sources} - {"head"}
+    changed = at | last if "q" in edges.into else at
+    change = prepare_change(to, model, prompts, changed, others)
+    wiring = get_wiring(model)
+    parts = _parts(sources)
+
+    def make(batch: Batch, at_once: int) -> Reading:
+        layout = make_layout(
+            batch.part(prompts.token_id),
+            batch.part(last),
+            np.zeros((len(batch.rows), batch.width), dtype=np.int64),
+            6 * model.d_model,
+            batch.devices,
+            separate=True,
+            reads=batch.answers.reads.own.numpy(),
+        )
+        places = _places(layout, torch.as_tensor(batch.part(at)), batch.devices)
+        index = torch.cat((layout.source.own, places.columns.own), dim=1)
+        of_batch = change.for_batch(batch, parts, index)
+        return Reading(edges, layout, places, of_batch, wiring, batch.devices, at_once)
+
+    return make
+
+
 def prepare_edges(
     model: Model,
     prompts: Prompts,
@@ -90,47 +139,22 @@ def prepare_edges(
     InputError
         If no position would be changed, or the change does not fit the prompts.
     """
-    if option("proof") and model.state is not None:
-        refuse(model, model.state.unfollowed())
-    last = position_mask(prompts, "last")
-    at = np.zeros_like(last)
-    if set(edges.into) != {"q"}:
-        at = position_mask(prompts, positions)
-        if not at.any():
-            raise InputError("positions are empty: keys and values would not change")
-    sources = {source for group in edges.sources for source in group}
-    others = {source.kind for source in sources} - {"head"}
-    changed = at | last if "q" in edges.into else at
-    change = prepare_change(to, model, prompts, changed, others)
+    read = prepare_reading(model, prompts, edges, positions, to)
     readout = get_readout(model, prompts.answers.vocabulary)
-    wiring = get_wiring(model)
     logprobs = logprobs or isinstance(prompts, Continued) or prompts.answers.alone
-    parts = _parts(sources)
     n_edges = len(edges.listed())
 
     def make(batch: Batch) -> EdgeSweep:
-        layout = make_layout(
-            batch.part(prompts.token_id),
-            batch.part(last),
-            np.zeros((len(batch.rows), batch.width), dtype=np.int64),
-            6 * model.d_model,
-            batch.devices,
-            separate=True,
-            reads=batch.answers.reads.own.numpy(),
-        )
-        places = _places(layout, torch.as_tensor(batch.part(at)), batch.devices)
-        index = torch.cat((layout.source.own, places.columns.own), dim=1)
-        fit = edges_fit(model, layout, batch.width, index.shape[1], n_edges, logprobs)
+        reading = read(batch, 1)
+        columns = reading.index.own.shape[1]
+        fit = edges_fit(model, reading.layout, batch.width, columns, n_edges, logprobs)
+        reading.at_once = fit.reads
         return EdgeSweep(
             batch,
             readout.of(batch),
-            layout,
-            edges,
-            change.for_batch(batch, parts, index),
-            places,
-            wiring,
+            reading.layout,
+            reading,
             fit.rows,
-            fit.reads,
             fit.vectors if logprobs else 0,
             model.layer_devices,
             Rounding.of(model) if option("proof") else None,

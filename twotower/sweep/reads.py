@@ -181,15 +181,15 @@ class HeadReads:
             view.product_size,
         )
 
-    def z_after(
+    def after(
         self,
         lost: Float[torch.Tensor, "G n C d_model"],
         into: str,
         heads: Sequence[int],
         layout: Layout,
         places: Places,
-    ) -> Float[torch.Tensor, "G n S h D"]:
-        """Return heads' outputs after a change of what queries, keys or values read.
+    ) -> Changed:
+        """Return what heads compute after a change of what queries, keys or values read.
 
         Parameters
         ----------
@@ -208,30 +208,19 @@ class HeadReads:
         if into != "q" and not places.full:
             lost = lost * places.wanted.on(lost.device)[:, None, :, None]
         new = stream.read(lost, into).to(self.z.device)
-        per = self.z.shape[2] // self.key.shape[2]
         if into == "q":
-            scores = self._scores(_of(new, heads), _keys_of(self.key, heads, per)[:, None])
-            z = self._attended(self._masked(scores, heads, layout), heads, per)
-        else:
-            clean = self._clean_scores(heads, layout, per)
-            new = _keys_of(new, heads, per)
-            inside = places.inside.on(self.z.device)
-            if into == "k":
-                scores = self._scores(_of(self.query, heads)[:, None], new)
-                scores = self._masked(scores, heads, layout, inside)
-                index = inside[:, None, None, None].expand_as(scores)
-                every = clean.expand(-1, new.shape[1], -1, -1, -1)
-                z = self._attended(every.scatter(-1, index, scores), heads, per)
-            else:
-                weights = self._weights(clean, heads)[:, 0]
-                index = inside[:, None, None].expand(*weights.shape[:3], -1)
-                index_of = inside[..., None, None].expand(-1, -1, *new.shape[3:])
-                old = _keys_of(self.value, heads, per).gather(1, index_of)[:, None]
-                weights = weights.gather(-1, index)
-                moved = _summed(weights, new) - _summed(weights, old)
-                gated = _of(self.z, heads).float()[:, None]
-                return gated + self._gated(moved, heads)
-        return self._gated(z, heads)
+            scores = self._scores(_of(new, heads), self._keys(self.key, heads)[:, None])
+            return Changed(self, heads, self._masked(scores, heads, layout))
+        clean = self._clean_scores(heads, layout)
+        new = self._keys(new, heads)
+        inside = places.inside.on(self.z.device)
+        if into == "v":
+            return Changed(self, heads, clean, new, inside)
+        scores = self._scores(_of(self.query, heads)[:, None], new)
+        scores = self._masked(scores, heads, layout, inside)
+        index = inside[:, None, None, None].expand_as(scores)
+        every = clean.expand(-1, new.shape[1], -1, -1, -1)
+        return Changed(self, heads, every.scatter(-1, index, scores))
 
     def _scores(
         self,
@@ -262,40 +251,77 @@ class HeadReads:
         return scores.masked_fill(~seen[:, None, None], -torch.inf)
 
     def _clean_scores(
-        self, heads: Sequence[int], layout: Layout, per: int
+        self, heads: Sequence[int], layout: Layout
     ) -> Float32[torch.Tensor, "G 1 h S A"]:
         key = tuple(heads)
         if key not in self.known:
-            scores = self._scores(
-                _of(self.query, heads)[:, None], _keys_of(self.key, heads, per)[:, None]
-            )
+            query, key = _of(self.query, heads), self._keys(self.key, heads)
+            scores = self._scores(query[:, None], key[:, None])
             self.known[key] = self._masked(scores, heads, layout)
         return self.known[key]
 
-    def _weights(
-        self, scores: Float32[torch.Tensor, "G n h S A"], heads: Sequence[int]
-    ) -> Float32[torch.Tensor, "G n h S A"]:
-        sinks = self.scoring.sinks
+    def _keys(
+        self, x: Float[torch.Tensor, "*rest K d"], heads: Sequence[int]
+    ) -> Float[torch.Tensor, "*rest h d"]:
+        """Return each head's view of its key-value head."""
+        per = self.z.shape[2] // self.key.shape[2]
+        return _of(x, [head // per for head in heads])
+
+
+@dataclass
+class Changed:
+    """Heads of a layer after a change of what they read.
+
+    Attributes
+    ----------
+    reads
+        The heads in the clean run.
+    heads
+        Numbers of the heads.
+    scores
+        (G, n or 1, h, S, A) their scores, -inf at hidden keys.
+    values
+        (G, n, M, h, D) their values at the columns; None if they did not change.
+    inside
+        (G, M) index of the columns in all positions; None without values.
+    """
+
+    reads: HeadReads
+    heads: Sequence[int]
+    scores: Float32[torch.Tensor, "G rows h S A"]
+    values: Float[torch.Tensor, "G n m h D"] | None = None
+    inside: Int[torch.Tensor, "G m"] | None = None
+
+    @property
+    def weights(self) -> Float32[torch.Tensor, "G rows h S A"]:
+        """Attention weights."""
+        sinks = self.reads.scoring.sinks
         if sinks is not None:
-            sinks = torch.stack([sinks[head] for head in heads])[:, None]
-        return softmax(scores, sinks)
+            sinks = torch.stack([sinks[head] for head in self.heads])[:, None]
+        return softmax(self.scores, sinks)
 
-    def _attended(
-        self, scores: Float32[torch.Tensor, "G n h S A"], heads: Sequence[int], per: int
-    ) -> Float32[torch.Tensor, "G n S h D"]:
-        weights = self._weights(scores, heads)
-        values = _keys_of(self.value, heads, per).float().transpose(1, 2)[:, None]
-        # (G, h, n S, A) @ (G, h, A, D), so that all rows of a head are one matrix.
-        n, size = weights.shape[1], weights.shape[3]
-        rows = weights.transpose(1, 2).flatten(2, 3)
-        z = (rows @ values[:, 0]).unflatten(2, (n, size))
-        by_head: torch.Tensor = z.permute(0, 2, 3, 1, 4)
-        return by_head
+    @property
+    def z(self) -> Float32[torch.Tensor, "G n S h D"]:
+        """The heads' outputs."""
+        reads = self.reads
+        values = reads._keys(reads.value, self.heads)
+        if self.values is None:
+            # (G, h, n S, A) @ (G, h, A, D), so that all rows of a head are one matrix.
+            weights = self.weights.transpose(1, 2)
+            z = weights.flatten(2, 3) @ values.float().transpose(1, 2)
+            return self._gated(z.unflatten(2, weights.shape[2:4]).permute(0, 2, 3, 1, 4))
+        assert self.inside is not None
+        weights = self.weights[:, 0]
+        index = self.inside[:, None, None].expand(*weights.shape[:3], -1)
+        weights = weights.gather(-1, index)
+        index = self.inside[..., None, None].expand(-1, -1, *values.shape[2:])
+        old = values.gather(1, index)[:, None]
+        moved = _summed(weights, self.values) - _summed(weights, old)
+        return _of(reads.z, self.heads).float()[:, None] + self._gated(moved)
 
-    def _gated(
-        self, z: Float32[torch.Tensor, "G n S h D"], heads: Sequence[int]
-    ) -> Float32[torch.Tensor, "G n S h D"]:
-        return z if self.gate is None else z * _of(self.gate, heads)[:, None]
+    def _gated(self, z: Float32[torch.Tensor, "G n S h D"]) -> Float32[torch.Tensor, "G n S h D"]:
+        gate = self.reads.gate
+        return z if gate is None else z * _of(gate, self.heads)[:, None]
 
 
 def _summed(
@@ -311,13 +337,6 @@ def _of(
 ) -> Float[torch.Tensor, "*rest h d"]:
     """Return some heads' part; an index would be copied from the CPU."""
     return torch.stack([x[..., head, :] for head in heads], dim=-2)
-
-
-def _keys_of(
-    x: Float[torch.Tensor, "*rest K d"], heads: Sequence[int], per: int
-) -> Float[torch.Tensor, "*rest h d"]:
-    """Return each head's view of its key-value head; `per` heads share one."""
-    return _of(x, [head // per for head in heads])
 
 
 def _at(x: Float[torch.Tensor, "B T *rest"], index: Everywhere) -> Float[torch.Tensor, "G n *rest"]:

@@ -1,0 +1,144 @@
+"""All changes of what heads read: what sources wrote, taken out of what targets read.
+
+Shapes: G packs of S changed positions, n sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from ..edits.prepared import BatchChange
+from ..models.rounding import Rounding
+from ..walk.everywhere import Everywhere
+from ..walk.proof import Claim
+from ..walk.walk import LayerView, PassingView
+from .edge_list import Edges
+from .layout import Layout
+from .reads import Changed, HeadReads, Places, Stream
+from .wiring import Wiring
+from .writes import Writes
+
+
+class Reading:
+    """What sources wrote and targets read in the clean run, kept during a walk.
+
+    Parameters
+    ----------
+    edges
+        Sources and targets.
+    layout, places
+        Layout of the batch, its positions, and those at which keys and values read another stream.
+    change
+        Change of the sources' outputs at the changed positions, followed by the columns of
+        `places`.
+    wiring
+        Wiring of every layer with heads.
+    devices
+        Devices of the model.
+    at_once
+        Number of sources whose changes are computed together.
+    """
+
+    def __init__(
+        self,
+        edges: Edges,
+        layout: Layout,
+        places: Places,
+        change: BatchChange,
+        wiring: dict[int, Wiring],
+        devices: Sequence[torch.device],
+        at_once: int,
+    ) -> None:
+        self.edges, self.layout, self.places = edges, layout, places
+        self.change, self.wiring, self.at_once = change, wiring, at_once
+        self.sources = sorted({source for group in edges.sources for source in group})
+        both = torch.cat((layout.source.own, places.columns.own), dim=1)
+        self.index = Everywhere(both, devices)
+        self.read_for_keys = {edges.read_at(layer, "k") for layer in edges.layers}
+        self.writes: Writes | None = None
+        self.heads: dict[int, HeadReads] = {}
+        self.streams: dict[int, Stream] = {}
+
+    def keep(self, view: LayerView | PassingView) -> None:
+        """Keep what a layer's parts wrote and its heads read."""
+        edges, layer = self.edges, view.index
+        if self.writes is None:
+            self.writes = Writes(view.architecture, self.sources, self.index, self.change)
+        self.writes.keep(view)
+        if not isinstance(view, LayerView):
+            return
+        if set(edges.into) != {"q"} and layer in self.read_for_keys:
+            self.streams[layer] = Stream.of(view, self.wiring[layer], self.places.columns)
+        if layer in edges.layers:
+            queries = None
+            if "q" in edges.into:
+                queries = Stream.of(view, self.wiring[layer], self.layout.source)
+            keys = self.streams.get(edges.keys_of[layer])
+            self.heads[layer] = HeadReads.of(view, self.layout, self.places, queries, keys)
+
+    def changes(self) -> Iterator[tuple[list[int], int, str, Changed]]:
+        """Yield some sources' numbers, a layer of targets, "q", "k" or "v", and the targets after.
+
+        The sources of a layer and of "q", "k" or "v" come in the order of `Edges.order`.
+        """
+        edges, order = self.edges, self.edges.order
+        assert self.writes is not None
+        while order:
+            top = edges.top(order[0])
+            some = [i for i in order[: self.at_once] if edges.top(i) == top]
+            order = order[len(some) :]
+            lost: dict[str, torch.Tensor] = {}
+            groups = [edges.sources[i] for i in some]
+            for layer in edges.layers:
+                reads = self.heads[layer]
+                for into in edges.into:
+                    read_at = edges.read_at(layer, into)
+                    if top >= read_at:
+                        continue
+                    side = "queries" if into == "q" else "keys"
+                    if side not in lost:
+                        n = self.layout.n_changed
+                        columns = slice(None, n) if into == "q" else slice(n, None)
+                        lost[side] = self.writes.changed(groups, columns, reads.z.device)
+                    own = self.writes.scaled(lost[side].to(reads.z.device), top + 1, read_at)
+                    yield some, layer, into, self._after(own, layer, into)
+
+    def unchanged(self, layer: int, into: str) -> Changed:
+        """Return a layer's targets after reading the clean stream once more."""
+        reads = self.heads[layer]
+        stream = reads.queries if into == "q" else reads.keys
+        assert stream is not None
+        nothing = torch.zeros_like(stream.x[:, None], dtype=torch.float32)
+        return self._after(nothing, layer, into)
+
+    def _after(self, lost: torch.Tensor, layer: int, into: str) -> Changed:
+        heads = self.edges.heads_at(layer)
+        return self.heads[layer].after(lost, into, heads, self.layout, self.places)
+
+    def claim(self, layer: int, into: str, rounding: Rounding) -> Claim:
+        """Claim that targets which read the clean stream once more give their own outputs."""
+        reads, layout, heads = self.heads[layer], self.layout, self.edges.heads_at(layer)
+        own = torch.stack([reads.z[:, :, head] for head in heads], dim=2)
+        again = self.unchanged(layer, into).z.to(own.dtype)
+        both = torch.cat((again, own[:, None]), dim=1)
+        last = layout.by_prompt(layout.row_ends(both))[:, :, -1].float()  # (B, 2, h, D)
+        sizes = [
+            torch.stack([x[:, head] for head in heads], dim=1)
+            for x in (reads.size, reads.score, reads.products)
+        ]
+        size, score, products = sizes
+        tiny = torch.finfo(torch.float32).tiny
+        error = (last[:, 0] - last[:, 1]).norm(dim=-1) / size.clamp(min=tiny)
+        allowed = rounding.attention(own.dtype, score, products)
+        # Queries and keys are projected again, among other rows.
+        allowed = allowed + rounding.module(own.dtype) * (1 + products)
+        # Numbers of heads in a claim count from 0, so that all heads of the layer take part.
+        whole = error.new_zeros(len(error), reads.z.shape[2])
+        for number, head in enumerate(heads):
+            whole[:, head] = error[:, number].nan_to_num(nan=torch.inf)
+        bound = torch.ones_like(whole)
+        for number, head in enumerate(heads):
+            bound[:, head] = allowed[:, number]
+        return Claim("unchanged edge", [layer], whole[None], bound[None])
