@@ -34,6 +34,7 @@ from .measures.qk import qk_similarity as qk_similarity
 from .measures.residual import residual_streams as residual_streams
 from .measures.scores import two_tower_scores as two_tower_scores
 from .measures.shares import attention_shares as attention_shares
+from .measures.towers import towers_of as towers_of
 from .measures.trace import trace_effects as trace_effects
 from .measures.tracing import causal_tracing as causal_tracing
 from .models import Model as Model
@@ -108,6 +109,7 @@ __all__ = [
     "residual_streams",
     "save",
     "set_options",
+    "towers_of",
     "trace_effects",
     "two_tower_scores",
     "vector_effects",

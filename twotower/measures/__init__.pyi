@@ -22,6 +22,7 @@ from . import qk as qk
 from . import residual as residual
 from . import scores as scores
 from . import shares as shares
+from . import towers as towers
 from . import trace as trace
 from . import tracing as tracing
 from . import whole_answers as whole_answers
@@ -51,6 +52,7 @@ __all__ = [
     "residual",
     "scores",
     "shares",
+    "towers",
     "trace",
     "tracing",
     "whole_answers",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MOST_NAMED = 5
 """Largest number of prompts named in a message; further ones are counted."""
 
-UNDEFINED = ("share",)
+UNDEFINED = ("share", "qk_auc", "ov_auc", "qk_auc_drop", "ov_auc_drop", "class_attention_drop")
 """Variables that may be NaN by definition; NaN there does not mean overflow."""
 
 

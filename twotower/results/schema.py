@@ -99,6 +99,31 @@ def _auc(title: str) -> dict[str, Any]:
 
 _UNSIGNED = {"format": ".3f"}
 _ASKED = {"required": False}
+_TOWERS = (
+    (
+        "qk_auc",
+        "QK AUC",
+        "probability that a label position of the query's class has a larger QK score than one of "
+        "another class, in one prompt; from queries and keys",
+    ),
+    (
+        "class_attention",
+        "attention to the query's class",
+        "sum of the attention to label positions of the query's class; from queries and keys",
+    ),
+    (
+        "ov_auc",
+        "OV AUC",
+        "probability that a label position holding a label has a larger label logit, less the mean "
+        "of the other labels', than one that does not, in one prompt; from values",
+    ),
+    (
+        "written",
+        "written margin",
+        "right label's logit of the head's output, less the mean of the other labels'; final norm "
+        "with the last position's statistic of the clean run",
+    ),
+)
 _KIND_SCORES: tuple[tuple[str, str, str, str, dict[str, Any]], ...] = (
     (
         "previous_token",
@@ -354,6 +379,22 @@ GROUPS: dict[str, dict[str, Variable]] = {
             "nat",
             required=False,
         ),
+    },
+    "towers": {
+        **{
+            name: Variable(("prompt", "target"), "float", words, meaning)
+            for name, words, meaning in _TOWERS
+        },
+        **{
+            f"{name}_drop": Variable(
+                ("prompt", "source", "target", "into"),
+                "float",
+                f"drop of the {words}",
+                f"clean minus changed: {meaning}; the source's write taken out of what the "
+                "target's queries (q), keys (k) or values (v) read",
+            )
+            for name, words, meaning in _TOWERS
+        },
     },
     "pair_effects": {
         "margin_drop": Variable(

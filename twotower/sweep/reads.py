@@ -253,12 +253,12 @@ class HeadReads:
     def _clean_scores(
         self, heads: Sequence[int], layout: Layout
     ) -> Float32[torch.Tensor, "G 1 h S A"]:
-        key = tuple(heads)
-        if key not in self.known:
+        asked = tuple(heads)
+        if asked not in self.known:
             query, key = _of(self.query, heads), self._keys(self.key, heads)
             scores = self._scores(query[:, None], key[:, None])
-            self.known[key] = self._masked(scores, heads, layout)
-        return self.known[key]
+            self.known[asked] = self._masked(scores, heads, layout)
+        return self.known[asked]
 
     def _keys(
         self, x: Float[torch.Tensor, "*rest K d"], heads: Sequence[int]
@@ -308,8 +308,9 @@ class Changed:
         if self.values is None:
             # (G, h, n S, A) @ (G, h, A, D), so that all rows of a head are one matrix.
             weights = self.weights.transpose(1, 2)
-            z = weights.flatten(2, 3) @ values.float().transpose(1, 2)
-            return self._gated(z.unflatten(2, weights.shape[2:4]).permute(0, 2, 3, 1, 4))
+            rows: torch.Tensor = weights.flatten(2, 3) @ values.float().transpose(1, 2)
+            z = rows.unflatten(2, tuple(weights.shape[2:4]))
+            return self._gated(z.permute(0, 2, 3, 1, 4))
         assert self.inside is not None
         weights = self.weights[:, 0]
         index = self.inside[:, None, None].expand(*weights.shape[:3], -1)
