@@ -29,6 +29,8 @@ from .measures.group_effects import group_effects as group_effects
 from .measures.head_kinds import head_kinds as head_kinds
 from .measures.ov import ov_labels as ov_labels
 from .measures.pair_effects import pair_effects as pair_effects
+from .measures.parts import margin_parts as margin_parts
+from .measures.parts import score_parts as score_parts
 from .measures.predict import predict as predict
 from .measures.qk import qk_similarity as qk_similarity
 from .measures.residual import residual_streams as residual_streams
@@ -99,6 +101,7 @@ __all__ = [
     "load_pairs",
     "load_task",
     "majority_label",
+    "margin_parts",
     "measures",
     "open",
     "ov_labels",
@@ -108,6 +111,7 @@ __all__ = [
     "qk_similarity",
     "residual_streams",
     "save",
+    "score_parts",
     "set_options",
     "towers_of",
     "trace_effects",

@@ -16,6 +16,7 @@ from . import head_kinds as head_kinds
 from . import measure as measure
 from . import ov as ov
 from . import pair_effects as pair_effects
+from . import parts as parts
 from . import predict as predict
 from . import predictions as predictions
 from . import qk as qk
@@ -46,6 +47,7 @@ __all__ = [
     "measure",
     "ov",
     "pair_effects",
+    "parts",
     "predict",
     "predictions",
     "qk",

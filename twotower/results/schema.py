@@ -29,6 +29,7 @@ DIMS = (
     "other_head",
     "step",
     "source",
+    "key_source",
     "target",
     "into",
     "token",
@@ -395,6 +396,48 @@ GROUPS: dict[str, dict[str, Variable]] = {
             )
             for name, words, meaning in _TOWERS
         },
+    },
+    "score_parts": {
+        "score": Variable(
+            ("prompt", "chosen", "position"),
+            "float",
+            "QK score",
+            "sum of all parts: q.k times the scaling, before softcap and position biases",
+        ),
+        **{
+            f"{tower}_part{suffix}": Variable(
+                ("prompt", "chosen", "source", "position"),
+                "float",
+                f"part of the score by what the {tower} tower reads{more}",
+                f"the part of the {tower} that is linear in the source's write, times the whole "
+                f"{other}{more}; norms keep the statistics of the clean run",
+            )
+            for tower, other in (("query", "key"), ("key", "query"))
+            for suffix, more in (("", ""), ("_content", ", at distance 0"))
+        },
+        "score_part": Variable(
+            ("prompt", "chosen", "source", "key_source", "position"),
+            "float",
+            "part of the score",
+            "part of the query (source) times part of the key (key_source)",
+            required=False,
+        ),
+    },
+    "margin_parts": {
+        "margin_part": Variable(
+            ("prompt", "chosen", "source", "position"),
+            "float",
+            "part of the written margin",
+            "right label's logit, less the mean of the others', of attention times the part of "
+            "the value that is linear in the source's write at the position; norms keep the "
+            "statistics of the clean run",
+        ),
+        "written": Variable(
+            ("prompt", "chosen"),
+            "float",
+            "written margin",
+            "right label's logit of the head's output, less the mean of the others'",
+        ),
     },
     "pair_effects": {
         "margin_drop": Variable(

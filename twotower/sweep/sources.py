@@ -43,6 +43,8 @@ class Source:
 
 
 EMBEDDING = Source(-1, "embedding")
+POSITION = Source(-1, "position")
+"""The learned position embedding, where the embedding is split into tokens and positions."""
 
 Group = tuple[Source, ...]
 """Sources whose outputs are changed together."""

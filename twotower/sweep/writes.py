@@ -18,6 +18,7 @@ from ..models import Architecture
 from ..models.architecture import call
 from ..walk.everywhere import Everywhere
 from ..walk.walk import LayerView, PassingView
+from .frozen import frozen_write
 from .sources import Group, Source
 
 
@@ -78,7 +79,7 @@ class Writes:
     def keep(self, view: LayerView | PassingView) -> None:
         """Keep copies of a layer's writes."""
         if view.index == 0 and -1 in self.kinds:
-            self.layers[-1] = LayerWrites(None, others={"embedding": self._at(view.residual)})
+            self.layers[-1] = LayerWrites(None, others=self._embeddings(view))
         kinds = self.kinds.get(view.index, set())
         found = self.layers[view.index] = LayerWrites(view.block)
         found.factor = self.architecture.stream_factor(view.block)
@@ -94,6 +95,17 @@ class Writes:
             others["extra"] = view.more_write
         for kind in kinds & others.keys():
             found.others[kind] = self._at(others[kind])
+
+    def _embeddings(self, view: LayerView | PassingView) -> dict[str, torch.Tensor]:
+        """Return what enters the first layer, perhaps without the position embedding, and that."""
+        whole = self._at(view.residual)
+        if "position" not in self.kinds[-1]:
+            return {"embedding": whole}
+        assert isinstance(view, LayerView)
+        assert view.learned is not None
+        learned = view.learned.on(view.residual.device).expand_as(view.residual)
+        position = self._at(learned)
+        return {"embedding": whole - position, "position": position}
 
     def _at(self, x: torch.Tensor | None) -> torch.Tensor:
         assert x is not None
@@ -130,6 +142,43 @@ class Writes:
                 lost = lost + part.to(device).float()
         assert isinstance(lost, torch.Tensor)
         return self.scaled(lost, layer, layer + 1)
+
+    def parts(
+        self, sources: Sequence[Source], layer: int, columns: slice, device: torch.device
+    ) -> Float[torch.Tensor, "n G C d_model"]:
+        """Return what sources below a layer wrote to the stream that enters it, in float32.
+
+        Norms between heads and the stream have their own statistic ("frozen"), so that the writes
+        of all heads, and biases, sum to what attention added.
+        """
+        found = []
+        for source in sources:
+            kept = self.layers[source.layer]
+            if source.kind != "head":
+                write = kept.others[source.kind][:, columns].float()
+            else:
+                write = self._frozen(kept, source.head, columns).float()
+            write = self.scaled(write.to(device), source.layer, layer)
+            found.append(write)
+        return torch.stack(found)
+
+    def _frozen(
+        self, kept: LayerWrites, head: int, columns: slice
+    ) -> Float[torch.Tensor, "G C d_model"]:
+        assert kept.z is not None
+        architecture, block = self.architecture, kept.block
+        if kept.weight is None:
+            kept.weight = output_weight(architecture, block, kept.z)
+        output = kept.z[:, columns, head].float() @ kept.weight[head].float()
+        norm = architecture.attention_post_norm(block)
+        if norm is None or kept.attention_output is None:
+            written: torch.Tensor = architecture.write(block, output)
+            return written
+        whole = kept.attention_output[:, columns]
+        epsilon = architecture.epsilon(norm)
+        normed = frozen_write(norm, output[None], whole, epsilon)[0]
+        layer = next(i for i, own in self.layers.items() if own is kept)
+        return normed * architecture.write_multiplier(layer)
 
     def scaled(self, x: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         """Return x times the factors on the stream of the layers from `start` to before `stop`."""

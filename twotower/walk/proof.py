@@ -35,6 +35,8 @@ IDENTITIES = {
     "attention output",
     "logits": "final norm and unembedding of the last residual stream do not give the model's "
     "own logits",
+    "parts": "the parts of queries, keys or values do not sum to the whole, as where a model "
+    "clips them",
     "unchanged edge": "a head that reads the unchanged stream once more does not give its own "
     "output",
     "unchanged row": "a counterfactual in which nothing is changed leaves the clean run",
