@@ -187,7 +187,11 @@ class Paths(Reference):
         return self.module.config._attn_implementation
 
     def answers(
-        self, layer: int, heads: int, changed: list[tuple[torch.Tensor, ...]]
+        self,
+        layer: int,
+        heads: int,
+        changed: list[tuple[torch.Tensor, ...]],
+        outputs: torch.Tensor,
     ) -> np.ndarray:
         """(row, label) log-probabilities; a row has the output of one head from its q, k, v."""
 
@@ -202,9 +206,9 @@ class Paths(Reference):
                 again = again[0] if isinstance(again, tuple) else again
                 head = row % heads
                 if by_position:
-                    out[row, self.reads, head] = again[row, self.reads, head]
+                    out[row, outputs, head] = again[row, outputs, head]
                 else:
-                    out[row, head, self.reads] = again[row, head, self.reads]
+                    out[row, head, outputs] = again[row, head, outputs]
             return (out, *clean[1:]) if isinstance(clean, tuple) else out
 
         with self.attending(layer, attend):
@@ -259,13 +263,14 @@ def edges(
     few: bool = False,
     to: Any = None,
     donor: Callable[[int], Any] = lambda number: None,
+    outputs: str = "last",
 ) -> float:
     """Error of the effects of all edges on log-probabilities.
 
     With `few`, of those from some sources into the highest layer with heads, on the shortest
     prompt. `donor` gives the outputs (`Paths`, or the like) that a prompt's sources get by `to`.
     """
-    options = {"positions": positions, "logprobs": True, "to": to or tt.Zero()}
+    options = {"positions": positions, "outputs": outputs, "logprobs": True, "to": to or tt.Zero()}
     found = tt.edge_effects(model, prompts, **options).logprob_drop
     at = prompts.where(positions) if isinstance(positions, str) else positions
     ours, theirs = [], []
@@ -283,6 +288,9 @@ def edges(
             here[: one.real.sum()] = torch.as_tensor(at[number][one.real])
             last = torch.zeros(length, dtype=torch.bool)
             last[one.reads] = True
+            if outputs != "last":
+                last[:] = outputs == "all"
+                last[: one.real.sum()] = torch.as_tensor(prompts.where(outputs)[number][one.real])
             for name, target, into, drop in _drops(one, here, last, few):
                 own = found.sel(source=name, target=target, into=into).values[number]
                 ours.append(own[label : label + 1] if several else own)
@@ -296,7 +304,9 @@ def _drops(
 ) -> Iterator[tuple[str, str, str, np.ndarray]]:
     """Every edge of a prompt with the drops of the log-probabilities."""
     clean = one.scores()[0]
-    for layer in one.with_heads[-1:] if few else one.with_heads:
+    # What changes before the last position has no effect in the highest layer.
+    top = slice(-1, None) if last[one.reads].all() and last.sum() < 4 else slice(-2, -1)
+    for layer in one.with_heads[top] if few else one.with_heads:
         heads = one.architecture.heads_in(layer)
         own = one.read(layer, layer, torch.zeros_like(one.streams[0]))
         for name, (source, _) in one.sources.items():
@@ -310,6 +320,6 @@ def _drops(
                 rows += [tuple(new[i] if i == place else own[i] for i in range(3))] * heads
                 names += [(f"{layer}.{head}", into) for head in range(heads)]
             if rows:
-                after = one.answers(layer, heads, rows)
+                after = one.answers(layer, heads, rows, last)
                 for (target, into), row in zip(names, after, strict=True):
                     yield name, target, into, clean - row

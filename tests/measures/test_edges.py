@@ -88,6 +88,15 @@ def test_other_outputs(name: str, change: str) -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", ["gpt_oss", pytest.param("gemma2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("outputs", ["labels", pytest.param("all", marks=pytest.mark.slow)])
+def test_outputs_at_other_positions(name: str, outputs: str) -> None:
+    model = tt.load(family_model(name), tokenizer=byte_level())
+    prompts = tt.build_prompts(model, TWO, shots=1, n=2, seed=2)
+    assert verify_edges.edges(model, prompts, "all", True, outputs=outputs) < 1e-4
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_answers_of_several_tokens() -> None:
     model = tiny("llama-grouped")
     texts = ["cat: foo\ndog:", "Paris: bar\ncat: foo\nowl:"]
@@ -172,6 +181,7 @@ def test_what_is_recorded() -> None:
         ({"into": ["q", "q"]}, "each once"),
         ({"to": 0.0}, "is not a change"),
         ({"positions": "nowhere"}, "nowhere"),
+        ({"outputs": "nowhere"}, "nowhere"),
     ],
 )
 def test_bad_input(arguments: dict[str, Any], message: str) -> None:

@@ -40,14 +40,15 @@ def edge_effects(
     *,
     into: str | Sequence[str] = INTO,
     positions: Positions = "all",
+    outputs: Positions = "last",
     to: Change = Zero(),
     logprobs: bool = False,
 ) -> xr.Dataset:
     """Return the effect of every source on the answer through each target's queries, keys, values.
 
     A source's output is taken out of what the target reads, directly: everything between them is
-    as in the clean run. The target's output changes where the answer is predicted, and all above
-    it follows. Every number equals that of a separate forward (path patching).
+    as in the clean run. The target's output changes, and all above it follows. Every number equals
+    that of a separate forward (path patching).
 
     Parameters
     ----------
@@ -60,10 +61,13 @@ def edge_effects(
         Heads into which edges lead; by default all.
     into
         Some of "q", "k" and "v": what of the target reads the changed stream. Its queries do so
-        where the answer is predicted, its keys and values at `positions`. If query heads share
+        at `outputs`, its keys and values at `positions`. If query heads share
         keys and values, only the target's own view of them changes.
     positions
         Positions at which keys and values read the changed stream, as in `head_effects`.
+    outputs
+        Positions at which the target's output changes: by default where the answer is predicted.
+        "labels" asks what feeds heads that gather at label positions.
     to
         New output of the sources, as in `head_effects`; of MLPs and the embedding, what they add
         to the residual stream.
@@ -92,7 +96,7 @@ def edge_effects(
     Wang et al. (2022), "Interpretability in the wild", arXiv:2211.00593 (path patching).
     """
     edges = edges_of(model, sources, targets, into)
-    measure = EdgeEffects(edges, positions, to, logprobs)
+    measure = EdgeEffects(edges, positions, outputs, to, logprobs)
     (arrays,) = collect(model, prompts, [measure])
     exists = np.zeros((len(edges.sources), len(edges.targets), len(edges.into)), dtype=bool)
     exists.flat[[place for *_, place in edges.listed()]] = True
@@ -135,6 +139,7 @@ class EdgeEffects(Measure):
 
     edges: Edges
     positions: Positions = "all"
+    outputs: Positions = "last"
     to: Change = Zero()
     logprobs: bool = False
 
@@ -144,11 +149,18 @@ class EdgeEffects(Measure):
 
     def prepare(self, model: Model, prompts: Prompts) -> MakeRecorder:
         return prepare_edges(
-            model, prompts, self.edges, self.positions, self.to, logprobs=self.logprobs
+            model,
+            prompts,
+            self.edges,
+            self.positions,
+            self.to,
+            self.outputs,
+            logprobs=self.logprobs,
         )
 
     def settings(self) -> dict[str, Any]:
-        return {"positions": named(self.positions), **self.to.describe()}
+        places = {"positions": named(self.positions), "outputs": named(self.outputs)}
+        return {**places, **self.to.describe()}
 
     def coordinates(self) -> Mapping[str, Any]:
         return {
@@ -159,4 +171,5 @@ class EdgeEffects(Measure):
 
     def memory_key(self) -> Hashable:
         key = sweep_key(self.positions, self.to, self.logprobs)
-        return (*key, "edges", len(self.edges.listed()).bit_length(), self.edges.into)
+        outputs = self.outputs if isinstance(self.outputs, str) else "given"
+        return (*key, "edges", outputs, len(self.edges.listed()).bit_length(), self.edges.into)

@@ -95,7 +95,7 @@ def towers_of(
     if not prompts.where("labels").any():
         raise InputError("towers need demonstrations with labels")
     edges = edges_of(model, sources, heads)
-    measure = _Towers(edges, positions, to)
+    measure = _Towers(edges, positions, "last", to)
     (arrays,) = collect(model, prompts, [measure])
     exists = np.zeros((len(edges.sources), len(edges.targets), len(edges.into)), dtype=bool)
     exists.flat[[place for *_, place in edges.listed()]] = True

@@ -31,10 +31,22 @@ from .sweep import Sweep
 
 
 class EdgeChange:
-    """The targets' new outputs in the rows of edges."""
+    """The targets' new outputs in the rows of edges.
 
-    def __init__(self, change: BatchChange, chunks: Sequence[dict[int, tuple[int, int]]]) -> None:
-        self.change, self.chunks = change, chunks
+    Parameters
+    ----------
+    change
+        Change of the sources' outputs.
+    at
+        (G, S) boolean: positions at which the targets' outputs change.
+    chunks
+        For each chunk of rows and each layer: first and last edge of the layer.
+    """
+
+    def __init__(
+        self, change: BatchChange, at: Everywhere, chunks: Sequence[dict[int, tuple[int, int]]]
+    ) -> None:
+        self.change, self.at, self.chunks = change, at, chunks
         self.chunk = 0
         self.z: dict[int, torch.Tensor] = {}
 
@@ -55,7 +67,10 @@ class EdgeChange:
         missing = len(chosen) - (stop - start)  # the unchanged row comes first
         if missing and stop > start:
             new = torch.cat((torch.zeros_like(new[:, :1]), new), dim=1)
-        return torch.where(chosen[None, :, None, :, None], new.unsqueeze(3), z)
+        at = self.at.on(z.device)
+        at = at if last is None else last.ends(at)
+        where = chosen[None, :, None, :, None] & at[:, None, :, None, None]
+        return torch.where(where, new.unsqueeze(3), z)
 
 
 class EdgeSweep(Sweep):
@@ -88,7 +103,7 @@ class EdgeSweep(Sweep):
         layers = range(len(readout.heads_in))
         shared = any(self.edges.keys_of[layer] != layer for layer in layers)
         self.first = 0 if shared else self.edges.layers[0]
-        self.edge_change = EdgeChange(reading.change, _spans(chunks))
+        self.edge_change = EdgeChange(reading.change, reading.at, _spans(chunks))
         groups: list[list[Heads]] = [[((edge[0], edge[2]),) for edge in c] for c in chunks]
         edges = self.edges
         shape = (len(edges.sources), len(edges.targets), len(edges.into))

@@ -67,17 +67,20 @@ def prepare_reading(
     edges: Edges,
     positions: Positions,
     to: Change,
+    outputs: Positions = "last",
 ) -> Callable[[Batch, int], Reading]:
     """Return a function that makes what a batch's walk keeps of sources and targets.
 
     Parameters
     ----------
-    model, prompts, edges, positions, to
+    model, prompts, edges, positions, to, outputs
         As of `prepare_edges`.
     """
     if option("proof") and model.state is not None:
         refuse(model, model.state.unfollowed())
-    last = position_mask(prompts, "last")
+    last = position_mask(prompts, outputs)
+    if not last.any():
+        raise InputError("outputs are empty: no target's output would change")
     at = np.zeros_like(last)
     if set(edges.into) != {"q"}:
         at = position_mask(prompts, positions)
@@ -103,7 +106,10 @@ def prepare_reading(
         places = _places(layout, torch.as_tensor(batch.part(at)), batch.devices)
         index = torch.cat((layout.source.own, places.columns.own), dim=1)
         of_batch = change.for_batch(batch, parts, index)
-        return Reading(edges, layout, places, of_batch, wiring, batch.devices, at_once)
+        source = layout.source.own
+        real = layout.owner.own >= 0
+        own = batch.cut(last).map(lambda x: x.flatten()[source] & real)
+        return Reading(edges, layout, places, of_batch, wiring, batch.devices, own, at_once)
 
     return make
 
@@ -114,6 +120,7 @@ def prepare_edges(
     edges: Edges,
     positions: Positions = "all",
     to: Change = Zero(),
+    outputs: Positions = "last",
     *,
     logprobs: bool = False,
 ) -> Callable[[Batch], EdgeSweep]:
@@ -129,6 +136,8 @@ def prepare_edges(
         Positions at which keys and values read the changed stream.
     to
         New outputs of the sources.
+    outputs
+        Positions at which the targets' outputs change, and their queries read the changed stream.
     logprobs
         Whether to return drops of log-probabilities too.
 
@@ -139,7 +148,7 @@ def prepare_edges(
     InputError
         If no position would be changed, or the change does not fit the prompts.
     """
-    read = prepare_reading(model, prompts, edges, positions, to)
+    read = prepare_reading(model, prompts, edges, positions, to, outputs)
     readout = get_readout(model, prompts.answers.vocabulary)
     logprobs = logprobs or isinstance(prompts, Continued) or prompts.answers.alone
     n_edges = len(edges.listed())

@@ -37,6 +37,8 @@ class Reading:
         Wiring of every layer with heads.
     devices
         Devices of the model.
+    at
+        (G, S) boolean: positions at which the targets' outputs change.
     at_once
         Number of sources whose changes are computed together.
     """
@@ -49,10 +51,11 @@ class Reading:
         change: BatchChange,
         wiring: dict[int, Wiring],
         devices: Sequence[torch.device],
+        at: Everywhere,
         at_once: int,
     ) -> None:
         self.edges, self.layout, self.places = edges, layout, places
-        self.change, self.wiring, self.at_once = change, wiring, at_once
+        self.change, self.wiring, self.at, self.at_once = change, wiring, at, at_once
         self.sources = sorted({source for group in edges.sources for source in group})
         both = torch.cat((layout.source.own, places.columns.own), dim=1)
         self.index = Everywhere(both, devices)
