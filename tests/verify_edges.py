@@ -291,7 +291,10 @@ def edges(
             if outputs != "last":
                 last[:] = outputs == "all"
                 last[: one.real.sum()] = torch.as_tensor(prompts.where(outputs)[number][one.real])
-            for name, target, into, drop in _drops(one, here, last, few):
+            # What changes before the last position has no effect in the highest layer.
+            top = slice(-1, None) if outputs == "last" else slice(-2, -1)
+            layers = one.with_heads[top] if few else one.with_heads
+            for name, target, into, drop in _drops(one, here, last, layers):
                 own = found.sel(source=name, target=target, into=into).values[number]
                 ours.append(own[label : label + 1] if several else own)
                 theirs.append(drop)
@@ -300,13 +303,11 @@ def edges(
 
 
 def _drops(
-    one: Paths, here: torch.Tensor, last: torch.Tensor, few: bool
+    one: Paths, here: torch.Tensor, last: torch.Tensor, layers: list[int]
 ) -> Iterator[tuple[str, str, str, np.ndarray]]:
     """Every edge of a prompt with the drops of the log-probabilities."""
     clean = one.scores()[0]
-    # What changes before the last position has no effect in the highest layer.
-    top = slice(-1, None) if last[one.reads].all() and last.sum() < 4 else slice(-2, -1)
-    for layer in one.with_heads[top] if few else one.with_heads:
+    for layer in layers:
         heads = one.architecture.heads_in(layer)
         own = one.read(layer, layer, torch.zeros_like(one.streams[0]))
         for name, (source, _) in one.sources.items():
