@@ -13,6 +13,7 @@ import twotower as tt
 
 Call = Callable[[tt.Model, tt.Prompts], Any]
 
+TARGETS = [(1, 2), (2, 0)]
 GROUPS = [[(0, 1), (1, 2)], [(0, 1), (2, 0)]]
 
 MEASURES: dict[str, Call] = {
@@ -34,6 +35,10 @@ MEASURES: dict[str, Call] = {
     "ov": lambda m, p: tt.ov_labels(m, p, top_tokens=[(0, 1), (2, 3)], keep="labels"),
     "shares": lambda m, p: tt.attention_shares(m, p, "labels"),
     "residuals": tt.residual_streams,
+    "edges": lambda m, p: tt.edge_effects(m, p, None, TARGETS, positions="labels"),
+    "towers": lambda m, p: tt.towers_of(m, p, TARGETS),
+    "score parts": lambda m, p: tt.score_parts(m, p, TARGETS),
+    "margin parts": lambda m, p: tt.margin_parts(m, p, TARGETS),
     "analyze": tt.analyze,
     "edits": lambda m, p: tt.predict(m, p, edits(m, p)),
 }

@@ -19,9 +19,12 @@ from .measures.attribution_patching import attribution_patching as attribution_p
 from .measures.bias import label_bias as label_bias
 from .measures.bias import majority_label as majority_label
 from .measures.choose import in_context_heads as in_context_heads
+from .measures.circuit import circuit as circuit
+from .measures.circuit import circuit_heads as circuit_heads
 from .measures.complete import complete as complete
 from .measures.edges import edge_effects as edge_effects
 from .measures.effects import head_effects as head_effects
+from .measures.faithfulness import faithfulness as faithfulness
 from .measures.function_vector import function_vector as function_vector
 from .measures.function_vector import vector_effects as vector_effects
 from .measures.greedy import greedy_heads as greedy_heads
@@ -84,11 +87,14 @@ __all__ = [
     "bundled_pairs",
     "bundled_tasks",
     "causal_tracing",
+    "circuit",
+    "circuit_heads",
     "classic_prompts",
     "complete",
     "contrast",
     "edge_effects",
     "errors",
+    "faithfulness",
     "figures",
     "function_vector",
     "greedy_heads",

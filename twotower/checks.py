@@ -86,6 +86,20 @@ def finite(name: str, value: Any) -> float:
     return number
 
 
+def fraction(name: str, value: Any) -> float:
+    """Return a value after checking that it is a number from 0 to 1.
+
+    Raises
+    ------
+    InputError
+        If it is not.
+    """
+    number = finite(name, value)
+    if not 0 <= number <= 1:
+        raise InputError(f"{name}={value!r} must be a number from 0 to 1")
+    return number
+
+
 def encodable(name: str, text: str) -> None:
     """Check that a text can be tokenized and written to a file as UTF-8.
 

@@ -1,3 +1,6 @@
+from .circuits import circuit as circuit
+from .circuits import circuit_graph as circuit_graph
+from .circuits import save_circuit as save_circuit
 from .curves import bias_curves as bias_curves
 from .curves import knocked_out as knocked_out
 from .heads import effect_by_layer as effect_by_layer
@@ -14,12 +17,15 @@ __all__ = [
     "PromptView",
     "attention",
     "bias_curves",
+    "circuit",
+    "circuit_graph",
     "effect_by_layer",
     "head_map",
     "head_table",
     "knocked_out",
     "label_logits",
     "prompt_view",
+    "save_circuit",
     "two_towers",
     "write_report",
 ]

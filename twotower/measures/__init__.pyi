@@ -4,11 +4,13 @@ from . import attribution as attribution
 from . import attribution_patching as attribution_patching
 from . import bias as bias
 from . import choose as choose
+from . import circuit as circuit
 from . import collect as collect
 from . import complete as complete
 from . import datasets as datasets
 from . import edges as edges
 from . import effects as effects
+from . import faithfulness as faithfulness
 from . import function_vector as function_vector
 from . import greedy as greedy
 from . import group_effects as group_effects
@@ -35,11 +37,13 @@ __all__ = [
     "attribution_patching",
     "bias",
     "choose",
+    "circuit",
     "collect",
     "complete",
     "datasets",
     "edges",
     "effects",
+    "faithfulness",
     "function_vector",
     "greedy",
     "group_effects",

@@ -35,6 +35,9 @@ DIMS = (
     "token",
     "feature",
     "unit",
+    "edge",
+    "ranking",
+    "size",
 )
 """All dims; every dim of a dataset has a coordinate."""
 
@@ -83,7 +86,7 @@ class Variable:
         return self.format.startswith("+")
 
 
-_U = ("unit",)
+_U, _E = ("unit",), ("edge",)
 _P, _PL = ("prompt",), ("prompt", "label")
 _PP = ("prompt", "position")
 _HEADS = ("prompt", "layer", "head")
@@ -437,6 +440,50 @@ GROUPS: dict[str, dict[str, Variable]] = {
             "float",
             "written margin",
             "right label's logit of the head's output, less the mean of the others'",
+        ),
+    },
+    "circuit": {
+        "effect": Variable(
+            ("prompt", "edge"),
+            "float",
+            "effect of the edge",
+            "drop of the margin, as `edges`; of edges into the answer the written margin: the "
+            "right label's logit of the head's output, less the mean of the others'",
+        ),
+        "source_name": Variable(_E, "str", "source", "head, MLP or embedding"),
+        "source_at": Variable(_E, "str", "where the source acts", "positions"),
+        "target_name": Variable(_E, "str", "target", "head, or the answer"),
+        "target_at": Variable(_E, "str", "where the target acts", "positions"),
+        "tower": Variable(
+            _E, "str", "tower", "the target's queries (q), keys (k) or values (v), or the answer"
+        ),
+        "mean_effect": Variable(_E, "float", "mean effect", "mean over prompts"),
+        "low": Variable(_E, "float", "low end", "of the 95% bootstrap interval over prompts"),
+        "high": Variable(_E, "float", "high end", "of the 95% bootstrap interval over prompts"),
+        "chance": Variable(
+            _E,
+            "float",
+            "chance",
+            "mean absolute effect that 95% of equally many random edges of the step do not reach",
+        ),
+    },
+    "faithfulness": {
+        "margin": Variable(
+            ("prompt", "ranking", "size"),
+            "float",
+            "margin",
+            "margin if only the first heads of the ranking keep their outputs at all positions",
+        ),
+        "margin_clean": Variable(_P, "float", "clean margin", "with all heads"),
+        "margin_without": Variable(_P, "float", "margin without heads", "no head keeps its output"),
+        "kept": Variable(
+            ("ranking", "size"),
+            "float",
+            "share kept",
+            "share of the mean margin between that without heads and the clean one",
+        ),
+        "area": Variable(
+            ("ranking",), "float", "area", "mean of the share kept over the logarithm of the size"
         ),
     },
     "pair_effects": {

@@ -1,0 +1,190 @@
+"""Circuits as figures, and as graphs for other programs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import InputError
+from .style import BLUE, GREEN, GREY, ORANGE, drawn
+from .texts import printable
+
+if TYPE_CHECKING:
+    import networkx
+    import xarray as xr
+    from matplotlib.axes import Axes
+
+TOWERS = {"q": BLUE, "k": ORANGE, "v": GREEN, "answer": GREY}
+"""Colours of edges, by the tower into which they lead."""
+
+
+def circuit_graph(found: xr.Dataset) -> networkx.MultiDiGraph:
+    """Return a circuit as a graph of networkx.
+
+    Parameters
+    ----------
+    found
+        Result of `twotower.circuit`.
+
+    Returns
+    -------
+    networkx.MultiDiGraph
+        Nodes are named like "18.6 @ last", with the attributes name, at and layer (-1 for the
+        embedding, one above the highest for the answer). Edges have tower, effect, low and high.
+
+    Raises
+    ------
+    InputError
+        If the dataset is not a circuit.
+    """
+    import networkx as nx
+
+    if found.attrs.get("twotower_group") != "circuit":
+        raise InputError("this is not the result of circuit")
+    graph = nx.MultiDiGraph()
+    names = ("source_name", "source_at", "target_name", "target_at", "tower")
+    numbers = ("mean_effect", "low", "high")
+    for edge in range(found.sizes["edge"]):
+        one = found.isel(edge=edge)
+        source, source_at, target, target_at, tower = (str(one[name].item()) for name in names)
+        effect, low, high = (float(one[name]) for name in numbers)
+        for name, at in ((source, source_at), (target, target_at)):
+            graph.add_node(f"{name} @ {at}", name=name, at=at, layer=_layer(name))
+        ends = (f"{source} @ {source_at}", f"{target} @ {target_at}")
+        graph.add_edge(*ends, tower=tower, effect=effect, low=low, high=high)
+    known = [data["layer"] for _, data in graph.nodes(data=True) if data["layer"] is not None]
+    for _, data in graph.nodes(data=True):
+        if data["layer"] is None:
+            data["layer"] = max(known) + 1
+    return graph
+
+
+def _layer(name: str) -> int | None:
+    """Return a node's layer: -1 for the embedding, None for the answer."""
+    if name == "answer":
+        return None
+    text = name.rpartition(" ")[2].partition(".")[0]
+    return int(text) if text.isdecimal() else -1
+
+
+def save_circuit(found: xr.Dataset, path: str | Path) -> Path:
+    """Write a circuit for other programs, and return the path.
+
+    Parameters
+    ----------
+    found
+        Result of `twotower.circuit`.
+    path
+        A file named .graphml (yEd, Gephi, Cytoscape) or .json (Cytoscape's elements).
+
+    Raises
+    ------
+    InputError
+        If the dataset is not a circuit, or the file has another ending.
+    """
+    import networkx as nx
+
+    path = Path(path)
+    graph = circuit_graph(found)
+    if path.suffix == ".graphml":
+        nx.write_graphml(graph, path)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(nx.cytoscape_data(graph), indent=1) + "\n")
+    else:
+        raise InputError(f"{str(path)!r} must end with .graphml or .json")
+    return path
+
+
+@drawn(6.4, 5.2)
+def circuit(found: xr.Dataset, *, ax: Axes) -> None:
+    """Draw a circuit: layers upwards, a column for each place at which heads act.
+
+    Parameters
+    ----------
+    found
+        Result of `twotower.circuit`.
+    ax
+        Axes to draw on; by default of a new figure. The width of an edge is its effect; dashed
+        edges work against the answer.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    InputError
+        If the dataset is not a circuit.
+    """
+    graph = circuit_graph(found)
+    places = _places(graph)
+    largest = max(abs(data["effect"]) for *_, data in graph.edges(data=True))
+    used = []
+    for source, target, data in graph.edges(data=True):
+        tower, effect = data["tower"], data["effect"]
+        used.append(tower)
+        bent = {"q": 0.08, "k": -0.08, "v": 0.16}.get(tower, 0.0)
+        style: dict[str, Any] = {
+            "arrowstyle": "-|>",
+            "connectionstyle": f"arc3,rad={bent}",
+            "color": TOWERS[tower],
+            "lw": 0.4 + 3 * abs(effect) / largest,
+            "ls": "-" if effect > 0 else "--",
+            "alpha": 0.75,
+            "shrinkA": 9,
+            "shrinkB": 9,
+        }
+        ax.annotate("", places[target], places[source], arrowprops=style)
+    for node, data in graph.nodes(data=True):
+        box = {"boxstyle": "round,pad=0.25", "fc": "white", "ec": GREY, "lw": 0.8}
+        ax.text(*places[node], printable(data["name"]), ha="center", va="center", size=7, bbox=box)
+    for tower in TOWERS:
+        if tower in used:
+            words = "into the answer" if tower == "answer" else f"into {tower}"
+            ax.plot([], [], color=TOWERS[tower], label=words)
+    columns = sorted({data["at"] for _, data in graph.nodes(data=True)}, key=_column)
+    across = [
+        np.mean([places[n][0] for n, d in graph.nodes(data=True) if d["at"] == at])
+        for at in columns
+    ]
+    ax.set_xticks(across, [printable(f"at {at}") for at in columns])
+    layers = sorted({data["layer"] for _, data in graph.nodes(data=True)})
+    heights = {data["layer"]: places[node][1] for node, data in graph.nodes(data=True)}
+    ax.set_yticks(
+        [heights[layer] for layer in layers],
+        ["embedding" if layer < 0 else str(layer) for layer in layers[:-1]] + ["answer"],
+    )
+    ax.set_ylabel("layer")
+    xs, ys = zip(*places.values(), strict=True)
+    ax.set_xlim(min(xs) - 0.8, max(xs) + 0.8)
+    ax.set_ylim(min(ys) - 0.8, max(ys) + 0.8)
+    ax.legend(loc="lower right")
+
+
+def _column(at: str) -> tuple[bool, str]:
+    return at == "last", at
+
+
+def _places(graph: networkx.MultiDiGraph) -> dict[str, tuple[float, float]]:
+    """Return the place (x, y) of every node; nodes of one layer and column stand side by side."""
+    layers = sorted({data["layer"] for _, data in graph.nodes(data=True)})
+    groups: dict[tuple[str, int], list[str]] = {}
+    for node, data in sorted(graph.nodes(data=True)):
+        groups.setdefault((data["at"], data["layer"]), []).append(node)
+    columns = sorted({at for at, _ in groups}, key=_column)
+    width = {
+        at: max(len(nodes) for (own, _), nodes in groups.items() if own == at) for at in columns
+    }
+    places: dict[str, tuple[float, float]] = {}
+    left = 0.0
+    for at in columns:
+        for (own, layer), nodes in groups.items():
+            if own == at:
+                start = left + (width[at] - len(nodes)) / 2
+                for i, node in enumerate(nodes):
+                    places[node] = (start + i, float(layers.index(layer)))
+        left += width[at] + 1
+    return places
