@@ -78,6 +78,11 @@ def section(result: dict[str, Any]) -> str:
             "",
             f"![{result['title']}](figures/{result['name']}.png)",
             "",
+            *(
+                line
+                for title, own in result.get("tables", {}).items()
+                for line in table(title, own)
+            ),
             f"Rule: {result['rule']}",
             "",
             f"<details><summary>All numbers ({len(rows)})</summary>",
@@ -96,6 +101,14 @@ def section(result: dict[str, Any]) -> str:
             "",
         ]
     )
+
+
+def table(title: str, about: dict[str, Any]) -> list[str]:
+    """A table with its title."""
+    columns, rows = about["columns"], about["rows"]
+    lines = [f"**{title}**", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines += [f"| {' | '.join(map(number, row))} |" for row in rows]
+    return [*lines, ""]
 
 
 def script(result: dict[str, Any]) -> str:

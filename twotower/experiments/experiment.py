@@ -247,11 +247,14 @@ class Judgement:
         A sentence with the decisive numbers.
     numbers
         By description: estimates with intervals and n, or plain numbers.
+    tables
+        By title: {"columns": names, "rows": lists of estimates, numbers and texts}, for the page.
     """
 
     verdict: str
     reason: str
     numbers: dict[str, Estimate | float | int | str] = field(default_factory=dict)
+    tables: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
