@@ -325,12 +325,12 @@ def who(runs: list[xr.DataTree], tasks: list[str]) -> dict[str, Any]:
 
 def kinds_of(runs: list[xr.DataTree]) -> dict[tt.Head, list[str]]:
     """Kinds of every head: those that it has in more than half of the seeds."""
-    named = [run["kinds"]["kind"].values.astype(str) for run in runs]
+    named = [run["kinds"]["kind"].values for run in runs]
     return {
         tt.Head(*place): [
             kind
             for kind in KINDS
-            if sum(kind in own[place].split(", ") for own in named) > len(runs) / 2
+            if sum(kind in str(own[place]).split(", ") for own in named) > len(runs) / 2
         ]
         for place in np.ndindex(named[0].shape)
     }

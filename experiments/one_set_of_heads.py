@@ -23,7 +23,7 @@ strongest heads of each form are named by their kinds (`twotower.head_kinds`).
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -34,10 +34,18 @@ import twotower as tt
 from twotower.experiments import parts as common
 from twotower.experiments import questions
 from twotower.experiments.experiment import SIGNIFICANT, Experiment, Judgement, Setting
-from twotower.experiments.questions import CLASSICS, CLASSIFICATION, COMPLETIONS, PAIRS
+from twotower.experiments.questions import (
+    CLASS_CHAIN,
+    CLASSICS,
+    CLASSIFICATION,
+    COMPLETIONS,
+    COUNTRY_CHAIN,
+    LETTER_CHAIN,
+    PAIRS,
+)
 from twotower.measures.head_kinds import KINDS
 from twotower.results import Variable
-from twotower.statistics import above_chance, bootstrap_mean
+from twotower.statistics import above_chance, bootstrap_mean, mean_known
 
 RULE = """Of the questions that the model can do (both sets of prompts, all seeds together, exact
 binomial test, p < 0.05), for each two of the three forms, averaged over seeds and over all pairs of
@@ -52,6 +60,13 @@ K = 12
 OVERLAP, CORRELATION = "heads in common", "rank correlation"
 SCORES = tuple(dict.fromkeys(score for score, _ in KINDS.values()))
 """Scores of kinds of heads, whose rank correlation with the effects is reported."""
+SAME_WORDS = (
+    ("animals-cities", CLASS_CHAIN),
+    ("opposites", LETTER_CHAIN),
+    ("first-letters", LETTER_CHAIN),
+    ("nationalities", COUNTRY_CHAIN),
+)
+"""Questions of different forms about the same words; numbers without these pairs are added."""
 
 
 # ---- what is measured ---------------------------------------------------------------------
@@ -136,6 +151,9 @@ def judge(runs: list[xr.DataTree]) -> Judgement:
             numbers[f"{name}, by chance within layers"] = expected
             numbers[f"{name}, 95% bound of chance"] = bound
             beyond.setdefault(pair, []).append(values[pair] > bound)
+            if COMPLETIONS in pair:
+                other = between(vectors[kind], done, leave=SAME_WORDS)[pair]
+                numbers[f"{name}, without questions about the same words"] = other
     for form in FORMS:
         for kind, values in found.items():
             numbers[f"{form}, two questions: {kind}"] = values[form, form]
@@ -247,17 +265,32 @@ def features(runs: list[xr.DataTree], tasks: list[str], kind: str) -> np.ndarray
     return found
 
 
-def between(vectors: np.ndarray, forms: Mapping[str, str]) -> dict[tuple[str, str], float]:
-    """Mean number for each two forms; (form, form) two questions, (form, "itself") one."""
+def of_questions(vectors: np.ndarray) -> np.ndarray:
+    """(task, task) numbers: first set of one and second of the other, both ways; mean over runs."""
     table = np.einsum("rih,rjh->ij", vectors[:, :, 0], vectors[:, :, 1]) / len(vectors)
-    table = (table + table.T) / 2
+    both: np.ndarray = (table + table.T) / 2
+    return both
+
+
+def between(
+    vectors: np.ndarray, forms: Mapping[str, str], leave: Sequence[tuple[str, str]] = ()
+) -> dict[tuple[str, str], float]:
+    """Mean number for each two forms; (form, form) two questions, (form, "itself") one.
+
+    Pairs of questions in `leave` are left out.
+    """
+    table, places = of_questions(vectors), list(forms)
+    for one, other in leave:
+        if one in forms and other in forms:
+            i, j = places.index(one), places.index(other)
+            table[i, j] = table[j, i] = np.nan
     own = np.array(list(forms.values()))
     found = {}
     for one in dict.fromkeys(forms.values()):
         for other in dict.fromkeys(forms.values()):
             block = table[np.ix_(own == one, own == other)]
             if one != other:
-                found[one, other] = float(block.mean())
+                found[one, other] = float(mean_known(block.ravel()))
             else:
                 found[one, "itself"] = float(np.diag(block).mean())
                 apart = block[~np.eye(len(block), dtype=bool)]
@@ -303,8 +336,7 @@ def strongest(runs: list[xr.DataTree], tasks: list[str]) -> list[int]:
 def kinds_of(runs: list[xr.DataTree]) -> list[list[str]]:
     """Kinds of every head: those that it has in more than half of the seeds."""
     named = [
-        [text.split(", ") for text in run["kinds"]["kind"].values.astype(str).ravel()]
-        for run in runs
+        [str(text).split(", ") for text in run["kinds"]["kind"].values.ravel()] for run in runs
     ]
     return [
         [kind for kind in KINDS if sum(kind in own for own in one) > len(runs) / 2]
@@ -337,7 +369,9 @@ def by_kind(
         i: f"{name(runs, i)} ({', '.join(kinds[i]) or 'no kind'})" for i in range(len(kinds))
     }
     numbers: dict[str, Any] = {
-        "heads among the 12 strongest of all three forms": int((count == 3).sum())
+        "heads among the 12 strongest of all three forms": int((count == 3).sum()),
+        "heads among the 12 strongest of all three forms, expected by chance": K**3
+        / len(kinds) ** 2,
     }
     for words, heads in list(groups.items())[1:]:
         numbers[f"heads {words}"] = "; ".join(described[int(i)] for i in heads) or "none"
@@ -374,8 +408,7 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
         axes, ((OVERLAP, K, "{:.0f}"), (CORRELATION, 1, "{:.1f}")), strict=True
     ):
         vectors = features(runs, tasks, kind)
-        table = np.einsum("rih,rjh->ij", vectors[:, :, 0], vectors[:, :, 1]) / len(runs)
-        table = (table + table.T) / 2
+        table = of_questions(vectors)
         place.imshow(table, cmap="Blues", vmin=0, vmax=top, aspect="auto")
         for (row, column), value in np.ndenumerate(table):
             colour = "white" if value > 0.6 * top else "black"

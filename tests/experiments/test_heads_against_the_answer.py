@@ -60,7 +60,7 @@ def run(
         },
         {"task": TASKS},
     )
-    kinds = xr.Dataset({"kind": (("layer", "head"), names)})
+    kinds = xr.Dataset({"kind": (("layer", "head"), names.astype(np.dtypes.StringDType()))})
     return xr.DataTree.from_dict(
         {"answers": answers, "heads": heads, "scores": scores, "kinds": kinds}
     )

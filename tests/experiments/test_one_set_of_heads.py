@@ -54,7 +54,7 @@ def run(own: dict[str, float], seed: int, fit: float = 1.0) -> xr.DataTree:
     named[np.unravel_index(common.argmax(), common.shape)] = "induction, writer"
     kinds = xr.Dataset(
         {score: (("layer", "head"), common) for score in PART.SCORES}
-        | {"kind": (("layer", "head"), named)}
+        | {"kind": (("layer", "head"), named.astype(np.dtypes.StringDType()))}
     )
     return xr.DataTree.from_dict({"effects": effects, "kinds": kinds})
 
@@ -74,8 +74,10 @@ def test_verdicts(own: dict[str, float], fit: float, verdict: str) -> None:
 
 
 def test_one_number_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_overlap(vectors: np.ndarray, forms: dict[str, str]) -> dict[tuple[str, str], float]:
-        found = between(vectors, forms)
+    def no_overlap(
+        vectors: np.ndarray, forms: dict[str, str], leave: tuple = ()
+    ) -> dict[tuple[str, str], float]:
+        found = between(vectors, forms, leave)
         return {pair: 0.0 for pair in found} if vectors.max() == 1 else found
 
     between = PART.between
@@ -117,6 +119,15 @@ def test_features_and_blocks() -> None:
     assert correlation["classification", "pairs"] == pytest.approx(
         np.mean([spearmanr(*pair).statistic for pair in sides])
     )
+
+
+def test_pairs_left_out() -> None:
+    vectors = np.ones((1, 3, 2, 1))
+    vectors[:, 2] = 3
+    forms = {"a": "one", "b": "other", "c": "other"}
+    assert PART.between(vectors, forms)["one", "other"] == 2
+    left = PART.between(vectors, forms, leave=(("a", "c"), ("a", "elsewhere")))
+    assert left["one", "other"] == 1
 
 
 def test_depth_is_no_sharing() -> None:
