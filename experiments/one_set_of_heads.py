@@ -441,6 +441,7 @@ EXPERIMENT = Experiment(
     measure=measure,
     judge=judge,
     draw=draw,
+    prompts="two sets of 8 prompts of every question (classics: of 4)",
 )
 
 if __name__ == "__main__":

@@ -67,6 +67,9 @@ def section(result: dict[str, Any]) -> str:
             f"{', '.join(result['labels'])}"
         )
         shots = f", {size['shots']} demonstrations per label unless the numbers say otherwise"
+    prompts = result.get("prompts") or (
+        f"{size['n_fit']} prompts to choose on and {size['n_test']} to test on{shots}"
+    )
     return "\n".join(
         [
             f"## {result['title']}",
@@ -94,8 +97,7 @@ def section(result: dict[str, Any]) -> str:
             "",
             "</details>",
             "",
-            f"{subject}; seeds {', '.join(map(str, seeds))}, for each "
-            f"{size['n_fit']} prompts to choose on and {size['n_test']} to test on{shots}.",
+            f"{subject}; seeds {', '.join(map(str, seeds))}, for each {prompts}.",
             "",
             f"<sub>{provenance['created'][-1][:10]}; {versions}; commit "
             f"{provenance['git_commit'][-1][:12]}</sub>",

@@ -387,6 +387,7 @@ EXPERIMENT = Experiment(
     measure=measure,
     judge=judge,
     draw=draw,
+    prompts="8 prompts of every question to choose on and 12 to test on",
 )
 
 if __name__ == "__main__":

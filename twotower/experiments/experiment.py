@@ -281,6 +281,8 @@ class Experiment:
         The default task.
     subject
         Description of the measured models and tasks, if they are not the ones given.
+    prompts
+        Prompts of a seed in words, if they are not `n_fit` and `n_test` of the task.
     version
         Raise it when the measurement changes, so that older measurements are not reused.
     """
@@ -296,6 +298,7 @@ class Experiment:
     draw: Callable[[list[xr.DataTree], Judgement], Figure]
     task: str = "animals-cities"
     subject: str = ""
+    prompts: str = ""
     version: int = 1
 
 

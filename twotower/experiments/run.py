@@ -194,6 +194,7 @@ def _result(
         },
         "size": {**asdict(size), "seeds": list(size.seeds)},
         "subject": experiment.subject,
+        "prompts": experiment.prompts,
         **{name: first[name] for name in kept},
         "labels": json.loads(first["labels"]),
         "provenance": {
