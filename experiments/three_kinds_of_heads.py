@@ -14,7 +14,8 @@ Sets of heads overlap, so knocking out one kind removes some of another. As in Y
 heads of the kind that are not among the strongest of another kind, as many of each. Beside them
 stand random heads of the same layers. In-context and function-vector heads are chosen for each
 question, on prompts that share no text with those on which heads are knocked out (zero, at all
-positions); induction heads need no task.
+positions); induction heads need no task. In-context heads are chosen by the very effect that is
+measured, though on other prompts, and the other kinds are not.
 
     python experiments/three_kinds_of_heads.py --out runs/experiments
 """
@@ -367,7 +368,7 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
                     )
                 ):
                     value = left(runs, tasks, condition, measured)
-                    style.bar(place, x + 0.27 * (side - 1), value, side, text, x == 0)
+                    style.bar(place, x + 0.27 * (side - 1), value, side, text, x == 0, width=0.25)
             place.set_xticks(range(len(KINDS)), KINDS)
             place.set(ylim=(0, 1.03), title=form, ylabel=f"accuracy {words}")
     axes[0, 0].legend(frameon=False, fontsize=8)
