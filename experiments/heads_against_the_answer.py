@@ -394,7 +394,7 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
                 style.bar(place, x + 0.36 * side - 0.18, value, side, words, x == 0)
         place.axhline(0, color="black", lw=0.8)
         place.set_xticks(range(len(tasks)), tasks, rotation=50, ha="right", fontsize=8)
-        place.set(ylabel=f"{GAINS[measured]} gained, held-out prompts")
+        place.set(ylabel=f"{GAINS[measured]} gained", title="held-out prompts")
     axes[0].legend(frameon=False, fontsize=8)
     effects, written = (
         np.mean([run["scores"][name].values for run in runs], axis=(0, 1)).ravel()
