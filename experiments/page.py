@@ -19,8 +19,9 @@ HEAD = """# Experiments
 
 What the paper claims (Yu & Ananiadou 2024, [arXiv:2402.02872](https://arxiv.org/abs/2402.02872)),
 each claim as one file that is read from top to bottom: the claim, the prompts, the measurement, and
-a verdict by a rule that is stated before the numbers. This page is made by `experiments/page.py`
-from `results/*.json`; do not edit it by hand.
+a verdict by a rule that is stated before the numbers. Numbers 14 to 16 ask what it leaves open:
+other forms of questions, other kinds of heads, and heads that harm. This page is made by
+`experiments/page.py` from `results/*.json`; do not edit it by hand.
 
     twotower experiments list
     twotower experiments run qk-similarity            # or: python experiments/qk_similarity.py
@@ -32,7 +33,8 @@ stand beside what was measured for comparison; nothing here reproduces a table o
 95% bootstrap intervals over prompts of all seeds together, n is the number of those prompts.
 Numbers without an interval are means over the seeds, of the heads that are named, or counts.
 All of it took 103 minutes on two cores of an AMD EPYC, in two processes of one thread each; the
-trainings of number 9 (12 small models, to 98% and more) take 33 minutes more of one thread.
+trainings of number 9 (12 small models, to 98% and more) take 33 minutes more of one thread. Numbers
+14 to 16 took 60 minutes more, of one thread beside other work.
 """
 
 
@@ -66,6 +68,9 @@ def section(result: dict[str, Any]) -> str:
             f"{', '.join(result['labels'])}"
         )
         shots = f", {size['shots']} demonstrations per label unless the numbers say otherwise"
+    prompts = result.get("prompts") or (
+        f"{size['n_fit']} prompts to choose on and {size['n_test']} to test on{shots}"
+    )
     return "\n".join(
         [
             f"## {result['title']}",
@@ -78,6 +83,11 @@ def section(result: dict[str, Any]) -> str:
             "",
             f"![{result['title']}](figures/{result['name']}.png)",
             "",
+            *(
+                line
+                for title, own in result.get("tables", {}).items()
+                for line in table(title, own)
+            ),
             f"Rule: {result['rule']}",
             "",
             f"<details><summary>All numbers ({len(rows)})</summary>",
@@ -88,14 +98,21 @@ def section(result: dict[str, Any]) -> str:
             "",
             "</details>",
             "",
-            f"{subject}; seeds {', '.join(map(str, seeds))}, for each "
-            f"{size['n_fit']} prompts to choose on and {size['n_test']} to test on{shots}.",
+            f"{subject}; seeds {', '.join(map(str, seeds))}, for each {prompts}.",
             "",
             f"<sub>{provenance['created'][-1][:10]}; {versions}; commit "
             f"{provenance['git_commit'][-1][:12]}</sub>",
             "",
         ]
     )
+
+
+def table(title: str, about: dict[str, Any]) -> list[str]:
+    """A table with its title."""
+    columns, rows = about["columns"], about["rows"]
+    lines = [f"**{title}**", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines += [f"| {' | '.join(map(number, row))} |" for row in rows]
+    return [*lines, ""]
 
 
 def script(result: dict[str, Any]) -> str:

@@ -39,4 +39,13 @@ def test_numbers(page) -> None:
     assert page.number({"value": 1.0, "low": None, "high": None, "n": 1}) == "1.00 (n = 1)"
     assert page.number(0.0123) == "0.012"
     assert page.number(7) == "7"
+    share = {"value": 0.5, "low": None, "high": None, "n": 1}
+    assert page.table("Tasks", {"columns": ["task", "share"], "rows": [["one", share]]}) == [
+        "**Tasks**",
+        "",
+        "| task | share |",
+        "|---|---|",
+        "| one | 0.50 (n = 1) |",
+        "",
+    ]
     assert page.anchor("Two towers, as metric learning") == "two-towers-as-metric-learning"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from shutil import copy
 from typing import Any
@@ -54,6 +55,8 @@ def test_quick_form(
     monkeypatch.setattr(small_models, "LESSONS", small_models.LESSONS[-1:])
     monkeypatch.setattr(small_models, "DONE", 0.0)
     monkeypatch.setitem(small_models.SETTINGS, "steps", 1)
+    # Copying is tested at one position of each random sequence, not at eight.
+    monkeypatch.setattr(import_module("twotower.measures.head_kinds"), "COPIED", 8)
     # One of three tasks, with the most classes; and figures of few pixels, in one format.
     more = SUITE["more-classes"].measure.__globals__
     monkeypatch.setitem(more, "TASKS", more["TASKS"][-1:])

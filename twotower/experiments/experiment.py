@@ -247,11 +247,14 @@ class Judgement:
         A sentence with the decisive numbers.
     numbers
         By description: estimates with intervals and n, or plain numbers.
+    tables
+        By title: {"columns": names, "rows": lists of estimates, numbers and texts}, for the page.
     """
 
     verdict: str
     reason: str
     numbers: dict[str, Estimate | float | int | str] = field(default_factory=dict)
+    tables: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -278,6 +281,8 @@ class Experiment:
         The default task.
     subject
         Description of the measured models and tasks, if they are not the ones given.
+    prompts
+        Prompts of a seed in words, if they are not `n_fit` and `n_test` of the task.
     version
         Raise it when the measurement changes, so that older measurements are not reused.
     """
@@ -293,6 +298,7 @@ class Experiment:
     draw: Callable[[list[xr.DataTree], Judgement], Figure]
     task: str = "animals-cities"
     subject: str = ""
+    prompts: str = ""
     version: int = 1
 
 

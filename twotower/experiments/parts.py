@@ -126,9 +126,13 @@ def right(margins: np.ndarray) -> np.ndarray:
 
 
 def knock_out_in_turn(
-    setting: Setting, prompts: Prompts, draws: Sequence[Sequence[Head]], title: str
+    setting: Setting,
+    prompts: Prompts,
+    draws: Sequence[Sequence[Head]],
+    title: str,
+    positions: str = "all",
 ) -> dict[str, np.ndarray]:
-    """Return margin, correct and top1_correct (prompt,) with heads knocked out everywhere.
+    """Return margin, correct and top1_correct (prompt,) with heads knocked out.
 
     Prompt i uses draw i modulo the number of draws, so many draws cost no more than one.
     """
@@ -140,7 +144,7 @@ def knock_out_in_turn(
             answers = predict(
                 setting.model,
                 prompts[rows],
-                [KnockOut(heads, positions="all")] if len(heads) else [],
+                [KnockOut(heads, positions=positions)] if len(heads) else [],
             )
         for name in MEASURES:
             found[name][rows] = answers[name].values

@@ -185,8 +185,16 @@ def _result(
         "verdict": judgement.verdict,
         "reason": judgement.reason,
         "numbers": {words: _plain(number) for words, number in judgement.numbers.items()},
+        "tables": {
+            title: {
+                "columns": table["columns"],
+                "rows": [[_plain(value) for value in row] for row in table["rows"]],
+            }
+            for title, table in judgement.tables.items()
+        },
         "size": {**asdict(size), "seeds": list(size.seeds)},
         "subject": experiment.subject,
+        "prompts": experiment.prompts,
         **{name: first[name] for name in kept},
         "labels": json.loads(first["labels"]),
         "provenance": {
