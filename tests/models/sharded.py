@@ -50,7 +50,9 @@ def found(name: str, n: int, what: str) -> object:
 
 
 @pytest.mark.parametrize("n", [pytest.param(2, marks=pytest.mark.slow), 4])
-@pytest.mark.parametrize(("name", "what"), crossed(MEASURES, ("analyze", "edits"), rare=REPEATED))
+@pytest.mark.parametrize(
+    ("name", "what"), crossed(MEASURES, ("analyze", "edits"), ("gpt2",), REPEATED)
+)
 def test_as_on_one_device(name: str, n: int, what: str) -> None:
     assert len(set(spread_out(name, n).device_map.values())) == n
     same(found(name, n, what), expected(name, what), 1e-5)
@@ -70,7 +72,7 @@ def crossing() -> list[Any]:
         pytest.param(*case.values, marks=pytest.mark.slow)
         if case.values[1] not in CROSSING
         else case
-        for case in crossed(MEASURES, ["edits"])
+        for case in crossed(MEASURES, ["edits"], ("gpt2",))
     ]
 
 
