@@ -31,14 +31,27 @@ BUDGETS = {
 
 LONGEST = (
     "tests/experiments/test_quick",
-    "tests/runs/test_kills.py",
-    "tests/runs/test_ray.py",
+    "tests/figures/test_report",
+    "tests/measures/test_attention_edits.py",
+    "tests/measures/test_no_waiting.py",
+    "tests/measures/test_sweep.py",
+    "tests/models/test_families.py",
+    "tests/models/test_remote.py",
+    "tests/models/test_sharded.py",
+    "tests/models/test_state.py",
+    "tests/results/test_units.py",
     "tests/runs/test_demo.py",
+    "tests/runs/test_kills.py",
+    "tests/runs/test_plan.py",
+    "tests/runs/test_ray.py",
     "tests/runs/test_run.py",
     "tests/runs/test_s3.py",
-    "tests/models/test_sharded.py",
+    "tests/test_bad_commands.py",
+    "tests/test_cli.py",
+    "tests/test_docs.py",
+    "tests/testing/",
 )
-"""Files that take a minute or so."""
+"""Files that take a quarter of a minute or more."""
 
 REST = ("everything else", 190)
 

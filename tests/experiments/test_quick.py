@@ -16,7 +16,7 @@ import twotower as tt
 from twotower.experiments import experiment, small_models
 from twotower.experiments.experiment import QUICK
 
-FEW = replace(QUICK, n_fit=4, n_test=6, shots=2, n_task=4)
+FEW = replace(QUICK, n_fit=6, n_test=6, shots=2, n_task=4)
 EVERY_LABEL = replace(FEW, n_test=12)
 """Enough prompts for each of several labels to be the right answer."""
 
