@@ -16,16 +16,16 @@ from typing import Any
 import pytest
 
 BUDGETS = {
-    "tests/experiments/test_quick": ("quick experiments", 65),
-    "tests/experiments": ("experiments", 80),
+    "tests/experiments/test_quick": ("quick experiments", 50),
+    "tests/experiments": ("experiments", 60),
     "tests/runs/test_kills.py": ("random kills", 60),
-    "tests/runs": ("runs", 300),
-    "tests/figures/test_report": ("browser", 90),
-    "tests/figures": ("figures", 40),
-    "tests/properties": ("properties", 45),
-    "tests/testing": ("planted models", 70),
-    "tests/models": ("models", 190),
-    "tests/measures": ("measures", 200),
+    "tests/runs": ("runs", 185),
+    "tests/figures/test_report": ("browser", 80),
+    "tests/figures": ("figures", 35),
+    "tests/properties": ("properties", 25),
+    "tests/testing": ("planted models", 60),
+    "tests/models": ("models", 200),
+    "tests/measures": ("measures", 205),
 }
 """By beginning of the path: the first that fits."""
 

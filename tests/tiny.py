@@ -194,8 +194,9 @@ def mixed() -> list[Any]:
     return [pytest.param(x, marks=pytest.mark.slow) if x != MIXED[-1] else x for x in MIXED]
 
 
-CONTAINED = ("llama", "qwen2", "neox-sequential")
-"""Architectures whose parts all occur in others; `make test` leaves them out of most tests."""
+CONTAINED = ("llama", "qwen2", "qwen3", "neox-sequential", "neox-parallel")
+"""Architectures whose parts all occur in others, or in those that `models/test_families.py`
+compares with transformers' own forward; `make test` leaves them out of most tests."""
 
 
 def transported() -> list[Any]:
