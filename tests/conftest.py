@@ -10,6 +10,7 @@ def pytest_configure(config: pytest.Config) -> None:
     worker = hasattr(config, "workerinput")  # one of xdist's
     if not worker:
         config.pluginmanager.register(Budget())
+        config.option.loadscopereorder = False  # xdist would begin with files of many tests
     if worker or not config.getoption("numprocesses", None):
         config.pluginmanager.import_plugin("shared_fixtures")
 

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -179,8 +180,7 @@ class Reference:
             rotated = int(self.d_head * parameters.get("partial_rotary_factor", 1.0))
             base, scale = parameters["rope_theta"], 1.0
         half = rotated // 2
-        rate = torch.tensor([base ** (-2 * j / rotated) for j in range(half)]).double()
-        turn = torch.exp(1j * positions.double()[:, None] * rate)[:, None] * scale
+        turn = _turns(tuple(positions.tolist()), rotated, base) * scale
         out = x.clone()
         if self.kind == "gptj":
             real, imaginary = slice(0, rotated, 2), slice(1, rotated, 2)
@@ -310,6 +310,13 @@ class Reference:
 
 
 # ---- prompts and answers ------------------------------------------------------------------
+
+
+@cache
+def _turns(positions: tuple[int, ...], rotated: int, base: float) -> torch.Tensor:
+    """(T, 1, half) what each pair of elements is turned by, as complex numbers."""
+    rate = torch.tensor([base ** (-2 * j / rotated) for j in range(rotated // 2)]).double()
+    return torch.exp(1j * torch.tensor(positions).double()[:, None] * rate)[:, None]
 
 
 def ids_of(prompts: tt.Prompts, i: int) -> torch.Tensor:

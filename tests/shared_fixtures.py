@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,6 +71,35 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     hf_model("llama-grouped").save_pretrained(folder)
     byte_level().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def loaded() -> dict[tuple[Any, ...], tt.Model]:
+    """The checkpoint's models by the options that they were loaded with."""
+    return {}
+
+
+@pytest.fixture
+def loaded_once(checkpoint: Path, loaded: dict[tuple[Any, ...], tt.Model]) -> Iterator[None]:
+    """The checkpoint is loaded, and checked, once for all runs and commands of such tests."""
+    from twotower.runs.load_settings import LoadSettings
+
+    load = LoadSettings.load
+
+    def once(settings: LoadSettings, model: Any, **more: Any) -> tt.Model:
+        usual = settings.remote is None and (settings.threads is None or settings.threads > 0)
+        if str(model) != str(checkpoint) or more or not usual:
+            return load(settings, model, **more)
+        key = tuple(settings.options().items())
+        if key not in loaded:
+            loaded[key] = load(settings, model)
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)  # as loading does
+        return loaded[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LoadSettings, "load", once)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -43,6 +43,10 @@ MEASURES: dict[str, Call] = {
     "edits": lambda m, p: tt.predict(m, p, edits(m, p)),
 }
 
+REPEATED = ("predict", "last", "pairs", "greedy", "resample", "attribution", "qk")
+"""Parts of `analyze`, and what takes the path of "groups" and "mean": where models are on a server,
+on a disk or on several devices, `make test` leaves them out."""
+
 FEW = ("labels", "attribution", "analyze", "edits")
 """A selection that runs most of the code; `make test` uses it where everything takes too long."""
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from shutil import copytree
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,8 @@ import twotower as tt
 from twotower.cli import main
 from twotower.measures.head_kinds import KINDS
 from twotower.runs.configuration import Configuration
+
+pytestmark = pytest.mark.usefixtures("loaded_once")
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +75,10 @@ def test_memory_that_runs_out_on_the_way(
         return forward(*arguments, **options)
 
     monkeypatch.setattr(judge, "run_batch", runs_out)
-    out = tmp_path / "runs" / "run.zarr"
-    given = ["--model", checkpoint, "--task", task_file, "--shots", 2, "--n", 4, "--output", out]
-    given += ["--batch-size", 1, "--unit-size", 1]
+    out, model = tmp_path / "runs" / "run.zarr", tmp_path / "tiny"
+    copytree(checkpoint, model)  # loaded anew
+    given = ["--model", model, "--task", task_file, "--shots", 2, "--n", 4, "--output", out]
+    given += ["--batch-size", 1, "--unit-size", 1, "--measures", "predictions", "qk"]
     assert run("analyze", *given) == 1
     said = capsys.readouterr()
     assert "memory ran out on a single prompt of" in said.out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from reference import Reference
 from tiny import ARCHITECTURES, FURTHER, THREE, tiny
 
 import twotower as tt
+from twotower.experiments.experiment import QUICK
 from twotower.results.schema import GROUPS
 
 ROOT = Path(__file__).parents[1]
@@ -61,6 +63,8 @@ def test_an_experiment(
     model = "smollm2-135m"
     if kind == "random":
         monkeypatch.setattr("twotower.experiments.experiment.check_task", lambda run, name: None)
+        few = replace(QUICK, n_fit=6, n_test=6, shots=2)
+        monkeypatch.setattr("twotower.experiments.units.QUICK", few)
         model = tmp_path / "random"
         random_model.module.save_pretrained(model)
         random_model.tokenizer.save_pretrained(model)

@@ -188,8 +188,15 @@ learned positions, parallel blocks, and grouped queries."""
 MIXED = ("lfm2", "falcon_h1", "qwen3_5_text")
 """Models of `families.py` with mixers: convolutions, state spaces beside heads, and delta rules."""
 
-CONTAINED = ("llama", "qwen2", "neox-sequential")
-"""Architectures whose parts all occur in others; `make test` leaves them out of most tests."""
+
+def mixed() -> list[Any]:
+    """Return `MIXED` as parameters; all but the quickest, the delta rule, are marked as slow."""
+    return [pytest.param(x, marks=pytest.mark.slow) if x != MIXED[-1] else x for x in MIXED]
+
+
+CONTAINED = ("llama", "qwen2", "qwen3", "neox-sequential", "neox-parallel")
+"""Architectures whose parts all occur in others, or in those that `models/test_families.py`
+compares with transformers' own forward; `make test` leaves them out of most tests."""
 
 
 def transported() -> list[Any]:
@@ -206,17 +213,21 @@ DISTINCT = tuple(name for name in ARCHITECTURES if name not in CONTAINED)
 
 
 def crossed(
-    values: Iterable[Any], everywhere: Container[Any] = (), on: Container[str] = TRANSPORTED
+    values: Iterable[Any],
+    everywhere: Container[Any] = (),
+    on: Container[str] = TRANSPORTED,
+    rare: Container[Any] = (),
 ) -> list[Any]:
     """Return all (architecture, value), as parameters of two arguments.
 
-    `make test` takes every value on a grouped-query Llama, and those of `everywhere` on the
-    architectures `on`; the rest is marked as slow.
+    `make test` takes every value but those of `rare` on a grouped-query Llama, and those of
+    `everywhere` on the architectures `on`; the rest is marked as slow.
     """
     found = []
     for name in ARCHITECTURES:
         for value in values:
-            taken = name == TRANSPORTED[-1] or (name in on and value in everywhere)
+            taken = name == TRANSPORTED[-1] and value not in rare
+            taken |= name in on and value in everywhere
             found.append(pytest.param(name, value, marks=() if taken else pytest.mark.slow))
     return found
 

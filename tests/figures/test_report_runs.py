@@ -25,7 +25,7 @@ def run(llama: tt.Model, prompts: tt.Prompts) -> xr.DataTree:
     return tt.analyze(llama, prompts)
 
 
-@pytest.mark.parametrize("words", [15, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("words", [8, pytest.param(50, marks=pytest.mark.slow)])
 def test_long_prompts(browser: Browser, tmp_path: Path, words: int) -> None:
     module = hf_model("llama-grouped")
     module.config.max_position_embeddings = 8192
@@ -66,11 +66,11 @@ def test_large_runs_are_thinned_and_say_so(browser: Browser, run, tmp_path: Path
     noise = np.random.default_rng(0)
     for name, variables in (("qk", ("score", "score_content")), ("ov", ("label_logit",))):
         dataset = wide[name].to_dataset(inherit=False).copy()
-        big = {x: dataset[x].isel(position=np.full(3000, -2)).copy() for x in dataset.data_vars}
+        big = {x: dataset[x].isel(position=np.full(1500, -2)).copy() for x in dataset.data_vars}
         for variable in variables:
             big[variable].values[:] = noise.normal(size=big[variable].shape)
         wide[name] = xr.Dataset(big, attrs=dataset.attrs).assign_coords(
-            position=np.arange(-2999, 1)
+            position=np.arange(-1499, 1)
         )
     del wide["prompts"]
     file = write_report(wide, tmp_path / "wide.html", most_bytes=2_500_000)
@@ -86,9 +86,13 @@ def test_large_runs_are_thinned_and_say_so(browser: Browser, run, tmp_path: Path
         wait(page, "document.getElementById('answer').textContent.includes('holds no positions')")
 
 
-def test_two_runs(browser: Browser, run, llama: tt.Model, tmp_path: Path) -> None:
-    prompts = tt.build_prompts(llama, TWO, shots=3, n=4, seed=8)
-    other = tt.analyze(llama, prompts)
+@pytest.fixture(scope="module")
+def other(llama: tt.Model) -> xr.DataTree:
+    """A run of other prompts."""
+    return tt.analyze(llama, tt.build_prompts(llama, TWO, shots=3, n=4, seed=8))
+
+
+def test_two_runs(browser: Browser, run, other, tmp_path: Path) -> None:
     file = write_report(run, tmp_path / "two.html", other, names=("first", "second"))
     a, b = head_table(run), head_table(other)
     with opened(browser, file) as page:
@@ -117,6 +121,16 @@ def test_two_runs(browser: Browser, run, llama: tt.Model, tmp_path: Path) -> Non
         assert len(texts(page, "#prompt option")) == 4
         head = page.inner_text("#chosen-title").removeprefix("Head ").split(".")
         compare_with_view(page, other, (int(head[0]), int(head[1])), 0)
+        # The address names the run, too.
+        page.select_option("#prompt", "2")
+        wait(page, "location.hash.includes('prompt=2&run=1')")
+        page.reload()
+        page.wait_for_selector(READY)
+        assert page.input_value("#prompt-run") == "1"
+        assert page.input_value("#prompt") == "2"
+        page.evaluate("location.hash = '#head=2.2&prompt=1&run=0'")
+        wait(page, "document.getElementById('chosen-title').textContent == 'Head 2.2'")
+        assert page.input_value("#prompt-run") == "0"
 
 
 def without(*groups: str) -> Callable[[xr.DataTree], xr.DataTree]:
@@ -146,21 +160,36 @@ def empty(run: xr.DataTree) -> xr.DataTree:
     return found
 
 
+LACKING = (
+    (without("qk"), ["This run holds no QK scores and attention."]),
+    (without("ov"), ["This run holds no OV label logits."]),
+    (
+        without("qk", "ov"),
+        ["This run holds no QK scores and attention.", "This run holds no OV label logits."],
+    ),
+    (without("prompts"), []),
+    (without("predictions", "attribution"), []),
+    (without("prompts", "predictions", "attribution"), []),
+    (partly, ["2 of 6 prompts are measured so far."]),
+    (empty, ["0 of 6 prompts are measured so far."]),
+)
+
+IN_SHORT = (2, 5, 7)
+"""Which of `LACKING` `make test` opens in the browser: what lacks most."""
+
+
+@pytest.mark.parametrize(("change", "notes"), LACKING)
+def test_what_a_run_lacks_is_said(run, tmp_path: Path, change, notes) -> None:
+    file = write_report(change(run), tmp_path / "run.html")
+    page = file.read_text(encoding="utf-8").partition("</noscript>")[2]
+    assert re.findall(r'<p class="note">(.*?)</p>', page) == notes
+
+
 @pytest.mark.parametrize(
     ("change", "notes"),
     [
-        pytest.param(
-            without("qk"), ["This run holds no QK scores and attention."], marks=pytest.mark.slow
-        ),
-        pytest.param(without("ov"), ["This run holds no OV label logits."], marks=pytest.mark.slow),
-        (
-            without("qk", "ov"),
-            ["This run holds no QK scores and attention.", "This run holds no OV label logits."],
-        ),
-        (without("prompts"), []),
-        (without("predictions", "attribution"), []),
-        pytest.param(partly, ["2 of 6 prompts are measured so far."], marks=pytest.mark.slow),
-        (empty, ["0 of 6 prompts are measured so far."]),
+        pytest.param(*one, marks=() if i in IN_SHORT else pytest.mark.slow)
+        for i, one in enumerate(LACKING)
     ],
 )
 def test_runs_that_lack_something(browser: Browser, run, tmp_path: Path, change, notes) -> None:
@@ -226,22 +255,6 @@ def test_the_file_is_whole_or_not_there(run, tmp_path: Path, monkeypatch) -> Non
         write_report(run, target)
     assert target.read_bytes() == before
     assert [x.name for x in tmp_path.iterdir()] == ["run.html"]
-
-
-def test_an_address_names_the_run(browser: Browser, run, llama: tt.Model, tmp_path: Path) -> None:
-    other = tt.analyze(llama, tt.build_prompts(llama, TWO, shots=3, n=4, seed=8))
-    file = write_report(run, tmp_path / "two.html", other)
-    with opened(browser, file) as page:
-        page.select_option("#prompt-run", "1")
-        page.select_option("#prompt", "2")
-        wait(page, "location.hash.includes('prompt=2&run=1')")
-        page.reload()
-        page.wait_for_selector(READY)
-        assert page.input_value("#prompt-run") == "1"
-        assert page.input_value("#prompt") == "2"
-        page.evaluate("location.hash = '#head=2.2&prompt=1&run=0'")
-        wait(page, "document.getElementById('chosen-title').textContent == 'Head 2.2'")
-        assert page.input_value("#prompt-run") == "0"
 
 
 def test_a_first_run_without_effects(browser: Browser, run, tmp_path: Path) -> None:

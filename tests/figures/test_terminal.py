@@ -133,6 +133,7 @@ def test_report(store: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     assert text.count('type="text/plain" id="prompt-') == 4
 
 
+@pytest.mark.usefixtures("loaded_once")
 def test_parts(checkpoint: Path, tmp_path: Path, capsys) -> None:
     task = tmp_path / "task.csv"
     rows = [f"{text},{cls}" for cls, texts in TWO.texts.items() for text in texts]

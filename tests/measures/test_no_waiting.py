@@ -178,15 +178,17 @@ def test_edits(name: str, positions: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "positions"), crossed(["last", "labels", "all"], ["all"], on=("gpt2",))
+    ("name", "positions"),
+    crossed(["last", "labels", "all"], ["all"], on=("gpt2",), rare=["last"]),
 )
 def test_sweeps(name: str, positions: str) -> None:
+    """At the last position, mixers and half precision are swept as well."""
     run_sweeps(name, positions)
 
 
 @pytest.mark.parametrize(("name", "positions"), crossed(["all"]))
 def test_several_chunks(name: str, positions: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("twotower.sweep.memory.TOKENS_PER_CHUNK", 32)
+    monkeypatch.setattr("twotower.sweep.memory.TOKENS_PER_CHUNK", 96)
     run_sweeps(name, positions)
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import pretend
 import pytest
 import torch
-from surface import MEASURES, same
-from tiny import MIXED, THREE, byte_level, crossed, hf_model, tiny
+from surface import MEASURES, REPEATED, same
+from tiny import THREE, byte_level, crossed, hf_model, mixed, tiny
 
 import twotower as tt
 from twotower.models.model import device_of
@@ -50,18 +50,20 @@ def found(name: str, n: int, what: str) -> object:
 
 
 @pytest.mark.parametrize("n", [pytest.param(2, marks=pytest.mark.slow), 4])
-@pytest.mark.parametrize(("name", "what"), crossed(MEASURES, ("analyze", "edits")))
+@pytest.mark.parametrize(
+    ("name", "what"), crossed(MEASURES, ("analyze", "edits"), ("gpt2",), REPEATED)
+)
 def test_as_on_one_device(name: str, n: int, what: str) -> None:
     assert len(set(spread_out(name, n).device_map.values())) == n
     same(found(name, n, what), expected(name, what), 1e-5)
 
 
-@pytest.mark.parametrize("name", MIXED)
+@pytest.mark.parametrize("name", mixed())
 def test_mixers(name: str) -> None:
     same(found(name, 4, "last"), expected(name, "last"), 1e-5)
 
 
-CROSSING = ("labels", "mean", "gradient", "attribution", "shares", "edits")
+CROSSING = ("labels", "mean", "gradient", "frozen", "shares", "edits")
 """What `make test` looks at on a grouped-query Llama; elsewhere edits alone."""
 
 
@@ -70,7 +72,7 @@ def crossing() -> list[Any]:
         pytest.param(*case.values, marks=pytest.mark.slow)
         if case.values[1] not in CROSSING
         else case
-        for case in crossed(MEASURES, ["edits"])
+        for case in crossed(MEASURES, ["edits"], ("gpt2",))
     ]
 
 

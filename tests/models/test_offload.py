@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from surface import FEW, MEASURES, same
+from surface import FEW, MEASURES, REPEATED, same
 from tiny import THREE, byte_level, crossed, hf_model, tiny
 
 import twotower as tt
@@ -58,7 +58,8 @@ def layers_on_disk(folder: Path, name: str) -> tt.Model:
 
 
 @pytest.mark.parametrize(
-    ("name", "what"), crossed([x for x in MEASURES if x != "gradient"], FEW[1:])
+    ("name", "what"),
+    crossed([x for x in MEASURES if x != "gradient"], FEW[1:], rare=set(REPEATED) - {*FEW}),
 )
 def test_layers_on_disk(name: str, what: str, folders: Any) -> None:
     model = layers_on_disk(folders(name), name)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 from command import run
@@ -20,6 +22,25 @@ from twotower.sizing.shape import Shape
 from twotower.sizing.table import ranges
 
 GIB = 1 << 30
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _summed_once() -> Iterator[None]:
+    """A model's bytes are summed once; transformers does so for every placement that is tried."""
+    from transformers.integrations import accelerate
+
+    total, known = accelerate.compute_module_sizes, WeakKeyDictionary[Any, Any]()
+
+    def once(model: Any, quantizer: Any = None, *rest: Any, **options: Any) -> Any:
+        found = known.setdefault(model, {})
+        key = (id(quantizer), rest, tuple(options.items()))
+        if key not in found:
+            found[key] = total(model, quantizer, *rest, **options)
+        return tuple(sizes.copy() for sizes in found[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(accelerate, "compute_module_sizes", once)
+        yield
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Runs on Ray: the numbers of one process, whatever happens to workers and nodes.
 
-`make test` has one run, with a worker that is killed; what the engine does otherwise is tested on
-a pretended cluster, too (`test_ray_engine`).
+`make test` has one run; what becomes of workers that die is tested on a pretended cluster
+(`test_ray_engine`), and here by `make test-all`.
 """
 
 from __future__ import annotations
@@ -90,16 +90,17 @@ def workers_of(out: Path) -> list[int]:
     return [int(name.split(":")[1]) for name in status_of(out).workers]
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-def test_the_same_bits(checkpoint: Path, reference: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("n", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_the_same_bits(n: int, checkpoint: Path, reference: Path, tmp_path: Path) -> None:
     out = tmp_path / "run.zarr"
-    carry_out(on_ray(checkpoint, out), log=lambda line: None)
+    carry_out(on_ray(checkpoint, out, workers=n), log=lambda line: None)
     assert chunks(out) == chunks(reference)
-    assert len(workers_of(out)) == 2
+    assert len(workers_of(out)) == n
     assert os.getpid() not in workers_of(out)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_a_worker_is_killed(checkpoint: Path, reference: Path, tmp_path: Path) -> None:
     out = tmp_path / "run.zarr"

@@ -26,6 +26,8 @@ from twotower.runs.run import carry_out
 
 Start = Callable[..., FakeRay]
 
+pytestmark = pytest.mark.usefixtures("loaded_once")
+
 
 @pytest.fixture(autouse=True)
 def _threads() -> Iterator[None]:

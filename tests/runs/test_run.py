@@ -34,6 +34,11 @@ from twotower.runs.configuration import Configuration
 from twotower.runs.engines import LocalEngine
 from twotower.runs.run import carry_out
 
+pytestmark = pytest.mark.usefixtures("loaded_once")
+
+WHOLE = {"n": 8, "measures": ALL}
+"""Four units of all measures."""
+
 
 def quiet(config: Configuration) -> Any:
     return carry_out(config, log=lambda line: None)
@@ -51,7 +56,7 @@ def reference(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def whole(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run of all measures."""
     out = tmp_path_factory.mktemp("whole") / "run.zarr"
-    quiet(small(checkpoint, out, measures=ALL))
+    quiet(small(checkpoint, out, **WHOLE))
     return out
 
 
@@ -77,7 +82,7 @@ def close(
 
 
 def test_equals_what_is_measured_in_one_piece(whole: Path, checkpoint: Path) -> None:
-    config = small(checkpoint, whole)
+    config = small(checkpoint, whole, **WHOLE)
     model = config.load_model()
     prompts = config.build_prompts(model, config.load_task())
     close(tt.open(whole), tt.analyze(model, prompts))
@@ -95,7 +100,7 @@ def test_equals_what_is_measured_in_one_piece(whole: Path, checkpoint: Path) -> 
 def test_does_not_depend_on_how_it_is_cut(
     settings: dict[str, Any], whole: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    config = small(checkpoint, tmp_path / "run.zarr", measures=ALL, **settings)
+    config = small(checkpoint, tmp_path / "run.zarr", **WHOLE, **settings)
     close(quiet(config).run, tt.open(whole))
 
 
@@ -166,12 +171,12 @@ def test_scores_that_were_not_written_to_the_end(
         (store.place.path / "scores" / "qk_auc" / "c" / "0" / "0").unlink(missing_ok=True)
         raise KeyboardInterrupt
 
-    config = small(checkpoint, out, measures=ALL)
+    config = small(checkpoint, out, **WHOLE)
     with monkeypatch.context() as patch:
         patch.setattr(UnitStore, "write_scores", stop)
         with pytest.raises(KeyboardInterrupt):
             quiet(config)
-    assert status_of(out).done == 6
+    assert status_of(out).done == 4
     quiet(config)
     assert chunks(out) == chunks(whole)
 
@@ -220,7 +225,7 @@ def test_a_unit_that_fails_is_tried_three_times(
 
     monkeypatch.setattr(workers.Worker, "__call__", fails)
     out = tmp_path / "run.zarr"
-    given = ["--model", checkpoint, "--output", out, "--n", 12, "--unit-size", 2, "--shots", 2]
+    given = ["--model", checkpoint, "--output", out, "--n", 8, "--unit-size", 2, "--shots", 2]
     given += ["--batch-size", 2, "--threads", 1]
     assert command("analyze", *given) == 1
     printed = capsys.readouterr()
@@ -228,13 +233,13 @@ def test_a_unit_that_fails_is_tried_three_times(
     assert "RuntimeError: a bad day" in printed.out
     assert sorted(tries) == [1, 1, 1, 3, 3]
     status = status_of(out)
-    assert (status.done, status.failed, status.missing) == (5, 1, 0)
+    assert (status.done, status.failed, status.missing) == (3, 1, 0)
     assert status.errors == {"unit 1 (prompts 2 to 3)": "RuntimeError: a bad day"}
     run = tt.open(out)
-    assert run.qk.measured.values.tolist() == [True] * 2 + [False] * 2 + [True] * 8
+    assert run.qk.measured.values.tolist() == [True] * 2 + [False] * 2 + [True] * 4
     # Scores are those of the prompts that were measured.
     rest = tt.open(whole)
-    some = {name: rest[name].isel(prompt=[0, 1, *range(4, 12)]) for name in ("qk", "ov", "effects")}
+    some = {name: rest[name].isel(prompt=[0, 1, *range(4, 8)]) for name in ("qk", "ov", "effects")}
     expected = tt.two_tower_scores(xr.DataTree.from_dict(some))
     np.testing.assert_allclose(run.scores.qk_auc.values, expected.qk_auc.values)
     np.testing.assert_allclose(

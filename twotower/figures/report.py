@@ -7,6 +7,7 @@ import os
 import secrets
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -104,7 +105,7 @@ def write_report(
             raise InputError("the runs cannot be compared: one has no numbers of heads")
         content["comparison"] = comparison(tables[0], tables[1])
         content["differences"] = differences(runs[0], runs[1])
-    library = compressed(_plotly().encode())
+    library = _library()
     room = most_bytes - len(_page(content, [], library)) - 20_000
     blobs = []
     share = room // len(runs)
@@ -179,7 +180,9 @@ def _check_installed() -> None:
         raise InputError(f"a report needs {' and '.join(missing)}: pip install 'twotower[report]'")
 
 
-def _plotly() -> str:
+@cache
+def _library() -> str:
+    """Return plotly for the page; half of a small report's time is its compression."""
     from plotly.offline import get_plotlyjs
 
-    return str(get_plotlyjs())
+    return compressed(get_plotlyjs().encode())

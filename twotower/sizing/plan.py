@@ -302,7 +302,7 @@ class _Counter:
         self.of_layer: dict[int, int] = {}
         self.of_other: dict[str, int] = {}
         path = f"{self.architecture.layers_path}."
-        for name, size in shape.bytes_by_module().items():
+        for name, size in shape.bytes_by_module.items():
             device = self._of(name)
             self.owned[device] += size
             if name.startswith(path):
@@ -397,7 +397,7 @@ def _advice(plan: Plan, shape: Shape) -> list[str]:
         if shape.dtype.itemsize > 2:
             found.append(f"--dtype bfloat16 halves the weights ({readable(weights / 2)})")
         sizes = {
-            kind: readable(sum(shape.quantized(kind).bytes_by_module().values()))
+            kind: readable(sum(shape.quantized(kind).bytes_by_module.values()))
             for kind in QUANTIZATIONS
         }
         found.append("--quantization " + ", ".join(f"{k} takes {v}" for k, v in sizes.items()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
@@ -107,8 +108,9 @@ class Shape:
             )
         )
 
+    @cached_property
     def bytes_by_module(self) -> dict[str, int]:
-        """Return the bytes of each module's own weights and buffers."""
+        """Bytes of each module's own weights and buffers."""
         from transformers.integrations.accelerate import compute_module_sizes
 
         _, found = compute_module_sizes(self.module, self.quantizer)
