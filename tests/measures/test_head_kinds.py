@@ -11,7 +11,7 @@ from reference import Reference, ids_of
 from tiny import TWO, tiny
 
 import twotower as tt
-from twotower.measures.head_kinds import TOP
+from twotower.measures.copying import TOP
 from twotower.prompts.repeats import random_repeats
 
 N, LENGTH = 4, 6
