@@ -27,6 +27,9 @@ from .datasets import dataset, measured_dataset
 from .effects import Effects
 from .measure import MakeRecorder, Measure
 from .measurement import measurement
+from .ov import LabelValues
+from .qk import Similarity
+from .scores import scores_by_prompt
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -82,7 +85,8 @@ def head_kinds(
     -------
     xarray.Dataset
         (layer, head): previous_token, duplicate_token, induction, sink, copying, suppression; with
-        prompts also function_vector, answer_logit and answer_effect; for each `<score>_error`, half
+        prompts also function_vector, answer_logit and answer_effect; with prompts of classes also
+        qk_auc, ov_auc and beside each its size (qk_size, ov_size); for each `<score>_error`, half
         the width of its 95% interval over sequences or prompts; and `kind`, the names, separated by
         commas. Thresholds are `twotower.measures.head_kinds.KINDS`.
 
@@ -118,16 +122,27 @@ def head_kinds(
 
 def _of_task(model: Model, prompts: Prompts, seed: int) -> dict[str, np.ndarray]:
     """Return (prompt, layer, head) scores that need a task."""
-    direct, effects = collect(model, prompts, [Attribution(), Effects(logprobs=False)])
-    written = measured_dataset(Attribution(), direct, model, prompts)["label_logit"]
+    classes = not prompts.answers.by_prompt and len(prompts.labels) > 1
+    measures: list[Measure] = [Attribution(), Effects(logprobs=False)]
+    if classes:
+        measures += [Similarity("labels"), LabelValues(keep="labels")]
+    direct, effects, *towers = collect(model, prompts, measures)
+    written = measured_dataset(measures[0], direct, model, prompts)["label_logit"]
     shuffled = prompts.shuffled_labels(seed)
     changed = _measured(model, shuffled, Effects(to=Mean(prompts)))
     right = (np.arange(len(prompts)), ..., prompts.gold_index)
-    return {
+    found = {
         "function_vector": -changed["logprob_drop"][right],
         "answer_logit": above_others(written).transpose("prompt", "layer", "head").values,
         "answer_effect": effects["margin_drop"],
     }
+    if classes:
+        qk, ov = (
+            measured_dataset(measure, arrays, model, prompts)
+            for measure, arrays in zip(measures[2:], towers, strict=True)
+        )
+        found |= scores_by_prompt(qk["score"], ov["label_logit"])
+    return found
 
 
 def _mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
