@@ -351,8 +351,12 @@ def test_kinds(checkpoint: Path, task_file: Path, capsys) -> None:
     prompts = tt.build_prompts(model, tt.load_task(task_file), shots=1, n=3)
     found = tt.head_kinds(model, prompts)
     scores = [row["score"] for row in rows]
-    assert scores == [score for score, _ in KINDS.values()]
-    for row in rows:
+    assert scores == [score for score, _ in KINDS.values()] + ["qk_auc", "ov_auc"]
+    for row, size in zip(rows[-2:], ("qk_size", "ov_size"), strict=True):
+        sizes = found[size].where(found[row["score"]] >= row["least"]).values.ravel()
+        best = np.sort(sizes[np.isfinite(sizes)])[::-1][:2]
+        assert [head["size"] for head in row["heads"]] == pytest.approx(best, abs=1e-4)
+    for row in rows[:-2]:
         sign = 1 if row["least"] > 0 else -1
         values, errors = found[row["score"]], found[f"{row['score']}_error"]
         reached = (sign * values >= abs(row["least"])) & (sign * values - errors > 0)
@@ -360,5 +364,7 @@ def test_kinds(checkpoint: Path, task_file: Path, capsys) -> None:
         best = np.sort(best[np.isfinite(best)])[::-1][:2]
         assert [sign * head["score"] for head in row["heads"]] == pytest.approx(best, abs=1e-4)
     assert run(*arguments) == 0
-    assert "previous token" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "previous token" in shown
+    assert "QK AUC" in shown
     assert run("kinds", checkpoint, "--task", "nothing") == 2

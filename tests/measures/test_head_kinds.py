@@ -11,7 +11,7 @@ from reference import Reference, ids_of
 from tiny import TWO, tiny
 
 import twotower as tt
-from twotower.measures.head_kinds import TOP
+from twotower.measures.copying import TOP
 from twotower.prompts.repeats import random_repeats
 
 N, LENGTH = 4, 6
@@ -81,6 +81,10 @@ def test_scores_of_a_task() -> None:
     np.testing.assert_allclose(found["answer_logit"], right.mean(axis=0), atol=1e-5)
     drops = tt.head_effects(model, prompts)["margin_drop"].mean("prompt")
     np.testing.assert_allclose(found["answer_effect"], drops, atol=1e-5)
+    towers = tt.two_tower_scores(tt.analyze(model, prompts, measures=["qk", "ov"]))
+    for name in ("qk_auc", "qk_size", "ov_auc", "ov_size"):
+        np.testing.assert_allclose(found[name], towers[name], atol=1e-5)
+        assert (found[f"{name}_error"] >= 0).all()
 
 
 def test_shuffled_labels_keep_everything_else() -> None:

@@ -10,6 +10,11 @@ from .sizing import console_of
 if TYPE_CHECKING:
     import xarray as xr
 
+    from ..head import Head
+
+LEAST_AUC = 0.9
+"""Least AUC of heads in the rows of the two towers."""
+
 
 def kinds(
     model: str = "smollm2-135m",
@@ -57,7 +62,9 @@ def kinds(
     table = Table("kind", "least", "heads with score and its 95% interval", box=None)
     for row in rows:
         heads = ", ".join(
-            f"{head['head']} {head['score']:.2f} ± {head['error']:.2f}" for head in row["heads"]
+            f"{head['head']} {head['score']:.2f} ± {head['error']:.2f}"
+            + (f" (size {head['size']:.2f})" if "size" in head else "")
+            for head in row["heads"]
         )
         table.add_row(row["kind"], f"{row['least']:g}", heads or "none")
     console_of().print(table)
@@ -65,6 +72,9 @@ def kinds(
 
 def rows_of(found: xr.Dataset, k: int) -> list[dict[str, Any]]:
     """Return for each kind the k strongest heads that reach its threshold.
+
+    Prompts of classes add two rows: heads whose QK or OV AUC is at least `LEAST_AUC`, with the
+    largest sizes. An AUC alone says nothing about size.
 
     Parameters
     ----------
@@ -84,14 +94,24 @@ def rows_of(found: xr.Dataset, k: int) -> list[dict[str, Any]]:
         has = (named == kind).any("part")
         values = found[score] if least > 0 else -found[score]
         heads = [
-            {
-                "head": str(head),
-                "score": round(float(found[score].sel(layer=head.layer, head=head.head)), 4),
-                "error": round(
-                    float(found[f"{score}_error"].sel(layer=head.layer, head=head.head)), 4
-                ),
-            }
+            {"head": str(head), **_numbers(found, head, score=score, error=f"{score}_error")}
             for head in strongest(values.where(has), k)
         ]
         rows.append({"kind": kind, "score": score, "least": least, "heads": heads})
+    for tower in ("qk", "ov"):
+        if f"{tower}_auc" not in found:
+            continue
+        auc, size = f"{tower}_auc", f"{tower}_size"
+        heads = [
+            {"head": str(head), **_numbers(found, head, score=auc, error=f"{auc}_error", size=size)}
+            for head in strongest(found[size].where(found[auc] >= LEAST_AUC), k)
+        ]
+        kind = f"{tower.upper()} AUC, by size"
+        rows.append({"kind": kind, "score": auc, "least": LEAST_AUC, "heads": heads})
     return rows
+
+
+def _numbers(found: xr.Dataset, head: Head, **names: str) -> dict[str, float]:
+    """Return a head's values of some variables, under other names."""
+    own = found.sel(layer=head.layer, head=head.head)
+    return {name: round(float(own[variable]), 4) for name, variable in names.items()}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from ..checks import check_is, whole
 from ..edits.changes import Mean
@@ -22,10 +22,14 @@ from ..walk.walk import End, LayerView, Recorder
 from .attribution import Attribution
 from .choose import above_others
 from .collect import collect
+from .copying import own_token_ends
 from .datasets import dataset, measured_dataset
 from .effects import Effects
 from .measure import MakeRecorder, Measure
 from .measurement import measurement
+from .ov import LabelValues
+from .qk import Similarity
+from .scores import scores_by_prompt
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -33,14 +37,8 @@ if TYPE_CHECKING:
     from ..models import Model
     from ..prompts import Prompts
 
-TOP = 5
-"""Number of tokens among which a copied or suppressed token must be (Wang et al. 2022)."""
-
 COPIED = 64
 """Number of positions at which copying is tested."""
-
-AT_ONCE = 256
-"""Vectors to unembed at a time, to bound the memory of the logits."""
 
 KINDS: dict[str, tuple[str, float]] = {
     "previous token": ("previous_token", 0.4),
@@ -87,7 +85,8 @@ def head_kinds(
     -------
     xarray.Dataset
         (layer, head): previous_token, duplicate_token, induction, sink, copying, suppression; with
-        prompts also function_vector, answer_logit and answer_effect; for each `<score>_error`, half
+        prompts also function_vector, answer_logit and answer_effect; with prompts of classes also
+        qk_auc, ov_auc and beside each its size (qk_size, ov_size); for each `<score>_error`, half
         the width of its 95% interval over sequences or prompts; and `kind`, the names, separated by
         commas. Thresholds are `twotower.measures.head_kinds.KINDS`.
 
@@ -123,16 +122,27 @@ def head_kinds(
 
 def _of_task(model: Model, prompts: Prompts, seed: int) -> dict[str, np.ndarray]:
     """Return (prompt, layer, head) scores that need a task."""
-    direct, effects = collect(model, prompts, [Attribution(), Effects(logprobs=False)])
-    written = measured_dataset(Attribution(), direct, model, prompts)["label_logit"]
+    classes = not prompts.answers.by_prompt and len(prompts.labels) > 1
+    measures: list[Measure] = [Attribution(), Effects(logprobs=False)]
+    if classes:
+        measures += [Similarity("labels"), LabelValues(keep="labels")]
+    direct, effects, *towers = collect(model, prompts, measures)
+    written = measured_dataset(measures[0], direct, model, prompts)["label_logit"]
     shuffled = prompts.shuffled_labels(seed)
     changed = _measured(model, shuffled, Effects(to=Mean(prompts)))
     right = (np.arange(len(prompts)), ..., prompts.gold_index)
-    return {
+    found = {
         "function_vector": -changed["logprob_drop"][right],
         "answer_logit": above_others(written).transpose("prompt", "layer", "head").values,
         "answer_effect": effects["margin_drop"],
     }
+    if classes:
+        qk, ov = (
+            measured_dataset(measure, arrays, model, prompts)
+            for measure, arrays in zip(measures[2:], towers, strict=True)
+        )
+        found |= scores_by_prompt(qk["score"], ov["label_logit"])
+    return found
 
 
 def _mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -247,31 +257,19 @@ class PatternsRecorder(Recorder):
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
         found = {name: stack_heads(values, end) for name, values in self.found.items()}
-        zero = torch.zeros_like(end.residual[:1], dtype=end.dtype)
-        bias = end.unembedding(zero)
         device = end.residual.device
-        shift = self.weights.on(device).norm.shift
-        spread = torch.ones((), device=device)
-        copied: list[torch.Tensor] = []
-        suppressed: list[torch.Tensor] = []
+        norm = self.weights.on(device).norm
+        tokens, rows = [], []
         for vectors in self.vectors:
             own = vectors.to(device)
-            tokens = self.tokens.on(device)[:, None].expand(own.shape[:3]).flatten()
-            normed = self.weights.frozen_norm(own, spread.expand(own.shape[:3])) - shift
-            above, below = [], []
-            rows = normed.flatten(0, 2).to(end.dtype)
-            for some, ids in zip(rows.split(AT_ONCE), tokens.split(AT_ONCE), strict=True):
-                logits = (end.unembedding(some) - bias).float()
-                mine = logits.gather(1, ids.to(logits.device)[:, None])
-                above.append(_few(logits > mine))
-                below.append(_few(logits < mine))
-            for kept, parts in ((copied, above), (suppressed, below)):
-                kept.append(torch.cat(parts).to(device).view(own.shape[:3]).mean(dim=-1))
-        found["copying"] = stack_heads(copied, end)
-        found["suppression"] = stack_heads(suppressed, end)
+            ones = torch.ones(own.shape[:3], device=device)
+            rows.append((self.weights.frozen_norm(own, ones) - norm.shift).flatten(0, 2))
+            tokens.append(self.tokens.on(device)[:, None].expand(own.shape[:3]).flatten())
+        self.vectors.clear()
+        copied, suppressed = own_token_ends(torch.cat(rows), torch.cat(tokens), end)
+        sizes = [len(own) for own in rows]
+        n, per = self.tokens.own.shape
+        for name, ends in (("copying", copied), ("suppression", suppressed)):
+            layers = [x.view(n, -1, per).mean(dim=-1) for x in ends.split(sizes)]
+            found[name] = stack_heads(layers, end)
         return found
-
-
-def _few(others: Bool[torch.Tensor, "n vocabulary"]) -> Float[torch.Tensor, " n"]:
-    """Return 1 where fewer than `TOP` others are true, else 0."""
-    return (others.sum(dim=-1) < TOP).float()

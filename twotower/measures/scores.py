@@ -71,6 +71,23 @@ def two_tower_scores(run: xr.DataTree) -> xr.Dataset:
     return make_dataset("scores", arrays, coordinates, about)
 
 
+def scores_by_prompt(qk: xr.DataArray, ov: xr.DataArray) -> dict[str, np.ndarray]:
+    """Return the AUCs and sizes (prompt, layer, head) of every prompt.
+
+    Parameters
+    ----------
+    qk, ov
+        Scores and label logits, as in `qk_auc` and `ov_auc`.
+    """
+    functions = ((qk_auc, qk), (qk_size, qk), (ov_auc, ov), (ov_size, ov))
+    return {
+        function.__name__: np.stack(
+            [function(values.isel(prompt=[row])) for row in range(values.sizes["prompt"])]
+        )
+        for function, values in functions
+    }
+
+
 def qk_auc(scores: xr.DataArray) -> np.ndarray:
     """Return the (layer, head) probability that labels of the query's class score higher.
 

@@ -96,9 +96,12 @@ _LOGIT = (
 )
 
 
+_AUC: dict[str, Any] = {"format": ".3f", "chance": 0.5}
+
+
 def _auc(title: str) -> dict[str, Any]:
     """Return the display settings of an AUC."""
-    return {"title": title, "format": ".3f", "chance": 0.5}
+    return {"title": title, **_AUC}
 
 
 _UNSIGNED = {"format": ".3f"}
@@ -127,6 +130,21 @@ _TOWERS = (
         "right label's logit of the head's output, less the mean of the other labels'; final norm "
         "with the last position's statistic of the clean run",
     ),
+)
+_QK_AUC = (
+    "probability that a label position of the query's class has a larger QK score than one of "
+    "another class, ties counting half; mean over prompts"
+)
+_QK_SIZE = (
+    "mean QK score of label positions of the query's class less that of others; mean over prompts"
+)
+_OV_AUC = (
+    "probability that a label position holding a label has a larger label logit, less the mean of "
+    "the other labels', than one that does not; mean over labels and prompts"
+)
+_OV_SIZE = (
+    "mean label logit, less the mean of the other labels', of positions that hold the label less "
+    "that of others; mean over labels and prompts"
 )
 _KIND_SCORES: tuple[tuple[str, str, str, str, dict[str, Any]], ...] = (
     (
@@ -198,6 +216,10 @@ _KIND_SCORES: tuple[tuple[str, str, str, str, dict[str, Any]], ...] = (
         "effect on the answer, mean",
         _ASKED,
     ),
+    ("qk_auc", "QK AUC", _QK_AUC, "QK AUC", {**_AUC, **_ASKED}),
+    ("qk_size", "size of the QK difference", _QK_SIZE, "QK size", _ASKED),
+    ("ov_auc", "OV AUC", _OV_AUC, "OV AUC", {**_AUC, **_ASKED}),
+    ("ov_size", "size of the OV difference", _OV_SIZE, "OV size", _ASKED),
 )
 """Scores of kinds of heads: name, name in words, definition, title, and further settings."""
 
@@ -759,9 +781,7 @@ GROUPS: dict[str, dict[str, Variable]] = {
             ("layer", "head"),
             "float",
             "QK AUC",
-            "probability that a label "
-            "position of the query's class has a larger QK score than one of "
-            "another class, ties counting half; mean over prompts",
+            _QK_AUC,
             **_auc("QK AUC"),
         ),
         "qk_auc_content": Variable(
@@ -776,18 +796,14 @@ GROUPS: dict[str, dict[str, Variable]] = {
             ("layer", "head"),
             "float",
             "OV AUC",
-            "probability that a label "
-            "position holding a label has a larger label logit, less the mean of "
-            "the other labels', than one that does not; mean over labels and "
-            "prompts",
+            _OV_AUC,
             **_auc("OV AUC"),
         ),
         "qk_size": Variable(
             ("layer", "head"),
             "float",
             "size of the QK difference",
-            "mean QK score of label positions of the query's class less that of others; mean over "
-            "prompts",
+            _QK_SIZE,
             required=False,
             title="QK size",
         ),
@@ -795,8 +811,7 @@ GROUPS: dict[str, dict[str, Variable]] = {
             ("layer", "head"),
             "float",
             "size of the OV difference",
-            "mean label logit, less the mean of the other labels', of positions that hold the "
-            "label less that of others; mean over labels and prompts",
+            _OV_SIZE,
             required=False,
             title="OV size",
         ),

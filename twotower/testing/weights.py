@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .coordinates import Coordinates, directions
-from .families import FAMILIES, LEARNED, HeadWeights, empty_model
+from .families import FAMILIES, LEARNED, Family, HeadWeights, empty_model
 from .mechanism import PLACES, RECENT, Mechanism
 
 if TYPE_CHECKING:
@@ -27,19 +27,8 @@ def build(planting: Planting) -> Any:
     x = Coordinates(names, d_model)
     tokens = planting.tokenizer().get_vocab()
     kv = heads // 2 if family.grouped and heads % 2 == 0 else heads
-    config = family.config(
-        d_model,
-        planting.n_layers,
-        heads,
-        kv,
-        vocab_size=len(tokens),
-        max_position_embeddings=N_POSITIONS,
-        pad_token_id=tokens["<pad>"],
-        eos_token_id=tokens["<pad>"],
-        bos_token_id=None,
-    )
+    model = start(family, tokens, d_model, planting.n_layers, heads, kv)
     after = family.norms_after
-    model = empty_model(config, 1.0 if after is None else after.one)
     slots = family.slots(planting.d_head)
     mechanism = Mechanism(x, slots, n, planting.d_head, planting.similarity, planting.recency)
     base = getattr(model, family.base)
@@ -52,8 +41,27 @@ def build(planting: Planting) -> Any:
                 assert slots.spare is not None
                 unused = x["constant"].nonzero().flatten()
                 after.write(layer, unused, slots.spare, planting.d_head, planting.noise)
-        _add_noise(getattr(base, family.layers), planting, d_model)
+        add_noise(getattr(base, family.layers), planting.noise, planting.seed, d_model)
     return model
+
+
+def start(
+    family: Family, tokens: dict[str, int], d_model: int, n_layers: int, n_heads: int, kv: int
+) -> Any:
+    """Make a model of a family in which nothing is planted yet."""
+    config = family.config(
+        d_model,
+        n_layers,
+        n_heads,
+        kv,
+        vocab_size=len(tokens),
+        max_position_embeddings=N_POSITIONS,
+        pad_token_id=tokens["<pad>"],
+        eos_token_id=tokens["<pad>"],
+        bos_token_id=None,
+    )
+    after = family.norms_after
+    return empty_model(config, 1.0 if after is None else after.one)
 
 
 def _write_embeddings(
@@ -77,11 +85,17 @@ def _write_embeddings(
         table /= math.sqrt(x.d_model)
     if family.learned_positions:
         learned = getattr(base, family.learned_positions).weight
+        write_waves(learned, x)
         for place in range(len(learned)):
-            learned[place] = place / PLACES * x["place"]
-            for f, theta in enumerate(LEARNED):
-                learned[place] += math.cos(theta * place) * x[f"cos {f}"]
-                learned[place] += math.sin(theta * place) * x[f"sin {f}"]
+            learned[place] += place / PLACES * x["place"]
+
+
+def write_waves(learned: Any, x: Coordinates) -> None:
+    """Write waves of several frequencies into learned positions."""
+    for place in range(len(learned)):
+        for f, theta in enumerate(LEARNED):
+            learned[place] += math.cos(theta * place) * x[f"cos {f}"]
+            learned[place] += math.sin(theta * place) * x[f"sin {f}"]
 
 
 def _heads(planting: Planting, mechanism: Mechanism, layer: int) -> list[HeadWeights]:
@@ -118,12 +132,12 @@ def _queries_and_outputs(
     return q, o
 
 
-def _add_noise(layers: Any, planting: Planting, d_model: int) -> None:
-    """Add noise to every matrix of attention and MLP, by the planting's seed."""
-    if not planting.noise:
+def add_noise(layers: Any, noise: float, seed: int, d_model: int) -> None:
+    """Add noise to every matrix of attention and MLP."""
+    if not noise:
         return
-    generator = torch.Generator().manual_seed(planting.seed)
+    generator = torch.Generator().manual_seed(seed)
     for parameter in layers.parameters():
         if parameter.dim() == 2:
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter += planting.noise / math.sqrt(d_model) * noise
+            drawn = torch.randn(parameter.shape, generator=generator)
+            parameter += noise / math.sqrt(d_model) * drawn

@@ -348,7 +348,8 @@ class Proof(Recorder):
         by_prompt = written.transpose(0, 1)  # (B, layer, d_model)
         left = (found - dot(by_prompt, label).transpose(0, 1)).abs()
         size = terms + dot(by_prompt.square(), label.square()).transpose(0, 1).sqrt()
-        error = (left / size.clamp(min=torch.finfo(size.dtype).tiny)).amax(dim=-1)
+        least = torch.finfo(size.dtype).tiny ** 0.5  # squares of smaller numbers vanish
+        error = (left / size.clamp(min=least)).amax(dim=-1)
         allowed = _allowed((self.rounding.module(kept.dtype) for kept in heads), error)
         self._claim("label directions", layers, error, allowed)
 
