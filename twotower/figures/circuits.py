@@ -80,6 +80,10 @@ def save_circuit(found: xr.Dataset, path: str | Path) -> Path:
     path
         A file named .graphml (yEd, Gephi, Cytoscape) or .json (Cytoscape's elements).
 
+    Returns
+    -------
+    pathlib.Path
+
     Raises
     ------
     InputError
