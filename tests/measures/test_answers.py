@@ -195,6 +195,43 @@ def test_replacements_hold_where_the_answer_is_predicted(to: str) -> None:
         np.testing.assert_allclose(got, lost, atol=1e-4)
 
 
+@pytest.mark.parametrize("what", ["values", "attention"])
+def test_patches_take_from_donors_with_the_same_answers(what: str) -> None:
+    """Answers of several tokens are scored as the prompts followed by their first tokens."""
+    model = tiny("llama-grouped")
+    right, wrong = [" foo bar", " map key"], [" foo foo", " bar"]
+    prompts = tt.contrast(model, ["x y z:", "k j:"], right, wrong)
+    donors = tt.contrast(model, ["y z x:", "j k:"], right)
+    assert (donors.lengths == prompts.lengths).all()
+    edit = tt.Patch([(0, 1), (1, 2)], donors, what)
+    own = tt.Patch([(0, 1), (1, 2)], prompts, what)
+    clean = tt.predict(model, prompts)
+    same = tt.predict(model, prompts, own)
+    np.testing.assert_allclose(same["logprob"], clean["logprob"], atol=1e-5)
+    found = tt.predict(model, prompts, edit)["logprob"].values
+    assert prompts.answers.several
+    for row in range(len(prompts)):
+        for number in range(2):
+            ids = [x for x in prompts.answers.token_id[row, number].tolist() if x >= 0]
+            total = 0.0
+            for n, token in enumerate(ids):
+                start = model.tokenizer.decode(ids[:n], clean_up_tokenization_spaces=False)
+                answer = model.tokenizer.decode([token], clean_up_tokenization_spaces=False)
+                one, other = (
+                    tt.contrast(model, [x.items[row].string + start], [answer], join="")
+                    for x in (prompts, donors)
+                )
+                assert one.answers.token_id.ravel().tolist() == [token]
+                single = tt.Patch([(0, 1), (1, 2)], other, what, positions=last(n + 1, one))
+                total += tt.predict(model, one, single)["logprob"].item()
+            assert abs(total - found[row, number]) < 1e-4
+
+
+def last(n: int, prompts: tt.Prompts) -> np.ndarray:
+    """(prompt, position) mask of the last n positions."""
+    return np.arange(prompts.n_positions)[None] >= prompts.n_positions - n
+
+
 def test_tracing_reads_the_clean_answers() -> None:
     model = tiny("llama-grouped")
     texts = [f"{text}:" for text in ("cat dog", "one two")]

@@ -11,7 +11,7 @@ Shapes: B prompts of T positions, of which the last n are queries; h edited head
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int
 
 from ..errors import InputError
+from ..prompts.sequences import base_of, continued_as
 from ..walk.batch import Batch, make_batch
 from ..walk.everywhere import Everywhere
 from ..walk.scores import attention, content_scores, scores
@@ -80,8 +81,16 @@ class Prepared:
         """
         columns = None
         if isinstance(edit, Patch):
-            check_donors(prompts, edit.donor)
+            check_donors(base_of(prompts), edit.donor)
             edit.donor.check_model(model)
+            # Answers of several tokens follow the donors too.
+            edit = replace(edit, donor=continued_as(edit.donor, prompts))
+            longest = edit.donor.n_positions
+            if model.max_positions is not None and longest > model.max_positions:
+                raise InputError(
+                    f"a donor has {longest} tokens with its answer and the model takes "
+                    f"{model.max_positions}; use shorter donors"
+                )
             real = prompts.token_id >= 0
             columns = donor_columns(prompts, real, edit.donor, np.arange(len(prompts)))
         elif isinstance(edit, DropPosition):

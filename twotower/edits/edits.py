@@ -147,7 +147,8 @@ class Patch:
         Heads, as `Head` or (layer, head).
     donor
         One donor for each prompt, aligned to it by role and number of demonstration, such
-        as `prompts.reversed_labels()`.
+        as `prompts.reversed_labels()`. An answer of several tokens follows the donor as it
+        follows the prompt.
     what
         "attention": the donor's attention weights with the prompt's own values. "values": the
         donor's value vectors with the prompt's own attention.

@@ -52,7 +52,14 @@ KINDS: dict[str, tuple[str, float]] = {
     "suppressor": ("answer_logit", -0.1),
 }
 """Kinds with their score and the least value; for a negative one, the largest. The score's whole
-interval must be beyond 0 too."""
+interval must be beyond 0 too.
+
+They are set by hand and were compared with three kinds of models. In 16 planted models of four
+families (`twotower.testing.PlantedKinds`, noise 0.05) all 320 heads get the planted names and no
+others. In a random Llama of 36 heads no head is named; with matrices three times as large two names
+occur (a writer, a function vector). SmolLM2-135M (270 heads, 10 prompts of capitals) has 12
+induction heads, the strongest 0.86, 0.75, 0.70 and 0.70, and 62 sinks; none of its heads reaches
+the threshold of copying (the largest is 0.44)."""
 
 
 @measurement

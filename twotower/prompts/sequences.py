@@ -128,6 +128,26 @@ def with_completions(prompts: Prompts, completions: Sequence[Sequence[int]]) -> 
     return continued(prompts, np.arange(len(prompts)), added, target)
 
 
+def continued_as(donors: Prompts, prompts: Prompts) -> Prompts:
+    """Return donors, each followed by the same tokens of an answer as its prompt.
+
+    Parameters
+    ----------
+    donors
+        One donor for each prompt.
+    prompts
+        Prompts, or their sequences; then there is a donor for each sequence.
+    """
+    if not isinstance(prompts, Continued):
+        return donors
+    width = prompts.n_positions
+    added = [
+        tuple(ids[width - n :])
+        for ids, n in zip(prompts.token_id.tolist(), prompts.n_added, strict=True)
+    ]
+    return continued(donors, prompts.owner, added, prompts.target)
+
+
 def continued(
     prompts: Prompts, owner: np.ndarray, added: Sequence[tuple[int, ...]], target: np.ndarray
 ) -> Continued:
