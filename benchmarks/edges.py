@@ -1,9 +1,9 @@
 """What exact edges cost: into all heads' queries, and into some heads' queries, keys and values.
 
 Units are plain forwards of the same prompts, in one process. The floor counts what edges cannot do
-without: each edge is one row of one position that passes through the blocks from its target's on, at
-the plain forward's own speed for a position of a block (unembedding left out of both). Rows start
-inside their block, so the floor counts the target's block as whole; reading, which makes the
+without: each edge is one row of one position that passes through the blocks from its target's on,
+at the plain forward's own speed for a position of a block (unembedding left out of both). Rows
+start inside their block, so the floor counts the target's block as whole; reading, which makes the
 targets' outputs, is not in the floor.
 
     python benchmarks/edges.py --threads 1 --promote
