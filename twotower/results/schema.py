@@ -620,28 +620,6 @@ GROUPS: dict[str, dict[str, Variable]] = {
             "as in predictions, with the vector added",
         ),
     },
-    "kinds": {
-        **{
-            name: Variable(("layer", "head"), "float", long_name, reference, title=title, **more)
-            for name, long_name, reference, title, more in _KIND_SCORES
-        },
-        **{
-            f"{name}_error": Variable(
-                ("layer", "head"),
-                "float",
-                f"error of the {long_name}",
-                "half the width of its 95% interval over sequences or prompts (Student's t)",
-                required=False,
-            )
-            for name, long_name, *_ in _KIND_SCORES
-        },
-        "kind": Variable(
-            ("layer", "head"),
-            "str",
-            "kinds of the head",
-            "names whose thresholds (attribute `settings`) the head reaches, separated by commas",
-        ),
-    },
     "shares": {
         "share": Variable(
             (*_HEADS, "source"),
@@ -822,6 +800,28 @@ GROUPS: dict[str, dict[str, Variable]] = {
             "mean of effects.margin_drop over prompts",
             required=False,
             title="effect on margin",
+        ),
+    },
+    "kinds": {
+        **{
+            name: Variable(("layer", "head"), "float", long_name, reference, title=title, **more)
+            for name, long_name, reference, title, more in _KIND_SCORES
+        },
+        **{
+            f"{name}_error": Variable(
+                ("layer", "head"),
+                "float",
+                f"error of the {long_name}",
+                "half the width of its 95% interval over sequences or prompts (Student's t)",
+                required=False,
+            )
+            for name, long_name, *_ in _KIND_SCORES
+        },
+        "kind": Variable(
+            ("layer", "head"),
+            "str",
+            "kinds of the head",
+            "names whose thresholds (attribute `settings`) the head reaches, separated by commas",
         ),
     },
 }

@@ -13,7 +13,7 @@ Shapes: G packs of S changed positions, n rows, H heads on K key-value heads, D 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float32
@@ -91,6 +91,7 @@ class Moves:
         return both[:, self.parents.on(both.device)]
 
 
+@runtime_checkable
 class Replaces(Protocol):
     """What gives rows that branch off new outputs of their heads."""
 
