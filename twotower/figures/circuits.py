@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 TOWERS = {"q": BLUE, "k": ORANGE, "v": GREEN, "answer": GREY}
 """Colours of edges, by the tower into which they lead."""
 
+STAGGER = 0.8
+"""How far nodes of neighbouring layers stand apart sideways."""
+
 
 def circuit_graph(found: xr.Dataset) -> networkx.MultiDiGraph:
     """Return a circuit as a graph of networkx.
@@ -149,6 +152,7 @@ def circuit(found: xr.Dataset, *, ax: Axes) -> None:
         if tower in used:
             words = "into the answer" if tower == "answer" else f"into {tower}"
             ax.plot([], [], color=TOWERS[tower], label=words)
+    ax.plot([], [], color=GREY, ls="--", label="against the answer")
     columns = sorted({data["at"] for _, data in graph.nodes(data=True)}, key=_column)
     across = [
         np.mean([places[n][0] for n, d in graph.nodes(data=True) if d["at"] == at])
@@ -165,7 +169,7 @@ def circuit(found: xr.Dataset, *, ax: Axes) -> None:
     xs, ys = zip(*places.values(), strict=True)
     ax.set_xlim(min(xs) - 0.8, max(xs) + 0.8)
     ax.set_ylim(min(ys) - 0.8, max(ys) + 0.8)
-    ax.legend(loc="lower right")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5)
 
 
 def _column(at: str) -> tuple[bool, str]:
@@ -187,8 +191,10 @@ def _places(graph: networkx.MultiDiGraph) -> dict[str, tuple[float, float]]:
     for at in columns:
         for (own, layer), nodes in groups.items():
             if own == at:
-                start = left + (width[at] - len(nodes)) / 2
+                rank = layers.index(layer)
+                # Staggered, so that edges within a column do not run behind nodes.
+                start = left + (width[at] - len(nodes)) / 2 + STAGGER * (rank % 3 - 1)
                 for i, node in enumerate(nodes):
-                    places[node] = (start + i, float(layers.index(layer)))
-        left += width[at] + 1
+                    places[node] = (start + i, float(rank))
+        left += width[at] + 2
     return places
