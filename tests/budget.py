@@ -19,7 +19,7 @@ BUDGETS = {
     "tests/experiments/test_quick": ("quick experiments", 50),
     "tests/experiments": ("experiments", 60),
     "tests/runs/test_kills.py": ("random kills", 60),
-    "tests/runs": ("runs", 185),
+    "tests/runs": ("runs", 195),
     "tests/figures/test_report": ("browser", 80),
     "tests/figures": ("figures", 35),
     "tests/properties": ("properties", 25),

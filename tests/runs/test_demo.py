@@ -30,18 +30,16 @@ def finding(demo_model: tt.Model) -> Finding:
 
 @pytest.fixture(scope="module")
 def short(demo_model: tt.Model) -> Finding:
-    """The same on 12 prompts of four shots, with one set of random heads.
-
-    Six prompts are too few to find the heads in every draw: with seeds 1 and 2 they do.
-    """
+    """The same on 16 prompts of five shots, with one set of random heads."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "N_PROMPTS", 12)
+        patch.setattr(demo, "N_PROMPTS", 16)
         patch.setattr(demo, "N_RANDOM", 1)
-        patch.setattr("twotower.prompts.build_prompts", partial(tt.build_prompts, shots=4))
-        return run_demo(demo_model, seed=1, progress=False)
+        patch.setattr("twotower.prompts.build_prompts", partial(tt.build_prompts, shots=5))
+        return run_demo(demo_model, progress=False)
 
 
 def test_the_same_on_few_prompts(short: Finding) -> None:
+    """Claims that hold for each of the seeds 0 to 3."""
     accuracy = {name: row["top1_correct"].value for name, row in short.accuracy.items()}
     assert min(accuracy["before"], accuracy["random heads"]) > 0.7
     assert accuracy["after"] < 0.2
@@ -61,7 +59,7 @@ def test_the_same_on_few_prompts(short: Finding) -> None:
         "knocking out in-context heads",
         "knocking out random heads, 1 draws",
     }
-    # Six prompts are too few for the accuracy between two labels, and for nothing else.
+    # Eight prompts are too few for the accuracy between two labels, and for nothing else.
     assert all("costs no more correct" in words for words in short.failures())
 
 
