@@ -309,4 +309,4 @@ class _Heads(Recorder):
     def _keep(self, view: LayerView | PassingView) -> None:
         for part, output in outputs(view, self.kinds):
             if part in self.parts:
-                self.found[part] = output.flatten(0, 1)[self.index.on(output.device)]
+                self.found[part] = self.index.take(output)

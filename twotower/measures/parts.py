@@ -391,7 +391,7 @@ class ScorePartsRecorder(_PartsRecorder):
         key: Mapping[str, torch.Tensor],
         i: int,
     ) -> dict[str, Float[torch.Tensor, "B *rest kept"]]:
-        scale = reads.scoring.scale
+        scale = reads.scale
         found: dict[str, torch.Tensor] = {}
         turned = "at positions" if "at positions" in query else "content"
         for name, suffix in ((turned, ""), ("content", "_content")):

@@ -191,7 +191,7 @@ class TowersRecorder(Recorder):
         edges, width = reading.edges, batch.width
         self.donors = reading.change.donors
         # From packs, whose positions are the unchanged and then the changed ones, to prompts.
-        every, prompt = reading.places.every.own, reading.layout.prompt.own[:, 0]
+        every, prompt = reading.layout.every.own, reading.layout.prompt.own[:, 0]
         wanted = labels.columns.own + width * torch.arange(len(prompt))[:, None]
         inside = (every[prompt][:, None] == wanted[..., None]).int().argmax(dim=-1)
         columns = reading.places.columns.own[prompt]
@@ -224,7 +224,8 @@ class TowersRecorder(Recorder):
             for into in edges.into:
                 if self.rounding is not None:
                     self.claims.append(self.reading.claim(layer, into, self.rounding))
-                found = self._values(self.reading.unchanged(layer, into), layer, into, last)
+                unchanged = self.reading.unchanged(layer, into, edges.heads_at(layer))
+                found = self._values(unchanged, layer, into, last)
                 for name, values in found.items():
                     whole = clean.setdefault(name, _nan(values, n, len(edges.targets), device))
                     for i, place in enumerate(places):

@@ -46,6 +46,8 @@ class Layout:
         (G, S) number of one prompt to which a changed position belongs; -1 at padding.
     depth
         (G, S) number of tokens before a changed position in its prompt; 0 at padding.
+    every
+        (G, E + S) indices of the unchanged, then of the changed positions.
     """
 
     source: Everywhere
@@ -57,6 +59,7 @@ class Layout:
     causal: bool
     owner: Everywhere
     depth: Everywhere
+    every: Everywhere
     _seen: dict[object, torch.Tensor] = field(default_factory=dict)
 
     @property
@@ -100,7 +103,7 @@ class Layout:
         self, x: Shaped[torch.Tensor, "G n Q *rest"]
     ) -> Shaped[torch.Tensor, "B n R *rest"]:
         """Return x (G, n, Q, ...) at the positions that are read, by prompt (B, n, R, ...)."""
-        return x.transpose(1, 2).flatten(0, 1)[self.prompt.on(x.device)].transpose(1, 2)
+        return self.prompt.take(x.transpose(1, 2)).transpose(1, 2)
 
 
 @dataclass
@@ -262,4 +265,5 @@ def _tensors(
         return Everywhere(array, devices)
 
     places = (on(source), on(before), on(visible), on(distance), on(last), on(prompt))
-    return Layout(*places, causal, on(owner), on(depths))
+    every = np.concatenate((before, source), axis=1)
+    return Layout(*places, causal, on(owner), on(depths), on(every))

@@ -104,12 +104,13 @@ def prepare_reading(
             reads=batch.answers.reads.own.numpy(),
         )
         places = _places(layout, torch.as_tensor(batch.part(at)), batch.devices)
-        index = torch.cat((layout.source.own, places.columns.own), dim=1)
-        of_batch = change.for_batch(batch, parts, index)
         source = layout.source.own
+        index = torch.cat((source, places.columns.own), dim=1)
+        of_batch = change.for_batch(batch, parts, index)
         real = layout.owner.own >= 0
         own = batch.cut(last).map(lambda x: x.flatten()[source] & real)
-        return Reading(edges, layout, places, of_batch, wiring, batch.devices, own, at_once)
+        kept = Everywhere(index, batch.devices)
+        return Reading(edges, layout, places, kept, of_batch, wiring, own, at_once)
 
     return make
 
@@ -183,7 +184,7 @@ def _parts(sources: set[Source]) -> list[Part]:
 
 def _places(layout: Layout, at: torch.Tensor, devices: Sequence[torch.device]) -> Places:
     """Return the positions of a batch's packs, and those at which keys and values change."""
-    every = torch.cat((layout.earlier.own, layout.source.own), dim=1)
+    every = layout.every.own
     wanted = at.flatten()[every] & layout.visible.own.any(dim=1)
     n_columns = int(wanted.sum(dim=1).max())
     # Packs with fewer such positions get others, where nothing is taken out of the stream.
@@ -194,4 +195,4 @@ def _places(layout: Layout, at: torch.Tensor, devices: Sequence[torch.device]) -
         return Everywhere(x, devices)
 
     filled = wanted.gather(1, inside)
-    return Places(on(every), on(columns), on(inside), on(filled), bool(filled.all()))
+    return Places(on(columns), on(inside), on(filled), bool(filled.all()))

@@ -30,13 +30,12 @@ class Reading:
         Sources and targets.
     layout, places
         Layout of the batch, its positions, and those at which keys and values read another stream.
+    index
+        (G, S + M) the changed positions, followed by the columns of `places`.
     change
-        Change of the sources' outputs at the changed positions, followed by the columns of
-        `places`.
+        Change of the sources' outputs at the index.
     wiring
         Wiring of every layer with heads.
-    devices
-        Devices of the model.
     at
         (G, S) boolean: positions at which the targets' outputs change.
     at_once
@@ -48,17 +47,16 @@ class Reading:
         edges: Edges,
         layout: Layout,
         places: Places,
+        index: Everywhere,
         change: BatchChange,
         wiring: dict[int, Wiring],
-        devices: Sequence[torch.device],
         at: Everywhere,
         at_once: int,
     ) -> None:
         self.edges, self.layout, self.places = edges, layout, places
         self.change, self.wiring, self.at, self.at_once = change, wiring, at, at_once
         self.sources = sorted({source for group in edges.sources for source in group})
-        both = torch.cat((layout.source.own, places.columns.own), dim=1)
-        self.index = Everywhere(both, devices)
+        self.index = index
         self.read_for_keys = {edges.read_at(layer, "k") for layer in edges.layers}
         self.writes: Writes | None = None
         self.heads: dict[int, HeadReads] = {}
@@ -79,7 +77,7 @@ class Reading:
             if "q" in edges.into:
                 queries = Stream.of(view, self.wiring[layer], self.layout.source)
             keys = self.streams.get(edges.keys_of[layer])
-            self.heads[layer] = HeadReads.of(view, self.layout, self.places, queries, keys)
+            self.heads[layer] = HeadReads.of(view, self.layout, queries, keys)
 
     def changes(self) -> Iterator[tuple[list[int], int, str, Changed]]:
         """Yield some sources' numbers, a layer of targets, "q", "k" or "v", and the targets after.
@@ -106,42 +104,29 @@ class Reading:
                         columns = slice(None, n) if into == "q" else slice(n, None)
                         lost[side] = self.writes.changed(groups, columns, reads.z.device)
                     own = self.writes.scaled(lost[side].to(reads.z.device), top + 1, read_at)
-                    yield some, layer, into, self._after(own, layer, into)
+                    heads = edges.heads_at(layer)
+                    changed = reads.after(own, into, heads, self.layout, self.places)
+                    yield some, layer, into, changed
 
-    def unchanged(self, layer: int, into: str) -> Changed:
-        """Return a layer's targets after reading the clean stream once more."""
+    def unchanged(self, layer: int, into: str, heads: Sequence[int]) -> Changed:
+        """Return heads of a layer after reading the clean stream once more."""
         reads = self.heads[layer]
         stream = reads.queries if into == "q" else reads.keys
         assert stream is not None
         nothing = torch.zeros_like(stream.x[:, None], dtype=torch.float32)
-        return self._after(nothing, layer, into)
-
-    def _after(self, lost: torch.Tensor, layer: int, into: str) -> Changed:
-        heads = self.edges.heads_at(layer)
-        return self.heads[layer].after(lost, into, heads, self.layout, self.places)
+        return reads.after(nothing, into, heads, self.layout, self.places)
 
     def claim(self, layer: int, into: str, rounding: Rounding) -> Claim:
-        """Claim that targets which read the clean stream once more give their own outputs."""
-        reads, layout, heads = self.heads[layer], self.layout, self.edges.heads_at(layer)
-        own = torch.stack([reads.z[:, :, head] for head in heads], dim=2)
-        again = self.unchanged(layer, into).z.to(own.dtype)
+        """Claim that heads which read the clean stream once more give their own outputs."""
+        reads, layout = self.heads[layer], self.layout
+        own = reads.z
+        again = self.unchanged(layer, into, range(own.shape[2])).z.to(own.dtype)
         both = torch.cat((again, own[:, None]), dim=1)
-        last = layout.by_prompt(layout.row_ends(both))[:, :, -1].float()  # (B, 2, h, D)
-        sizes = [
-            torch.stack([x[:, head] for head in heads], dim=1)
-            for x in (reads.size, reads.score, reads.products)
-        ]
-        size, score, products = sizes
+        last = layout.by_prompt(layout.row_ends(both))[:, :, -1].float()  # (B, 2, H, D)
         tiny = torch.finfo(torch.float32).tiny
-        error = (last[:, 0] - last[:, 1]).norm(dim=-1) / size.clamp(min=tiny)
-        allowed = rounding.attention(own.dtype, score, products)
+        error = (last[:, 0] - last[:, 1]).norm(dim=-1) / reads.size.clamp(min=tiny)
+        allowed = rounding.attention(own.dtype, reads.score, reads.products)
         # Queries and keys are projected again, among other rows.
-        allowed = allowed + rounding.module(own.dtype) * (1 + products)
-        # Numbers of heads in a claim count from 0, so that all heads of the layer take part.
-        whole = error.new_zeros(len(error), reads.z.shape[2])
-        for number, head in enumerate(heads):
-            whole[:, head] = error[:, number].nan_to_num(nan=torch.inf)
-        bound = torch.ones_like(whole)
-        for number, head in enumerate(heads):
-            bound[:, head] = allowed[:, number]
-        return Claim("unchanged edge", [layer], whole[None], bound[None])
+        allowed = allowed + rounding.module(own.dtype) * (1 + reads.products)
+        error = error.nan_to_num(nan=torch.inf)
+        return Claim("unchanged edge", [layer], error[None], allowed[None])

@@ -17,30 +17,27 @@ from ..models import Architecture
 from ..models.positions import Positions, softcapped, softmax
 from ..walk.everywhere import Everywhere
 from ..walk.walk import LayerView
-from .attend import Scoring
+from .at_index import bias_at, tables_at
 from .layout import Layout
 from .wiring import Wiring
 
 
 @dataclass
 class Places:
-    """Positions of a batch's packs, as indices into the batch's flattened (B T) positions.
+    """Positions at which keys and values change, as indices into the flattened (B T) positions.
 
     Attributes
     ----------
-    every
-        (G, A) all positions: the unchanged ones, then the changed ones.
     columns
         (G, M) those at which keys and values change.
     inside
-        (G, M) index of `columns` in `every`.
+        (G, M) index of `columns` in all positions of a pack (`Layout.every`).
     wanted
         (G, M) boolean: False at columns that only fill up a pack, where nothing changes.
     full
         Whether there are no such columns.
     """
 
-    every: Everywhere
     columns: Everywhere
     inside: Everywhere
     wanted: Everywhere
@@ -68,18 +65,8 @@ class Stream:
     @classmethod
     def of(cls, view: LayerView, wiring: Wiring, index: Everywhere) -> Stream:
         """Return copies of a layer's stream at some positions."""
-
-        def at_index(table: torch.Tensor) -> torch.Tensor:
-            whole = table.expand(len(view.residual), *[-1] * (table.dim() - 1))
-            return _at(whole, index).unsqueeze(1)
-
-        return cls(
-            view.architecture,
-            view.block,
-            wiring,
-            _at(view.residual, index),
-            view.positions.tables(at_index),
-        )
+        of = (view.architecture, view.block, wiring)
+        return cls(*of, index.take(view.residual), tables_at(view, index))
 
     def read(
         self, lost: Float[torch.Tensor, "G n C d_model"], into: str
@@ -101,8 +88,6 @@ class HeadReads:
     ----------
     queries, keys
         Streams from which queries, and keys and values, are made; None if none of them change.
-    source
-        Layer whose keys and values the layer uses.
     query
         (G, S, H, d_key) queries after rotary.
     key, value
@@ -111,8 +96,12 @@ class HeadReads:
         (G, S, H, D) heads' outputs.
     gate
         (G, S, H, ...) factor on the heads' outputs; None without.
-    scoring
-        How the layer makes attention weights.
+    scale, cap
+        Factor and softcap of scores.
+    bias
+        (G, H, A) added to the scores for each key; None without.
+    sinks
+        (H,) scores of the heads' sinks; None without.
     reach
         Window and chunk of the layer.
     size
@@ -126,13 +115,15 @@ class HeadReads:
     index: int
     queries: Stream | None
     keys: Stream | None
-    source: int
     query: Float[torch.Tensor, "G S H d_key"]
     key: Float[torch.Tensor, "G A K d_key"]
     value: Float[torch.Tensor, "G A K D"]
     z: Float[torch.Tensor, "G S H D"]
     gate: Float[torch.Tensor, "G S H gated"] | None
-    scoring: Scoring
+    scale: float
+    cap: float | None
+    bias: Float[torch.Tensor, "G H A"] | None
+    sinks: Float[torch.Tensor, " H"] | None
     reach: tuple[int | None, int | None]
     size: Float32[torch.Tensor, "B H"]
     score: Float32[torch.Tensor, "B H"]
@@ -144,21 +135,12 @@ class HeadReads:
         cls,
         view: LayerView,
         layout: Layout,
-        places: Places,
         queries: Stream | None,
         keys: Stream | None,
     ) -> HeadReads:
         """Return copies of the tensors in a layer's view that edges into its heads need."""
         architecture, source = view.architecture, layout.source
         query = view.turn(view.query, slice(None), query=True)
-        key, value = (_at(x, places.every) for x in (view.turned_key, view.value))
-        bias = view.positions.bias
-        if bias is not None:
-            by_key = bias.expand(len(view.residual), -1, -1).transpose(1, 2)
-            bias = _at(by_key, places.every).transpose(1, 2)
-        n_earlier = layout.earlier.own.shape[1]
-        scale, cap = architecture.scaling(view.index), architecture.score_softcap
-        earlier = (key[:, :n_earlier], value[:, :n_earlier])
         norms = view.value.float().norm(dim=-1)
         size = norms.masked_fill(view.hidden()[:, 0, :, None], 0).amax(dim=1)
         size = size.repeat_interleave(view.z.shape[2] // size.shape[1], dim=1)
@@ -168,13 +150,15 @@ class HeadReads:
             view.index,
             queries,
             keys,
-            architecture.keys_of(view.index),
-            _at(query, source),
-            key,
-            value,
-            _at(view.z, source),
-            None if view.gate is None else _at(view.gate, source),
-            Scoring(*earlier, scale, cap, bias, view.sinks),
+            source.take(query),
+            layout.every.take(view.turned_key),
+            layout.every.take(view.value),
+            source.take(view.z),
+            None if view.gate is None else source.take(view.gate),
+            architecture.scaling(view.index),
+            architecture.score_softcap,
+            bias_at(view, layout.every),
+            view.sinks,
             (architecture.window(view.index), architecture.chunk(view.index)),
             size,
             view.score_size,
@@ -229,7 +213,7 @@ class HeadReads:
     ) -> Float32[torch.Tensor, "G n h S m"]:
         """Return scores of queries and keys, without biases and unmasked."""
         queries, keys = (x.float().transpose(2, 3) for x in (query, key))
-        return softcapped((queries @ keys.mT) * self.scoring.scale, self.scoring.cap)
+        return softcapped((queries @ keys.mT) * self.scale, self.cap)
 
     def _masked(
         self,
@@ -240,8 +224,9 @@ class HeadReads:
     ) -> Float32[torch.Tensor, "G n h S m"]:
         """Return scores with biases, -inf at hidden keys; by default of all keys."""
         seen = layout.seen(*self.reach, False, scores.device)
-        bias = self.scoring.bias
-        bias = None if bias is None else torch.stack([bias[:, head] for head in heads], dim=1)
+        bias = None
+        if self.bias is not None:
+            bias = torch.stack([self.bias[:, head] for head in heads], dim=1)
         if inside is not None:
             seen = seen.gather(2, inside[:, None].expand(-1, seen.shape[1], -1))
             if bias is not None:
@@ -295,7 +280,7 @@ class Changed:
     @property
     def weights(self) -> Float32[torch.Tensor, "G rows h S A"]:
         """Attention weights."""
-        sinks = self.reads.scoring.sinks
+        sinks = self.reads.sinks
         if sinks is not None:
             sinks = torch.stack([sinks[head] for head in self.heads])[:, None]
         return softmax(self.scores, sinks)
@@ -338,7 +323,3 @@ def _of(
 ) -> Float[torch.Tensor, "*rest h d"]:
     """Return some heads' part; an index would be copied from the CPU."""
     return torch.stack([x[..., head, :] for head in heads], dim=-2)
-
-
-def _at(x: Float[torch.Tensor, "B T *rest"], index: Everywhere) -> Float[torch.Tensor, "G n *rest"]:
-    return x.flatten(0, 1)[index.on(x.device)]

@@ -24,6 +24,7 @@ from ..models.architecture import call
 from ..models.positions import Positions
 from ..walk.everywhere import Everywhere
 from ..walk.walk import LayerView, PassingView
+from .at_index import bias_at, tables_at
 from .attend import Scoring, attend_many, attend_one
 from .counterfactuals import Step
 from .layout import Layout
@@ -178,25 +179,16 @@ class CleanHeads:
     @classmethod
     def of(cls, view: LayerView, layout: Layout) -> CleanHeads:
         """Return copies of the tensors in a layer's view that rows need."""
+        source, earlier = layout.source, layout.earlier
         own = None
         if view.index in view.architecture.shared_keys:
-            own = (_at(view.turned_key, layout.source), _at(view.value, layout.source))
-
-        def of_changed(table: torch.Tensor) -> torch.Tensor:
-            whole = table.expand(len(view.residual), *[-1] * (table.dim() - 1))
-            return _at(whole, layout.source).unsqueeze(1)
-
-        bias = view.positions.bias
-        if bias is not None:
-            by_key = bias.expand(len(view.residual), -1, -1).transpose(1, 2)
-            keys = [_at(by_key, index) for index in (layout.earlier, layout.source)]
-            bias = torch.cat(keys, dim=1).transpose(1, 2)
+            own = (source.take(view.turned_key), source.take(view.value))
         return cls(
-            _at(view.z, layout.source),
-            _at(view.turned_key, layout.earlier),
-            _at(view.value, layout.earlier),
-            view.positions.tables(of_changed),
-            bias,
+            source.take(view.z),
+            earlier.take(view.turned_key),
+            earlier.take(view.value),
+            tables_at(view, source),
+            bias_at(view, layout.every),
             view.sinks,
             view.score_size.amax(dim=-1),
             own,
@@ -256,17 +248,17 @@ class Clean:
             heads = CleanHeads.of(view, layout)
             added.append(view.attention_write)
             if view.more_input is not None:
-                more = _at(view.more_input, layout.source)
+                more = layout.source.take(view.more_input)
         if view.architecture.mixes(view.index):
             assert view.mixer_write is not None
-            mixer_write = _at(view.mixer_write, layout.source)
+            mixer_write = layout.source.take(view.mixer_write)
             mixer = RowMixer.of(view, layout) if entered else None
             added.append(view.mixer_write)
-        residual = _at(view.residual, layout.source)
+        residual = layout.source.take(view.residual)
         # In float32, or in float64 for a float64 model: torch refuses to narrow in a norm.
         size = sum(
             x.norm(dim=-1, dtype=torch.promote_types(x.dtype, torch.float32)).float()
-            for x in (residual, *(_at(x, layout.source) for x in added))
+            for x in (residual, *(layout.source.take(x) for x in added))
         )
         assert isinstance(size, torch.Tensor)
         parallel = view.architecture.parallel
@@ -275,7 +267,7 @@ class Clean:
             view.index,
             view.block,
             residual,
-            _at(mlp_write, layout.source) if parallel else None,
+            layout.source.take(mlp_write) if parallel else None,
             size,
             heads,
             mixer_write,
@@ -319,10 +311,6 @@ class Carried:
 
     clean: KeysValues
     rows: KeysValues | None
-
-
-def _at(x: Float[torch.Tensor, "B T *rest"], index: Everywhere) -> Float[torch.Tensor, "G n *rest"]:
-    return x.flatten(0, 1)[index.on(x.device)]
 
 
 def advance(

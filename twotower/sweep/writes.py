@@ -109,7 +109,7 @@ class Writes:
 
     def _at(self, x: torch.Tensor | None) -> torch.Tensor:
         assert x is not None
-        return x.flatten(0, 1)[self.index.on(x.device)]
+        return self.index.take(x)
 
     def changed(
         self, groups: Sequence[Group], columns: slice, device: torch.device

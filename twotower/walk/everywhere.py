@@ -33,6 +33,13 @@ class Everywhere:
             self._on[device] = self.own.to(device)
         return self._on[device]
 
+    def take(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x (B, T, ...) at this tensor, an index (...,) into its flattened (B T) positions.
+
+        The result is a copy.
+        """
+        return x.flatten(0, 1)[self.on(x.device)]
+
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Everywhere:
         """Apply a function to the tensor and return the result on the same devices."""
         return Everywhere(function(self.own), self._on)
