@@ -65,7 +65,7 @@ def main() -> None:
             counted[name] = edges_of(model, None, heads, into)
     clock = time.process_time if options.threads == 1 else time.perf_counter
     second, found = common.ratios(plain, jobs, options.rounds, clock=clock)
-    floors = {name: floor_of(model, length, edges.listed()) for name, edges in counted.items()}
+    floors = {name: floor_of(model, length, edges.listed) for name, edges in counted.items()}
     result = {
         "machine": common.machine(options.threads),
         "model": options.model,
@@ -73,7 +73,7 @@ def main() -> None:
         "tokens": round(length, 1),
         "heads": [str(head) for head in heads],
         "plain_forward_seconds": round(second / options.prompts, 3),
-        "edges": {name: len(edges.listed()) for name, edges in counted.items()},
+        "edges": {name: len(edges.listed) for name, edges in counted.items()},
         "plain_forwards": {name: round(ratio, 2) for name, ratio in found.items()},
         "floor": {name: round(value, 2) for name, value in floors.items()},
         "over_floor": {name: round(found[name] / floors[name], 3) for name in found},

@@ -6,8 +6,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..checks import one_of, yes_or_no
 from ..edits.changes import Change, Zero, check_change
 from ..errors import InputError
@@ -98,8 +96,6 @@ def edge_effects(
     edges = edges_of(model, sources, targets, into)
     measure = EdgeEffects(edges, positions, outputs, to, logprobs)
     (arrays,) = collect(model, prompts, [measure])
-    exists = np.zeros((len(edges.sources), len(edges.targets), len(edges.into)), dtype=bool)
-    exists.flat[[place for *_, place in edges.listed()]] = True
     return dataset(
         "edges",
         arrays,
@@ -107,7 +103,7 @@ def edge_effects(
         prompts,
         measure.settings(),
         coordinates=measure.coordinates(),
-        absent={("source", "target", "into"): ~exists},
+        absent={("source", "target", "into"): ~edges.exist},
     )
 
 
@@ -172,4 +168,4 @@ class EdgeEffects(Measure):
     def memory_key(self) -> Hashable:
         key = sweep_key(self.positions, self.to, self.logprobs)
         outputs = self.outputs if isinstance(self.outputs, str) else "given"
-        return (*key, "edges", outputs, len(self.edges.listed()).bit_length(), self.edges.into)
+        return (*key, "edges", outputs, len(self.edges.listed).bit_length(), self.edges.into)

@@ -14,18 +14,17 @@ from ..edits.changes import Zero
 from ..head import Head, check_heads
 from ..models.positions import Positions as Tables
 from ..models.rounding import Rounding
-from ..options import option
 from ..prompts.positions import named
 from ..sweep.frozen import Frozen, Pass
 from ..sweep.prepare_edges import make_edges, prepare_reading
 from ..sweep.reading import Reading
-from ..sweep.reads import HeadReads, Stream
+from ..sweep.reads import HeadReads, Stream, some_heads
 from ..sweep.sources import POSITION, Source, all_sources
 from ..walk.batch import Batch
 from ..walk.everywhere import Everywhere
 from ..walk.proof import Claim
-from ..walk.readout import get_readout
-from ..walk.tensors import keep
+from ..walk.readout import Readout, get_readout
+from ..walk.tensors import above_mean, keep
 from ..walk.walk import End, LayerView, PassingView, Recorder
 from .collect import collect
 from .datasets import dataset
@@ -182,12 +181,12 @@ class ScoreParts(_Parts):
 
     def prepare(self, model: Model, prompts: Prompts) -> MakeRecorder:
         read = self.reading(model, prompts, ("q", "k"))
-        sources, rounding = self.sources(model), _rounding(model)
+        sources, rounding = self.sources(model), Rounding.of_proof(model)
 
         def make(batch: Batch) -> Recorder:
             reading = read(batch, 1)
             places = _Kept(batch, reading)
-            return ScorePartsRecorder(reading, places, self.heads, sources, rounding, self.pairs)
+            return ScorePartsRecorder(self.pairs, reading, places, self.heads, sources, rounding)
 
         return make
 
@@ -205,19 +204,15 @@ class MarginParts(_Parts):
     def prepare(self, model: Model, prompts: Prompts) -> MakeRecorder:
         read = self.reading(model, prompts, ("v",))
         readout = get_readout(model, prompts.answers.vocabulary)
-        sources, rounding = self.sources(model), _rounding(model)
+        sources, rounding = self.sources(model), Rounding.of_proof(model)
 
         def make(batch: Batch) -> Recorder:
             reading = read(batch, 1)
             places = _Kept(batch, reading)
-            own = readout.of(batch)
-            return MarginPartsRecorder(batch, reading, places, self.heads, sources, rounding, own)
+            shared = (reading, places, self.heads, sources, rounding)
+            return MarginPartsRecorder(batch, readout.of(batch), *shared)
 
         return make
-
-
-def _rounding(model: Model) -> Rounding | None:
-    return Rounding.of(model) if option("proof") else None
 
 
 class _Kept:
@@ -242,7 +237,10 @@ class _Kept:
 
     def of(self, x: Float[torch.Tensor, "G *rest M"]) -> Float[torch.Tensor, "B *rest kept"]:
         """Return values at columns of packs, by prompt at kept positions; NaN where none is."""
-        x = x[self.prompt.on(x.device)]
+        return self.by_prompt(x[self.prompt.on(x.device)])
+
+    def by_prompt(self, x: Float[torch.Tensor, "B *rest M"]) -> Float[torch.Tensor, "B *rest kept"]:
+        """Return values at columns, in the order of prompts, at kept positions."""
         shape = (len(x), *[1] * (x.dim() - 2), -1)
         index = self.index.on(x.device).view(shape).expand(*x.shape[:-1], -1)
         there = self.there.on(x.device).view(shape)
@@ -290,21 +288,17 @@ class _PartsRecorder(Recorder):
             parts = writes.parts(some, layer, columns, whole.device)
             total = total + parts.sum(dim=0)
             _extend(found, frozen.parts(parts.to(stream.x.dtype)))
-        missing = torch.zeros_like(whole).expand(len(self.sources) - len(below), *whole.shape)
-        if len(missing):
-            _extend(found, frozen.parts(missing.to(stream.x.dtype)))
+        missing = len(self.sources) - len(below)
+        for kept in found.values():
+            kept.append(torch.zeros_like(kept[0][:1]).expand(missing, *kept[0].shape[1:]))
         # Biases of lower layers are in the stream; those of this layer come on the way.
         biases = (whole - total).to(stream.x.dtype)
         _extend(found, frozen.parts(biases[None], with_biases=True))
         if self.rounding is not None:
             self._claim(frozen, found, layer)
-        per = n_heads // found["content"][0].shape[-2]
-        return {
-            name: torch.stack([torch.cat(parts)[..., h // per, :] for h in heads], dim=-2)
-            if into != "q"
-            else torch.stack([torch.cat(parts)[..., h, :] for h in heads], dim=-2)
-            for name, parts in found.items()
-        }
+        per = n_heads // found["content"][0].shape[-2]  # query heads that share one; 1 of queries
+        own = [head // per for head in heads]
+        return {name: some_heads(torch.cat(parts), own) for name, parts in found.items()}
 
     def _claim(
         self, frozen: _FrozenStream, found: Mapping[str, list[torch.Tensor]], layer: int
@@ -364,9 +358,9 @@ class ScorePartsRecorder(_PartsRecorder):
 
     group = "score_parts"
 
-    def __init__(self, *parts: Any) -> None:
-        *shared, self.pairs = parts
+    def __init__(self, pairs: bool, *shared: Any) -> None:
         _PartsRecorder.__init__(self, *shared)
+        self.pairs = pairs
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
         by_head: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
@@ -415,15 +409,11 @@ class MarginPartsRecorder(_PartsRecorder):
 
     group = "margin_parts"
 
-    def __init__(self, batch: Batch, *parts: Any) -> None:
-        *shared, self.readout = parts
-        self.gold = batch.gold
+    def __init__(self, batch: Batch, readout: Readout, *shared: Any) -> None:
         _PartsRecorder.__init__(self, *shared)
+        self.batch, self.readout = batch, readout
         self.spreads: dict[int, torch.Tensor] = {}
         self.weights: dict[int, torch.Tensor] = {}
-        self.z: dict[int, torch.Tensor] = {}
-        self.gates: dict[int, torch.Tensor] = {}
-        self.kept = batch
 
     def layer(self, view: LayerView) -> None:
         self.reading.keep(view)
@@ -432,10 +422,7 @@ class MarginPartsRecorder(_PartsRecorder):
         spread = self.readout.write_spread(view)
         if spread is not None:
             self.spreads[view.index] = spread
-        self.weights[view.index] = keep(view.attention, self.kept)
-        self.z[view.index] = view.z[:, -1].clone()
-        if view.gate is not None:
-            self.gates[view.index] = view.gate[:, -1].clone()
+        self.weights[view.index] = keep(view.attention, self.batch)
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
         edges, device = self.reading.edges, end.residual.device
@@ -455,28 +442,17 @@ class MarginPartsRecorder(_PartsRecorder):
             for i, head in enumerate(heads):
                 direction = directions[..., head, :, :]  # (D, label) or (B, D, label)
                 direction = direction.expand(len(prompt), -1, -1)
-                gold = self._margin(direction.float()) / spread[:, None]
-                z = self.z[layer][:, head].float()
+                right = self.batch.gold.on(direction.device)
+                gold = above_mean(direction.float(), right) / spread[:, None]
+                z = reads.z[prompt][:, -1, head].float()
                 written[layer, head] = (z * gold).sum(dim=-1).to(device)
-                if layer in self.gates:
-                    gold = gold * self.gates[layer][:, head].float()
+                if reads.gate is not None:
+                    gold = gold * reads.gate[prompt][:, -1, head].float()
                 of_value = values["content"][..., i, :].float()[:, prompt]  # (n, B, M, D)
                 logits = torch.einsum("nbmd,bd->bnm", of_value, gold)
-                kept = self._at_kept(logits) * self.weights[layer][:, head, None]
+                kept = self.places.by_prompt(logits) * self.weights[layer][:, head, None]
                 parts[layer, head] = kept.to(device)
         return {
             "written": torch.stack([written[head] for head in self.heads], dim=1),
             "margin_part": torch.stack([parts[head] for head in self.heads], dim=1),
         }
-
-    def _at_kept(self, x: Float[torch.Tensor, "B n M"]) -> Float[torch.Tensor, "B n kept"]:
-        there = self.places.there.on(x.device)[:, None]
-        index = self.places.index.on(x.device)[:, None].expand(-1, x.shape[1], -1)
-        return x.gather(-1, index).masked_fill(~there, torch.nan)
-
-    def _margin(self, directions: Float[torch.Tensor, "B D label"]) -> Float[torch.Tensor, "B D"]:
-        """Return the direction of the right label less the mean of the others."""
-        gold = self.gold.on(directions.device).view(-1, 1, 1)
-        right = directions.gather(-1, gold.expand(-1, directions.shape[1], 1))[..., 0]
-        others = (directions.sum(dim=-1) - right) / max(directions.shape[-1] - 1, 1)
-        return right - others

@@ -13,7 +13,6 @@ from jaxtyping import Bool, Float
 from ..edits.changes import Zero
 from ..errors import InputError
 from ..models.rounding import Rounding
-from ..options import option
 from ..prompts.positions import named, position_mask
 from ..sweep.prepare_edges import prepare_reading
 from ..sweep.reading import Reading
@@ -22,6 +21,7 @@ from ..walk.batch import Batch, columns_of
 from ..walk.everywhere import Everywhere
 from ..walk.proof import Claim
 from ..walk.readout import Readout, get_readout
+from ..walk.tensors import above_mean
 from ..walk.walk import End, LayerView, PassingView, Recorder
 from .collect import collect
 from .datasets import dataset
@@ -97,8 +97,6 @@ def towers_of(
     edges = edges_of(model, sources, heads)
     measure = _Towers(edges, positions, "last", to)
     (arrays,) = collect(model, prompts, [measure])
-    exists = np.zeros((len(edges.sources), len(edges.targets), len(edges.into)), dtype=bool)
-    exists.flat[[place for *_, place in edges.listed()]] = True
     return dataset(
         "towers",
         arrays,
@@ -106,7 +104,7 @@ def towers_of(
         prompts,
         {"positions": named(positions), **to.describe()},
         coordinates=measure.coordinates(),
-        absent={("source", "target", "into"): ~exists},
+        absent={("source", "target", "into"): ~edges.exist},
     )
 
 
@@ -122,29 +120,22 @@ class _Towers(EdgeEffects):
         readout = get_readout(model, prompts.answers.vocabulary)
         at = position_mask(prompts, "labels")
         same = prompts.demonstration_class == prompts.query_class[:, None]
-        held = prompts.label_text[..., None] == np.array(prompts.labels, dtype=object)
-        rounding = Rounding.of(model) if option("proof") else None
+        labels = np.array(prompts.labels, dtype=object)
+        rounding = Rounding.of_proof(model)
 
         def make(batch: Batch) -> TowersRecorder:
             columns = columns_of(batch.part(at))
             shown = np.maximum(columns, 0)
             at_once = POSITIONS_AT_ONCE // (len(batch.rows) * batch.width)
             reading = read(batch, min(SOURCES_AT_ONCE, max(1, at_once)))
-            labels = Labels(
+            texts = np.take_along_axis(batch.part(prompts.label_text), shown, axis=1)
+            found = Labels(
                 batch.everywhere(shown),
                 batch.everywhere(columns >= 0),
-                batch.everywhere(np.take_along_axis(batch.part(same), shown, 1)),
-                batch.everywhere(
-                    np.stack(
-                        [
-                            np.take_along_axis(batch.part(held[..., i]), shown, 1)
-                            for i in range(held.shape[-1])
-                        ],
-                        axis=-1,
-                    ).astype(bool)
-                ),
+                batch.everywhere(np.take_along_axis(batch.part(same), shown, axis=1)),
+                batch.everywhere((texts[..., None] == labels).astype(bool)),
             )
-            return TowersRecorder(batch, reading, readout, labels, rounding)
+            return TowersRecorder(batch, reading, readout, found, rounding)
 
         return make
 
@@ -200,7 +191,7 @@ class TowersRecorder(Recorder):
         self.prompt, self.inside = Everywhere(prompt, devices), Everywhere(inside, devices)
         self.at_columns = Everywhere(found.int().argmax(dim=-1), devices)
         self.is_column = Everywhere(found.any(dim=-1), devices)
-        self.shape = (len(edges.sources), len(edges.targets), len(edges.into))
+        self.shape = edges.exist.shape
         self.spread: dict[int, torch.Tensor] = {}
 
     def layer(self, view: LayerView) -> None:
@@ -227,14 +218,14 @@ class TowersRecorder(Recorder):
                 unchanged = self.reading.unchanged(layer, into, edges.heads_at(layer))
                 found = self._values(unchanged, layer, into, last)
                 for name, values in found.items():
-                    whole = clean.setdefault(name, _nan(values, n, len(edges.targets), device))
+                    whole = clean.setdefault(name, _nan(values, (n, self.shape[1]), device))
                     for i, place in enumerate(places):
                         whole[:, place] = values[:, 0, i].to(device)
         for some, layer, into, changed in self.reading.changes():
             places = [i for i, target in enumerate(edges.targets) if target[0] == layer]
             k = edges.into.index(into)
             for name, values in self._values(changed, layer, into, last).items():
-                whole = drops.setdefault(f"{name}_drop", _nan(values, n, *self.shape, device))
+                whole = drops.setdefault(f"{name}_drop", _nan(values, (n, *self.shape), device))
                 before = clean[name]
                 for i, place in enumerate(places):
                     for row, source in enumerate(some):
@@ -256,7 +247,7 @@ class TowersRecorder(Recorder):
         if layer in self.spread:
             spread = spread * self.spread[layer].to(device)
         logits = torch.einsum("bnhd,hdl->bnhl", changed.z[prompt][:, :, -1], directions)
-        found = {"written": _above(logits, self.gold.on(device)) / spread[:, None, None]}
+        found = {"written": above_mean(logits, self.gold.on(device)) / spread[:, None, None]}
         if into == "v":
             assert changed.values is not None
             own = changed.values[prompt].float()  # (B, n, M, h, D)
@@ -281,18 +272,8 @@ class TowersRecorder(Recorder):
         return found
 
 
-def _nan(like: torch.Tensor, *shape: Any) -> torch.Tensor:
-    *sizes, device = shape
-    return torch.full(tuple(sizes), torch.nan, dtype=like.dtype, device=device)
-
-
-def _above(
-    logits: Float[torch.Tensor, "B n h label"], gold: torch.Tensor
-) -> Float[torch.Tensor, "B n h"]:
-    """Return the right label's logit less the mean of the others'."""
-    right = logits.gather(-1, gold.view(-1, 1, 1, 1).expand(*logits.shape[:-1], 1))[..., 0]
-    others = (logits.sum(dim=-1) - right) / max(logits.shape[-1] - 1, 1)
-    return right - others
+def _nan(like: torch.Tensor, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    return torch.full(shape, torch.nan, dtype=like.dtype, device=device)
 
 
 def _auc(

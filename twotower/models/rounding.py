@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from jaxtyping import Float32
 
+from ..options import option
+
 if TYPE_CHECKING:
     from .model import Model
 
@@ -58,6 +60,11 @@ class Rounding:
     def of(cls, model: Model) -> Rounding:
         """Return the tolerances for the current state of a model."""
         return cls(model.quantization)
+
+    @classmethod
+    def of_proof(cls, model: Model) -> Rounding | None:
+        """Return the tolerances for a proof; None if the option `proof` is off."""
+        return cls.of(model) if option("proof") else None
 
     def is_coarse(self, dtype: torch.dtype) -> bool:
         """Check whether a dtype hides a one-percent error in a single value."""

@@ -97,17 +97,22 @@ class EdgeSweep(Sweep):
         layer_devices: Sequence[torch.device],
         rounding: Rounding | None,
     ) -> None:
-        self.reading, self.edges = reading, reading.edges
-        listed = self.edges.listed()
+        edges = reading.edges
+        self.reading, self.edges, listed = reading, edges, edges.listed
         chunks = [listed[i : i + rows] for i in range(0, len(listed), rows)]
         layers = range(len(readout.heads_in))
-        shared = any(self.edges.keys_of[layer] != layer for layer in layers)
-        self.first = 0 if shared else self.edges.layers[0]
+        shared = any(edges.keys_of[layer] != layer for layer in layers)
+        self.first = 0 if shared else edges.layers[0]
         self.edge_change = EdgeChange(reading.change, reading.at, _spans(chunks))
         groups: list[list[Heads]] = [[((edge[0], edge[2]),) for edge in c] for c in chunks]
-        edges = self.edges
-        shape = (len(edges.sources), len(edges.targets), len(edges.into))
-        how = (unembedded, shape, [edge[3] for edge in listed], layer_devices, "edges", rounding)
+        how = (
+            unembedded,
+            edges.exist.shape,
+            [edge[3] for edge in listed],
+            layer_devices,
+            "edges",
+            rounding,
+        )
         Sweep.__init__(self, batch, readout, layout, self.edge_change, groups, *how)
 
     def plan(self, chunks: Sequence[Sequence[Heads]], n_layers: int) -> list[Plan]:

@@ -79,12 +79,24 @@ class Frozen:
             whole: torch.Tensor = module(x)
             return whole
         shift = module(torch.zeros_like(x))
-        statistic = _statistic(x, passing.centred[path], epsilon)
-        frozen = passing.statistics[path].flatten()
-        frozen = frozen.repeat(statistic.numel() // frozen.numel()).view_as(statistic)
-        direct = (module(x) - shift).float() * (statistic / frozen).unsqueeze(-1)
-        found: torch.Tensor = direct if passing.mode == "part" else direct + shift.float()
+        direct = _direct(module, x, shift, passing.statistics[path], passing.centred[path], epsilon)
+        found = direct if passing.mode == "part" else direct + shift.float()
         return found.to(x.dtype)
+
+
+def _direct(
+    norm: Any,
+    x: Float[torch.Tensor, "*rest d"],
+    shift: Float[torch.Tensor, "*shift d"],
+    frozen: Float[torch.Tensor, "*whole"],
+    centred: torch.Tensor,
+    epsilon: float,
+) -> Float[torch.Tensor, "*rest d"]:
+    """Return a norm of parts x, without its shift, with statistics that repeat along the parts."""
+    statistic = _statistic(x, centred, epsilon)
+    frozen = frozen.flatten().repeat(statistic.numel() // frozen.numel()).view_as(statistic)
+    direct: torch.Tensor = norm(x) - shift
+    return direct.float() * (statistic / frozen).unsqueeze(-1)
 
 
 def _statistic(
@@ -113,7 +125,5 @@ def frozen_write(
 ) -> Float[torch.Tensor, "n *rest d_model"]:
     """Return parts of a norm's output, from parts of its input, with the whole's statistic."""
     centred = _centres(norm, whole)
-    shift = norm(torch.zeros_like(whole))
-    ratio = _statistic(output, centred, epsilon) / _statistic(whole, centred, epsilon)
-    direct: torch.Tensor = norm(output.to(whole.dtype)) - shift
-    return direct.float() * ratio.unsqueeze(-1)
+    shift, frozen = norm(torch.zeros_like(whole)), _statistic(whole, centred, epsilon)
+    return _direct(norm, output.to(whole.dtype), shift, frozen, centred, epsilon)

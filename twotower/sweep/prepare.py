@@ -97,7 +97,7 @@ def prepare_sweep(
         fit = what_fits(model, layout, batch.width, logprobs)
         chunks = [groups[i : i + fit.rows] for i in range(0, len(groups), fit.rows)]
         unembedded = fit.vectors if logprobs else 0
-        how = (places, model.layer_devices, name, Rounding.of(model) if option("proof") else None)
+        how = (places, model.layer_devices, name, Rounding.of_proof(model))
         parts = (layout, rows, chunks, unembedded, shape, *how)
         return Sweep(batch, readout.of(batch), *parts, tokens=tokens)
 

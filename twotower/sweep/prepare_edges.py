@@ -53,7 +53,7 @@ def make_edges(
         for layer in range(model.n_layers)
     ]
     edges = Edges(tuple(sources), tuple(targets), tuple(into), tuple(keys_of))
-    if not edges.listed():
+    if not edges.listed:
         raise InputError(
             "there is no edge: no source lies below what a target reads; a source must be in a "
             "lower layer than its target"
@@ -152,7 +152,7 @@ def prepare_edges(
     read = prepare_reading(model, prompts, edges, positions, to, outputs)
     readout = get_readout(model, prompts.answers.vocabulary)
     logprobs = logprobs or isinstance(prompts, Continued) or prompts.answers.alone
-    n_edges = len(edges.listed())
+    n_edges = len(edges.listed)
 
     def make(batch: Batch) -> EdgeSweep:
         reading = read(batch, 1)
@@ -167,7 +167,7 @@ def prepare_edges(
             fit.rows,
             fit.vectors if logprobs else 0,
             model.layer_devices,
-            Rounding.of(model) if option("proof") else None,
+            Rounding.of_proof(model),
         )
 
     return make

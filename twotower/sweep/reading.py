@@ -84,7 +84,7 @@ class Reading:
 
         The sources of a layer and of "q", "k" or "v" come in the order of `Edges.order`.
         """
-        edges, order = self.edges, self.edges.order
+        edges, order = self.edges, list(self.edges.order)
         assert self.writes is not None
         while order:
             top = edges.top(order[0])

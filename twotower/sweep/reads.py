@@ -193,14 +193,14 @@ class HeadReads:
             lost = lost * places.wanted.on(lost.device)[:, None, :, None]
         new = stream.read(lost, into).to(self.z.device)
         if into == "q":
-            scores = self._scores(_of(new, heads), self._keys(self.key, heads)[:, None])
+            scores = self._scores(some_heads(new, heads), self._keys(self.key, heads)[:, None])
             return Changed(self, heads, self._masked(scores, heads, layout))
         clean = self._clean_scores(heads, layout)
         new = self._keys(new, heads)
         inside = places.inside.on(self.z.device)
         if into == "v":
             return Changed(self, heads, clean, new, inside)
-        scores = self._scores(_of(self.query, heads)[:, None], new)
+        scores = self._scores(some_heads(self.query, heads)[:, None], new)
         scores = self._masked(scores, heads, layout, inside)
         index = inside[:, None, None, None].expand_as(scores)
         every = clean.expand(-1, new.shape[1], -1, -1, -1)
@@ -240,7 +240,7 @@ class HeadReads:
     ) -> Float32[torch.Tensor, "G 1 h S A"]:
         asked = tuple(heads)
         if asked not in self.known:
-            query, key = _of(self.query, heads), self._keys(self.key, heads)
+            query, key = some_heads(self.query, heads), self._keys(self.key, heads)
             scores = self._scores(query[:, None], key[:, None])
             self.known[asked] = self._masked(scores, heads, layout)
         return self.known[asked]
@@ -250,7 +250,7 @@ class HeadReads:
     ) -> Float[torch.Tensor, "*rest h d"]:
         """Return each head's view of its key-value head."""
         per = self.z.shape[2] // self.key.shape[2]
-        return _of(x, [head // per for head in heads])
+        return some_heads(x, [head // per for head in heads])
 
 
 @dataclass
@@ -303,11 +303,11 @@ class Changed:
         index = self.inside[..., None, None].expand(-1, -1, *values.shape[2:])
         old = values.gather(1, index)[:, None]
         moved = _summed(weights, self.values) - _summed(weights, old)
-        return _of(reads.z, self.heads).float()[:, None] + self._gated(moved)
+        return some_heads(reads.z, self.heads).float()[:, None] + self._gated(moved)
 
     def _gated(self, z: Float32[torch.Tensor, "G n S h D"]) -> Float32[torch.Tensor, "G n S h D"]:
         gate = self.reads.gate
-        return z if gate is None else z * _of(gate, self.heads)[:, None]
+        return z if gate is None else z * some_heads(gate, self.heads)[:, None]
 
 
 def _summed(
@@ -318,7 +318,7 @@ def _summed(
     return found
 
 
-def _of(
+def some_heads(
     x: Float[torch.Tensor, "*rest H d"], heads: Sequence[int]
 ) -> Float[torch.Tensor, "*rest h d"]:
     """Return some heads' part; an index would be copied from the CPU."""

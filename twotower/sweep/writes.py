@@ -157,19 +157,19 @@ class Writes:
             if source.kind != "head":
                 write = kept.others[source.kind][:, columns].float()
             else:
-                write = self._frozen(kept, source.head, columns).float()
+                write = self._frozen(kept, source, columns).float()
             write = self.scaled(write.to(device), source.layer, layer)
             found.append(write)
         return torch.stack(found)
 
     def _frozen(
-        self, kept: LayerWrites, head: int, columns: slice
+        self, kept: LayerWrites, source: Source, columns: slice
     ) -> Float[torch.Tensor, "G C d_model"]:
         assert kept.z is not None
         architecture, block = self.architecture, kept.block
         if kept.weight is None:
             kept.weight = output_weight(architecture, block, kept.z)
-        output = kept.z[:, columns, head].float() @ kept.weight[head].float()
+        output = kept.z[:, columns, source.head].float() @ kept.weight[source.head].float()
         norm = architecture.attention_post_norm(block)
         if norm is None or kept.attention_output is None:
             written: torch.Tensor = architecture.write(block, output)
@@ -177,8 +177,7 @@ class Writes:
         whole = kept.attention_output[:, columns]
         epsilon = architecture.epsilon(norm)
         normed = frozen_write(norm, output[None], whole, epsilon)[0]
-        layer = next(i for i, own in self.layers.items() if own is kept)
-        return normed * architecture.write_multiplier(layer)
+        return normed * architecture.write_multiplier(source.layer)
 
     def scaled(self, x: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         """Return x times the factors on the stream of the layers from `start` to before `stop`."""

@@ -24,6 +24,19 @@ def margin(
     return right - logits.masked_fill(is_gold, -torch.inf).amax(dim=-1)
 
 
+def above_mean(
+    logits: Float[torch.Tensor, "B *rest label"], gold: Int[torch.Tensor, " B"]
+) -> Float[torch.Tensor, " B *rest"]:
+    """Return the right label's logit less the mean of the others': (B, ..., label) to (B, ...).
+
+    The same of directions. Of one label, return the value itself.
+    """
+    index = gold.view(-1, *[1] * (logits.dim() - 1)).expand(*logits.shape[:-1], 1)
+    right = logits.gather(-1, index)[..., 0]
+    others: torch.Tensor = (logits.sum(dim=-1) - right) / max(logits.shape[-1] - 1, 1)
+    return right - others
+
+
 def stack(
     by_layer: list[Float[torch.Tensor, " B *rest"]], end: End
 ) -> Float[torch.Tensor, "B layer *rest"]:
