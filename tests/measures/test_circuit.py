@@ -89,6 +89,25 @@ def test_before_the_last_position(found: tuple[tt.Model, tt.Prompts, xr.Dataset]
     np.testing.assert_allclose(one.effect.values, expected.isel(target=0).values, atol=1e-5)
 
 
+def test_positions_of_a_user_before_the_last(
+    found: tuple[tt.Model, tt.Prompts, xr.Dataset],
+) -> None:
+    model, prompts, _ = found
+    options = {**OPTIONS, "edges": 40, "before_last": True}
+    named, given = (
+        tt.circuit(model, prompts, positions=at, **options)
+        for at in ("labels", tt.at(role="label"))
+    )
+    np.testing.assert_array_equal(named.effect, given.effect)
+    assert set(given.target_at.values) == {"last", "positions"}
+
+
+def test_a_budget_below_the_writers(found: tuple[tt.Model, tt.Prompts, xr.Dataset]) -> None:
+    model, prompts, _ = found
+    few = tt.circuit(model, prompts, **{**OPTIONS, "edges": 2})
+    assert few.sizes["edge"] <= 2
+
+
 def test_faithfulness(found: tuple[tt.Model, tt.Prompts, xr.Dataset]) -> None:
     model, prompts, circuit = found
     heads = tt.circuit_heads(circuit)

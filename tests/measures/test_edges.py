@@ -38,7 +38,6 @@ SLOW = (
     "minicpm3",
     "qwen3",
     "stablelm",
-    "mpt",
 )
 
 

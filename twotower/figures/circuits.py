@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError
+from ..measures.circuit import ANSWER
+from ..sweep.sources import parse_source
 from .style import BLUE, GREEN, GREY, ORANGE, drawn
 from .texts import printable
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
 
-TOWERS = {"q": BLUE, "k": ORANGE, "v": GREEN, "answer": GREY}
+TOWERS = {"q": BLUE, "k": ORANGE, "v": GREEN, ANSWER: GREY}
 """Colours of edges, by the tower into which they lead."""
 
 STAGGER = 0.8
@@ -67,10 +69,7 @@ def circuit_graph(found: xr.Dataset) -> networkx.MultiDiGraph:
 
 def _layer(name: str) -> int | None:
     """Return a node's layer: -1 for the embedding, None for the answer."""
-    if name == "answer":
-        return None
-    text = name.rpartition(" ")[2].partition(".")[0]
-    return int(text) if text.isdecimal() else -1
+    return None if name == ANSWER else parse_source(name).layer
 
 
 def save_circuit(found: xr.Dataset, path: str | Path) -> Path:
@@ -150,7 +149,7 @@ def circuit(found: xr.Dataset, *, ax: Axes) -> None:
         ax.text(*places[node], printable(data["name"]), ha="center", va="center", size=7, bbox=box)
     for tower in TOWERS:
         if tower in used:
-            words = "into the answer" if tower == "answer" else f"into {tower}"
+            words = "into the answer" if tower == ANSWER else f"into {tower}"
             ax.plot([], [], color=TOWERS[tower], label=words)
     ax.plot([], [], color=GREY, ls="--", label="against the answer")
     columns = sorted({data["at"] for _, data in graph.nodes(data=True)}, key=_column)
@@ -163,7 +162,7 @@ def circuit(found: xr.Dataset, *, ax: Axes) -> None:
     heights = {data["layer"]: places[node][1] for node, data in graph.nodes(data=True)}
     ax.set_yticks(
         [heights[layer] for layer in layers],
-        ["embedding" if layer < 0 else str(layer) for layer in layers[:-1]] + ["answer"],
+        ["embedding" if layer < 0 else str(layer) for layer in layers[:-1]] + [ANSWER],
     )
     ax.set_ylabel("layer")
     xs, ys = zip(*places.values(), strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from ..errors import InputError
 from ..head import Head, parse_head
 from ..prompts.positions import named
 from ..results import measured_prompts
-from ..statistics import bootstrap_mean, mean_known
+from ..statistics import Estimate, bootstrap_mean, mean_known
+from ..sweep.sources import parse_source
 from .attribution import attribution
 from .choose import above_others
 from .datasets import dataset
@@ -36,7 +38,7 @@ DRAWS = 1000
 """Random sets of edges that the control draws."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Edge:
     """An edge with its effects (prompt,), and where source and target act."""
 
@@ -47,10 +49,19 @@ class _Edge:
     tower: str
     effects: np.ndarray
 
-    @property
+    @cached_property
     def strength(self) -> float:
         """Absolute mean effect."""
         return float(abs(mean_known(self.effects)))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """An edge of the circuit, with its interval and what random edges reach."""
+
+    edge: _Edge
+    estimate: Estimate
+    chance: float
 
 
 @measurement
@@ -133,20 +144,18 @@ def circuit(
     if positions is None:
         positions = "labels" if prompts.where("labels").any() else "all"
     search = _Search(model, prompts, float(margin) * threshold, edges, seed)
-    search.answer(writers)
-    frontier = {(edge.source, "last") for edge in search.found}
-    seen = set(frontier)
+    search.answer(min(writers, edges))
+    seen: set[tuple[str, str]] = set()
     for _ in range(depth):
-        search.step(frontier, positions, to)
-        nodes = {
-            (edge.source, edge.source_at)
-            for edge in search.found
-            if _is_head(edge.source) and (before_last or edge.source_at == "last")
-        }
-        frontier = nodes - seen
-        seen |= frontier
+        frontier = {
+            (found.edge.source, found.edge.source_at)
+            for found in search.found
+            if _is_head(found.edge.source) and (before_last or found.edge.source_at == "last")
+        } - seen
         if not frontier or len(search.found) >= edges:
             break
+        search.step(frontier, positions, to)
+        seen |= frontier
     settings = {
         "writers": writers,
         "edges": edges,
@@ -181,8 +190,8 @@ class _Search:
     ) -> None:
         self.model, self.prompts, self.least = model, prompts, least
         self.budget, self.seed = budget, seed
-        self.found: list[_Edge] = []
-        self.chance: list[float] = []
+        self.found: list[_Found] = []
+        self.places: dict[str, Positions] = {"last": "last", "all": "all"}
 
     def answer(self, writers: int) -> None:
         """Find the heads that write for or against the answer."""
@@ -200,13 +209,19 @@ class _Search:
     def step(self, nodes: set[tuple[str, str]], positions: Positions, to: Change) -> None:
         """Find the edges into some heads, each with the positions at which it acts."""
         candidates: list[_Edge] = []
-        for at in sorted({where for _, where in nodes}):
-            heads = sorted(parse_head(name) for name, where in nodes if where == at)
-            keys = positions if at == "last" else "all"
-            if not heads:
-                continue
+        where = positions if isinstance(positions, str) else "positions"
+        self.places[where] = positions
+        for at in sorted({own for _, own in nodes}):
+            heads = sorted(parse_head(name) for name, own in nodes if own == at)
+            keys = where if at == "last" else "all"
             found = edge_effects(
-                self.model, self.prompts, None, heads, positions=keys, outputs=at, to=to
+                self.model,
+                self.prompts,
+                None,
+                heads,
+                positions=self.places[keys],
+                outputs=self.places[at],
+                to=to,
             )
             candidates += list(_edges(found["margin_drop"], at, keys))
         self._accept(candidates, self.budget - len(self.found))
@@ -214,21 +229,20 @@ class _Search:
     def _accept(self, candidates: list[_Edge], n: int) -> None:
         strong = [edge for edge in candidates if edge.strength >= self.least]
         strong.sort(key=lambda edge: -edge.strength)
-        chosen: list[_Edge] = []
+        chosen: list[tuple[_Edge, Estimate]] = []
         for edge in strong:
             if len(chosen) == n:
                 break
             estimate = bootstrap_mean(edge.effects, self.seed)
             if estimate.positive or estimate.negative:
-                chosen.append(edge)
-        self.found += chosen
+                chosen.append((edge, estimate))
         sizes = np.array([edge.strength for edge in candidates])
-        self.chance += [_chance(sizes, len(chosen), self.seed)] * len(chosen)
+        chance = _chance(sizes, len(chosen), self.seed)
+        self.found += [_Found(edge, estimate, chance) for edge, estimate in chosen]
 
 
-def _edges(effects: xr.DataArray, at: str, keys: Positions) -> Iterator[_Edge]:
+def _edges(effects: xr.DataArray, at: str, where: str) -> Iterator[_Edge]:
     """Yield the edges of a measurement that exist."""
-    where = named(keys) if isinstance(keys, str) else "positions"
     values = effects.transpose("prompt", "source", "target", "into").values
     for i, source in enumerate(effects["source"].values):
         for j, target in enumerate(effects["target"].values):
@@ -249,28 +263,27 @@ def _chance(sizes: np.ndarray, n: int, seed: int) -> float:
 
 
 def _is_head(name: str) -> bool:
-    return name.replace(".", "", 1).isdecimal() and "." in name
+    return parse_source(name).kind == "head"
 
 
 def _dataset(
     search: _Search, model: Model, prompts: Prompts, settings: dict[str, Any]
 ) -> xr.Dataset:
-    found = search.found
-    estimates = [bootstrap_mean(edge.effects, search.seed) for edge in found]
+    found = [found.edge for found in search.found]
+    estimates = [found.estimate for found in search.found]
     arrays: dict[str, np.ndarray] = {
         "effect": np.stack([edge.effects for edge in found], axis=1).astype(np.float32),
         "mean_effect": np.array([estimate.value for estimate in estimates]),
         "low": np.array([estimate.low for estimate in estimates]),
         "high": np.array([estimate.high for estimate in estimates]),
-        "chance": np.array(search.chance),
+        "chance": np.array([found.chance for found in search.found]),
     }
     for name in ("source", "source_at", "target", "target_at", "tower"):
         texts = np.array([getattr(edge, name) for edge in found], dtype=object)
         # A variable may not have the name of a dim.
         arrays[f"{name}_name" if name in ("source", "target") else name] = texts
-    finite = np.isfinite(arrays["effect"]).all(axis=1)
+    arrays["finite"] = np.isfinite(arrays["effect"]).all(axis=1)
     coordinates = {"edge": np.arange(len(found))}
-    arrays["finite"] = finite
     return dataset("circuit", arrays, model, prompts, settings, coordinates=coordinates)
 
 

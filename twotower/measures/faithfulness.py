@@ -80,7 +80,7 @@ def faithfulness(
     span = float(mean_known(clean) - mean_known(without))
     if not span > 0:
         raise InputError("the margin with all heads is not larger than the margin without heads")
-    known: dict[frozenset[tuple[int, int]], np.ndarray] = {}
+    known = {frozenset(model.heads): clean}
     rows = []
     for heads in checked.values():
         row = []

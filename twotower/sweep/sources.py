@@ -122,7 +122,7 @@ def _as_source(model: Model, given: Any, known: list[Source]) -> Source:
     if isinstance(given, Source):
         found = given
     elif isinstance(given, str):
-        found = _named(given)
+        found = parse_source(given)
     else:
         found = Source(as_head(given).layer, "head", as_head(given).head)
     if found.kind == "head":
@@ -134,7 +134,14 @@ def _as_source(model: Model, given: Any, known: list[Source]) -> Source:
     return found
 
 
-def _named(text: str) -> Source:
+def parse_source(text: str) -> Source:
+    """Return a source written as "2.5", "mlp 2" or "embedding".
+
+    Raises
+    ------
+    InputError
+        If the text has another form.
+    """
     if text == "embedding":
         return EMBEDDING
     match = re.fullmatch(r"(mlp|mixer|extra) (\d+)", text)
