@@ -14,7 +14,10 @@ from typing import Any
 import psutil
 import torch
 
+from twotower.models import Model
+from twotower.prompts import Prompts
 from twotower.sizing.bench import Peak, processor
+from twotower.walk.batch_size import Batches
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -113,6 +116,19 @@ def ratios(
                 found[name].append(took / units[-1])
             before = after
     return median(units), {name: median(times) for name, times in found.items()}
+
+
+def plain_of(
+    model: Model, prompts: Prompts, shared: bool = False, batch_size: int | None = None
+) -> Callable[[], None]:
+    """Return a plain forward of all prompts, by transformers."""
+
+    def plain() -> None:
+        with torch.no_grad():
+            for batch in Batches(model, prompts, batch_size, shared=shared):
+                model.module(**batch.inputs)
+
+    return plain
 
 
 def finish(result: dict[str, Any], name: str, options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""What exact edges cost: into all heads' queries, and into some heads' queries, keys and values.
+"""Cost of exact edges into the queries of all heads, and into q, k and v of some heads.
 
 Units are plain forwards of the same prompts, in one process. The floor counts what edges cannot do
 without: each edge is one row of one position that passes through the blocks from its target's on,
@@ -21,7 +21,6 @@ import torch
 import twotower as tt
 from twotower.measures.edges import edges_of
 from twotower.models import Model
-from twotower.walk.batch_size import Batches
 
 
 def floor_of(model: Model, n_positions: int, edges: list[tuple[int, int, int, int]]) -> float:
@@ -45,11 +44,6 @@ def main() -> None:
     heads = tt.in_context_heads(effects, options.heads)
     length = float(np.mean(prompts.lengths))
 
-    def plain() -> None:
-        with torch.no_grad():
-            for batch in Batches(model, prompts):
-                model.module(**batch.inputs)
-
     def job(
         sources: str | None, targets: list[tt.Head] | None, into: str, at: str
     ) -> Callable[[], object]:
@@ -64,7 +58,9 @@ def main() -> None:
             jobs[name] = job(None, heads, into, at)
             counted[name] = edges_of(model, None, heads, into)
     clock = time.process_time if options.threads == 1 else time.perf_counter
-    second, found = common.ratios(plain, jobs, options.rounds, clock=clock)
+    second, found = common.ratios(
+        common.plain_of(model, prompts), jobs, options.rounds, clock=clock
+    )
     floors = {name: floor_of(model, length, edges.listed) for name, edges in counted.items()}
     result = {
         "machine": common.machine(options.threads),

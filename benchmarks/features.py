@@ -18,7 +18,7 @@ import shapes
 import torch
 import transformers
 from floor import Floor
-from floors import plain_of, row
+from floors import row
 
 import twotower as tt
 from twotower.models import Model
@@ -107,7 +107,7 @@ def sweeps(model: Model, rounds: int) -> list[dict[str, Any]]:
             tokens = float(prompts.lengths.mean())
             last = positions == "last"
             unit, ratios = common.ratios(
-                plain_of(model, prompts, shared=not last),
+                common.plain_of(model, prompts, shared=not last),
                 {
                     "x": lambda p=prompts, at=positions: tt.head_effects(
                         model, p, at, logprobs=False

@@ -54,17 +54,6 @@ def prompts_of(model: Model, length: int, n: int) -> Prompts:
     return tt.build_prompts(model, task, labels, shots, n, template=template)
 
 
-def plain_of(
-    model: Model, prompts: Prompts, shared: bool = False, batch_size: int | None = None
-) -> Callable[[], None]:
-    def plain() -> None:
-        with torch.no_grad():
-            for batch in Batches(model, prompts, batch_size, shared=shared):
-                model.module(**batch.inputs)
-
-    return plain
-
-
 def first_label(prompts: Prompts) -> float:
     """Mean number of positions before the first label."""
     return float(
@@ -153,7 +142,7 @@ def last_position(
         n = len(prompts)
         mean = float(prompts.lengths.mean())
         unit, found = common.ratios(
-            plain_of(model, prompts),
+            common.plain_of(model, prompts),
             {"sweep": lambda p=prompts: tt.head_effects(model, p, logprobs=False)},
             rounds,
         )
@@ -193,7 +182,7 @@ def several_positions(
     for length in lengths:
         n = SEVERAL[length]
         prompts = prompts_of(model, length, n)
-        mean, plain = float(prompts.lengths.mean()), plain_of(model, prompts, shared=True)
+        mean, plain = float(prompts.lengths.mean()), common.plain_of(model, prompts, shared=True)
         heads = model.heads if length < 500 else [h for h in model.heads if h.layer % 5 == 0]
         groups: list[Group] = [(head,) for head in heads]
         for positions, earlier in (("labels", first_label(prompts)), ("all", 0.0)):
@@ -218,7 +207,7 @@ def shared_demonstrations(model: Model, floor: Floor) -> list[dict[str, Any]]:
         model, task, shots=9, n=16, shared_demonstrations=True, permute_labels=False
     )
     jobs = {"x": lambda: tt.head_effects(model, shared, "all", logprobs=False)}
-    plain = plain_of(model, shared, shared=True)
+    plain = common.plain_of(model, shared, shared=True)
     with tt.set_options(batch_size=16):
         unit, found = common.ratios(plain, jobs, 1, warm=True, repeats=3)
     mean = float(shared.lengths.mean())
@@ -267,7 +256,7 @@ def together(
     """Time of groups of heads on one short prompt, against their floor."""
     prompts = prompts_of(model, 50, 1)
     mean = float(prompts.lengths.mean())
-    plain = plain_of(model, prompts)
+    plain = common.plain_of(model, prompts)
     plain()
     unit, found = common.ratios(plain, {"x": job}, rounds, warm=rounds == 1, repeats=5)
     rows = floor.rows(mean, 1 if positions == "last" else mean, groups)
@@ -302,7 +291,7 @@ def analysis(model: Model, floor: Floor, rounds: int) -> dict[str, Any]:
         for mine, other in pair:
             torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
     unit, found = common.ratios(
-        plain_of(model, prompts),
+        common.plain_of(model, prompts),
         {
             "analyze": lambda: tt.analyze(model, prompts),
             "sweep in nnsight": traced,
@@ -357,7 +346,7 @@ def screening(model: Model) -> dict[str, Any]:
     exact = tt.head_effects(model, prompts, logprobs=False)
     agreed = agreement(exact, tt.attribution_patching(model, prompts))
     _, found = common.ratios(
-        plain_of(model, prompts), {"x": lambda: tt.attribution_patching(model, prompts)}, 3
+        common.plain_of(model, prompts), {"x": lambda: tt.attribution_patching(model, prompts)}, 3
     )
     print(
         f"attribution patching: {found['x']:.2f} forwards, rank correlation "

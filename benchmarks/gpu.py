@@ -68,7 +68,7 @@ def measures(
     parts = floors.Floor(model).parts(mean, len(prompts.labels))
     forward, sweep = parts["clean forward"], parts["sweep"]
     jobs = {
-        "plain forward": (floors.plain_of(model, prompts, batch_size=size), forward),
+        "plain forward": (common.plain_of(model, prompts, batch_size=size), forward),
         "head effects, margins": (
             lambda: tt.head_effects(model, prompts, logprobs=False),
             forward + sweep,

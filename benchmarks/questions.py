@@ -59,11 +59,6 @@ def main() -> None:
     to = tt.Mean(labelled)
     mean, head = torch.zeros(model.d_head), model.heads[len(model.heads) // 2]
 
-    def plain() -> None:
-        with torch.no_grad():
-            for batch in Batches(model, labelled):
-                model.module(**batch.inputs)
-
     jobs: dict[str, Callable[[], object]] = {
         "margins of labels": lambda: tt.head_effects(model, labelled, logprobs=False),
         "margins of answers by prompt": lambda: tt.head_effects(model, own, logprobs=False),
@@ -81,7 +76,9 @@ def main() -> None:
         "one head by a hook": lambda: hooked(model, shuffled, mean, head),
     }
     clock = time.process_time if options.threads == 1 else time.perf_counter
-    second, found = common.ratios(plain, jobs, options.rounds, clock=clock)
+    second, found = common.ratios(
+        common.plain_of(model, labelled), jobs, options.rounds, clock=clock
+    )
     beyond = {
         n: found[f"answers of {n} tokens"] - found[f"predictions of {n} tokens"] for n in TOKENS
     }

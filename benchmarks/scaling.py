@@ -68,7 +68,7 @@ def by_heads(rounds: int) -> list[dict[str, Any]]:
         prompts = shapes.prompts_near(model, TOKENS, PROMPTS)
         heads = model.heads[:: -(-len(model.heads) // HOOKED)]
         chosen[at], tokens[at] = len(heads), float(prompts.lengths.mean())
-        jobs[at, "plain"] = floors.plain_of(model, prompts)
+        jobs[at, "plain"] = common.plain_of(model, prompts)
         jobs[at, "sweep"] = lambda m=model, p=prompts: tt.head_effects(m, p, logprobs=False)
         jobs[at, "hooks"] = lambda m=model, p=prompts[:1], h=heads: peers.with_hooks(
             m, p, "last", h
@@ -119,7 +119,7 @@ def by_length(model: Model, rounds: int) -> dict[str, Any]:
     sets = [floors.prompts_of(model, length, n) for length, n in LENGTHS]
     jobs: dict[Any, Callable[[], object]] = {}
     for i, prompts in enumerate(sets):
-        jobs[i, "plain"] = floors.plain_of(model, prompts)
+        jobs[i, "plain"] = common.plain_of(model, prompts)
         jobs[i, "sweep"] = lambda p=prompts: tt.head_effects(model, p, logprobs=False)
     took = fastest(jobs, rounds)
     rows = []

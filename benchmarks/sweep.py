@@ -20,7 +20,6 @@ import common
 import torch
 
 import twotower as tt
-from twotower.walk.batch_size import Batches
 
 LIMITS = {
     "head effects, margins and log-probabilities": 4.0,
@@ -41,16 +40,11 @@ def main() -> None:
     task = tt.load_task(options.task)
     prompts = tt.build_prompts(model, task, shots=options.shots, n=options.prompts)
 
-    def plain() -> None:
-        with torch.no_grad():
-            for batch in Batches(model, prompts):
-                model.module(**batch.inputs)
-
     def towers() -> None:
         tt.analyze(model, prompts, measures=("qk", "ov"))
 
     jobs: dict[str, Callable[[], object]] = {
-        "plain forward": plain,
+        "plain forward": common.plain_of(model, prompts),
         "predict": lambda: tt.predict(model, prompts),
         "head effects, margins": lambda: tt.head_effects(model, prompts, logprobs=False),
         "head effects, margins and log-probabilities": lambda: tt.head_effects(model, prompts),

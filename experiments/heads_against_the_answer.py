@@ -6,8 +6,8 @@ may write against the right answer themselves (suppressors), or act through late
 classics. On the other half they are knocked out at the last position, beside random heads of the
 same layers, and beside the heads that write most against the answer.
 
-What a choice of the best gains on the prompts that it was made on says little, as the largest of
-270 noisy numbers is large. So gains are measured on held-out prompts only.
+Gains are measured on held-out prompts only: of 270 noisy effects the largest are large by chance,
+on the prompts on which they were chosen.
 
     python experiments/heads_against_the_answer.py --out runs/experiments
 """
@@ -115,36 +115,10 @@ def measure(setting: Setting) -> Mapping[str, xr.Dataset]:
             )
             for measured, values in answers.items():
                 arrays[measured][row, column] = values
-    edited = common.answers_of(
-        ("task", "condition", "prompt"), "heads knocked out at the last position"
-    )
-    of_task, of_heads = ("task",), ("task", "layer", "head")
-    answers_table = setting.table(
-        {
-            **{name: (edited[name], arrays[name]) for name in arrays},
-            "correct_fit": (
-                Variable(
-                    ("task", "fit_prompt"), "float", "right among the answers", "choosing prompts"
-                ),
-                fitted,
-            ),
-            "n_classes": (
-                Variable(of_task, "int", "answers", "number of answers compared"),
-                np.array(n_answers),
-            ),
-            "form": (
-                Variable(of_task, "str", "form", "form of the question"),
-                np.array(list(asked.values()), dtype=object),
-            ),
-        },
-        {
-            "task": list(asked),
-            "condition": list(CONDITIONS),
-            "prompt": np.arange(n_test),
-            "fit_prompt": np.arange(n),
-        },
-        prompts_of_tasks=hashes,
-    )
+    about = "heads knocked out at the last position"
+    measured_with = (arrays, CONDITIONS, fitted, n_answers, hashes, about)
+    answers_table = questions.answers_table(setting, asked, *measured_with)
+    of_heads = ("task", "layer", "head")
     scores = setting.table(
         {
             "margin_drop": (
@@ -277,7 +251,7 @@ def gain(
     measured: str,
     beyond: str = NOTHING,
 ) -> Estimate:
-    """What a condition has more than another one, paired by prompt."""
+    """Mean difference between two conditions, paired by prompt."""
     after, before = (answers(runs, tasks, one, measured) for one in (condition, beyond))
     return bootstrap_mean(after - before)
 

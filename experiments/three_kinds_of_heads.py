@@ -115,32 +115,9 @@ def measure(setting: Setting) -> Mapping[str, xr.Dataset]:
             )
             for measured, values in answers.items():
                 arrays[measured][row, column] = values
-    edited = common.answers_of(("task", "condition", "prompt"), "heads knocked out everywhere")
-    of_task, of_fit = ("task",), ("task", "fit_prompt")
-    answers_table = setting.table(
-        {
-            **{name: (edited[name], arrays[name]) for name in arrays},
-            "correct_fit": (
-                Variable(of_fit, "float", "right among the answers", "choosing prompts"),
-                fitted,
-            ),
-            "n_classes": (
-                Variable(of_task, "int", "answers", "number of answers compared"),
-                np.array(n_answers),
-            ),
-            "form": (
-                Variable(of_task, "str", "form", "form of the question"),
-                np.array(list(asked.values()), dtype=object),
-            ),
-        },
-        {
-            "task": list(asked),
-            "condition": list(CONDITIONS),
-            "prompt": np.arange(n_test),
-            "fit_prompt": np.arange(n),
-        },
-        prompts_of_tasks=hashes,
-    )
+    about = "heads knocked out everywhere"
+    measured_with = (arrays, CONDITIONS, fitted, n_answers, hashes, about)
+    answers_table = questions.answers_table(setting, asked, *measured_with)
     dims = ("task", "kind", "layer", "head")
     about = "drop of the margin, induction score, gain of the right answer's log-probability"
     scores_table = setting.table(

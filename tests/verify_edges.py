@@ -47,7 +47,7 @@ class Paths(Reference):
         self.sources = self._sources(few)
 
     def _clean(self, head: tt.Head | None = None) -> tuple[dict, dict, dict]:
-        """What enters each block, and what attention and others add, perhaps without a head."""
+        """Return each block's input and its parts' writes; without the head, if one is given."""
         streams, attention, more = {}, {}, {}
         architecture = self.architecture
 
@@ -118,7 +118,7 @@ class Paths(Reference):
         return found
 
     def writes(self, name: str) -> torch.Tensor:
-        """What a source adds to the stream."""
+        """Return a source's write (1, T, d_model) to the residual stream."""
         return self.sources[name][1]
 
     def factor(self, layer: int) -> float:
@@ -126,7 +126,7 @@ class Paths(Reference):
         return 1.0 if factor is None else float(factor)
 
     def lost(self, name: str, layer: int) -> torch.Tensor:
-        """What the stream that enters a layer loses without a source's write."""
+        """Return a source's write, times the factors on the stream up to a layer."""
         source, write = self.sources[name]
         for between in range(max(source, 0), layer):
             write = write * self.factor(between)
@@ -291,7 +291,7 @@ def edges(
             if outputs != "last":
                 last[:] = outputs == "all"
                 last[: one.real.sum()] = torch.as_tensor(prompts.where(outputs)[number][one.real])
-            # What changes before the last position has no effect in the highest layer.
+            # In the highest layer, only outputs at the last position have an effect.
             top = slice(-1, None) if outputs == "last" else slice(-2, -1)
             layers = one.with_heads[top] if few else one.with_heads
             for name, target, into, drop in _drops(one, here, last, layers):

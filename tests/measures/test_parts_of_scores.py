@@ -137,7 +137,7 @@ def test_each_part() -> None:
 
 
 def _last_residual(one: Paths) -> torch.Tensor:
-    """What enters the final norm at the last position."""
+    """Return the last position's residual stream, which enters the final norm."""
     found = []
     handle = one.module.model.norm.register_forward_pre_hook(lambda m, x: found.append(x[0]))
     one.forward()

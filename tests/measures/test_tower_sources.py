@@ -1,4 +1,4 @@
-"""What feeds a head's towers, against queries, keys and values of transformers' own forwards."""
+"""`towers_of` equals the same measures of queries, keys and values from transformers' forwards."""
 
 from __future__ import annotations
 

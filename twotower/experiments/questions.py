@@ -27,10 +27,10 @@ from ..prompts import (
     load_task,
 )
 from ..prompts.tokens import CANDIDATE_LABELS, encode
+from ..results import Variable, save
 from ..results import open as open_run
-from ..results import save
 from .experiment import Setting, short_hash
-from .parts import SENTENCE_SHOTS, some
+from .parts import SENTENCE_SHOTS, answers_of, some
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -167,6 +167,65 @@ def _one_token(tokenizer: Any, task: PairTask) -> list[bool]:
     """Return for each pair whether its output is one token."""
     base, *coded = encode([":", *(f": {output}" for _, output in task.pairs)], tokenizer, False)
     return [len(ids) == len(base) + 1 for ids in coded]
+
+
+def answers_table(
+    setting: Setting,
+    asked: Mapping[str, str],
+    arrays: Mapping[str, np.ndarray],
+    conditions: Sequence[str],
+    fitted: np.ndarray,
+    n_answers: Sequence[int],
+    hashes: Mapping[str, Sequence[str]],
+    about: str,
+) -> xr.Dataset:
+    """Return the answers of every question under several conditions.
+
+    Parameters
+    ----------
+    setting
+        Setting of the experiment.
+    asked
+        Form of every question, by name.
+    arrays
+        (task, condition, prompt) measures of `parts.answers_of`, by name.
+    conditions
+        Names of the conditions.
+    fitted
+        (task, fit_prompt) whether the answers to the prompts on which heads were chosen are right.
+    n_answers
+        Number of answers of each question.
+    hashes
+        Hashes of each question's prompts.
+    about
+        Description of the conditions.
+    """
+    edited = answers_of(("task", "condition", "prompt"), about)
+    of_fit, of_task = ("task", "fit_prompt"), ("task",)
+    return setting.table(
+        {
+            **{name: (edited[name], values) for name, values in arrays.items()},
+            "correct_fit": (
+                Variable(of_fit, "float", "right among the answers", "choosing prompts"),
+                fitted,
+            ),
+            "n_classes": (
+                Variable(of_task, "int", "answers", "number of answers compared"),
+                np.array(n_answers),
+            ),
+            "form": (
+                Variable(of_task, "str", "form", "form of the question"),
+                np.array(list(asked.values()), dtype=object),
+            ),
+        },
+        {
+            "task": list(asked),
+            "condition": list(conditions),
+            "prompt": np.arange(next(iter(arrays.values())).shape[-1]),
+            "fit_prompt": np.arange(fitted.shape[-1]),
+        },
+        prompts_of_tasks=hashes,
+    )
 
 
 # ---- completions --------------------------------------------------------------------------

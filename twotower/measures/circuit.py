@@ -176,7 +176,7 @@ class _Search:
     Parameters
     ----------
     model, prompts
-        What is explained.
+        Model and prompts to explain.
     least
         Smallest absolute mean effect.
     budget

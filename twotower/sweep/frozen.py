@@ -21,7 +21,7 @@ Mode = Literal["whole", "part", "biases"]
 
 @dataclass
 class Pass:
-    """What passes through a frozen block.
+    """Mode of a frozen block, and the statistics of its norms.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class Frozen:
     module
         nnsight's envoy of the module.
     passing
-        What passes through it.
+        Mode of the block, and the statistics of its norms.
     path
         Path of the module in the block.
     """

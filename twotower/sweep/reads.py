@@ -178,8 +178,8 @@ class HeadReads:
         Parameters
         ----------
         lost
-            What the stream loses: at the changed positions (C = S) for queries, at the columns
-            (C = M) for keys and values.
+            Vectors to subtract from the stream: at the changed positions (C = S) for queries, at
+            the columns (C = M) for keys and values.
         into
             "q", "k" or "v".
         heads
