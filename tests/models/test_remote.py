@@ -6,7 +6,9 @@ returned goes over HTTP and a websocket as nnsight's own client does it.
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 import subprocess
 import sys
 import urllib.request
@@ -18,6 +20,7 @@ from typing import Any
 import nnsight
 import pytest
 import torch
+from nnsight.intervention.serialization import dumps
 from surface import MEASURES, REPEATED, edits, same, under
 from tiny import (
     ARCHITECTURES,
@@ -32,7 +35,7 @@ from tiny import (
 
 import twotower as tt
 from twotower.errors import ModelError
-from twotower.models.remote import reached
+from twotower.models.remote import prepare, reached
 
 
 class Server:
@@ -80,6 +83,26 @@ def server(
         found.process.kill()
         found.process.wait()
     torch.set_num_threads(threads)
+
+
+def classes(package: str) -> list[type]:
+    """Classes that the modules of a package define."""
+    within = importlib.import_module(package).__path__
+    modules = [importlib.import_module(f"{package}.{m.name}") for m in pkgutil.iter_modules(within)]
+    return [
+        found
+        for module in modules
+        for found in vars(module).values()
+        if isinstance(found, type) and found.__module__ == module.__name__
+    ]
+
+
+@pytest.mark.parametrize("package", ["walk", "sweep", "edits", "measures"])
+def test_every_class_can_be_sent(package: str) -> None:
+    found = classes(f"twotower.{package}")
+    assert len(found) > 5
+    prepare("local")
+    assert dumps(found)
 
 
 @cache

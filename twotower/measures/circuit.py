@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from ..prompts.positions import named
 from ..results import measured_prompts
 from ..statistics import Estimate, bootstrap_mean, mean_known
 from ..sweep.sources import parse_source
+from ..walk.once import once
 from .attribution import attribution
 from .choose import above_others
 from .datasets import dataset
@@ -49,7 +49,7 @@ class _Edge:
     tower: str
     effects: np.ndarray
 
-    @cached_property
+    @once
     def strength(self) -> float:
         """Absolute mean effect."""
         return float(abs(mean_known(self.effects)))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
+from ..walk.once import once
 from .sources import Group
 
 
@@ -35,7 +35,7 @@ class Edges:
         """Return the layer whose residual stream a layer's queries, keys or values read."""
         return layer if into == "q" else self.keys_of[layer]
 
-    @cached_property
+    @once
     def order(self) -> list[int]:
         """Numbers of the sources by their highest layer."""
         return sorted(range(len(self.sources)), key=lambda i: self.top(i))
@@ -57,14 +57,14 @@ class Edges:
         """Layers of the targets."""
         return sorted({layer for layer, _ in self.targets})
 
-    @cached_property
+    @once
     def exist(self) -> np.ndarray:
         """(source, target, into) boolean: whether the source is below what the target reads."""
         found = np.zeros((len(self.sources), len(self.targets), len(self.into)), dtype=bool)
         found.flat[[place for *_, place in self.listed]] = True
         return found
 
-    @cached_property
+    @once
     def listed(self) -> list[tuple[int, int, int, int]]:
         """(layer, source, head, place) of every edge, in the order of rows.
 

@@ -20,24 +20,10 @@ from ..models.positions import Positions, softcapped, softmax, visible
 from ..models.remote import reached
 from .batch import Batch
 from .everywhere import Everywhere
+from .once import once
 
 if TYPE_CHECKING:
     from ..models import Architecture, Model
-
-
-def once(function: Callable[[Any], Any]) -> Any:
-    """Return a property that is computed at first access and then stored.
-
-    `functools.cached_property` holds a lock, which cannot be sent to a server.
-    """
-    name = f"_{function.__name__}"
-
-    def read(self: Any) -> Any:
-        if name not in self.__dict__:
-            self.__dict__[name] = function(self)
-        return self.__dict__[name]
-
-    return property(read, doc=function.__doc__)
 
 
 @dataclass
