@@ -60,6 +60,47 @@ def test_analyze(checkpoint: Path, task_file: Path, tmp_path: Path, capsys) -> N
     assert f"Saved {out}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("wrong", "measures"), [(1, ["predictions", "effects", "qk"]), (0, ["predictions"])]
+)
+def test_analyze_pairs(
+    wrong: int, measures: list[str], checkpoint: Path, tmp_path: Path, capsys
+) -> None:
+    """Pairs with answers of one and of several tokens, in units, and to the terminal."""
+    task, out = tmp_path / "sounds.csv", tmp_path / "run.zarr"
+    outputs = ["foo", "bar", "key foo", "cup", "one"]
+    rows = [f"{x},{y}" for x, y in zip(["cat", "dog", "owl", "cow", "hen"], outputs, strict=True)]
+    task.write_text("\n".join(["input,output", *rows]) + "\n")
+    given = ["--task", task, "--shots", 2, "--n", 4, "--unit-size", 2, "--wrong", wrong]
+    given += ["--measures", *measures]
+    assert run("analyze", "--model", checkpoint, *given, "--output", out) == 0
+    tree, shown = tt.open(out), capsys.readouterr().out
+    assert ("between the answers" if wrong else "of the whole answer") in shown
+    assert "scores" not in tree.children
+    model = tt.load(checkpoint)
+    prompts = tt.build_prompts(model, tt.load_pairs(task), shots=2, n=4, wrong=wrong)
+    assert tree["predictions"]["answer_text"].values.tolist() == prompts.answers.text.tolist()
+    if "effects" not in measures:
+        logprobs = tt.predict(model, prompts)["logprob"]
+        np.testing.assert_allclose(tree["predictions"]["logprob"], logprobs, atol=1e-5)
+        return
+    effects = tt.head_effects(model, prompts)["margin_drop"]
+    np.testing.assert_allclose(tree["effects"]["margin_drop"], effects, atol=1e-5)
+    assert run("show", out, "--head", "0.1", "--prompt", 1) == 0
+    shown = capsys.readouterr().out
+    assert f"{prompts.answers.text[1, 0]!r} is right" in shown
+    assert "the query's class" not in shown
+    assert run("analyze", "--model", checkpoint, *given, "--labels", "a", "b") == 2
+    assert "labels= needs a task of classes" in capsys.readouterr().err
+
+
+def test_runs_of_older_versions_go_on() -> None:
+    """Settings that older versions lack are recorded only if they are used."""
+    assert not {"wrong", "scoring", "input_column"} & set(Configuration().describe())
+    assert Configuration(wrong=2).describe()["wrong"] == 2
+    assert Configuration(wrong=2).hash != Configuration().hash
+
+
 def test_memory_that_runs_out_on_the_way(
     checkpoint: Path, task_file: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,8 +271,12 @@ def test_tasks(capsys) -> None:
     printed = capsys.readouterr().out
     for name in tt.bundled_tasks():
         assert name[:10] in printed
+    for name in tt.bundled_pairs():
+        assert name[:10] in printed
     assert run("tasks", "animals-cities") == 0
     assert "animal (48): cat, dog" in capsys.readouterr().out
+    assert run("tasks", "capitals") == 0
+    assert "France: Paris" in capsys.readouterr().out
 
 
 def test_help_does_not_import_heavy_libraries() -> None:
@@ -368,3 +413,7 @@ def test_kinds(checkpoint: Path, task_file: Path, capsys) -> None:
     assert "previous token" in shown
     assert "QK AUC" in shown
     assert run("kinds", checkpoint, "--task", "nothing") == 2
+    pairs = task_file.with_name("pairs.csv")
+    pairs.write_text("input,output\ncat,foo\ndog,bar\nowl,map\n")
+    assert run("kinds", checkpoint, "--task", pairs, "--shots", 9) == 2
+    assert "'pairs' has 3 pairs here, and 9 shots" in capsys.readouterr().err

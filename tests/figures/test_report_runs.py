@@ -296,3 +296,23 @@ def test_the_report_compares_what_is_stored_not_what_is_shown(run) -> None:
     small = table * 1e-9
     found = {row["name"]: row for row in comparison(table, small)}
     assert found["margin_drop"]["correlation"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_answers_of_each_prompt(browser: Browser, llama: tt.Model, tmp_path: Path, several) -> None:
+    """A prompt's own answers are shown as texts; those of several tokens have no logits."""
+    outputs = ["foo", "bar", "map", "key bar" if several else "key"]
+    pairs = tt.PairTask("sounds", list(zip(["cat", "dog", "owl", "cow"], outputs, strict=True)))
+    prompts = tt.build_prompts(llama, pairs, shots=2, n=2)
+    run = tt.analyze(llama, prompts, measures=("predictions", "qk", "ov"))
+    file = write_report(run, tmp_path / "pairs.html")
+    with opened(browser, file) as page:
+        said = page.locator("#answer").text_content() or ""
+        right, wrong = (f'"{text}"' for text in prompts.answers.text[0])
+        assert said.startswith(f"{right} is right. The model says")
+        kind = "logprob" if several else "logit"
+        values = run["predictions"][kind].isel(prompt=0).values
+        words = "log-probabilities" if several else "logits"
+        expected = f"{words}: right {right} {shown(values[0], 2)}, wrong {wrong} "
+        assert expected + shown(values[1], 2) in said
+        assert texts(page, "#prompt option")[1].startswith(f'1: "{prompts.answers.text[1, 0]}"')

@@ -13,6 +13,7 @@ import pytest
 from tiny import byte_level, taking
 
 import twotower as tt
+from twotower.prompts.read_task import read_task
 
 MODEL: Any = taking(byte_level())
 PAIRS = [(f"word {k}", f"out{k}") for k in range(12)]
@@ -73,6 +74,29 @@ def test_a_file_of_every_form(name: str, tmp_path: Path) -> None:
     task = tt.load_pairs(str(tmp_path / name))
     assert task.pairs == tuple(PAIRS)
     assert (task.name, task.source) == ("t", f"file {name}")
+
+
+@pytest.mark.parametrize("name", WRITE)
+def test_a_task_is_of_pairs_if_its_columns_say_so(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    WRITE[name](path)
+    assert read_task(str(path)) == tt.load_pairs(path)
+    assert read_task("capitals") == tt.load_pairs("capitals")
+    assert read_task("animals-cities") == tt.load_task("animals-cities")
+    with pytest.raises(tt.errors.InputError, match="there is no task 'nope'"):
+        read_task("nope")
+    both = FRAME.assign(text=FRAME["input"], label=["a", "b"] * 6)
+    both.to_csv(tmp_path / "both.csv", index=False)
+    assert isinstance(read_task(str(tmp_path / "both.csv")), tt.Task)
+    both.rename(columns={"input": "given"}).to_csv(tmp_path / "own.csv", index=False)
+    task = read_task(str(tmp_path / "own.csv"), text="words", input="given")
+    assert isinstance(task, tt.PairTask)
+    (tmp_path / "ragged.csv").write_text("input,output\na,b\nc\n")
+    with pytest.raises(tt.errors.InputError, match="line 3: the header names 2 columns"):
+        read_task(str(tmp_path / "ragged.csv"))
+    (tmp_path / "neither.csv").write_text("x,y\na,b\n")
+    with pytest.raises(tt.errors.InputError, match="no column 'text'; it has x, y"):
+        read_task(str(tmp_path / "neither.csv"))
 
 
 def test_a_data_frame_with_other_columns() -> None:

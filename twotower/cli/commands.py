@@ -99,6 +99,7 @@ def analyze(*, config: Annotated[Configuration | None, Parameter(name="*")] = No
     Settings can also come from a YAML file: twotower analyze --config run.yaml. The command
     line overrides the file.
     """
+    from ..figures.texts import compared
     from ..measures.choose import in_context_heads
     from ..results import measured_prompts
     from ..runs.run import carry_out
@@ -117,8 +118,10 @@ def analyze(*, config: Annotated[Configuration | None, Parameter(name="*")] = No
         if "predictions" in run.children:
             found = measured_prompts(run.children["predictions"])
             if found.sizes["prompt"]:
+                by_prompt = found.attrs.get("answers") == "by prompt"
+                between = compared(by_prompt, found.sizes["label"])
                 console.print(
-                    f"Accuracy {float(found['correct'].mean()):.2f} between the labels, "
+                    f"Accuracy {float(found['correct'].mean()):.2f} {between}, "
                     f"{float(found['top1_correct'].mean()):.2f} over the vocabulary"
                 )
         if "effects" in run.children and not finished.driven.failed:
@@ -170,7 +173,7 @@ def fetch() -> None:
 
 @app.command
 def tasks(name: str | None = None) -> None:
-    """List the bundled tasks, or show some texts of one.
+    """List the bundled tasks of classes and of pairs, or show some texts of one.
 
     Parameters
     ----------
@@ -179,11 +182,17 @@ def tasks(name: str | None = None) -> None:
     """
     from rich.table import Table
 
-    from ..prompts import bundled_tasks, load_task
+    from ..prompts import PairTask, bundled_pairs, bundled_tasks, load_pairs, load_task
+    from ..prompts.read_task import read_task
 
     console = console_of()
     if name is not None:
-        task = load_task(name)
+        task = read_task(name)
+        if isinstance(task, PairTask):
+            console.print(f"{task.name}: {task.description} (pairs; {task.source})")
+            shown = ", ".join(f"{given}: {output}" for given, output in task.pairs[:6])
+            console.print(f"  ({len(task.pairs)}): {shown}, ...", soft_wrap=True)
+            return
         console.print(f"{task.name}: {task.description} ({task.kind}; {task.source})")
         for cls, texts in task.texts.items():
             shown = ", ".join(texts[:6]) if task.kind == "words" else "; ".join(texts[:3])
@@ -197,6 +206,12 @@ def tasks(name: str | None = None) -> None:
         hard = "hard for small models" if item.hard else ""
         table.add_row(item.name, item.kind, ", ".join(item.classes), str(least), hard)
     console.print(table)
+    pairs = Table()
+    for column in ("task of pairs", "pairs", "first pair"):
+        pairs.add_column(column)
+    for other in map(load_pairs, bundled_pairs()):
+        pairs.add_row(other.name, str(len(other.pairs)), ": ".join(other.pairs[0]))
+    console.print(pairs)
 
 
 experiments = App(name="experiments", help="The paper's claims, one experiment each.")

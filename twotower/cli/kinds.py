@@ -45,14 +45,14 @@ def kinds(
     from ..checks import whole
     from ..measures.head_kinds import head_kinds
     from ..models import load
-    from ..prompts import build_prompts, bundled_pairs, load_pairs, load_task
+    from ..prompts import build_prompts
+    from ..prompts.read_task import read_task
 
     whole("k", k, 1)
     loaded = load(model)
     prompts = None
     if task is not None:
-        given = load_pairs(task) if task in bundled_pairs() else load_task(task)
-        prompts = build_prompts(loaded, given, shots=shots, n=n)
+        prompts = build_prompts(loaded, read_task(task), shots=shots, n=n)
     rows = rows_of(head_kinds(loaded, prompts), k)
     if json:
         print(dumps(rows, indent=1))

@@ -13,6 +13,7 @@ from ..results import measured_prompts
 from ..results.missing import named
 from ..results.schema import head_columns
 from .packing import pack
+from .texts import compared
 from .views import (
     N_MARKED,
     PromptView,
@@ -301,15 +302,16 @@ def _flat(values: np.ndarray) -> list[float | None]:
 def _numbers(run: xr.DataTree, measured: int, heads: int) -> list[list[str]]:
     """Return the summary numbers: prompts, heads, accuracy."""
     found = [["prompts", str(measured)], ["heads", str(heads)]]
+    labels = json.loads(run.attrs.get("labels", "[]"))
+    between = compared(run.attrs.get("answers") == "by prompt", len(labels))
     if "predictions" in run.children and measured:
         answers = measured_prompts(run.children["predictions"])
         found += [
-            ["accuracy between the labels", f"{float(answers['correct'].mean()):.2f}"],
+            [f"accuracy {between}", f"{float(answers['correct'].mean()):.2f}"],
             ["accuracy over the vocabulary", f"{float(answers['top1_correct'].mean()):.2f}"],
         ]
-    labels = json.loads(run.attrs.get("labels", "[]"))
-    if labels:
-        found.append(["chance between the labels", f"{1 / len(labels):.2f}"])
+    if len(labels) > 1:
+        found.append([f"chance {between}", f"{1 / len(labels):.2f}"])
     return found
 
 

@@ -122,7 +122,7 @@ def show_prompt(
         table.add_column("OV top token")
     here = [rows[i] for i in view.label_positions]
     for row in sorted(here, key=lambda row: -(row.get("attention") or 0)):
-        star = "*" if row["class"] == view.query_class else ""
+        star = "*" if row["class"] and row["class"] == view.query_class else ""
         cells = [
             str(row["position"]),
             _name(row["label"]),
@@ -134,7 +134,8 @@ def show_prompt(
             cells.append(control_free(row["top_token"]))
         table.add_row(*cells)
     _print(table, console)
-    console.print(f"* the query's class, {control_free(view.query_class)}")
+    if view.query_class:  # tasks of pairs have no classes
+        console.print(f"* the query's class, {control_free(view.query_class)}")
 
 
 def coloured(view: PromptView, head: Head | Sequence[int]) -> Text:

@@ -23,6 +23,21 @@ def control_free(text: str, keep: str = "") -> str:
     return "".join(BOX if unicodedata.category(c) == "Cc" and c not in keep else c for c in found)
 
 
+def compared(by_prompt: bool, n_labels: int) -> str:
+    """Return what decides whether an answer is correct, in words.
+
+    Parameters
+    ----------
+    by_prompt
+        Whether prompts have answers of their own.
+    n_labels
+        Number of labels, or of a prompt's answers; a single one must be the most likely text.
+    """
+    if not by_prompt:
+        return "between the labels"
+    return "between the answers" if n_labels > 1 else "of the whole answer"
+
+
 def printable(text: str) -> str:
     """Return a text for matplotlib: without formulas, line breaks or missing glyphs."""
     from matplotlib.font_manager import FontProperties, findfont, get_font

@@ -250,7 +250,7 @@ def build_prompts(
         If labels are not distinct, one per class and the same tokens after every prompt; if
         only some labels are class names and `permute_labels` is not given; if a class has too
         few texts; if the tokenizer drops or does not know a character; if a prompt is longer than
-        the model's context; or if an argument does not apply to a task of pairs.
+        the model's context; or if an argument does not apply to the kind of task.
     """
     if not hasattr(model, "tokenizer"):
         check_is(model, "Model", "model")
@@ -289,6 +289,8 @@ def build_prompts(
         )
         pairs.check_pairs()
         return pairs.make(n, model.tokenizer)
+    if whole("wrong", wrong) != 1:
+        raise InputError(f"wrong= needs a task of pairs; {task.name!r} is one of classes")
     labels, permuted = order_labels(task, labels, permute_labels)
     if isinstance(shots, Mapping):
         if set(shots) != set(labels):

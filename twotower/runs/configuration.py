@@ -18,7 +18,7 @@ from .load_settings import LoadSettings, MaybeWhole, Whole, Wholes
 
 if TYPE_CHECKING:
     from ..models import Model
-    from ..prompts import Prompts, Task
+    from ..prompts import PairTask, Prompts, Task
 
 
 Words = Parameter(consume_multiple=True)
@@ -36,6 +36,9 @@ WHOLE = ("batch_size", "threads", "workers", "gpus_per_replica")
 NOT_IN_HASH = ("output", "overwrite", "batch_size", "device_map", "remote", "threads")
 """Settings that do not change the results, besides those of the engine."""
 
+LATER = ("input_column", "output_column", "wrong", "scoring")
+"""Settings that older runs lack. Their defaults are left out of the record, so these runs go on."""
+
 
 @dataclass(frozen=True)
 class Configuration(LoadSettings, EngineSettings):
@@ -46,8 +49,9 @@ class Configuration(LoadSettings, EngineSettings):
     model
         Hub id, folder, or smollm2-135m (the demo model); one or several.
     task
-        A bundled task, a known hub dataset, a .csv, .tsv, .json, .jsonl or .parquet file, or
-        hub:owner/dataset; one or several.
+        A bundled task of classes or of pairs, a known hub dataset, a .csv, .tsv, .json, .jsonl
+        or .parquet file, or hub:owner/dataset; one or several. A file with the columns input and
+        output, and not text and label, holds pairs.
     output
         Where to write the run: a path, or a URL such as s3://bucket/run.zarr; by default
         runs/TASK.zarr.
@@ -57,7 +61,7 @@ class Configuration(LoadSettings, EngineSettings):
         One word per class, or CLASS=WORD for each class; by default foo, bar,
         map, ... Words that equal class names are assigned to those classes.
     shots
-        Demonstrations per label.
+        Demonstrations per label; of a task of pairs, in each prompt.
     n
         Prompts per model, task and seed.
     seed
@@ -81,6 +85,14 @@ class Configuration(LoadSettings, EngineSettings):
         Text column of a file or hub dataset.
     label_column
         Class column of a file or hub dataset.
+    input_column
+        Column of the inputs of a file of pairs.
+    output_column
+        Column of the outputs of a file of pairs.
+    wrong
+        Wrong answers of each prompt of a task of pairs; 0 for the rest of the vocabulary.
+    scoring
+        Score of an answer of several tokens.
     measures
         Measures to compute.
     norm
@@ -113,6 +125,10 @@ class Configuration(LoadSettings, EngineSettings):
     control_tokens: bool = False
     text_column: str = "text"
     label_column: str = "label"
+    input_column: str = "input"
+    output_column: str = "output"
+    wrong: Whole = 1
+    scoring: Literal["sum", "mean", "characters", "first"] = "sum"
     measures: Annotated[tuple[Measure, ...], Words] = (
         "predictions",
         "effects",
@@ -140,6 +156,7 @@ class Configuration(LoadSettings, EngineSettings):
         for seed in self.seed:
             whole("seed", seed)
         whole("n", self.n, 1, MOST_PROMPTS)
+        whole("wrong", self.wrong)
         whole("unit_size", self.unit_size, 1)
         for name in ("batch_size", "threads"):
             if getattr(self, name) is not None:
@@ -187,7 +204,9 @@ class Configuration(LoadSettings, EngineSettings):
     def describe(self) -> dict[str, Any]:
         """Return the settings that change the results, as a dict for JSON."""
         engine = {field.name for field in fields(EngineSettings)}
-        kept = {k: v for k, v in asdict(self).items() if k not in {*NOT_IN_HASH, *engine}}
+        usual = {field.name for field in fields(self) if getattr(self, field.name) == field.default}
+        left_out = {*NOT_IN_HASH, *engine, *(usual & set(LATER))}
+        kept = {k: v for k, v in asdict(self).items() if k not in left_out}
         return dict(json.loads(json.dumps(kept)))
 
     @property
@@ -199,13 +218,19 @@ class Configuration(LoadSettings, EngineSettings):
         """Load the model; the first of several."""
         return self.load(self.model[0])
 
-    def load_task(self) -> Task:
+    def load_task(self) -> Task | PairTask:
         """Load the task; the first of several."""
-        from ..prompts import load_task
+        from ..prompts.read_task import read_task
 
-        return load_task(self.task[0], text=self.text_column, label=self.label_column)
+        return read_task(
+            self.task[0],
+            text=self.text_column,
+            label=self.label_column,
+            input=self.input_column,
+            output=self.output_column,
+        )
 
-    def build_prompts(self, model: Model, task: Task) -> Prompts:
+    def build_prompts(self, model: Model, task: Task | PairTask) -> Prompts:
         """Build the prompts, with the first of several seeds."""
         from ..prompts import build_prompts
 
@@ -223,6 +248,8 @@ class Configuration(LoadSettings, EngineSettings):
             shared_demonstrations=self.shared_demonstrations,
             add_special_tokens=self.add_special_tokens,
             control_tokens=self.control_tokens,
+            scoring=self.scoring,
+            wrong=self.wrong,
         )
 
     def _labels(self) -> tuple[str, ...] | dict[str, str] | None:

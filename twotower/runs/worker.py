@@ -202,7 +202,7 @@ def _unmeasured(model: Model, prompts: Prompts, measures: list[Measure]) -> Any:
         for measure, arrays in zip(measures, first, strict=True)
     ]
     groups, about = run_datasets(model, prompts, measures, blank)
-    if {"qk", "ov"} <= set(groups):
+    if {"qk", "ov"} <= set(groups) and not prompts.answers.by_prompt:
         with collect_notices():
             one, about_one = run_datasets(model, prompts[:1], measures, first)
         scores = two_tower_scores(make_tree(one, about_one))

@@ -150,16 +150,25 @@ function moveToken(event) {
 }
 
 function answerText(about, run, read) {
-  const words = [`The query's class is ${about.query_class}; ${about.gold} is right.`];
-  const answer = about.answer;
+  const answer = about.answer, own = (answer.answers ?? []).map((text) => JSON.stringify(text));
+  const asked = about.query_class ? `The query's class is ${about.query_class}; ` : "";
+  const words = [`${asked}${rightText(about)} is right.`];
   if (answer.labels) {
-    const logits = answer.labels.map((x, i) => `${x} ${number(answer.logit[i], 2)}`).join(", ");
-    words.push(`The model says ${JSON.stringify(answer.top_token)} (logits: ${logits}).`);
+    const values = answer.logit ?? answer.logprob;  // answers of several tokens have no logit
+    const listed = answer.labels.map((x, i) => [x, own[i], number(values[i], 2)].filter(Boolean).join(" "));
+    const what = answer.logit ? "logits" : "log-probabilities";
+    words.push(`The model says ${JSON.stringify(answer.top_token)} (${what}: ${listed.join(", ")}).`);
   }
   if (run.held.heads !== null && !run.held.heads.some(([x, y]) => x === state.layer && y === state.head))
     words.push(`Of head ${state.layer}.${state.head} this page holds no positions; open the run ` +
                `and use run.tt.head(${state.layer}, ${state.head}).`);
   return words.join(" ");
+}
+
+// The right answer: a label, or the prompt's own text in quotes.
+function rightText(about) {
+  const { answers = [], labels = [] } = about.answer;
+  return answers.length ? JSON.stringify(answers[labels.indexOf(about.gold)]) : about.gold;
 }
 
 function detail(header, about, read, i) {
@@ -439,7 +448,8 @@ function fillPrompts() {
   const prompts = content.runs[state.run].prompts;
   byId("prompt").replaceChildren(...prompts.map((one, i) => {
     const right = one.answer.labels ? (one.answer.correct ? ", right" : ", wrong") : "";
-    return element("option", `${one.number}: ${one.query_class}, ${one.gold}${right}`, { value: i });
+    const asked = [one.query_class, rightText(one)].filter(Boolean).join(", ");
+    return element("option", `${one.number}: ${asked}${right}`, { value: i });
   }));
   state.prompt = Math.min(state.prompt, Math.max(0, prompts.length - 1));
 }
