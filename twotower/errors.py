@@ -38,7 +38,7 @@ class StoreError(TwoTowerError, OSError):
 
 
 class SchemaError(TwoTowerError, ValueError):
-    """A dataset does not match the schema in `twotower.results.schema`."""
+    """A dataset does not match the schema (`twotower.results.schema`)."""
 
 
 class FindingError(TwoTowerError, AssertionError):

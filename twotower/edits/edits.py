@@ -101,8 +101,8 @@ class ScaleAttention:
 class DropPosition:
     """Remove the position part of heads' QK scores and recompute attention.
 
-    The scores of the keys are replaced by their content part (`score_content` in the glossary
-    of `twotower.results.schema`). The softmax is then recomputed over all visible keys.
+    The scores of the keys are replaced by their content part (`score_content` in
+    `twotower/results/groups/heads.py`). The softmax is then recomputed over all visible keys.
 
     Parameters
     ----------

@@ -5,7 +5,7 @@ centring, if the norm centres) and through each head's output projection. The lo
 vector is its dot product with this direction, divided by the final norm's statistic at the last
 position. If a norm lies between the head and the residual stream, the direction is pulled back
 through it too, and its statistic at the last position divides as well. Biases are not assigned to
-heads (see "label logit" in the glossary of `twotower.results.schema`).
+heads (see `label_logit` in `twotower/results/groups/heads.py`).
 
 All directions are found by calling modules on probe vectors. So the readout also works for
 quantized, offloaded and remote weights.
