@@ -1,21 +1,25 @@
-"""How features gather: from a demonstration's text to its label, from the query to the end.
+"""How features gather: what feeds the keys at the labels, and the queries at the last position.
 
 The paper's picture needs something to happen before the in-context heads act. Each label
 position must know what its demonstration was about, or there would be nothing for the key
 tower to embed; and the last position must know what the query is about. The paper supposes
-that shallow layers gather these features, and leaves open how. And it says that the last
-position gathers more from near demonstrations than from far ones.
+that shallow layers gather these features, and leaves open how.
 
-Three looks, layer by layer:
+Edges answer in its own terms. A source below an in-context head (all heads of a layer, a single
+head, an MLP, the embedding) writes what it writes in a donor prompt, but only for this head's keys
+at the label positions, or only for its queries at the last position:
 
-- *Attention*: the share that label positions pay to their own demonstration's text, and the
-  last position to the query's.
-- *Cutting*: all heads of a window of layers may not look from label positions at any text
-  (or from the last position at the query). What does the margin lose?
-- *Patching*: all heads of a window write at label positions what they write there in a donor
-  prompt, in which the demonstrations' texts have changed sides while all labels stand where
-  they stood. What the donor makes of the query is the opposite answer. How much of the way
-  there does the patch go?
+- for keys the donor's demonstrations have exchanged texts between classes, and every label
+  stands where it stood;
+- for queries the donor asks about a text of another class.
+
+So nothing but the class of a text differs. If the source carries the class, the head finds its
+labels by the donor's classes, and its QK AUC falls towards its mirror image, 1 - AUC. The share of
+the way there is what the source carries. Of the layers below a head, the lower half is compared
+with the upper half.
+
+Control: in planted models (`twotower.testing`) one head gathers the class for both towers. The same
+measurement must name it.
 
     python experiments/feature_gathering.py --out runs/experiments
 """
@@ -23,7 +27,7 @@ Three looks, layer by layer:
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,80 +38,153 @@ import twotower as tt
 from twotower.experiments import parts as common
 from twotower.experiments.experiment import Experiment, Judgement, Setting
 from twotower.figures import style
+from twotower.head import parse_head
 from twotower.prompts import Prompts
 from twotower.prompts.prompts import assemble
 from twotower.prompts.segments import Prompt
 from twotower.results import Variable
 from twotower.statistics import Estimate, bootstrap, bootstrap_mean, mean_known
+from twotower.testing import Planting
 
-WINDOWS = 6
-RULE = """Layers fall into six windows; the first three are early, the last three late. Supported
-if, with all seeds together (intervals) and in every seed, (1) patching what heads write at label
-positions, summed over the early windows, goes further towards the donor's answer than summed over
-the late ones, and (2) cutting the last position's attention to the query's text costs more margin
-in the early windows than in the late ones. Not supported if one of the two differences lies wholly
-below 0; else undecided. Near and far demonstrations are reported beside it."""
+TOWERS = {"k": "keys", "q": "queries"}
+PLANTED = ("gpt2", "gptj", "llama", "neox")
+NAMED = 8
+"""Number of heads that the page names for each tower."""
+
+RULE = """For each in-context head of layer l, layers 0 to l-1 fall into a lower and an upper half
+(with l odd, the middle layer belongs to neither). The drop of the head's QK AUC is summed over the
+layers of each half, all heads of a layer together, and averaged over the in-context heads.
+Supported if, with all seeds together (intervals) and in every seed, the lower half's drop is larger
+than the upper half's through the keys at the labels, and through the queries at the last position.
+Not supported if one of the two differences lies wholly below 0; else undecided. It is undecided
+too if in a planted model the gathering head is not the strongest through both towers. Single heads,
+MLPs, the embedding, and the effects of the same edges on the answer are reported beside it."""
 
 
 # ---- what is measured ---------------------------------------------------------------------
 
 
 def measure(setting: Setting) -> Mapping[str, xr.Dataset]:
-    """Shares of attention, and margins with windows of layers cut or patched."""
-    model, size = setting.model, setting.size
-    _ = setting.selection  # settles that the task can be done
-    test = setting.test[: max(size.n_test // 2, 8)]
-    gold = test.gold_index
-    texts_swapped, query_replaced = swap_texts(test), test.other_queries(setting.seed)
-    label, last = tt.at(role="label"), tt.at(role="last")
-
-    def margins(edits: Any, title: str, prompts: Prompts = test) -> np.ndarray:
-        with setting.stage(title):
-            found = tt.predict(model, prompts, edits)
-        return common.margin_towards(found["logit"].values, gold)
-
-    windows = np.array_split(np.arange(model.n_layers), WINDOWS)
-    names = [f"{window[0]}-{window[-1]}" for window in windows]
-    edited = np.zeros((len(test), WINDOWS, len(EDITS)))
-    for number, window in enumerate(windows):
-        heads = [head for head in model.heads if head.layer in window]
-        for column, edit in enumerate(
-            (
-                tt.ScaleAttention(heads, 0, tt.at(role="text"), positions=label),
-                tt.ScaleAttention(heads, 0, tt.at(role="query"), positions=last),
-                tt.KnockOut(heads, label, to=tt.From(texts_swapped)),
-                tt.KnockOut(heads, last, to=tt.From(query_replaced)),
+    """Drops of the in-context heads' QK AUC and of the margin, by source and tower."""
+    model = setting.model
+    heads = [head for head in setting.heads if head.layer]  # below layer 0 are no heads
+    test = setting.test[: max(setting.size.n_test // 2, 8)]
+    donors = {"k": swap_texts(test), "q": test.other_queries(setting.seed)}
+    drops, clean = towers(setting, test, heads, everything(model), donors)
+    effects = []
+    layers = by_layer(model)
+    for into, donor in donors.items():
+        with setting.stage(f"edges into {TOWERS[into]}"):
+            found = tt.edge_effects(
+                model, test, layers, heads, into=into, positions="labels", to=tt.From(donor)
             )
-        ):
-            edited[:, number, column] = margins(edit, f"layers {names[number]}, {EDITS[column]}")
-    about = Variable(
-        ("prompt", "window", "edit"), "float", "margin", "towards the prompt's own answer"
-    )
-    plain = Variable(("prompt", "run"), "float", "margin", "towards the prompt's own answer")
-    runs = [margins([], "as it was")] + [
-        margins([], title, prompts)
-        for title, prompts in (("texts swapped", texts_swapped), ("query", query_replaced))
-    ]
+        effects.append(found["margin_drop"].sel(into=into).values)
+    with setting.stage("margins"):
+        margins = [tt.predict(model, one)["margin"].values for one in (test, *donors.values())]
+    along = ("prompt", "source", "target", "tower")
     table = setting.table(
-        {"edited": (about, edited), "plain": (plain, np.stack(runs, axis=1))},
+        {
+            "qk_auc_drop": (
+                Variable(
+                    along, "float", "drop of the QK AUC", "with a donor's write of the source"
+                ),
+                drops,
+            ),
+            "qk_auc": (
+                Variable(("prompt", "target"), "float", "QK AUC", "of the clean run"),
+                clean,
+            ),
+            "margin_drop": (
+                Variable(
+                    ("prompt", "sources_layer", "target", "tower"),
+                    "float",
+                    "drop of the margin",
+                    "with a donor's write of all heads of a layer",
+                ),
+                np.stack(effects, axis=-1),
+            ),
+            "margin": (
+                Variable(("prompt", "run"), "float", "margin", "between the donors' labels"),
+                np.stack(margins, axis=1),
+            ),
+        },
         {
             "prompt": np.arange(len(test)),
-            "window": names,
-            "edit": list(EDITS),
+            "source": names_of(model),
+            "target": [str(head) for head in heads],
+            "tower": list(TOWERS),
+            "sources_layer": np.arange(model.n_layers),
             "run": ["as it was", "texts swapped", "query replaced"],
         },
         test,
     )
-    attention = tt.qk_similarity(model, test, keep="labels")
     return {
-        "margins": table,
+        "drops": table,
         "label_shares": tt.attention_shares(model, test, "labels"),
         "last_shares": tt.attention_shares(model, test, "last"),
-        "by_demonstration": _by_demonstration(setting, test, attention),
+        "planted": _planted(setting),
     }
 
 
-EDITS = ("text to label cut", "query to last cut", "label positions patched", "last patched")
+def by_layer(model: tt.Model) -> list[list[tt.Head]]:
+    """All heads of each layer, as groups of sources."""
+    return [[head for head in model.heads if head.layer == n] for n in range(model.n_layers)]
+
+
+def everything(model: tt.Model) -> list[Any]:
+    """Heads of a layer together, single heads, MLPs, and the embedding."""
+    mlps = [f"mlp {layer}" for layer in range(model.n_layers)]
+    return [*by_layer(model), *model.heads, *mlps, "embedding"]
+
+
+def names_of(model: tt.Model) -> list[str]:
+    """Names of the same sources."""
+    layers = range(model.n_layers)
+    mlps = [f"mlp {layer}" for layer in layers]
+    return [*(f"layer {n}" for n in layers), *map(str, model.heads), *mlps, "embedding"]
+
+
+def towers(
+    setting: Setting,
+    prompts: Prompts,
+    heads: Sequence[tt.Head],
+    sources: Sequence[Any],
+    donors: Mapping[str, Prompts],
+) -> tuple[np.ndarray, np.ndarray]:
+    """(prompt, source, target, tower) drops of the QK AUC, and (prompt, target) QK AUCs."""
+    drops = []
+    for into, donor in donors.items():
+        with setting.stage(f"what feeds {TOWERS[into]}"):
+            found = tt.towers_of(setting.model, prompts, heads, sources, to=tt.From(donor))
+        drops.append(found["qk_auc_drop"].sel(into=into).values)
+    return np.stack(drops, axis=-1), found["qk_auc"].values
+
+
+def _planted(setting: Setting) -> xr.Dataset:
+    """Drops of the matching heads' QK AUC in planted models, by the gathering head and others."""
+    values = np.zeros((len(PLANTED), 2, 2))
+    for row, name in enumerate(PLANTED):
+        planting = Planting.random(name, setting.seed)
+        model = planting.load()
+        prompts = planting.prompts(model, n=12, shots=3)
+        donors = {"k": swap_texts(prompts), "q": prompts.other_queries(setting.seed)}
+        own = replace(setting, model=model)
+        drops, _ = towers(own, prompts, planting.match, model.heads, donors)
+        mean = np.nan_to_num(mean_known(drops, axis=0)).mean(axis=1)  # (source, tower)
+        gather = list(model.heads).index(planting.gather)
+        values[row] = [mean[gather], np.delete(mean, gather, axis=0).max(axis=0)]
+    about = Variable(
+        ("architecture", "source", "tower"),
+        "float",
+        "drop of the QK AUC",
+        "mean over prompts and matching heads; the strongest of the other heads",
+    )
+    coordinates = {
+        "architecture": list(PLANTED),
+        "source": ["gathering head", "other head"],
+        "tower": list(TOWERS),
+    }
+    return setting.table({"qk_auc_drop": (about, values)}, coordinates)
 
 
 def swap_texts(prompts: Prompts) -> Prompts:
@@ -141,143 +218,155 @@ def swapped(prompt: Prompt) -> Prompt:
     return replace(prompt, segments=tuple(segments))
 
 
-def _by_demonstration(setting: Setting, test: Prompts, qk: xr.Dataset) -> xr.Dataset:
-    """Attention of the last position to each demonstration's label, the nearest first."""
-    attention = qk["attention"].mean("head").transpose("prompt", "layer", "position")
-    values = attention.values[:, :, ::-1]  # label positions stand in the prompt's order
-    about = Variable(
-        ("prompt", "layer", "demonstration"),
-        "float",
-        "attention to a demonstration's label",
-        "of the last position, mean over heads; 0 is the nearest demonstration",
-    )
-    coordinates = {
-        "prompt": np.arange(len(test)),
-        "layer": qk["layer"].values,
-        "demonstration": np.arange(values.shape[2]),
-    }
-    return setting.table({"attention": (about, values)}, coordinates, test)
-
-
 # ---- the verdict --------------------------------------------------------------------------
 
 
-def way_to_donor(run: xr.DataTree, edit: str, donor: str) -> np.ndarray:
-    """(prompt, window) margin lost, and (prompt,) margin there is to lose with the donor."""
-    clean = run["margins"]["plain"].sel(run="as it was").values
-    other = run["margins"]["plain"].sel(run=donor).values
-    lost = clean[:, None] - run["margins"]["edited"].sel(edit=edit).values
-    return np.column_stack([lost, clean - other])
+def halves(run: xr.DataTree, name: str = "qk_auc_drop") -> np.ndarray:
+    """(prompt, tower, half) drops: sums over half of the layers below a head, mean over heads."""
+    found = run["drops"][name]
+    if name == "qk_auc_drop":
+        found = found.sel(source=[f"layer {n}" for n in run["drops"]["sources_layer"].values])
+    values = found.values  # (prompt, layer, target, tower)
+    below = [parse_head(str(name)).layer for name in run["drops"]["target"].values]
+    sums = []
+    for target, layer in enumerate(below):
+        own = values[:, :layer, target]
+        half = layer // 2
+        sums.append([own[:, :half].sum(axis=1), own[:, layer - half :].sum(axis=1)])
+    return np.transpose(mean_known(np.array(sums), axis=0), (1, 2, 0))
 
 
-def share(lost: np.ndarray, columns: list[int] | slice) -> Estimate:
-    """Share of the way to the donor's margin that some windows go, summed; all prompts alike."""
-    lost = lost[np.isfinite(lost).all(axis=1)]
-    part = lost[:, :-1][:, columns].sum(axis=1)
+def way(runs: list[xr.DataTree], sources: Sequence[str], tower: str) -> Estimate:
+    """Share of the way from the QK AUC to its mirror image, of some sources one by one, summed."""
+    lost, span = [], []
+    for run in runs:
+        drops = run["drops"]["qk_auc_drop"].sel(source=list(sources), tower=tower)
+        lost.append(np.nansum(drops.values, axis=1).mean(axis=-1))
+        span.append((2 * run["drops"]["qk_auc"].values - 1).mean(axis=-1))
+    values = np.column_stack([np.concatenate(lost), np.concatenate(span)])
+    values = values[np.isfinite(values).all(axis=1)]
 
     def statistic(rows: np.ndarray) -> np.ndarray:
-        return part[rows].mean(axis=-1) / lost[rows, -1].mean(axis=-1)
+        return values[rows, 0].mean(axis=-1) / values[rows, 1].mean(axis=-1)
 
-    return bootstrap(statistic, len(lost))
+    return bootstrap(statistic, len(values))
 
 
 def judge(runs: list[xr.DataTree]) -> Judgement:
     """By the rule above."""
-    half = WINDOWS // 2
-    sign = np.repeat([1.0, -1.0], half)
-    patched = [way_to_donor(run, EDITS[2], "texts swapped") for run in runs]
-    cut = [way_to_donor(run, EDITS[1], "query replaced") for run in runs]
-    numbers: dict[str, Any] = {}
-    everything = np.concatenate(patched)
-    names = [str(name) for name in runs[0]["margins"]["window"].values]
-    for number, name in enumerate(names):
-        numbers[f"way to the donor, label positions patched in layers {name}"] = share(
-            everything, [number]
+    layers = [f"layer {n}" for n in runs[0]["drops"]["sources_layer"].values]
+    sources = [str(name) for name in runs[0]["drops"]["source"].values]
+    heads = [name for name in sources if name[0].isdigit()]
+    mlps = [name for name in sources if name.startswith("mlp")]
+    numbers: dict[str, Any] = {"QK AUC of the in-context heads": _clean(runs)}
+    for tower, words in TOWERS.items():
+        for window in np.array_split(np.arange(len(layers)), min(6, len(layers))):
+            name = f"share of the way, {words}, heads of layers {window[0]}-{window[-1]}"
+            numbers[name] = way(runs, [layers[n] for n in window], tower)
+        for name, some in (("all heads", layers), ("MLPs", mlps), ("embedding", ["embedding"])):
+            numbers[f"share of the way, {words}, {name}, one by one"] = way(runs, some, tower)
+    differences, seeds = {}, []
+    for column, (tower, words) in enumerate(TOWERS.items()):
+        each = [halves(run)[:, column] for run in runs]
+        both = np.concatenate(each)
+        for half, name in enumerate(("lower", "upper")):
+            numbers[f"drop of the QK AUC, {words}, {name} half"] = bootstrap_mean(both[:, half])
+        differences[tower] = bootstrap_mean(both[:, 0] - both[:, 1])
+        numbers[f"drop of the QK AUC, {words}, lower less upper half"] = differences[tower]
+        seeds += [float(mean_known(one[:, 0] - one[:, 1])) for one in each]
+        margin = np.concatenate([halves(run, "margin_drop")[:, column] for run in runs])
+        numbers[f"drop of the margin, {words}, lower less upper half"] = bootstrap_mean(
+            margin[:, 0] - margin[:, 1]
         )
-    for edit in EDITS[:2]:
-        lost = np.concatenate([way_to_donor(run, edit, "query replaced") for run in runs])
-        for number, name in enumerate(names):
-            numbers[f"margin lost, {edit} in layers {name}"] = bootstrap_mean(lost[:, number])
-    last = np.concatenate([way_to_donor(run, EDITS[3], "query replaced") for run in runs])
-    for number, name in enumerate(names):
-        numbers[f"way to the donor, last position patched in layers {name}"] = share(last, [number])
-
-    gathered = bootstrap_mean(everything[:, :-1] @ sign)
-    queried = bootstrap_mean(np.concatenate(cut)[:, :-1] @ sign)
-    numbers["margin, early less late: label positions patched"] = gathered
-    numbers["margin, early less late: query to last cut"] = queried
-    near = np.concatenate([near_less_far(run) for run in runs])
-    third = near.shape[1] // 3
-    for words, layers in (("shallow", slice(third)), ("deep", slice(2 * third, None))):
-        numbers[f"attention to the nearer half of the labels less the farther, {words} third"] = (
-            bootstrap_mean(near[:, layers].mean(axis=1))
-        )
-    seeds = [[float(mean_known(x[:, :-1] @ sign)) for x in each] for each in (patched, cut)]
-    verdict = "undecided"
-    if gathered.positive and queried.positive and min(map(min, seeds)) > 0:
-        verdict = "supported"
-    elif gathered.negative or queried.negative:
-        verdict = "not supported"
-    early, late = share(everything, slice(half)), share(everything, slice(half, None))
-    reason = (
-        f"Patched at label positions, early layers go {early} of the way to the answer for swapped "
-        f"texts and late ones {late}; cutting the query from the last position costs {queried} "
-        "more margin early than late."
+    planted = np.array([run["planted"]["qk_auc_drop"].values for run in runs])
+    named = (planted[:, :, 0] > planted[:, :, 1]).all(axis=-1)
+    numbers["planted models whose gathering head is the strongest through both towers"] = (
+        f"{int(named.sum())} of {named.size}"
     )
-    return Judgement(verdict, reason, numbers)
+    verdict = "undecided"
+    if all(one.positive for one in differences.values()) and min(seeds) > 0:
+        verdict = "supported"
+    elif any(one.negative for one in differences.values()):
+        verdict = "not supported"
+    if not named.all():
+        verdict = "undecided"
+    reason = (
+        "Lower half of the layers below an in-context head less the upper half: through the keys "
+        f"at the labels the QK AUC falls by {differences['k']} more, through the queries by "
+        f"{differences['q']} more; in {int(named.sum())} of {named.size} planted models the "
+        "gathering head is named."
+    )
+    tables = {
+        f"Heads that feed {words}": _who(runs, heads, tower, shares, looks)
+        for (tower, words), (shares, looks) in zip(
+            TOWERS.items(),
+            (("label_shares", "label to its text"), ("last_shares", "last to the query")),
+            strict=True,
+        )
+    }
+    return Judgement(verdict, reason, numbers, tables)
 
 
-def near_less_far(run: xr.DataTree) -> np.ndarray:
-    """(prompt, layer) attention to the nearer half of the labels less that to the farther."""
-    values = run["by_demonstration"]["attention"].values
-    half = values.shape[2] // 2
-    return values[:, :, :half].sum(axis=2) - values[:, :, -half:].sum(axis=2)
+def _clean(runs: list[xr.DataTree]) -> Estimate:
+    values = [run["drops"]["qk_auc"].values.mean(axis=1) for run in runs]
+    return bootstrap_mean(np.concatenate(values))
+
+
+def _who(
+    runs: list[xr.DataTree], heads: Sequence[str], tower: str, shares: str, looks: str
+) -> dict[str, Any]:
+    """Table: the heads with the largest drops, the part of each, and what they attend to."""
+    drops = np.concatenate([_of_heads(run, heads, tower) for run in runs])
+    mean = mean_known(drops, axis=0)
+    rows = []
+    for place in np.argsort(-mean)[:NAMED]:
+        layer, head = parse_head(heads[place])
+        attention = [
+            run[shares]["share"].sel(source="own text", layer=layer, head=head).values
+            for run in runs
+        ]
+        looking = bootstrap_mean(np.concatenate(attention))
+        rows.append([heads[place], bootstrap_mean(drops[:, place]), looking])
+    return {"columns": ["head", "drop of the QK AUC", f"attention, {looks}"], "rows": rows}
+
+
+def _of_heads(run: xr.DataTree, heads: Sequence[str], tower: str) -> np.ndarray:
+    """(prompt, source) drops, mean over the in-context heads; 0 where a source is not below."""
+    values = run["drops"]["qk_auc_drop"].sel(source=list(heads), tower=tower).values
+    return np.nan_to_num(values).mean(axis=-1)
 
 
 # ---- the picture --------------------------------------------------------------------------
 
 
 def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
-    """Shares of attention by layer; windows cut and patched; near and far demonstrations."""
+    """Drops by layer of the source, through keys and queries; heads, MLPs, and the answer."""
     plt = common.pyplot()
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
-    layers = runs[0]["label_shares"]["layer"].values
-    for colour, (group, words) in enumerate(
-        (("label_shares", "label position to its text"), ("last_shares", "last position to query"))
-    ):
+    layers = runs[0]["drops"]["sources_layer"].values
+    for place, kind in zip(axes, ("layer", "mlp"), strict=False):
+        for colour, (tower, words) in enumerate(TOWERS.items()):
+            values = np.concatenate(
+                [_of_heads(run, [f"{kind} {n}" for n in layers], tower) for run in runs]
+            )
+            estimates = [bootstrap_mean(column) for column in values.T]
+            style.line(place, layers, estimates, colour, f"through {words}")
+    for colour, (column, words) in enumerate(zip((0, 1), TOWERS.values(), strict=True)):
         values = np.concatenate(
-            [run[group]["share"].sel(source="own text").mean("head").values for run in runs]
+            [
+                np.nan_to_num(run["drops"]["margin_drop"].values[..., column]).sum(axis=-1)
+                for run in runs
+            ]
         )
-        estimates = [bootstrap_mean(column) for column in values.T]
-        style.line(axes[0], layers, estimates, colour, words)
-    axes[0].set(xlabel="layer", ylabel="share of attention", title="Attention, mean over heads")
-    names = [str(name) for name in runs[0]["margins"]["window"].values]
-    for colour, edit in enumerate(EDITS):
-        donor = "texts swapped" if edit == EDITS[2] else "query replaced"
-        lost = np.concatenate([way_to_donor(run, edit, donor) for run in runs])
-        estimates = [bootstrap_mean(lost[:, number]) for number in range(WINDOWS)]
-        style.line(axes[1], range(WINDOWS), estimates, colour, edit)
-    axes[1].set_xticks(range(WINDOWS), names)
-    axes[1].axhline(0, color=style.GREY, lw=0.8, ls=":")
-    axes[1].set(xlabel="layers edited", ylabel="margin lost, logits", title="Cut and patched")
-    attention = np.concatenate([run["by_demonstration"]["attention"].values for run in runs])
-    third = attention.shape[1] // 3
-    for colour, (words, part) in enumerate(
-        (("shallow third", slice(third)), ("deep third", slice(2 * third, None)))
-    ):
-        values = attention[:, part].mean(axis=1)
-        estimates = [bootstrap_mean(column) for column in values.T]
-        style.line(axes[2], range(values.shape[1]), estimates, colour, words)
-    axes[2].set(
-        xlabel="demonstration, 0 the nearest",
-        ylabel="attention to its label",
-        title="Last position, mean over heads",
-        ylim=(0, None),
-    )
-    axes[2].xaxis.get_major_locator().set_params(integer=True)
-    for each, room in zip(axes, (1.25, 1.4, 1.1), strict=True):
-        each.set_ylim(top=room * each.get_ylim()[1])  # for the legend
-        each.legend(frameon=False, fontsize=8)
+        estimates = [bootstrap_mean(one) for one in values.T]
+        style.line(axes[2], layers, estimates, colour, f"through {words}")
+    titles = ("Heads of a layer", "MLPs", "Heads of a layer, on the answer")
+    for place, title in zip(axes, titles, strict=True):
+        place.axhline(0, color=style.GREY, lw=0.8, ls=":")
+        place.set(xlabel="layer of the source", title=title)
+        place.legend(frameon=False, fontsize=8)
+    axes[0].set_ylabel("drop of the QK AUC, mean over in-context heads")
+    axes[2].set_ylabel("drop of the margin, sum over in-context heads")
     return figure
 
 
@@ -287,12 +376,13 @@ EXPERIMENT = Experiment(
     title="How features gather",
     claim="Shallow layers gather a demonstration's features at its label position, and the "
     "query's at the last position.",
-    headline="Supposed of the shallow layers, and left as an open question; the last position is "
-    "said to gather more from nearer demonstrations.",
+    headline="Supposed of the shallow layers, and left as an open question.",
     rule=RULE,
     measure=measure,
     judge=judge,
     draw=draw,
+    prompts="60 prompts to choose the in-context heads on and 30 to measure their edges on",
+    version=2,
 )
 
 if __name__ == "__main__":

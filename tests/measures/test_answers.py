@@ -283,7 +283,12 @@ def test_effects_on_every_token_of_a_completion(positions: str) -> None:
         ([" foo"], {}, "entry for each of 3 prompts"),
         (["", " a", " b"], {}, "prompt 0: the completion is ''"),
         ([" foo"] * 3, {"spans": [{"answer": "bar"}, {}, {}]}, "'bar' occurs 0 times"),
-        ([" foo"] * 3, {"keep": "answer"}, "no token has such a span"),
+        ([" foo"] * 3, {"keep": "answer"}, "the completions have no spans; pass spans="),
+        (
+            [" foo"] * 3,
+            {"keep": "answer", "spans": [{"x": "foo"}] * 3},
+            "no token has such a span; there are x",
+        ),
         ([" foo" * 300] * 3, {}, "with its completion and the model takes 256"),
     ],
 )

@@ -102,7 +102,16 @@ def test_chat_is_the_tokenizers_own_template() -> None:
         ({"right": [" Mary", ""]}, "prompt 1: right= holds an empty text"),
         ({"right": ["Mary", "Bob"]}, "would follow 'hn thanked' without a space; write ' Mary'"),
         ({"right": [" John", " Bob"]}, "prompt 0: ' John' and ' John' are the same tokens"),
-        ({"wrong": [[" John"], []]}, "prompt 1 has 0 wrong answers and prompt 0 has 1"),
+        ({"wrong": [[" John"], []]}, "prompt 1 has no wrong answer; give each prompt as many"),
+        ({"wrong": [[" J"], [" A", " B"]]}, "prompt 1 has 2 wrong answers and prompt 0 has 1"),
+        ({"wrong": [[" John"], None]}, "entry 1 is None"),
+        ({"wrong": [[], []]}, "prompt 0 has no wrong answer"),
+        ({"texts": [], "right": [], "wrong": []}, "texts= is empty"),
+        (
+            {"scoring": "first", "join": "", "right": ["Mary"] * 2, "wrong": ["Johnny", "Al"]},
+            "'Mary' has 3 tokens and 'Johnny' 6, so their first tokens cannot be compared",
+        ),
+        ({"name": 3}, "name=3 must be a text"),
         ({"wrong": " John"}, "wrong= must be a list"),
         ({"scoring": "first"}, "begin with the same token, so scoring='first' cannot tell"),
         ({"scoring": "product"}, "scoring='product' is not known"),
@@ -119,7 +128,7 @@ def test_chat_is_the_tokenizers_own_template() -> None:
 )
 def test_refusals(options: dict[str, Any], message: str) -> None:
     with pytest.raises(tt.errors.InputError, match=message):
-        make(**options)
+        make(**{"texts": TEXTS, **options})
 
 
 def test_what_needs_labels_says_so() -> None:

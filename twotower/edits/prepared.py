@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from ..prompts import Prompts
 
 
+MEANS = ("means",)
+"""Key of the last means in a model's cache."""
+
 Part = int | tuple[str, int]
 """A layer, whose heads are changed, or the kind and layer of another part ("mlp", 3)."""
 
@@ -172,38 +175,14 @@ class _Averaged(PreparedChange):
                     )
         self.index = np.array([[numbers.get(k, 0) for k in row] for row in position_keys(prompts)])
         own = np.array([[numbers[k] for k in row] for row in reference_keys])
-        total: dict[Part, torch.Tensor] = {}
-        finite = np.ones(len(reference), dtype=bool)
-        feed = Batches(model, reference, kind="sums")
-
-        def add(batch: Batch) -> None:
-            recorders = [_Sums(batch.cut(own), len(numbers), parts), watch(batch, ())]
-            sums, last = run_batch(model, batch, recorders)
-            good = last[FINITE].numpy()
-            finite[batch.rows] = good
-            if good.all():
-                for layer, summed in sums.items():
-                    total[layer] = total[layer] + summed if layer in total else summed
-            elif good.any():  # the sum contains NaN: repeat without the bad prompts
-                add(make_batch(model, reference, batch.rows[good]))
-
-        for batch in feed:
-            with feed.attempt():
-                add(batch)
-        note_missing("reference prompts", np.flatnonzero(~finite), len(reference))
-        there = finite[:, None] & (reference.token_id >= 0)
-        counts = np.bincount(own[there], minlength=len(numbers))
-        if (counts[self.index[at]] == 0).any():
+        means = _means(model, reference, own, len(numbers), frozenset(parts))
+        note_missing("reference prompts", np.flatnonzero(~means.finite), len(reference))
+        if (means.counts[self.index[at]] == 0).any():
             raise InputError(
                 "no reference prompt with finite logits has a position that the mean needs: load "
                 "the model with dtype='float32' or 'bfloat16', or take other reference prompts"
             )
-        number = torch.as_tensor(np.maximum(counts, 1))
-        devices = model.layer_devices
-        self.means = {
-            part: (x / number.view(-1, *[1] * (x.dim() - 1))).to(devices[layer_of(part)])
-            for part, x in total.items()
-        }
+        self.means = means.by_part
 
     def for_batch(
         self, batch: Batch, layers: Sequence[Part], index: Int[torch.Tensor, "*at"] | None = None
@@ -216,6 +195,79 @@ class _Averaged(PreparedChange):
 
     def kinds(self, batch: Batch) -> Int[np.ndarray, "B T"]:
         return batch.part(self.index)
+
+
+@dataclass
+class _Means:
+    """Mean outputs over reference prompts, with one number for each key of positions.
+
+    Attributes
+    ----------
+    by_part
+        (key, H, d_head) by layer, and (key, d_model) of other parts, on the layer's device.
+    counts
+        (key,) positions of the mean.
+    finite
+        (prompt,) boolean: reference prompts in the mean.
+    """
+
+    by_part: dict[Part, torch.Tensor]
+    counts: Int[np.ndarray, " key"]
+    finite: Bool[np.ndarray, " prompt"]
+
+
+def _means(
+    model: Model,
+    reference: Prompts,
+    keys: Int[np.ndarray, "prompt position"],
+    n_keys: int,
+    parts: frozenset[str],
+) -> _Means:
+    """Return mean outputs; the last ones are remembered while the model stays as it is."""
+    about = (reference.hash, parts)
+    known = model.cache.get(MEANS)
+    if known is None or known[0] != about:
+        # The old ones go first: they may be large.
+        model.cache.pop(MEANS, None)
+        known = model.cache[MEANS] = (about, _measure_means(model, reference, keys, n_keys, parts))
+    found: _Means = known[1]
+    return found
+
+
+def _measure_means(
+    model: Model,
+    reference: Prompts,
+    keys: Int[np.ndarray, "prompt position"],
+    n_keys: int,
+    parts: Collection[str],
+) -> _Means:
+    total: dict[Part, torch.Tensor] = {}
+    finite = np.ones(len(reference), dtype=bool)
+    feed = Batches(model, reference, kind="sums")
+
+    def add(batch: Batch) -> None:
+        recorders = [_Sums(batch.cut(keys), n_keys, parts), watch(batch, ())]
+        sums, last = run_batch(model, batch, recorders)
+        good = last[FINITE].numpy()
+        finite[batch.rows] = good
+        if good.all():
+            for layer, summed in sums.items():
+                total[layer] = total[layer] + summed if layer in total else summed
+        elif good.any():  # the sum contains NaN: repeat without the bad prompts
+            add(make_batch(model, reference, batch.rows[good]))
+
+    for batch in feed:
+        with feed.attempt():
+            add(batch)
+    there = finite[:, None] & (reference.token_id >= 0)
+    counts = np.bincount(keys[there], minlength=n_keys)
+    number = torch.as_tensor(np.maximum(counts, 1))
+    devices = model.layer_devices
+    means = {
+        part: (x / number.view(-1, *[1] * (x.dim() - 1))).to(devices[layer_of(part)])
+        for part, x in total.items()
+    }
+    return _Means(means, counts, finite)
 
 
 def layer_of(part: Part) -> int:

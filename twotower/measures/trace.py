@@ -130,6 +130,8 @@ def _kept(read: Completions, keep: str | Sequence[str] | None) -> np.ndarray:
     width = max(map(len, numbers))
     if not width:
         known = sorted({span for spans in read.span for span in spans if span})
+        if not known:
+            raise InputError(f"keep={keep!r}: the completions have no spans; pass spans= as well")
         raise InputError(f"keep={keep!r}: no token has such a span; there are {', '.join(known)}")
     kept = np.full((len(numbers), width), -1, dtype=np.int64)
     for row, own in enumerate(numbers):

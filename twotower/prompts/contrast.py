@@ -26,6 +26,7 @@ def contrast(
     wrong: Sequence[str] | Sequence[Sequence[str]] | None = None,
     spans: Sequence[Spans] | None = None,
     *,
+    name: str = "contrast",
     scoring: str = "sum",
     join: str | None = None,
     template: str | None = None,
@@ -50,10 +51,12 @@ def contrast(
         For each prompt the places that matter, by name: a text that occurs in it once, or
         (start, end) in characters. The names are roles, as in ``at(role="subject")``; other
         positions have the role "text". The last position always has the role "last".
+    name
+        Name of the task, for records and reports.
     scoring
         Score of an answer of several tokens: "sum" of their log-probabilities, each given the
         prompt and the tokens before it; "mean" per token; "characters", the sum per character;
-        or the log-probability of the "first" token.
+        or the log-probability of the "first" token, for answers of as many tokens.
     join
         Text before every answer, such as " ". None: answers are appended as they are, and a
         letter may not follow a letter.
@@ -73,8 +76,9 @@ def contrast(
     Raises
     ------
     InputError
-        If lengths differ; if an answer is empty, equals a wrong one, or merges with the end of
-        its prompt; if a span is empty, overlaps another, leaves the text, or holds no token of
+        If there are no texts, or lengths differ; if an answer is empty, equals a wrong one,
+        merges with the end of its prompt, or is scored by its first token and has more tokens
+        than another; if a span is empty, overlaps another, leaves the text, or holds no token of
         its own; or if a prompt with its answer is longer than the model's context.
 
     Examples
@@ -93,9 +97,13 @@ def contrast(
         check_is(model, "Model", "model")
     yes_or_no("add_special_tokens", add_special_tokens)
     yes_or_no("control_tokens", control_tokens)
+    if not isinstance(name, str):
+        raise InputError(f"name={name!r} must be a text")
     if join is not None and not isinstance(join, str):
         raise InputError(f"join={join!r} must be a text or None")
     strings = _texts("texts", texts)
+    if not strings:
+        raise InputError("texts= is empty: give at least one prompt")
     answers = [[text] for text in _texts("right", right, len(strings))]
     for own, others in zip(answers, _wrong(wrong, len(strings)), strict=True):
         own += others
@@ -119,12 +127,15 @@ def contrast(
         items,
         names[: len(answers[0])],
         model.tokenizer,
+        task_name=name,
         max_positions=model.max_positions,
         add_special_tokens=bool(add_special_tokens) and chat is None,
         control_tokens=control_tokens,
         scoring=scoring,
     )
     _check_roles(found)
+    if scoring == "first":
+        _check_lengths(found)
     return found
 
 
@@ -155,12 +166,24 @@ def _wrong(wrong: Any, n: int) -> list[list[str]]:
     given = _listed("wrong", wrong)
     if len(given) != n:
         raise InputError(f"there are {n} texts and {len(given)} entries of wrong=")
-    found = [_texts("wrong", [entry] if isinstance(entry, str) else entry) for entry in given]
+    found = []
+    for number, entry in enumerate(given):
+        if not isinstance(entry, str) and not hasattr(entry, "__len__"):
+            raise InputError(
+                f"wrong= must hold a text or a list of texts for each prompt; entry {number} is "
+                f"{entry!r}"
+            )
+        found.append(_texts("wrong", [entry] if isinstance(entry, str) else entry))
     for number, others in enumerate(found):
-        if len(others) != len(found[0]) or not others:
+        if not others:
+            raise InputError(
+                f"prompt {number} has no wrong answer; give each prompt as many, at least one, or "
+                "wrong=None for the rest of the vocabulary"
+            )
+        if len(others) != len(found[0]):
             raise InputError(
                 f"prompt {number} has {len(others)} wrong answers and prompt 0 has "
-                f"{len(found[0])}; give each prompt as many, at least one"
+                f"{len(found[0])}; give each prompt as many"
             )
     return found
 
@@ -235,6 +258,22 @@ def _place(number: int, string: str, name: Any, at: Any, taken: Sequence[str]) -
             f"{len(string)} characters"
         )
     return start, stop
+
+
+def _check_lengths(prompts: Prompts) -> None:
+    """Check that the answers of each prompt have as many tokens.
+
+    The first token of a longer answer is only its beginning, and more probable than the answer.
+    """
+    n_tokens = prompts.answers.n_tokens
+    for number, counts in enumerate(n_tokens):
+        if (counts != counts[0]).any():
+            column = int((counts != counts[0]).argmax())
+            one, two = (prompts.answers.text[number, i] for i in (0, column))
+            raise InputError(
+                f"prompt {number}: {one!r} has {counts[0]} tokens and {two!r} {counts[column]}, so "
+                "their first tokens cannot be compared; use scoring='sum', 'mean' or 'characters'"
+            )
 
 
 def _check_roles(prompts: Prompts) -> None:
