@@ -14,8 +14,8 @@ at the label positions, or only for its queries at the last position:
 - for queries the donor asks about a text of another class.
 
 So nothing but the class of a text differs. If the source carries the class, the head finds its
-labels by the donor's classes, and its QK AUC falls towards its mirror image, 1 - AUC. The share of
-the way there is what the source carries. Of the layers below a head, the lower half is compared
+labels by the donor's classes, and its QK AUC falls towards its mirror image, 1 - AUC. The drop
+is what the source carries. Of the layers below a head, the lower half is compared
 with the upper half.
 
 Control: in planted models (`twotower.testing`) one head gathers the class for both towers. The same
@@ -43,7 +43,7 @@ from twotower.prompts import Prompts
 from twotower.prompts.prompts import assemble
 from twotower.prompts.segments import Prompt
 from twotower.results import Variable
-from twotower.statistics import Estimate, bootstrap, bootstrap_mean, mean_known
+from twotower.statistics import Estimate, bootstrap_mean, mean_known
 from twotower.testing import Planting
 
 TOWERS = {"k": "keys", "q": "queries"}
@@ -236,20 +236,10 @@ def halves(run: xr.DataTree, name: str = "qk_auc_drop") -> np.ndarray:
     return np.transpose(mean_known(np.array(sums), axis=0), (1, 2, 0))
 
 
-def way(runs: list[xr.DataTree], sources: Sequence[str], tower: str) -> Estimate:
-    """Share of the way from the QK AUC to its mirror image, of some sources one by one, summed."""
-    lost, span = [], []
-    for run in runs:
-        drops = run["drops"]["qk_auc_drop"].sel(source=list(sources), tower=tower)
-        lost.append(np.nansum(drops.values, axis=1).mean(axis=-1))
-        span.append((2 * run["drops"]["qk_auc"].values - 1).mean(axis=-1))
-    values = np.column_stack([np.concatenate(lost), np.concatenate(span)])
-    values = values[np.isfinite(values).all(axis=1)]
-
-    def statistic(rows: np.ndarray) -> np.ndarray:
-        return values[rows, 0].mean(axis=-1) / values[rows, 1].mean(axis=-1)
-
-    return bootstrap(statistic, len(values))
+def drop(runs: list[xr.DataTree], sources: Sequence[str], tower: str) -> Estimate:
+    """Drop of the QK AUC by some sources one by one, summed; mean over the in-context heads."""
+    lost = [_of_sources(run, sources, tower).sum(axis=1) for run in runs]
+    return bootstrap_mean(np.concatenate(lost))
 
 
 def judge(runs: list[xr.DataTree]) -> Judgement:
@@ -258,13 +248,17 @@ def judge(runs: list[xr.DataTree]) -> Judgement:
     sources = [str(name) for name in runs[0]["drops"]["source"].values]
     heads = [name for name in sources if name[0].isdigit()]
     mlps = [name for name in sources if name.startswith("mlp")]
-    numbers: dict[str, Any] = {"QK AUC of the in-context heads": _clean(runs)}
+    clean = np.concatenate([run["drops"]["qk_auc"].values.mean(axis=1) for run in runs])
+    numbers: dict[str, Any] = {
+        "QK AUC of the in-context heads": bootstrap_mean(clean),
+        "drop of the QK AUC, if everything were the donor's": bootstrap_mean(2 * clean - 1),
+    }
     for tower, words in TOWERS.items():
         for window in np.array_split(np.arange(len(layers)), min(6, len(layers))):
-            name = f"share of the way, {words}, heads of layers {window[0]}-{window[-1]}"
-            numbers[name] = way(runs, [layers[n] for n in window], tower)
+            name = f"drop of the QK AUC, {words}, heads of layers {window[0]}-{window[-1]}"
+            numbers[name] = drop(runs, [layers[n] for n in window], tower)
         for name, some in (("all heads", layers), ("MLPs", mlps), ("embedding", ["embedding"])):
-            numbers[f"share of the way, {words}, {name}, one by one"] = way(runs, some, tower)
+            numbers[f"drop of the QK AUC, {words}, {name}, one by one"] = drop(runs, some, tower)
     differences, seeds = {}, []
     for column, (tower, words) in enumerate(TOWERS.items()):
         each = [halves(run)[:, column] for run in runs]
@@ -307,16 +301,11 @@ def judge(runs: list[xr.DataTree]) -> Judgement:
     return Judgement(verdict, reason, numbers, tables)
 
 
-def _clean(runs: list[xr.DataTree]) -> Estimate:
-    values = [run["drops"]["qk_auc"].values.mean(axis=1) for run in runs]
-    return bootstrap_mean(np.concatenate(values))
-
-
 def _who(
     runs: list[xr.DataTree], heads: Sequence[str], tower: str, shares: str, looks: str
 ) -> dict[str, Any]:
     """Table: the heads with the largest drops, the part of each, and what they attend to."""
-    drops = np.concatenate([_of_heads(run, heads, tower) for run in runs])
+    drops = np.concatenate([_of_sources(run, heads, tower) for run in runs])
     mean = mean_known(drops, axis=0)
     rows = []
     for place in np.argsort(-mean)[:NAMED]:
@@ -330,9 +319,9 @@ def _who(
     return {"columns": ["head", "drop of the QK AUC", f"attention, {looks}"], "rows": rows}
 
 
-def _of_heads(run: xr.DataTree, heads: Sequence[str], tower: str) -> np.ndarray:
+def _of_sources(run: xr.DataTree, sources: Sequence[str], tower: str) -> np.ndarray:
     """(prompt, source) drops, mean over the in-context heads; 0 where a source is not below."""
-    values = run["drops"]["qk_auc_drop"].sel(source=list(heads), tower=tower).values
+    values = run["drops"]["qk_auc_drop"].sel(source=list(sources), tower=tower).values
     return np.nan_to_num(values).mean(axis=-1)
 
 
@@ -347,7 +336,7 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
     for place, kind in zip(axes, ("layer", "mlp"), strict=False):
         for colour, (tower, words) in enumerate(TOWERS.items()):
             values = np.concatenate(
-                [_of_heads(run, [f"{kind} {n}" for n in layers], tower) for run in runs]
+                [_of_sources(run, [f"{kind} {n}" for n in layers], tower) for run in runs]
             )
             estimates = [bootstrap_mean(column) for column in values.T]
             style.line(place, layers, estimates, colour, f"through {words}")

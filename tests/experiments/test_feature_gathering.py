@@ -38,57 +38,86 @@ def test_texts_change_sides_and_labels_stay(module, task: tt.Task) -> None:
         assert rows[0] == rows[1]
 
 
-def run(early: float, late: float, cut_early: float, cut_late: float, n: int = 40) -> xr.DataTree:
-    """A run in which clean prompts have margin 2, donors -2, and windows lose what is given."""
+LAYERS, HEADS = 6, 2
+TARGETS = ("4.0", "5.1")
+
+
+def run(keys: tuple[float, float], queries: tuple[float, float], n: int = 40) -> xr.DataTree:
+    """A run whose heads lose so much QK AUC by each layer of the lower and the upper half."""
     rng = np.random.default_rng(0)
-    names = [f"{i}-{i}" for i in range(6)]
-    edits = ["text to label cut", "query to last cut", "label positions patched", "last patched"]
-    lost = np.zeros((n, 6, 4))
-    lost[:, :3, 2], lost[:, 3:, 2] = early, late
-    lost[:, :3, 1], lost[:, 3:, 1] = cut_early, cut_late
-    lost += 0.1 * rng.normal(size=lost.shape)
-    plain = np.tile([2.0, -2.0, -2.0], (n, 1))
-    margins = xr.Dataset(
+    names = [f"layer {i}" for i in range(LAYERS)]
+    names += [f"{i}.{j}" for i in range(LAYERS) for j in range(HEADS)]
+    names += [*(f"mlp {i}" for i in range(LAYERS)), "embedding"]
+    drops = np.full((n, len(names), len(TARGETS), 2), np.nan)
+    for target, layer in enumerate((4, 5)):
+        for tower, (lower, upper) in enumerate((keys, queries)):
+            own = drops[:, :layer, target, tower]
+            own[:] = 0
+            own[:, :2], own[:, layer - 2 :] = lower, upper
+            own += 0.001 * rng.normal(size=own.shape)
+    drops[:, names.index("3.1"), :, 0] = 0.2
+    share = np.full((n, LAYERS, HEADS, 1), 0.3)
+    along = ("prompt", "layer", "head", "source")
+    shares = xr.Dataset({"share": (along, share)}, {"source": ["own text"]})
+    shares = shares.assign_coords(layer=np.arange(LAYERS), head=np.arange(HEADS))
+    table = xr.Dataset(
         {
-            "edited": (("prompt", "window", "edit"), plain[:, :1, None] - lost),
-            "plain": (("prompt", "run"), plain),
+            "qk_auc_drop": (("prompt", "source", "target", "tower"), drops),
+            "qk_auc": (("prompt", "target"), np.full((n, len(TARGETS)), 0.9)),
+            "margin_drop": (
+                ("prompt", "sources_layer", "target", "tower"),
+                drops[:, :LAYERS],
+            ),
         },
-        {"window": names, "edit": edits, "run": ["as it was", "texts swapped", "query replaced"]},
-    )
-    attention = xr.Dataset(
         {
-            "attention": (
-                ("prompt", "layer", "demonstration"),
-                np.tile([0.3, 0.2, 0.1, 0.1], (n, 6, 1)),
-            )
-        }
+            "source": names,
+            "target": list(TARGETS),
+            "tower": ["k", "q"],
+            "sources_layer": np.arange(LAYERS),
+        },
     )
-    return xr.DataTree.from_dict({"margins": margins, "by_demonstration": attention})
+    values = np.tile(np.array([[0.8], [0.1]]), (4, 1, 2))
+    planted = xr.Dataset({"qk_auc_drop": (("architecture", "source", "tower"), values)})
+    datasets = {"drops": table, "label_shares": shares, "last_shares": shares, "planted": planted}
+    return xr.DataTree.from_dict(datasets)
 
 
 @pytest.mark.parametrize(
-    ("lost", "verdict"),
+    ("keys", "queries", "verdict"),
     [
-        ((0.5, 0.1, 0.6, 0.2), "supported"),
-        ((0.1, 0.5, 0.6, 0.2), "not supported"),
-        ((0.5, 0.1, 0.2, 0.6), "not supported"),
-        ((0.3, 0.3, 0.6, 0.2), "undecided"),
+        ((0.2, 0.1), (0.2, 0.1), "supported"),
+        ((0.1, 0.2), (0.2, 0.1), "not supported"),
+        ((0.2, 0.1), (0.1, 0.2), "not supported"),
+        ((0.1, 0.1), (0.2, 0.1), "undecided"),
     ],
 )
-def test_verdicts(module, lost, verdict: str) -> None:
-    found = module.judge([run(*lost)] * 3)
+def test_verdicts(module, keys, queries, verdict: str) -> None:
+    found = module.judge([run(keys, queries)] * 3)
     assert found.verdict == verdict
 
 
 def test_a_seed_on_the_other_side_leaves_it_undecided(module) -> None:
-    runs = [run(0.9, 0.1, 0.6, 0.2), run(0.9, 0.1, 0.6, 0.2), run(0.2, 0.25, 0.6, 0.2)]
+    runs = [run((0.3, 0.1), (0.2, 0.1))] * 2 + [run((0.1, 0.11), (0.2, 0.1))]
     assert module.judge(runs).verdict == "undecided"
 
 
+def test_a_method_that_misses_planted_heads_decides_nothing(module) -> None:
+    runs = [run((0.2, 0.1), (0.2, 0.1)) for _ in range(3)]
+    runs[1]["planted"]["qk_auc_drop"][2, 1, 0] = 0.9  # another head is stronger, through the keys
+    found = module.judge(runs)
+    assert found.verdict == "undecided"
+    assert "11 of 12 planted models" in found.reason
+
+
 def test_numbers(module) -> None:
-    numbers = module.judge([run(0.4, 0.2, 0.6, 0.2)] * 3).numbers
-    way = numbers["way to the donor, label positions patched in layers 0-0"]
-    assert way.value == pytest.approx(0.1, abs=0.01)  # 0.4 of 4
-    assert way.n == 120
-    near = numbers["attention to the nearer half of the labels less the farther, deep third"]
-    assert near.value == pytest.approx(0.3)
+    found = module.judge([run((0.2, 0.1), (0.0, 0.0))] * 3)
+    lower = found.numbers["drop of the QK AUC, keys, lower half"]
+    assert lower.value == pytest.approx(0.4, abs=0.01)  # two layers of 0.2
+    assert lower.n == 120
+    shallow = found.numbers["drop of the QK AUC, keys, heads of layers 0-0"]
+    assert shallow.value == pytest.approx(0.2, abs=0.01)
+    whole = found.numbers["drop of the QK AUC, if everything were the donor's"]
+    assert whole.value == pytest.approx(0.8)  # from 0.9 to 0.1
+    table = found.tables["Heads that feed keys"]
+    assert table["rows"][0][0] == "3.1"
+    assert table["rows"][0][2].value == pytest.approx(0.3)
