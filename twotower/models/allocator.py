@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-M_MMAP_THRESHOLD = -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 SMALL, LARGE = 1 << 20, 32 << 20
 """Thresholds in bytes. glibc allocates blocks above the threshold with mmap, and returns them to
-the system when freed. It raises the threshold up to LARGE on its own."""
+the system when freed. It raises the threshold up to LARGE on its own, and keeps up to twice as much
+freed memory at the end of the heap, until a program sets either."""
 
 
 @contextmanager
@@ -32,6 +33,8 @@ def freed_at_once() -> Iterator[None]:
         yield
     finally:
         library.mallopt(M_MMAP_THRESHOLD, LARGE)
+        # Otherwise 128 KiB: every large tensor would be mapped anew, page by page.
+        library.mallopt(M_TRIM_THRESHOLD, 2 * LARGE)
         library.malloc_trim(0)
 
 

@@ -498,11 +498,13 @@ class Architecture(abc.ABC):
         rotated = cos.shape[-1]
         head, rest = x[..., :rotated], x[..., rotated:]
         if self.interleaved_rotary:
-            turned = torch.stack((-head[..., 1::2], head[..., ::2]), dim=-1).flatten(-2)
+            first, second = slice(None, None, 2), slice(1, None, 2)
         else:
-            half = rotated // 2
-            turned = torch.cat((-head[..., half:], head[..., :half]), dim=-1)
-        out = head * cos + turned * sin
+            first, second = slice(rotated // 2), slice(rotated // 2, None)
+        # In place: whole copies of the keys of all positions take longer than the arithmetic.
+        out = head * cos
+        out[..., first] -= head[..., second] * sin[..., first]
+        out[..., second] += head[..., first] * sin[..., second]
         return torch.cat((out, rest), dim=-1) if rest.shape[-1] else out
 
     def scaling(self, layer: int) -> float:

@@ -162,11 +162,10 @@ class Heads:
         """Return copies, because views would keep the whole residual stream in memory."""
         assert view.attention_output is not None
         assert view.attention_write is not None
-        weights, value = view.attention, view.value.float()
-        grouped = weights.unflatten(1, (value.shape[2], -1))
-        by_head = value.permute(0, 2, 1, 3)
+        weights, by_head = view.attention, view.value.float().transpose(1, 2).contiguous()
+        grouped = weights.unflatten(1, (by_head.shape[1], -1))
         again = (grouped @ by_head).flatten(1, 2)
-        length = (grouped @ value.norm(dim=-1).transpose(1, 2)[..., None]).flatten(1)
+        length = (grouped @ by_head.norm(dim=-1, keepdim=True)).flatten(1)
         gate = 1.0 if view.gate is None else view.gate[:, -1].float()
         if view.gate is not None:
             again, length = again * gate, length * view.gate[:, -1].float().abs().amax(dim=-1)
@@ -174,7 +173,7 @@ class Heads:
         if coarse:
             shown = view.visible_scores
             change = weights * (shown - (weights * shown).sum(dim=-1, keepdim=True))
-            slope = (change.unflatten(1, (value.shape[2], -1)) @ by_head).flatten(1, 2) * gate
+            slope = (change.unflatten(1, (by_head.shape[1], -1)) @ by_head).flatten(1, 2) * gate
         own_z = view.own_z[:, -1].clone()
         z = own_z if view.z is view.own_z else view.z[:, -1].clone()
         score = view.score_size

@@ -107,7 +107,9 @@ class LayerView:
     @once
     def turned_key(self) -> Float[torch.Tensor, "B T K d_key"]:
         """(B, T, K, d_key) keys after rotary."""
-        return self.turn(self.key, slice(None), query=False)
+        # In memory head by head: so they are rotated and multiplied without further copies.
+        by_head = self.key.transpose(1, 2).contiguous().transpose(1, 2)
+        return self.turn(by_head, slice(None), query=False)
 
     @once
     def last_query(self) -> Float[torch.Tensor, "B H d_key"]:

@@ -21,6 +21,9 @@ class Mllama(Llama):
         self.passed = frozenset(passed)
         self.n_layers -= len(self.passed)
 
+    def has_heads(self, layer: int) -> bool:
+        return True  # layers of cross-attention, which have none, are not counted
+
     def layers(self, root: Any) -> list[Any]:
         blocks = enumerate(resolve(root, self.layers_path))
         return [block for index, block in blocks if index not in self.passed]
