@@ -12,15 +12,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from experiments import recovery
+from experiments import recovered_edges, recovery
 
 FOLDER = Path(__file__).parent
 HEAD = """# Experiments
 
 What the paper claims (Yu & Ananiadou 2024, [arXiv:2402.02872](https://arxiv.org/abs/2402.02872)),
 each claim as one file that is read from top to bottom: the claim, the prompts, the measurement, and
-a verdict by a rule that is stated before the numbers. Numbers 14 to 16 ask what it leaves open:
-other forms of questions, other kinds of heads, and heads that harm. This page is made by
+a verdict by a rule that is stated before the numbers. Numbers 14 to 17 ask what it leaves open:
+other forms of questions, other kinds of heads, heads that harm, and the circuit around them. This page is made by
 `experiments/page.py` from `results/*.json`; do not edit it by hand.
 
     twotower experiments list
@@ -51,8 +51,11 @@ def page(found: list[dict[str, Any]]) -> str:
         f"| {r['number']} | [{r['title']}](#{anchor(r['title'])}) | {r['claim']} | {r['verdict']} |"
         for r in found
     ]
-    study = json.loads((FOLDER / "recovery.json").read_text())
-    return "\n".join([*lines, "", recovery.section(study), *(section(r) for r in found)])
+    studies = [
+        study.section(json.loads((FOLDER / name).read_text()))
+        for study, name in ((recovery, "recovery.json"), (recovered_edges, "recovered-edges.json"))
+    ]
+    return "\n".join([*lines, "", *studies, *(section(r) for r in found)])
 
 
 def section(result: dict[str, Any]) -> str:

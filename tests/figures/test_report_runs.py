@@ -18,6 +18,7 @@ from tiny import TWO, byte_level, hf_model
 import twotower as tt
 from twotower.figures import head_table, prompt_view, write_report
 from twotower.figures.report_data import comparison
+from twotower.testing import Planting
 
 
 @pytest.fixture(scope="module")
@@ -316,3 +317,43 @@ def test_answers_of_each_prompt(browser: Browser, llama: tt.Model, tmp_path: Pat
         expected = f"{words}: right {right} {shown(values[0], 2)}, wrong {wrong} "
         assert expected + shown(values[1], 2) in said
         assert texts(page, "#prompt option")[1].startswith(f'1: "{prompts.answers.text[1, 0]}"')
+
+
+CLICK = """(name) => {
+    const plot = document.getElementById("circuit"), { text, customdata } = plot.data[0];
+    const point = { curveNumber: 0, customdata: customdata[text.indexOf(name)] };
+    plot.emit("plotly_click", { points: [point] });
+}"""
+"""A click on a node, as Plotly tells of it."""
+
+
+def test_circuit(browser: Browser, tmp_path: Path) -> None:
+    """The circuit is stored in the run; a click on one of its heads chooses the head."""
+    planting = Planting()
+    model = planting.load()
+    prompts = planting.prompts(model, n=4, shots=2)
+    run = tt.analyze(model, prompts, measures=("predictions", "effects"))
+    run["circuit"] = tt.circuit(model, prompts, depth=1)
+    found = tt.open(tt.save(run, tmp_path / "run.zarr")).load()
+    file = write_report(found, tmp_path / "circuit.html")
+    gather, match = str(planting.gather), str(planting.match[0])
+    with opened(browser, file) as page:
+        rows = [row.split("\t") for row in page.locator("#edges tbody tr").all_inner_texts()]
+        edges = found["circuit"]
+        shown_edges = {tuple(row[:5]): number(row[5]) for row in rows}
+        names = ("source_name", "source_at", "target_name", "target_at", "tower")
+        for i in range(edges.sizes["edge"]):
+            key = tuple(str(edges[name].values[i]) for name in names)
+            mean = float(edges["mean_effect"][i])
+            assert shown_edges.pop(key) == pytest.approx(mean, abs=6e-4 + 1e-4 * abs(mean))
+        assert not shown_edges
+        sizes = [abs(number(row[5])) for row in rows]
+        assert sizes == sorted(sizes, reverse=True)
+        named = {(row[0], row[2], row[4]) for row in rows}
+        assert {(gather, match, "q"), (gather, match, "k"), (match, "answer", "answer")} <= named
+        assert page.locator("#circuit .textpoint").count() >= 3
+        page.locator(f"#circuit .textpoint:has-text('{gather}')").first.wait_for()
+        page.evaluate(CLICK, gather)
+        assert page.inner_text("#chosen-title") == f"Head {gather}"
+        chosen = page.locator("#edges tbody tr.same").count()
+        assert chosen == sum(gather in (row[0], row[2]) for row in rows) > 0

@@ -133,10 +133,10 @@ def test_a_dropped_bias_of_the_rows(sound, monkeypatch) -> None:
 def test_a_fault_of_the_rows_alone(sound, monkeypatch, positions: str) -> None:
     """What only rows do, such as their own rotary, is proved where they are."""
     model, prompts = sound
-    if positions == "last":
-        monkeypatch.setattr(rows, "attend_one", off_by(rows.attend_one))
-    else:
-        monkeypatch.setattr(rows, "attend_many", off_by(rows.attend_many))
+    few = {"last": 1, "labels": 0, "all": 8}[positions]  # of few and of many changed positions
+    monkeypatch.setattr(rows, "FEW", few)
+    attend = "attend_few" if positions == "last" else "attend_many"
+    monkeypatch.setattr(rows, attend, off_by(getattr(rows, attend)))
     refused(lambda: tt.head_effects(model, prompts, positions), "nothing is changed", "layer")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError
+from ..head import parse_head
 from ..measures.circuit import ANSWER
 from ..sweep.sources import parse_source
 from .style import BLUE, GREEN, GREY, ORANGE, drawn
@@ -152,23 +153,59 @@ def circuit(found: xr.Dataset, *, ax: Axes) -> None:
             words = "into the answer" if tower == ANSWER else f"into {tower}"
             ax.plot([], [], color=TOWERS[tower], label=words)
     ax.plot([], [], color=GREY, ls="--", label="against the answer")
-    columns = sorted({data["at"] for _, data in graph.nodes(data=True)}, key=_column)
-    across = [
-        np.mean([places[n][0] for n, d in graph.nodes(data=True) if d["at"] == at])
-        for at in columns
-    ]
-    ax.set_xticks(across, [printable(f"at {at}") for at in columns])
-    layers = sorted({data["layer"] for _, data in graph.nodes(data=True)})
-    heights = {data["layer"]: places[node][1] for node, data in graph.nodes(data=True)}
-    ax.set_yticks(
-        [heights[layer] for layer in layers],
-        ["embedding" if layer < 0 else str(layer) for layer in layers[:-1]] + [ANSWER],
-    )
+    axes = _axes(graph, places)
+    ax.set_xticks([x for x, _ in axes["columns"]], [printable(at) for _, at in axes["columns"]])
+    ax.set_yticks([y for y, _ in axes["layers"]], [words for _, words in axes["layers"]])
     ax.set_ylabel("layer")
     xs, ys = zip(*places.values(), strict=True)
     ax.set_xlim(min(xs) - 0.8, max(xs) + 0.8)
     ax.set_ylim(min(ys) - 0.8, max(ys) + 0.8)
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5)
+
+
+def circuit_data(found: xr.Dataset) -> dict[str, Any]:
+    """Return a circuit as drawn, for the report: nodes with places, edges and axes.
+
+    Parameters
+    ----------
+    found
+        Result of `twotower.circuit`.
+    """
+    graph = circuit_graph(found)
+    places = _places(graph)
+    numbers = {node: i for i, node in enumerate(graph.nodes)}
+    nodes = []
+    for node, data in graph.nodes(data=True):
+        source = None if data["name"] == ANSWER else parse_source(data["name"])
+        head = None
+        if source is not None and source.kind == "head":
+            head = list(parse_head(data["name"]))
+        x, y = places[node]
+        nodes.append({"name": data["name"], "at": data["at"], "head": head, "x": x, "y": y})
+    edges = [
+        {"source": numbers[source], "target": numbers[target], "tower": data["tower"]}
+        | {name: float(f"{data[name]:.4g}") for name in ("effect", "low", "high")}
+        for source, target, data in graph.edges(data=True)
+    ]
+    return {"nodes": nodes, "edges": edges, **_axes(graph, places)}
+
+
+def _axes(
+    graph: networkx.MultiDiGraph, places: dict[str, tuple[float, float]]
+) -> dict[str, list[tuple[float, str]]]:
+    """Return the ticks: columns at their middles, layers at their heights."""
+    columns = sorted({data["at"] for _, data in graph.nodes(data=True)}, key=_column)
+    across = [
+        float(np.mean([places[n][0] for n, data in graph.nodes(data=True) if data["at"] == at]))
+        for at in columns
+    ]
+    heights = {data["layer"]: places[node][1] for node, data in graph.nodes(data=True)}
+    layers = sorted(heights)
+    words = ["embedding" if layer < 0 else str(layer) for layer in layers[:-1]] + [ANSWER]
+    return {
+        "columns": [(x, f"at {at}") for x, at in zip(across, columns, strict=True)],
+        "layers": [(heights[layer], word) for layer, word in zip(layers, words, strict=True)],
+    }
 
 
 def _column(at: str) -> tuple[bool, str]:

@@ -12,6 +12,7 @@ from ..errors import InputError
 from ..results import measured_prompts
 from ..results.missing import named
 from ..results.schema import head_columns
+from .circuits import circuit_data
 from .packing import pack
 from .texts import compared
 from .views import (
@@ -111,6 +112,9 @@ def run_data(run: xr.DataTree, name: str, table: xr.Dataset | None) -> dict[str,
             if group in EXPECTED and (table is None or name not in table)
         ],
         "marked": [list(head) for head in marked_heads(run)],
+        "circuit": circuit_data(run.children["circuit"].to_dataset(inherit=False))
+        if "circuit" in run.children
+        else None,
     }
 
 

@@ -25,7 +25,7 @@ from ..models.positions import Positions
 from ..walk.everywhere import Everywhere
 from ..walk.walk import LayerView, PassingView
 from .at_index import bias_at, tables_at
-from .attend import Scoring, attend_many, attend_one
+from .attend import FEW, Scoring, attend_few, attend_many
 from .counterfactuals import Step
 from .layout import Layout
 from .mixers import RowMixer
@@ -435,12 +435,11 @@ def _attend(
     scale, cap = architecture.scaling(clean.index), architecture.score_softcap
     scoring = Scoring(heads.key, heads.value, scale, cap, heads.bias, heads.sinks)
     reach = (architecture.window(clean.index), architecture.chunk(clean.index))
-    if layout.n_changed == 1:
-        earlier = layout.seen(*reach, False, rows.device)[..., :-1]
-        z = attend_one(scoring, query, key, value, earlier)
+    seen = layout.seen(*reach, last is not None, rows.device)
+    if layout.n_changed <= FEW:
+        z = attend_few(scoring, query, key, value, seen)
     else:
         causal = layout.causal and reach == (None, None) and last is None
-        seen = None if causal else layout.seen(*reach, last is not None, rows.device)
-        z = attend_many(scoring, query, key, value, seen)
+        z = attend_many(scoring, query, key, value, None if causal else seen)
     z = z if gate is None else z * gate
     return z, None if heads.own is None else (key, value)

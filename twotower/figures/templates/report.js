@@ -334,6 +334,66 @@ function drawScores(rows, about) {
     `${about.query_class}; the table below holds the same numbers`);
 }
 
+const towers = { q: ["#0072B2", "into q"], k: ["#D55E00", "into k"], v: ["#009E73", "into v"],
+                 answer: ["#8a8a8a", "into the answer"] };
+
+function drawCircuit() {
+  const circuit = content.runs[state.run].circuit;
+  byId("circuit-part").hidden = !circuit;
+  if (!circuit) return;
+  const { nodes, edges } = circuit, name = `${state.layer}.${state.head}`;
+  const touches = ({ source, target }) => [source, target].some((i) => nodes[i].name === name);
+  const anything = edges.some(touches);
+  fillEdges(circuit, touches);
+  if (!plotly) return;
+  const most = Math.max(...edges.map(({ effect }) => Math.abs(effect)), 1e-9);
+  const shapes = edges.map((edge) => {
+    const { x: x0, y: y0 } = nodes[edge.source], { x: x1, y: y1 } = nodes[edge.target];
+    return { type: "line", layer: "below", x0, y0, x1, y1, opacity: !anything || touches(edge) ? 0.85 : 0.15,
+             line: { color: towers[edge.tower][0], width: 0.6 + 5 * Math.abs(edge.effect) / most,
+                     dash: edge.effect > 0 ? "solid" : "dash" } };
+  });
+  const middle = (edge, key) => (nodes[edge.source][key] + nodes[edge.target][key]) / 2;
+  const ticks = (list) => ({ tickvals: list.map(([at]) => at), ticktext: list.map(([, words]) => plain(words)),
+                             showgrid: false, zeroline: false });
+  draw("circuit", [
+    { type: "scatter", mode: "markers+text", x: nodes.map(({ x }) => x), y: nodes.map(({ y }) => y),
+      text: nodes.map((node) => plain(node.name)), customdata: nodes.map(({ head }) => head), textfont: { size: 10 },
+      hovertemplate: "%{text}<extra></extra>",
+      marker: { size: nodes.map((node) => node.head ? 26 : 34), color: colour("--panel"), opacity: 1,
+                line: { color: nodes.map((node) => node.name === name ? "#009E73" : "#8a8a8a"),
+                        width: nodes.map((node) => node.name === name ? 3 : 1) } } },
+    { type: "scatter", mode: "markers", x: edges.map((edge) => middle(edge, "x")), y: edges.map((edge) => middle(edge, "y")),
+      text: edges.map((edge) => plain(edgeText(circuit, edge))), hovertemplate: "%{text}<extra></extra>",
+      marker: { size: 7, color: edges.map(({ tower }) => towers[tower][0]), opacity: 0.35 } },
+  ], { shapes, title: { text: "" }, margin: { l: 85, r: 15, t: 10, b: 40 }, xaxis: ticks(circuit.columns),
+       yaxis: { ...ticks(circuit.layers), title: { text: "layer" } } },
+  ({ customdata }) => customdata ? { layer: customdata[0], head: customdata[1] } : {});
+}
+
+const edgeText = ({ nodes }, { source, target, tower, effect }) =>
+  `${nodes[source].name} ${towers[tower][1]} of ${nodes[target].name}: ${number(effect, 3, true)}`
+    .replace("into the answer of answer", "into the answer");
+
+function fillEdges({ nodes, edges }, touches) {
+  const titles = ["from", "acting at", "to", "acting at", "into"], header = element("tr");
+  header.append(...titles.map((x) => element("th", x, { scope: "col", class: "text" })),
+                ...["effect", "interval"].map((x) => element("th", x, { scope: "col" })));
+  byId("edges").querySelector("thead").replaceChildren(header);
+  const rows = [...edges].sort((a, b) => Math.abs(b.effect) - Math.abs(a.effect));
+  byId("edges").querySelector("tbody").replaceChildren(...rows.map((edge) => {
+    const [from, to] = [nodes[edge.source], nodes[edge.target]];
+    const made = element("tr", null, touches(edge) ? { class: "same" } : {});
+    made.append(...[from.name, from.at, to.name, to.at, edge.tower].map((x) => element("td", x, { class: "text" })),
+                element("td", number(edge.effect, 3, true)),
+                element("td", `${number(edge.low, 3, true)} to ${number(edge.high, 3, true)}`));
+    return made;
+  }));
+  byId("circuit-legend").textContent = Object.entries({ q: "blue", k: "orange", v: "green", answer: "grey" })
+    .filter(([tower]) => edges.some((edge) => edge.tower === tower))
+    .map(([tower, shade]) => `${shade}: ${towers[tower][1]}`).join("; ") + ".";
+}
+
 // Escape texts, because Plotly interprets a few tags.
 const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
@@ -436,6 +496,7 @@ function choose(change) {
   const headChanged = changed.has("layer") || changed.has("head");
   if (headChanged) { drawChosen(); markRow(); }
   if (headChanged || changed.has("column") || changed.has("which")) { drawMap(); drawTowers(); }
+  if (headChanged || changed.has("run")) drawCircuit();
   if (headChanged || ["run", "prompt", "shade"].some((name) => changed.has(name))) drawPrompt();
   byId("prompt").value = state.prompt;
   const shown = content.runs[state.run].prompts[state.prompt]?.number ?? 0;
@@ -457,7 +518,7 @@ function fillPrompts() {
 function theme(name) {
   document.documentElement.dataset.theme = name;
   byId("theme").setAttribute("aria-pressed", String(name === "dark"));
-  drawMap(); drawTowers(); drawPrompt();
+  drawMap(); drawTowers(); drawCircuit(); drawPrompt();
 }
 
 function step(by) {
@@ -547,7 +608,7 @@ async function start() {
   script.textContent = new TextDecoder().decode(await decompressed(byId("plotly").textContent));
   document.head.append(script);
   plotly = window.Plotly;
-  drawMap(); drawTowers(); await drawPrompt();
+  drawMap(); drawTowers(); drawCircuit(); await drawPrompt();
   // The size of the marks depends on the size of the map.
   new ResizeObserver(() => drawMap()).observe(byId("map"));
   document.body.dataset.ready = "yes";
