@@ -29,11 +29,14 @@ what it is compared with; the faster counts.
     python benchmarks/quantized.py              # what int8, nf4, bfloat16 and float16 change
     python benchmarks/proof.py                  # what the proof with every batch costs
     python benchmarks/questions.py              # answers by prompt, of several tokens, vectors
+    python benchmarks/edges.py                  # exact edges into queries, keys and values
+    python benchmarks/edge_estimates.py         # how well attribution patching finds them
     python benchmarks/pair_tasks.py             # how well the demo model does the tasks of pairs
     python benchmarks/large_models.py           # models of seven billion parameters without one
     python benchmarks/gpu.py                    # models of seven billion parameters on a GPU
     python benchmarks/scale.py                  # runs on many workers: throughput, driver, store
     .venv-peers/bin/python benchmarks/peers.py  # beside other tools; see the file for its setup
+    .venv-peers/bin/python benchmarks/path_patching.py  # edges beside TransformerLens
 
 `--promote` makes new results the committed ones.
 """
@@ -345,6 +348,70 @@ def questions(result: dict[str, Any]) -> str:
     )
 
 
+def edges(result: dict[str, Any]) -> str:
+    rows = [
+        [
+            name,
+            f"{result['edges'][name]:,}",
+            f"{found:.1f}",
+            f"{result['floor'][name]:.1f}",
+            f"{result['over_floor'][name]:.2f}",
+        ]
+        for name, found in result["plain_forwards"].items()
+    ]
+    return "\n".join(
+        [
+            "## Edges",
+            "",
+            f"{result['prompts']} prompts of {result['tokens']:.0f} tokens, "
+            f"{result['machine']['threads']} thread; the heads: {', '.join(result['heads'])}. The "
+            "floor counts the rows of one position that edges cannot do without, from the target's "
+            "block on; reading, which makes the targets' outputs, is not in it.",
+            "",
+            table(["edges", "number", "plain forwards", "floor", "ratio"], rows),
+        ]
+    )
+
+
+def path_patching(result: dict[str, Any]) -> str:
+    seconds = result["seconds"]
+    return (
+        "Beside TransformerLens's path patching, which runs a forward for each edge, on "
+        f"{result['shape']}'s shape ({result['tokens']} tokens, {result['machine']['threads']} "
+        f"thread): all {result['edges']:,} edges from heads into queries took "
+        f"{seconds['twotower, all']:.0f} s here, and {seconds['TransformerLens, each']:.2f} s for "
+        f"each there, {result['times_faster']:.0f} times as long. The effects, of up to "
+        f"{result['largest_effect']:.2g}, agree to {result['largest_difference']:.0e}.\n"
+    )
+
+
+def edge_estimates(result: dict[str, Any]) -> str:
+    rows = []
+    for into, found in result["edges"].items():
+        recall = [f"{found['recall'].get(str(k), float('nan')):.2f}" for k in (10, 30, 100, 300)]
+        rows.append(
+            [
+                into,
+                found["number"],
+                *recall,
+                found["rank correlation of sizes"],
+                f"{found['strongest exact']:.2f}",
+                f"{found['its estimate']:.2f}",
+            ]
+        )
+    columns = ["into", "edges", *(f"of {k}" for k in (10, 30, 100, 300))]
+    columns += ["rank correlation", "strongest edge", "its estimate"]
+    return "\n".join(
+        [
+            "Attribution patching, which estimates edges to first order, against exact effects "
+            f"({len(result['heads'])} heads, {result['prompts']} prompts): share of the strongest "
+            "edges that it finds among its own strongest, and the strongest edge itself.",
+            "",
+            table(columns, rows),
+        ]
+    )
+
+
 def proof(result: dict[str, Any]) -> str:
     m = result["machine"]
     rows = [[name, f"{added:.1%}"] for name, added in result["cost"].items()]
@@ -510,6 +577,9 @@ def page() -> str:
         "quantized": quantized,
         "large_models": large_models,
         "questions": questions,
+        "edges": edges,
+        "path_patching": path_patching,
+        "edge_estimates": edge_estimates,
         "scale": scale,
     }
     for name, write in sections.items():

@@ -9,6 +9,7 @@ from weakref import finalize
 import numpy as np
 import pytest
 import torch
+from families import family_model
 from reference import error
 from surface import under
 from tiny import THREE, byte_level, crossed, hf_model, tiny
@@ -232,6 +233,33 @@ def test_the_peak_is_seen() -> None:
 def test_a_budget_holds(name: str, positions: str, logprobs: bool) -> None:
     """What a sweep takes is measured, tensor by tensor."""
     within_budget(tiny(name), positions, logprobs)
+
+
+@pytest.mark.parametrize("positions", ["last", "labels", "all"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("gemma2", marks=pytest.mark.slow),
+        "deepseek_v3",
+        pytest.param("gpt_oss", marks=pytest.mark.slow),
+        pytest.param("bloom", marks=pytest.mark.slow),
+    ],
+)
+def test_a_budget_holds_with_features(name: str, positions: str) -> None:
+    """Capped scores, latent keys, sinks and experts, and ALiBi."""
+    model = tt.load(family_model(name), tokenizer=byte_level())
+    within_budget(model, positions, False)
+
+
+def test_chunks_of_shared_keys() -> None:
+    """Rows that branch off above the layer whose keys they use, in a chunk of their own."""
+    model = tt.load(family_model("gemma4_text+all"), tokenizer=byte_level())
+    prompts = make(model, 2)
+    whole = under(tt.head_effects, model, prompts, "labels", batch_size=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("twotower.sweep.memory.TOKENS_PER_CHUNK", 16)
+        parts = under(tt.head_effects, model, prompts, "labels", batch_size=2)
+    np.testing.assert_allclose(parts.margin_drop.values, whole.margin_drop.values, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,10 @@ from ..models import Architecture
 from ..models.architecture import call
 from ..models.positions import Positions
 from ..walk.everywhere import Everywhere
+from ..walk.memory import FEW
 from ..walk.walk import LayerView, PassingView
 from .at_index import bias_at, tables_at
-from .attend import FEW, Scoring, attend_few, attend_many
+from .attend import Scoring, attend_few, attend_many
 from .counterfactuals import Step
 from .layout import Layout
 from .mixers import RowMixer
@@ -348,6 +349,9 @@ def advance(
         (G, n_kept + n_new, S or Q, d_model) leaving the block; None without rows.
     """
     if rows is None and not moves.n_new:
+        if clean.heads is not None and clean.heads.own is not None:
+            # Rows that branch off later may read these keys and values.
+            carried[clean.index] = Carried(clean.heads.own, None)
         return None
     architecture, block = clean.architecture, clean.block
     last = layout if only_last and layout.n_changed > 1 else None
