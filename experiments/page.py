@@ -34,7 +34,7 @@ stand beside what was measured for comparison; nothing here reproduces a table o
 Numbers without an interval are means over the seeds, of the heads that are named, or counts.
 All of it took 103 minutes on two cores of an AMD EPYC, in two processes of one thread each; the
 trainings of number 9 (12 small models, to 98% and more) take 33 minutes more of one thread. Numbers
-14 to 16 took 60 minutes more, of one thread beside other work.
+14 to 16 took 60 minutes more, of one thread beside other work; 10 took 15 and 17 took 26 so.
 """
 
 
