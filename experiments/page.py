@@ -20,8 +20,8 @@ HEAD = """# Experiments
 What the paper claims (Yu & Ananiadou 2024, [arXiv:2402.02872](https://arxiv.org/abs/2402.02872)),
 each claim as one file that is read from top to bottom: the claim, the prompts, the measurement, and
 a verdict by a rule that is stated before the numbers. Numbers 14 to 17 ask what it leaves open:
-other forms of questions, other kinds of heads, heads that harm, and the circuit around them. This page is made by
-`experiments/page.py` from `results/*.json`; do not edit it by hand.
+other forms of questions, other kinds of heads, heads that harm, and the circuit around them. This
+page is made by `experiments/page.py` from `results/*.json`; do not edit it by hand.
 
     twotower experiments list
     twotower experiments run qk-similarity            # or: python experiments/qk_similarity.py
