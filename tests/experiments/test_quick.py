@@ -40,9 +40,9 @@ def rough(save: Callable[..., None]) -> Callable[..., None]:
 
 
 def taken() -> list[Any]:
-    """All experiments; those that their own tests measure as well are slow."""
-    measured = ("majority-bias", "recency-bias")
-    return [pytest.param(x, marks=pytest.mark.slow) if x in measured else x for x in SUITE]
+    """All experiments; those that their own tests measure, or that need a real model, are slow."""
+    slow = ("majority-bias", "recency-bias", "circuits")
+    return [pytest.param(x, marks=pytest.mark.slow) if x in slow else x for x in SUITE]
 
 
 @pytest.mark.demo_model
@@ -57,6 +57,8 @@ def test_quick_form(
     monkeypatch.setitem(small_models.SETTINGS, "steps", 1)
     # Copying is tested at one position of each random sequence, not at eight.
     monkeypatch.setattr(import_module("twotower.measures.head_kinds"), "COPIED", 8)
+    gathering = SUITE["feature-gathering"].measure.__globals__
+    monkeypatch.setitem(gathering, "PLANTED", gathering["PLANTED"][:1])
     # One of three tasks, with the most classes; and figures of few pixels, in one format.
     more = SUITE["more-classes"].measure.__globals__
     monkeypatch.setitem(more, "TASKS", more["TASKS"][-1:])
