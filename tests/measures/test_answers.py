@@ -347,3 +347,17 @@ def test_completions_that_are_refused() -> None:
         complete(model, prompts, 250)
     with pytest.raises(tt.errors.InputError, match="stop='' must be a text"):
         complete(model, prompts, 2, stop="")
+
+
+def test_old_readouts_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Label directions of one question after another do not fill the memory."""
+    model = tiny("gpt2")
+
+    def held(label: str) -> int:
+        tt.head_effects(model, tt.contrast(model, TEXTS, [f" {label}"] * len(TEXTS)))
+        return sum(key[0] == "readout" for key in model.cache)
+
+    assert held("b") == held("a") + 1
+    monkeypatch.setattr("twotower.walk.readout.READOUT_BYTES", 1)
+    assert held("d") == 1
+    assert held("a") == 1

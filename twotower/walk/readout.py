@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 CACHE_BYTES = 1 << 21
 """Bytes of logits that fit into a CPU's cache."""
 
+READOUT_BYTES = 1 << 30
+"""Bytes of label directions that a model remembers; the newest are always kept. A label takes
+half a megabyte in Llama-7B."""
+
 
 @dataclass
 class Readout:
@@ -314,8 +318,18 @@ def _get_readout(model: Model, key: tuple[Any, ...], ids: list[int]) -> Readout:
         # Copy now, so that no walk has to wait for the copies.
         for device in () if model.remote else devices:
             readout.on(torch.device(device))
+        _forget_oldest(model)
     known: Readout = model.cache[key]
     return known
+
+
+def _forget_oldest(model: Model) -> None:
+    """Forget the oldest readouts as long as all together are too large."""
+    known = [key for key in model.cache if key[0] == "readout"]
+    sizes = [sum(x.nbytes for x in model.cache[key].directions if x is not None) for key in known]
+    for number, key in enumerate(known[:-1]):
+        if sum(sizes[number:]) > READOUT_BYTES:
+            del model.cache[key]
 
 
 def _probe(architecture: Architecture, root: Any, ids: list[int]) -> list[Any]:
