@@ -12,7 +12,6 @@ from ..errors import InputError
 from ..results import measured_prompts
 from ..results.missing import named
 from ..results.schema import head_columns
-from .circuits import circuit_data
 from .packing import pack
 from .texts import compared
 from .views import (
@@ -112,10 +111,17 @@ def run_data(run: xr.DataTree, name: str, table: xr.Dataset | None) -> dict[str,
             if group in EXPECTED and (table is None or name not in table)
         ],
         "marked": [list(head) for head in marked_heads(run)],
-        "circuit": circuit_data(run.children["circuit"].to_dataset(inherit=False))
-        if "circuit" in run.children
-        else None,
+        "circuit": _circuit(run),
     }
+
+
+def _circuit(run: xr.DataTree) -> dict[str, Any] | None:
+    """Return a run's circuit, if it has one."""
+    if "circuit" not in run.children:
+        return None
+    from .circuits import circuit_data  # imports torch
+
+    return circuit_data(run.children["circuit"].to_dataset(inherit=False))
 
 
 def columns_of(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -307,7 +307,9 @@ class _PartsRecorder(Recorder):
         assert self.rounding is not None
         name = "at positions" if "at positions" in found else "content"
         parts = torch.cat(found[name]).float()
-        size = parts.norm(dim=-1).sum(dim=0)
+        # Of the largest head and position: where all parts vanish, what the whole sums up to 0
+        # leaves its rounding.
+        size = parts.norm(dim=-1).sum(dim=0).amax(dim=(1, 2), keepdim=True)
         error = (parts.sum(dim=0) - frozen.whole[name].float()).norm(dim=-1)
         error = error / size.clamp(min=torch.finfo(torch.float32).tiny)
         error = error.flatten(1).amax(dim=1)[self.places.prompt.on(error.device)]
