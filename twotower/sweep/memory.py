@@ -32,7 +32,7 @@ SHARE = 0.5
 REMOTE_BUDGET = "2GiB"
 """Budget of a sweep on a server, whose free memory is unknown, if none is given."""
 
-EDGE_TOKENS = 8192
+EDGE_TOKENS = 2048
 """Largest number of positions whose keys or values are computed at a time; more is not faster."""
 
 TOKENS_PER_CHUNK = 4096
