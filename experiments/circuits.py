@@ -30,7 +30,7 @@ from twotower.experiments import questions
 from twotower.experiments.experiment import Experiment, Judgement, Setting
 from twotower.experiments.random_heads import random_heads
 from twotower.figures import style
-from twotower.measures.head_kinds import KINDS
+from twotower.head import parse_head
 from twotower.statistics import Estimate, bootstrap, bootstrap_mean
 
 INDIRECT = "indirect-object"
@@ -170,25 +170,22 @@ def _strongest(runs: list[xr.DataTree], words: str, n: int = 10) -> dict[str, An
             )
     # An edge that a seed did not find counts 0 there.
     order = sorted(effects, key=lambda key: -abs(sum(np.mean(x) for x in effects[key])))
-    rows = []
+    rows, kinds = [], questions.kinds_of(runs)
     for source, target, tower in order[:n]:
         values = effects[source, target, tower]
         seeds = f"{len(values)} of {len(runs)}"
-        kinds = "; ".join(_kinds(runs, name) for name in (source, target))
+        both = "; ".join(_named(kinds, name) for name in (source, target))
         rows.append(
-            [f"{source} to {target}", tower, bootstrap_mean(np.concatenate(values)), seeds, kinds]
+            [f"{source} to {target}", tower, bootstrap_mean(np.concatenate(values)), seeds, both]
         )
     return {"columns": ["edge", "into", "effect on the margin", "seeds", "kinds"], "rows": rows}
 
 
-def _kinds(runs: list[xr.DataTree], name: str) -> str:
-    """Kinds of a head in most seeds, or what the source is."""
+def _named(kinds: Mapping[tt.Head, list[str]], name: str) -> str:
+    """Kinds of a head, or what the source is."""
     if not name[0].isdigit():
         return name.split(" ")[0]
-    layer, head = map(int, name.split("."))
-    named = [str(run["kinds"]["kind"].sel(layer=layer, head=head).item()) for run in runs]
-    own = [k for k in KINDS if sum(k in one.split(", ") for one in named) > len(runs) / 2]
-    return ", ".join(own) or "no kind"
+    return ", ".join(kinds[parse_head(name)]) or "no kind"
 
 
 # ---- the picture --------------------------------------------------------------------------

@@ -289,7 +289,7 @@ def who(runs: list[xr.DataTree], tasks: list[str]) -> dict[str, Any]:
     n_all = runs[0]["scores"].sizes["layer"] * runs[0]["scores"].sizes["head"]
     numbers[f"of {K} heads in common by chance, expected"] = K**2 / n_all
     often = sorted(counts, key=lambda head: (-counts[head], head))[:K]
-    total, kinds = len(runs) * len(tasks), kinds_of(runs)
+    total, kinds = len(runs) * len(tasks), questions.kinds_of(runs)
     numbers["heads against the answer in most questions and seeds"] = "; ".join(
         f"{head} ({counts[head]} of {total}; {', '.join(kinds[head]) or 'no kind'})"
         for head in often
@@ -297,22 +297,9 @@ def who(runs: list[xr.DataTree], tasks: list[str]) -> dict[str, Any]:
     return numbers
 
 
-def kinds_of(runs: list[xr.DataTree]) -> dict[tt.Head, list[str]]:
-    """Kinds of every head: those that it has in more than half of the seeds."""
-    named = [run["kinds"]["kind"].values for run in runs]
-    return {
-        tt.Head(*place): [
-            kind
-            for kind in KINDS
-            if sum(kind in str(own[place]).split(", ") for own in named) > len(runs) / 2
-        ]
-        for place in np.ndindex(named[0].shape)
-    }
-
-
 def by_kind(runs: list[xr.DataTree], tasks: list[str]) -> dict[str, Any]:
     """Table: share of each kind among all heads and among the heads of each set."""
-    kinds = kinds_of(runs)
+    kinds = questions.kinds_of(runs)
     sets = {"all heads": list(kinds)}
     for words in SETS.values():
         sets[f"heads {words}"] = [

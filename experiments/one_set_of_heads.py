@@ -333,22 +333,11 @@ def strongest(runs: list[xr.DataTree], tasks: list[str]) -> list[int]:
     return [int(i) for i in np.argsort(-alike, kind="stable")[:K]]
 
 
-def kinds_of(runs: list[xr.DataTree]) -> list[list[str]]:
-    """Kinds of every head: those that it has in more than half of the seeds."""
-    named = [
-        [str(text).split(", ") for text in run["kinds"]["kind"].values.ravel()] for run in runs
-    ]
-    return [
-        [kind for kind in KINDS if sum(kind in own for own in one) > len(runs) / 2]
-        for one in zip(*named, strict=True)
-    ]
-
-
 def by_kind(
     runs: list[xr.DataTree], strong: Mapping[str, list[int]]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Heads by the number of forms to which they belong: numbers, and a table of their kinds."""
-    kinds = kinds_of(runs)
+    kinds = list(questions.kinds_of(runs).values())
     count = np.zeros(len(kinds), dtype=int)
     for heads in strong.values():
         count[heads] += 1

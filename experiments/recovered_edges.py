@@ -16,25 +16,17 @@ judged, neither of which knows the planting:
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 
 import twotower as tt
-from experiments.recovery import ARCHITECTURES, NOISE
+from experiments.recovery import ACCURACY, against_noise, carry_out
 from twotower.experiments import parts as common
-from twotower.figures import style
-from twotower.results.provenance import versions
-from twotower.statistics import bootstrap_mean
 from twotower.testing import Planting
 
-FOLDER = Path(__file__).parent
 FINDINGS = {
     "effects": "largest effects: edges into queries and keys",
     "pairs": "largest pairs of sources in the scores",
@@ -75,45 +67,20 @@ def class_pairs(model: tt.Model, prompts: tt.Prompts, heads: Sequence[tt.Head]) 
     return (means[0] - means[1]).mean("prompt")
 
 
-def study(seeds: Sequence[int], noises: Sequence[float] = NOISE) -> list[dict[str, Any]]:
-    """All plantings at all sizes of noise."""
-    return [
-        {"architecture": name, "noise": noise, "seed": seed}
-        | recover(Planting.random(name, seed, noise=noise))
-        for noise in noises
-        for name in ARCHITECTURES
-        for seed in seeds
-    ]
-
-
 def draw(rows: Sequence[dict[str, Any]]) -> Any:
     """Edges recovered against noise, and the gap between planted and other edges."""
     plt = common.pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
-    noises = sorted({row["noise"] for row in rows})
-    for colour, (name, words) in enumerate(
-        ({"accuracy": "the model's own accuracy"} | FINDINGS).items()
-    ):
-        found = [
-            bootstrap_mean(np.array([row[name] for row in rows if row["noise"] == noise]))
-            for noise in noises
-        ]
-        style.line(left, noises, found, colour, words)
-    left.set(xlabel="noise", ylabel="share recovered, or accuracy", ylim=(-0.03, 1.03))
-    left.legend(fontsize=7)
-    for colour, name in enumerate(("weakest planted", "strongest other")):
-        found = [
-            bootstrap_mean(np.array([row[name] for row in rows if row["noise"] == noise]))
-            for noise in noises
-        ]
-        style.line(right, noises, found, colour, f"{name} edge")
-    right.set(xlabel="noise", ylabel="absolute effect on the margin, mean", ylim=(0, None))
-    right.legend(fontsize=7)
+    against_noise(left, rows, {"accuracy": ACCURACY} | FINDINGS)
+    left.set(ylabel="share recovered, or accuracy", ylim=(-0.03, 1.03))
+    names = ("weakest planted", "strongest other")
+    against_noise(right, rows, {name: f"{name} edge" for name in names})
+    right.set(ylabel="absolute effect on the margin, mean", ylim=(0, None))
     return figure
 
 
 def section(result: dict[str, Any]) -> str:
-    """What experiments/README.md says of it."""
+    """The study's section of experiments/README.md."""
     rows = result["rows"]
     lines = [
         "| noise | accuracy | largest effects | largest pairs | weakest planted edge "
@@ -145,27 +112,12 @@ def section(result: dict[str, Any]) -> str:
             "![Planted edges recovered against noise](figures/recovered-edges.png)",
             "",
             f"Without noise every other edge has at most {worst:.2g} of the effect of the weakest "
-            "planted one in its model: what remains there is the norms, which every write reaches.",
+            "planted one in its model: what remains there goes through the norms, whose statistics "
+            "depend on every write.",
             "",
         ]
     )
 
 
-def main() -> None:
-    """Measure, write, draw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--out", type=Path, default=FOLDER)
-    options = parser.parse_args()
-    torch.set_num_threads(1)  # the models are small
-    result = {"versions": versions(), "rows": study(range(options.seeds))}
-    (options.out / "figures").mkdir(parents=True, exist_ok=True)
-    (options.out / "recovered-edges.json").write_text(json.dumps(result, indent=0) + "\n")
-    figure = draw(result["rows"])
-    for form in ("png", "svg"):
-        figure.savefig(options.out / "figures" / f"recovered-edges.{form}", dpi=160)
-    print(section(result))
-
-
 if __name__ == "__main__":
-    main()
+    carry_out("recovered-edges", recover, draw, section, __doc__)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ BOTH = 0.9
 SIZE = 0.1
 """Part of the largest label logit that a head must write to count."""
 
+ACCURACY = "the model's own accuracy"
 FINDINGS = {
     "effects": "largest effects: gathering and matching heads",
     "writers": "largest label logits: matching heads",
@@ -70,8 +71,12 @@ def _heads(chosen: np.ndarray) -> set[tt.Head]:
     return {tt.Head(*map(int, place)) for place in np.argwhere(chosen)}
 
 
-def study(seeds: Sequence[int], noises: Sequence[float] = NOISE) -> list[dict[str, Any]]:
-    """All plantings at all sizes of noise."""
+def study(
+    recover: Callable[[Planting], dict[str, Any]],
+    seeds: Sequence[int],
+    noises: Sequence[float] = NOISE,
+) -> list[dict[str, Any]]:
+    """What is recovered of all plantings, at all sizes of noise."""
     return [
         {"architecture": name, "noise": noise, "seed": seed}
         | recover(Planting.random(name, seed, noise=noise))
@@ -85,16 +90,8 @@ def draw(rows: Sequence[dict[str, Any]]) -> Any:
     """What is recovered against noise, and against what the model itself can still do."""
     plt = common.pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
-    noises = sorted({row["noise"] for row in rows})
-    for colour, name in enumerate(("accuracy", *FINDINGS)):
-        words = {"accuracy": "the model's own accuracy"} | FINDINGS
-        found = [
-            bootstrap_mean(np.array([row[name] for row in rows if row["noise"] == noise]))
-            for noise in noises
-        ]
-        style.line(left, noises, found, colour, words[name])
-    left.set(xlabel="noise", ylabel="share recovered, or accuracy", ylim=(-0.03, 1.03))
-    left.legend(fontsize=7)
+    against_noise(left, rows, {"accuracy": ACCURACY} | FINDINGS)
+    left.set(ylabel="share recovered, or accuracy", ylim=(-0.03, 1.03))
     jitter = np.random.default_rng(0)
     for colour, name in enumerate(ARCHITECTURES):
         here = [row for row in rows if row["architecture"] == name]
@@ -106,8 +103,21 @@ def draw(rows: Sequence[dict[str, Any]]) -> Any:
     return figure
 
 
+def against_noise(ax: Any, rows: Sequence[dict[str, Any]], words: Mapping[str, str]) -> None:
+    """Means over plantings against noise, with intervals; a line for each name."""
+    noises = sorted({row["noise"] for row in rows})
+    for colour, (name, label) in enumerate(words.items()):
+        found = [
+            bootstrap_mean(np.array([row[name] for row in rows if row["noise"] == noise]))
+            for noise in noises
+        ]
+        style.line(ax, noises, found, colour, label)
+    ax.set(xlabel="noise")
+    ax.legend(fontsize=7)
+
+
 def section(result: dict[str, Any]) -> str:
-    """What experiments/README.md says of it."""
+    """The study's section of experiments/README.md."""
     rows = result["rows"]
     lines = [
         "| noise | accuracy | largest effects | writing heads | both AUCs (others) "
@@ -152,21 +162,27 @@ def section(result: dict[str, Any]) -> str:
     )
 
 
-def main() -> None:
+def carry_out(
+    name: str,
+    recover: Callable[[Planting], dict[str, Any]],
+    draw: Callable[[Sequence[dict[str, Any]]], Any],
+    section: Callable[[dict[str, Any]], str],
+    description: str,
+) -> None:
     """Measure, write, draw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--out", type=Path, default=FOLDER)
     options = parser.parse_args()
     torch.set_num_threads(1)  # the models are small
-    result = {"versions": versions(), "rows": study(range(options.seeds))}
+    result = {"versions": versions(), "rows": study(recover, range(options.seeds))}
     (options.out / "figures").mkdir(parents=True, exist_ok=True)
-    (options.out / "recovery.json").write_text(json.dumps(result, indent=0) + "\n")
+    (options.out / f"{name}.json").write_text(json.dumps(result, indent=0) + "\n")
     figure = draw(result["rows"])
     for form in ("png", "svg"):
-        figure.savefig(options.out / "figures" / f"recovery.{form}", dpi=160)
+        figure.savefig(options.out / "figures" / f"{name}.{form}", dpi=160)
     print(section(result))
 
 
 if __name__ == "__main__":
-    main()
+    carry_out("recovery", recover, draw, section, __doc__)

@@ -20,7 +20,7 @@ def test_gathering_feeds_matching(name: str, seed: int) -> None:
     found = recover(Planting.random(name, seed))
     assert found["accuracy"] == 1
     assert found["effects"] == found["pairs"] == 1
-    # What remains are the norms, which every write reaches.
+    # The rest goes through the norms, whose statistics depend on every write.
     assert found["strongest other"] < 0.05 * found["weakest planted"]
     assert found["share of pairs"] > 0.9
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..head import Head
 from ..measures.analyze import analyze
 from ..measures.effects import Effects
-from ..measures.head_kinds import head_kinds
+from ..measures.head_kinds import KINDS, head_kinds
 from ..prompts import (
     PairTask,
     Prompts,
@@ -30,7 +31,7 @@ from ..prompts.tokens import CANDIDATE_LABELS, encode
 from ..results import Variable, save
 from ..results import open as open_run
 from .experiment import Setting, short_hash
-from .parts import SENTENCE_SHOTS, answers_of, some
+from .parts import SENTENCE_SHOTS, answers_of, some, variable
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -142,6 +143,19 @@ def kinds(setting: Setting, prompts: Prompts) -> xr.Dataset:
 
     run = _kept(setting, ["kinds", setting.seed, prompts.hash], measure)
     return run["kinds"].to_dataset()
+
+
+def kinds_of(runs: Sequence[xr.DataTree]) -> dict[Head, list[str]]:
+    """Kinds of every head: those that it has in more than half of the seeds."""
+    named = [variable(run, "kinds", "kind").values for run in runs]
+    return {
+        Head(*place): [
+            kind
+            for kind in KINDS
+            if sum(kind in str(own[place]).split(", ") for own in named) > len(runs) / 2
+        ]
+        for place in np.ndindex(named[0].shape)
+    }
 
 
 def _kept(

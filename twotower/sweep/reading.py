@@ -22,7 +22,7 @@ from .writes import Writes
 
 
 class Reading:
-    """What sources wrote and targets read in the clean run, kept during a walk.
+    """Writes of the sources and inputs of the targets in the clean run, kept during a walk.
 
     Parameters
     ----------
