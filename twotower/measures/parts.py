@@ -424,7 +424,7 @@ class MarginPartsRecorder(_PartsRecorder):
         spread = self.readout.write_spread(view)
         if spread is not None:
             self.spreads[view.index] = spread
-        self.weights[view.index] = keep(view.attention, self.batch)
+        self.weights[view.index] = keep(view.last.weights, self.batch)
 
     def finish(self, end: End) -> dict[str, torch.Tensor]:
         edges, device = self.reading.edges, end.residual.device

@@ -75,8 +75,8 @@ class SimilarityRecorder(Recorder):
     def layer(self, view: LayerView) -> None:
         hidden, labels_at = ~view.real[:, None], self.labels_at.on(view.z.device)
         parts = {
-            "score": view.scores,
-            "attention": view.attention,
+            "score": view.last.scores,
+            "attention": view.last.weights,
             "score_content": content_scores(view, 1)[:, :, 0],
         }
         if view.architecture.rotary:

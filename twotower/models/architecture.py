@@ -503,8 +503,8 @@ class Architecture(abc.ABC):
             first, second = slice(rotated // 2), slice(rotated // 2, None)
         # In place: whole copies of the keys of all positions take longer than the arithmetic.
         out = head * cos
-        out[..., first] -= head[..., second] * sin[..., first]
-        out[..., second] += head[..., first] * sin[..., second]
+        out[..., first].addcmul_(head[..., second], sin[..., first], value=-1)
+        out[..., second].addcmul_(head[..., first], sin[..., second])
         return torch.cat((out, rest), dim=-1) if rest.shape[-1] else out
 
     def scaling(self, layer: int) -> float:

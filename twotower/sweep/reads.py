@@ -161,8 +161,8 @@ class HeadReads:
             view.sinks,
             (architecture.window(view.index), architecture.chunk(view.index)),
             size,
-            view.score_size,
-            view.product_size,
+            view.last.score_size,
+            view.last.product_size,
         )
 
     def after(

@@ -191,7 +191,7 @@ class CleanHeads:
             tables_at(view, source),
             bias_at(view, layout.every),
             view.sinks,
-            view.score_size.amax(dim=-1),
+            view.last.score_size.amax(dim=-1),
             own,
         )
 

@@ -20,6 +20,7 @@ from jaxtyping import Float, Float32
 from torch.nn.functional import pad
 
 from ..models.rounding import Rounding, coarsest, roundoff
+from .last import LastAttention
 from .readout import dot
 from .walk import End, LayerView, PassingView, Recorder
 
@@ -43,6 +44,9 @@ IDENTITIES = {
 }
 """Identities that every batch must fulfil; each text describes the failure."""
 
+
+WAITING_BYTES = 16 << 20
+"""Bytes of keys and values that may wait until the heads of a few layers are recomputed."""
 
 AT_ONCE = 4
 """Number of prompts whose log-sum-exp is computed at a time."""
@@ -129,15 +133,6 @@ class Heads:
     ----------
     own_z, z
         (B, H, D) heads' outputs, as computed by the model and after edits.
-    again
-        (B, H, D) `own_z` recomputed from queries, keys and values.
-    length
-        (B, H) mean norm of the attended values.
-    score, products
-        (B, H) largest absolute attended score, and largest product of the norms of query and key.
-    slope
-        (B, H, D) derivative of `again` with respect to the logarithm of the scores' scale; only in
-        a coarse dtype.
     write
         (B, d_model) what attention adds to the residual stream.
     output
@@ -148,42 +143,63 @@ class Heads:
 
     own_z: Float[torch.Tensor, "B H D"]
     z: Float[torch.Tensor, "B H D"]
-    again: Float32[torch.Tensor, "B H D"]
-    length: Float32[torch.Tensor, "B H"]
-    score: Float32[torch.Tensor, "B H"]
-    products: Float32[torch.Tensor, "B H"]
-    slope: Float32[torch.Tensor, "B H D"] | None
     write: Float[torch.Tensor, "B d_model"]
     output: Float[torch.Tensor, "B d_model"] | None
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, view: LayerView, coarse: bool) -> Heads:
+    def of(cls, view: LayerView) -> Heads:
         """Return copies, because views would keep the whole residual stream in memory."""
         assert view.attention_output is not None
         assert view.attention_write is not None
-        weights, by_head = view.attention, view.value.float().transpose(1, 2).contiguous()
-        grouped = weights.unflatten(1, (by_head.shape[1], -1))
-        again = (grouped @ by_head).flatten(1, 2)
-        length = (grouped @ by_head.norm(dim=-1, keepdim=True)).flatten(1)
-        gate = 1.0 if view.gate is None else view.gate[:, -1].float()
-        if view.gate is not None:
-            again, length = again * gate, length * view.gate[:, -1].float().abs().amax(dim=-1)
-        slope = None
-        if coarse:
-            shown = view.visible_scores
-            change = weights * (shown - (weights * shown).sum(dim=-1, keepdim=True))
-            slope = (change.unflatten(1, (by_head.shape[1], -1)) @ by_head).flatten(1, 2) * gate
         own_z = view.own_z[:, -1].clone()
         z = own_z if view.z is view.own_z else view.z[:, -1].clone()
-        score = view.score_size
         output = None
         if view.architecture.attention_post_norm(view.block) is not None:
             output = view.attention_output[:, -1].clone()
         write = view.attention_write[:, -1].to(view.z.device)
-        dtype = coarsest(view.z, view.attention_output)
-        sizes = (length, score, view.product_size)
-        return cls(own_z, z, again, *sizes, slope, write.clone(), output, dtype)
+        return cls(own_z, z, write.clone(), output, coarsest(view.z, view.attention_output))
+
+
+@dataclass
+class Again:
+    """Outputs of the heads at the last positions, recomputed.
+
+    Attributes
+    ----------
+    z
+        (B, H, D) heads' outputs from queries, keys and values.
+    length
+        (B, H) mean norm of the attended values.
+    score, products
+        (B, H) largest absolute attended score, and largest product of the norms of query and key.
+    slope
+        (B, H, D) derivative of `z` with respect to the logarithm of the scores' scale; only in
+        a coarse dtype.
+    """
+
+    z: Float32[torch.Tensor, "B H D"]
+    length: Float32[torch.Tensor, "B H"]
+    score: Float32[torch.Tensor, "B H"]
+    products: Float32[torch.Tensor, "B H"]
+    slope: Float32[torch.Tensor, "B H D"] | None
+
+    @classmethod
+    def of(cls, last: LastAttention, coarse: bool) -> Again:
+        """Return the outputs of a layer's heads."""
+        weights, by_head = last.weights, last.value.float().transpose(1, 2).contiguous()
+        grouped = weights.unflatten(1, (by_head.shape[1], -1))
+        again = (grouped @ by_head).flatten(1, 2)
+        length = (grouped @ by_head.norm(dim=-1, keepdim=True)).flatten(1)
+        gate = 1.0 if last.gate is None else last.gate.float()
+        if last.gate is not None:
+            again, length = again * gate, length * last.gate.float().abs().amax(dim=-1)
+        slope = None
+        if coarse:
+            shown = last.visible_scores
+            change = weights * (shown - (weights * shown).sum(dim=-1, keepdim=True))
+            slope = (change.unflatten(1, (by_head.shape[1], -1)) @ by_head).flatten(1, 2) * gate
+        return cls(again, length, last.score_size, last.product_size, slope)
 
 
 class Proof(Recorder):
@@ -205,6 +221,8 @@ class Proof(Recorder):
         self.readout: Readout | None = readouts[0] if readouts else None
         self.claims: list[Claim] = []
         self.kept: list[Kept] = []
+        self.again: dict[int, Again] = {}
+        self.waiting: list[LastAttention] = []
         self.scales: list[torch.Tensor] = []
 
     def layer(self, view: LayerView) -> None:
@@ -219,8 +237,28 @@ class Proof(Recorder):
                 last = last + view.more_write
             kept = Kept.of(view, view.z.device, (view.residual, added, last))
             kept.factor = view.factor
-            kept.heads = Heads.of(view, self.rounding.is_coarse(view.own_z.dtype))
+            kept.heads = Heads.of(view)
             self.kept.append(kept)
+            self._wait(view.last)
+
+    def _wait(self, last: LastAttention) -> None:
+        """Recompute a layer's heads at once if a measure has done most of it, or a few together.
+
+        The first operation of its kind after others takes longer than the next ones.
+        """
+        if last.computed:
+            self._recompute([last])
+            return
+        last.query = last.query.clone()  # a view would keep those of all positions in memory
+        self.waiting.append(last)
+        if sum(layer.n_bytes for layer in self.waiting) > WAITING_BYTES:
+            self._recompute(self.waiting)
+            self.waiting = []
+
+    def _recompute(self, layers: Sequence[LastAttention]) -> None:
+        for last in layers:
+            coarse = self.rounding.is_coarse(last.value.dtype)
+            self.again[last.index] = Again.of(last, coarse)
 
     def passing(self, view: PassingView) -> None:
         with torch.no_grad():
@@ -232,6 +270,7 @@ class Proof(Recorder):
             return self._finish(end)
 
     def _finish(self, end: End) -> dict[Any, torch.Tensor]:
+        self._recompute(self.waiting)
         for _, some in groupby(self.kept, lambda kept: kept.kind):
             layers = list(some)
             after, device = layers[-1].index + 1, layers[0].sums.device
@@ -239,7 +278,8 @@ class Proof(Recorder):
             self._blocks(layers, next_residual.to(device))
             heads = [kept.heads for kept in layers if kept.heads is not None]
             if heads:
-                self._attention(layers, heads)
+                again = [self.again[kept.index] for kept in layers]
+                self._attention(layers, heads, again)
                 if self.readout is not None:
                     self._directions(layers, heads, self.readout.on(device))
         self._scale_of_all(end.residual.device)
@@ -274,18 +314,20 @@ class Proof(Recorder):
         allowed = _allowed((self.rounding.sum(x, scaled=bool(factors)) for x in dtypes), error)
         self._claim("block", layers, error, allowed)
 
-    def _attention(self, layers: Sequence[Kept], heads: Sequence[Heads]) -> None:
+    def _attention(
+        self, layers: Sequence[Kept], heads: Sequence[Heads], again: Sequence[Again]
+    ) -> None:
         """Claim that each head's output is that of its queries, keys and values."""
         own = torch.stack([kept.own_z for kept in heads]).float()
-        left = own - torch.stack([kept.again for kept in heads])
-        length = torch.stack([kept.length for kept in heads])
+        left = own - torch.stack([layer.z for layer in again])
+        length = torch.stack([layer.length for layer in again])
         length = length.clamp(min=torch.finfo(length.dtype).tiny)
-        score = torch.stack([kept.score for kept in heads])
+        score = torch.stack([layer.score for layer in again])
         dtype = heads[0].own_z.dtype
         error = left.norm(dim=-1) / length
-        products = torch.stack([kept.products for kept in heads])
+        products = torch.stack([layer.products for layer in again])
         self._claim("attention", layers, error, self.rounding.attention(dtype, score, products))
-        slopes = [kept.slope for kept in heads if kept.slope is not None]
+        slopes = [layer.slope for layer in again if layer.slope is not None]
         if slopes:
             length = length[..., None]
             self._scale(layers, left / length, torch.stack(slopes) / length, dtype)
@@ -321,7 +363,7 @@ class Proof(Recorder):
         if self.scales:
             sums = torch.cat([x.to(device) for x in self.scales], dim=1).sum(dim=1, keepdim=True)
             heads = [kept.heads for kept in self.kept if kept.heads is not None]
-            coarse = [kept.own_z.dtype for kept in heads if kept.slope is not None]
+            coarse = [own.own_z.dtype for own in heads if self.rounding.is_coarse(own.own_z.dtype)]
             error, allowed = self._fitted(sums, max(coarse, key=roundoff))
             n = self.kept[0].sums.shape[1]
             self.claims.append(Claim("scale", [None], error[:, None].expand(-1, n), allowed))

@@ -16,10 +16,11 @@ import nnsight
 import torch
 from jaxtyping import Bool, Float, Float32, Int
 
-from ..models.positions import Positions, softcapped, softmax, visible
+from ..models.positions import Positions, visible
 from ..models.remote import reached
 from .batch import Batch
 from .everywhere import Everywhere
+from .last import LastAttention
 from .once import once
 
 if TYPE_CHECKING:
@@ -105,16 +106,25 @@ class LayerView:
         return self.architecture.turn(self.block, x, at, query=query)
 
     @once
+    def last(self) -> LastAttention:
+        """Attention of the last position."""
+        return LastAttention(
+            self.architecture,
+            self.index,
+            self.block,
+            self.query[:, -1],
+            self.key,
+            self.value,
+            self.positions,
+            self.hidden(),
+            None if self.gate is None else self.gate[:, -1],
+            self.sinks,
+        )
+
+    @property
     def turned_key(self) -> Float[torch.Tensor, "B T K d_key"]:
         """(B, T, K, d_key) keys after rotary."""
-        # In memory head by head: so they are rotated and multiplied without further copies.
-        by_head = self.key.transpose(1, 2).contiguous().transpose(1, 2)
-        return self.turn(by_head, slice(None), query=False)
-
-    @once
-    def last_query(self) -> Float[torch.Tensor, "B H d_key"]:
-        """(B, H, d_key) queries of the last position after rotary."""
-        return self.turn(self.query[:, -1:], slice(-1, None), query=True)[:, 0]
+        return self.last.turned_key
 
     def visible(self, n_queries: int = 1) -> Bool[torch.Tensor, "B {n_queries} T"]:
         """Return (B, n_queries, T) boolean: keys visible to the last n_queries positions."""
@@ -136,55 +146,6 @@ class LayerView:
     def real(self) -> Bool[torch.Tensor, "B T"]:
         """(B, T) boolean: True for tokens, False for padding."""
         return self.mask.on(self.z.device)
-
-    @once
-    def scores(self) -> Float32[torch.Tensor, "B H T"]:
-        """(B, H, T) float32 QK scores of the last position, unmasked."""
-        return self.score(self.last_query, self.turned_key)
-
-    def score(
-        self, query: Float[torch.Tensor, "B H d_key"], key: Float[torch.Tensor, "B T K d_key"]
-    ) -> Float32[torch.Tensor, "B H T"]:
-        """Return float32 scores of (B, H, d_key) and (B, T, K, d_key): (B, H, T)."""
-        grouped = query.float().unflatten(1, (key.shape[2], -1))
-        product = grouped @ key.float().permute(0, 2, 3, 1)
-        scores: torch.Tensor = product.flatten(1, 2) * self.architecture.scaling(self.index)
-        scores = softcapped(scores, self.architecture.score_softcap)
-        bias = self.positions.bias
-        return scores if bias is None else scores + (bias - bias[:, :, -1:])
-
-    @once
-    def visible_scores(self) -> Float32[torch.Tensor, "B H T"]:
-        """(B, H, T) scores of the last position, 0 at keys that it does not see."""
-        scores: torch.Tensor = self.scores
-        return scores.masked_fill(self.hidden(), 0)
-
-    @once
-    def score_size(self) -> Float32[torch.Tensor, "B H"]:
-        """(B, H) largest absolute score of the last position at a visible key, with its bias."""
-        scores: torch.Tensor = self.visible_scores
-        size = scores.abs().amax(dim=-1)
-        bias = self.positions.bias  # models add it to the scores before they subtract the largest
-        return size if bias is None else size + bias.abs().amax(dim=-1)
-
-    @once
-    def product_size(self) -> Float32[torch.Tensor, "B H"]:
-        """(B, H) largest product of the norms of last query and visible key, times the scaling."""
-        n_kv = self.turned_key.shape[2]
-        # In float32, or in float64 for a float64 model: torch refuses to narrow in a norm.
-        wide = torch.promote_types(self.turned_key.dtype, torch.float32)
-        norms = self.turned_key.norm(dim=-1, dtype=wide).float()
-        largest = norms.masked_fill(self.hidden()[:, 0, :, None], 0).amax(dim=1)
-        query = self.last_query.norm(dim=-1, dtype=wide).float().unflatten(1, (n_kv, -1))
-        products: torch.Tensor = (query * largest.unsqueeze(-1)).flatten(1)
-        return products * self.architecture.scaling(self.index)
-
-    @once
-    def attention(self) -> Float32[torch.Tensor, "B H T"]:
-        """(B, H, T) float32 attention weights of the last position."""
-        scores = self.scores.masked_fill(self.hidden(), -torch.inf)
-        sinks = None if self.sinks is None else self.sinks[:, None]
-        return softmax(scores[:, :, None], sinks)[:, :, 0]
 
     @once
     def content(
@@ -468,7 +429,7 @@ def _heads(
     of_heads = (architecture.gate(block, projected), architecture.sinks(attention))
     view = LayerView(architecture, index, block, mask, *parts, *of_heads, more_input=more)
     if source != index:  # with the rotary embedding of their own layer
-        view.__dict__["_turned_key"] = views[source].turned_key
+        view.last.__dict__["_turned_key"] = views[source].turned_key
     return view
 
 
