@@ -64,6 +64,9 @@ def edits(model: tt.Model, prompts: tt.Prompts) -> list[Any]:
         tt.Patch([(1, 2)], twin, "attention"),
         tt.Patch([(1, 2), (2, 1)], twin, "values"),
         tt.KnockOut([(2, 0)], "last", to=tt.From(twin)),
+        tt.CutEdges(
+            [("0.1", (2, 3), "q"), ("embedding", (2, 3), "v"), ("1.0", "answer", "answer")]
+        ),
     ]
     if model.architecture.learned_positions_path is None:
         found.append(tt.DropPosition([(0, 3)], foo, "all", distance="mean"))

@@ -7,6 +7,7 @@ from .edits.changes import Resample as Resample
 from .edits.changes import Times as Times
 from .edits.changes import Zero as Zero
 from .edits.edits import Add as Add
+from .edits.edits import CutEdges as CutEdges
 from .edits.edits import DropPosition as DropPosition
 from .edits.edits import KnockOut as KnockOut
 from .edits.edits import Patch as Patch
@@ -62,6 +63,7 @@ from .results import save as save
 
 __all__ = [
     "Add",
+    "CutEdges",
     "DropPosition",
     "From",
     "Head",

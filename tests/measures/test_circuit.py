@@ -13,6 +13,7 @@ import xarray as xr
 from tiny import TWO, tiny
 
 import twotower as tt
+from twotower.edits.cut import all_edges
 
 OPTIONS = {"threshold": 0.0, "writers": 3, "edges": 20, "depth": 2}
 
@@ -131,6 +132,34 @@ def test_faithfulness(found: tuple[tt.Model, tt.Prompts, xr.Dataset]) -> None:
     logs = np.log2([1, 2, len(model.heads)])
     area = ((share[1:] + share[:-1]) / 2 * np.diff(logs)).sum() / (logs[-1] - logs[0])
     assert float(kept.area.sel(ranking="all")) == pytest.approx(area)
+
+
+def test_faithfulness_of_edges(found: tuple[tt.Model, tt.Prompts, xr.Dataset]) -> None:
+    """All edges but those that are kept are cut."""
+    model, prompts, circuit = found
+    every = [tuple(map(str, edge)) for edge in all_edges(model)]
+    order = np.argsort(-abs(circuit.mean_effect.values))
+    names = ("source_name", "target_name", "tower")
+    own = [tuple(str(circuit[name].values[i]) for name in names) for i in order]
+    rankings = {"circuit": circuit, "all": every}
+    kept = tt.faithfulness(model, prompts, rankings, sizes=(2, len(every)))
+    clean = tt.predict(model, prompts).margin.values
+    np.testing.assert_allclose(kept.margin_clean, clean, atol=1e-5)
+    np.testing.assert_allclose(kept.margin.sel(ranking="all", size=len(every)), clean, atol=1e-5)
+    for margin, keeping in (
+        (kept.margin.sel(ranking="circuit", size=2), own[:2]),
+        (kept.margin.sel(ranking="circuit", size=len(every)), own),
+        (kept.margin_without, []),
+    ):
+        others = [edge for edge in every if edge not in keeping]
+        cut = tt.CutEdges(others, to=tt.Mean(prompts))
+        np.testing.assert_allclose(margin, tt.predict(model, prompts, cut).margin, atol=1e-5)
+    with pytest.raises(tt.errors.InputError, match="cannot be compared"):
+        tt.faithfulness(model, prompts, {"circuit": circuit, "heads": model.heads[:2]})
+    with pytest.raises(tt.errors.InputError, match="is no edge"):
+        tt.faithfulness(model, prompts, {"upside down": [("2.0", "0.1", "q")]})
+    with pytest.raises(tt.errors.InputError, match=r"the result of circuit\(\)"):
+        tt.faithfulness(model, prompts, {"predictions": tt.predict(model, prompts)})
 
 
 def test_graph_and_files(found: tuple[tt.Model, tt.Prompts, xr.Dataset], tmp_path: Path) -> None:

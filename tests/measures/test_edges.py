@@ -11,7 +11,7 @@ from families import ALONE, family_model
 from tiny import THREE, TWO, byte_level, tiny
 
 import twotower as tt
-from twotower.sweep.sources import all_sources
+from twotower.edits.sources import all_sources
 
 FEATURES = {
     "gemma2": ("labels", "norms before and after; softcap of scores; query factor; windows"),

@@ -1,8 +1,9 @@
-"""Edits of heads and of the residual stream: five data classes."""
+"""Edits of heads, of what they read, and of the residual stream: six data classes."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
@@ -220,7 +221,64 @@ class Add:
         return _describe(self, {"layer": int(self.layer), "vector": digest})
 
 
-Edit = KnockOut | ScaleAttention | DropPosition | Patch | Add
+@dataclass(frozen=True, eq=False)
+class CutEdges:
+    """Take sources out of what heads read, or out of what the answer is read from.
+
+    What a source writes in this run is subtracted where a target reads it, and replaced by the
+    source's new output; all else still reads it. So a circuit is tested by cutting all edges that
+    do not belong to it. The effect of one edge is that of `edge_effects`.
+
+    Parameters
+    ----------
+    edges
+        (source, target, into): a source is a head (layer, head), "2.5", "mlp 2" or "embedding";
+        a target is a head, read through its queries "q", keys "k" or values "v", or "answer" with
+        "answer": the residual stream that enters the final norm.
+    positions
+        Positions at which keys and values read the changed stream; by default all.
+    outputs
+        Positions at which the targets' outputs change, and their queries and the answer read the
+        changed stream; by default the last.
+    to
+        New output of the sources: `Zero` (the default), `Mean`, `Resample`, `From` or `Times`; of
+        MLPs and the embedding, what they add to the residual stream.
+
+    Notes
+    -----
+    A target's gate and its sinks stay as they are.
+    """
+
+    edges: Sequence[tuple[Any, Any, str]]
+    positions: Positions = "all"
+    outputs: Positions = "last"
+    to: Change = Zero()
+
+    def __post_init__(self) -> None:
+        edges = tuple(self.edges)
+        if not edges:
+            raise InputError("there are no edges to cut")
+        for edge in edges:
+            if isinstance(edge, str) or not isinstance(edge, Sequence) or len(edge) != 3:
+                raise InputError(f"{edge!r} is not an edge; write (source, target, into)")
+        object.__setattr__(self, "edges", edges)
+        check_change(self.to)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the edit as attributes of a dataset."""
+        listed = json.dumps([[str(part) for part in edge] for edge in self.edges])
+        return {
+            "edit": "CutEdges",
+            "edges": len(self.edges),
+            "edges_hash": hashlib.sha256(listed.encode()).hexdigest(),
+            "positions": named(self.positions),
+            "outputs": named(self.outputs),
+            **self.to.describe(),
+        }
+
+
+HeadEdit = KnockOut | ScaleAttention | DropPosition | Patch
+Edit = HeadEdit | Add | CutEdges
 
 
 def as_edits(edits: Edit | Iterable[Edit]) -> list[Edit]:
@@ -241,7 +299,7 @@ def as_edits(edits: Edit | Iterable[Edit]) -> list[Edit]:
     return found
 
 
-def _describe(edit: Edit, about: dict[str, Any]) -> dict[str, Any]:
+def _describe(edit: HeadEdit | Add, about: dict[str, Any]) -> dict[str, Any]:
     heads = [tuple(map(int, head)) for head in as_list(edit.heads)]
     positions = named(edit.positions)
     return {"edit": type(edit).__name__, "heads": heads, "positions": positions, **about}

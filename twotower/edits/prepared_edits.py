@@ -17,7 +17,8 @@ from ..walk.batch import Batch
 from ..walk.everywhere import Everywhere
 from ..walk.walk import BatchEdit, LayerView
 from .attention import AttentionEdit, AttentionEdits, Prepared
-from .edits import Add, Edit, KnockOut, Patch, as_edits
+from .cut import PreparedCut
+from .edits import Add, CutEdges, Edit, KnockOut, Patch, as_edits
 from .prepared import BatchChange, PreparedChange, prepare_change
 
 if TYPE_CHECKING:
@@ -44,8 +45,12 @@ class PreparedEdits:
         self.outputs: list[_PreparedOutput] = []
         self.attention: list[Prepared] = []
         self.added: list[_PreparedVector] = []
+        self.cuts: list[PreparedCut] = []
         self.taken: dict[tuple[str, Head], list[tuple[np.ndarray, np.ndarray]]] = {}
         for edit in as_edits(edits):
+            if isinstance(edit, CutEdges):
+                self._cut(edit, prompts)
+                continue
             heads = check_heads(edit.heads, model)
             at = position_mask(prompts, edit.positions)
             if isinstance(edit, Add):
@@ -59,6 +64,13 @@ class PreparedEdits:
                 self.outputs.append(_PreparedOutput(_by_layer(heads), at, change))
             else:
                 self.attention.append(Prepared.of(edit, heads, at, keys, model, prompts))
+
+    def _cut(self, edit: CutEdges, prompts: Prompts) -> None:
+        cut = PreparedCut(self.model, prompts, edit)
+        everywhere = np.ones_like(cut.outputs)
+        for part, heads in (("attention", cut.of("qk")), ("values", cut.of("v"))):
+            self._claim(part, heads, cut.outputs, everywhere)
+        self.cuts.append(cut)
 
     def _claim(
         self,
@@ -83,14 +95,15 @@ class PreparedEdits:
     def for_batch(self, batch: Batch) -> list[BatchEdit]:
         """Return the edits of a batch, for a walk to apply."""
         parts = [prepared.for_batch(self.model, batch) for prepared in self.attention]
-        ready: list[BatchEdit] = [AttentionEdits(parts)] if parts else []
+        ready: list[BatchEdit] = [cut.for_batch(batch) for cut in self.cuts]
+        ready += [AttentionEdits(parts)] if parts else []
         ready += [vector.for_batch(batch) for vector in self.added]
         return ready + [output.for_batch(batch) for output in self.outputs]
 
     @property
     def any(self) -> bool:
         """Whether there are edits."""
-        return bool(self.outputs or self.attention or self.added)
+        return bool(self.outputs or self.attention or self.added or self.cuts)
 
 
 def _target(edit: KnockOut | AttentionEdit) -> str:

@@ -10,12 +10,12 @@ import numpy as np
 
 from ..checks import fraction, whole, yes_or_no
 from ..edits.changes import Change, Zero, check_change
+from ..edits.sources import parse_source
 from ..errors import InputError
 from ..head import Head, parse_head
 from ..prompts.positions import named
 from ..results import measured_prompts
 from ..statistics import Estimate, bootstrap_mean, mean_known
-from ..sweep.sources import parse_source
 from ..walk.once import once
 from .attribution import attribution
 from .choose import above_others

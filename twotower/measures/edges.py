@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..checks import one_of, yes_or_no
 from ..edits.changes import Change, Zero, check_change
+from ..edits.sources import as_sources, name_of
+from ..edits.wiring import INTO
 from ..errors import InputError
 from ..head import Head, check_heads
 from ..prompts.positions import named
 from ..sweep.edge_list import Edges
 from ..sweep.prepare_edges import make_edges, prepare_edges
-from ..sweep.sources import as_sources, name_of
-from ..sweep.wiring import INTO
 from .collect import collect
 from .datasets import dataset
 from .effects import sweep_key

@@ -1,41 +1,49 @@
-"""Faithfulness: how much of the margin a few heads keep when all others are ablated."""
+"""Faithfulness: how much of the margin a few heads or edges keep when all others are taken away."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xarray as xr
 
 from ..checks import whole
 from ..edits.changes import Change, Mean, check_change
-from ..edits.edits import KnockOut
+from ..edits.cut import all_edges
+from ..edits.edits import CutEdges, Edit, KnockOut
 from ..errors import InputError
-from ..head import check_heads
+from ..head import Head, check_heads
+from ..prompts.positions import named
 from ..statistics import mean_known
 from .datasets import dataset
 from .measurement import measurement
 from .predict import predict
 
 if TYPE_CHECKING:
-    import xarray as xr
-
     from ..models import Model
     from ..prompts import Prompts
+    from ..prompts.positions import Positions
+
+Ranking = Sequence[Any] | xr.Dataset
 
 
 @measurement
 def faithfulness(
     model: Model,
     prompts: Prompts,
-    rankings: Mapping[str, Sequence[tuple[int, int]]],
+    rankings: Mapping[str, Ranking],
     *,
     sizes: Sequence[int] = (1, 2, 4, 8, 16, 32, 64),
     to: Change | None = None,
+    outputs: Positions = "last",
 ) -> xr.Dataset:
-    """Return the margin that is left when only the first heads of a ranking keep their outputs.
+    """Return the margin that is left when only the first heads, or edges, of a ranking are kept.
 
-    All other heads are changed at all positions; MLPs and embeddings stay.
+    Of rankings of heads, all other heads are changed at all positions; MLPs and embeddings stay.
+    Of rankings of edges, all other edges into heads' queries, keys and values are cut
+    (`CutEdges`), and all other edges from heads into the answer; what MLPs read and write to the
+    answer stays.
 
     Parameters
     ----------
@@ -43,54 +51,66 @@ def faithfulness(
         Model and prompts to measure, best other ones than those on which heads were chosen.
     rankings
         Lists of heads by name, strongest first, such as `circuit_heads` of a circuit and
-        `in_context_heads` of effects.
+        `in_context_heads` of effects; or of edges (source, target, into), or results of
+        `circuit`, whose edges are ordered by their absolute mean effect.
     sizes
-        Numbers of heads to keep. A ranking that is shorter keeps all of its heads.
+        Numbers of heads or edges to keep. A ranking that is shorter keeps all that it has.
     to
-        New output of the other heads; by default their mean over the prompts.
+        New output of the other heads, or of the sources of other edges; by default their mean
+        over the prompts.
+    outputs
+        For edges: positions at which heads read, as in `CutEdges`. A circuit that was searched
+        with `before_last=True` explains outputs at "all".
 
     Returns
     -------
     xarray.Dataset
-        margin (prompt, ranking, size); margin_clean and margin_without (prompt): with all heads,
-        and with none. kept (ranking, size): share of the mean margin between the two; area
-        (ranking): mean of `kept` over the logarithm of the size.
+        margin (prompt, ranking, size); margin_clean and margin_without (prompt): with all heads
+        or edges, and with none. kept (ranking, size): share of the mean margin between the two;
+        area (ranking): mean of `kept` over the logarithm of the size.
 
     Raises
     ------
     InputError
-        If there is no ranking, a size is not a whole number above 0, or the margin with all heads
-        is not larger than that without.
+        If there is no ranking, rankings of heads and of edges are mixed, a size is not a whole
+        number above 0, or the margin with all is not larger than that without.
     """
     if not rankings:
-        raise InputError("there are no rankings of heads")
+        raise InputError("there are no rankings of heads or edges")
     to = Mean(prompts) if to is None else to
     check_change(to)
-    counts = sorted({whole("sizes", size, 1, len(model.heads)) for size in sizes})
+    kinds = {name: _are_edges(ranking) for name, ranking in rankings.items()}
+    if len(set(kinds.values())) > 1:
+        raise InputError("rankings of heads and of edges cannot be compared; give one kind")
+    of_edges = any(kinds.values())
+    find = _edges if of_edges else check_heads
+    every: Sequence[Any] = _edges(all_edges(model), model) if of_edges else model.heads
+    checked = {name: find(ranking, model) for name, ranking in rankings.items()}
+    for name, own in checked.items():
+        unknown = sorted(set(own) - set(every))
+        if unknown:
+            raise InputError(
+                f"{_text(unknown[0])!r} in the ranking {name!r} is no edge from a source into a "
+                "head above it, or from a head into the answer"
+            )
+    counts = sorted({whole("sizes", size, 1, len(every)) for size in sizes})
     if not counts:
         raise InputError("there are no sizes")
-    checked = {name: check_heads(heads, model) for name, heads in rankings.items()}
 
-    def margin(kept: Sequence[tuple[int, int]]) -> np.ndarray:
-        others = [head for head in model.heads if head not in set(kept)]
-        edits = [KnockOut(others, positions="all", to=to)] if others else []
-        return np.asarray(predict(model, prompts, edits)["margin"].values)
+    def margin(kept: Sequence[Any]) -> np.ndarray:
+        others = sorted(set(every) - set(kept))
+        edit: list[Edit] = []
+        if others and of_edges:
+            edit = [CutEdges(others, positions="all", outputs=outputs, to=to)]
+        elif others:
+            edit = [KnockOut(others, positions="all", to=to)]
+        return np.asarray(predict(model, prompts, edit)["margin"].values)
 
-    clean, without = margin(model.heads), margin([])
+    margins, clean, without = _margins(margin, every, checked.values(), counts)
     span = float(mean_known(clean) - mean_known(without))
     if not span > 0:
-        raise InputError("the margin with all heads is not larger than the margin without heads")
-    known = {frozenset(model.heads): clean}
-    rows = []
-    for heads in checked.values():
-        row = []
-        for size in counts:
-            key = frozenset(heads[:size])
-            if key not in known:
-                known[key] = margin(heads[:size])
-            row.append(known[key])
-        rows.append(row)
-    margins = np.moveaxis(np.array(rows, dtype=np.float32), -1, 0)
+        kind = "edges" if of_edges else "heads"
+        raise InputError(f"the margin with all {kind} is not larger than the margin without {kind}")
     kept = (mean_known(margins) - mean_known(without)) / span
     logs = np.log2(counts)
     width = logs[-1] - logs[0]
@@ -103,13 +123,56 @@ def faithfulness(
         "area": area,
         "finite": np.isfinite(clean) & np.isfinite(without),
     }
-    settings = {"rankings": {n: [str(h) for h in heads] for n, heads in checked.items()}}
+    listed = {name: [_text(item) for item in own] for name, own in checked.items()}
+    settings: dict[str, Any] = {"rankings": listed, **to.describe()}
+    if of_edges:
+        settings["outputs"] = named(outputs)
     coordinates = {"ranking": list(checked), "size": counts}
-    return dataset(
-        "faithfulness",
-        arrays,
-        model,
-        prompts,
-        {**settings, **to.describe()},
-        coordinates=coordinates,
-    )
+    return dataset("faithfulness", arrays, model, prompts, settings, coordinates=coordinates)
+
+
+def _margins(
+    margin: Callable[[Sequence[Any]], np.ndarray],
+    every: Sequence[Any],
+    rankings: Iterable[Sequence[Any]],
+    counts: Sequence[int],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return margins (prompt, ranking, size), and those with all items and with none."""
+    known = {frozenset(every): margin(every), frozenset(): margin([])}
+    clean, without = known.values()
+    rows = []
+    for ranking in rankings:
+        row = []
+        for size in counts:
+            key = frozenset(ranking[:size])
+            if key not in known:
+                known[key] = margin(ranking[:size])
+            row.append(known[key])
+        rows.append(row)
+    return np.moveaxis(np.array(rows, dtype=np.float32), -1, 0), clean, without
+
+
+def _are_edges(ranking: Ranking) -> bool:
+    if isinstance(ranking, xr.Dataset):
+        return True
+    items = list(ranking)
+    return bool(items) and not isinstance(items[0], str) and len(items[0]) == 3
+
+
+def _edges(ranking: Ranking, model: Model) -> list[tuple[str, str, str]]:
+    """Return edges by name, each once."""
+    if isinstance(ranking, xr.Dataset):
+        if "source_name" not in ranking:
+            raise InputError("a ranking that is a dataset must be the result of circuit()")
+        order = abs(ranking["mean_effect"]).argsort().values[::-1]
+        names = (ranking[name].values[order] for name in ("source_name", "target_name", "tower"))
+        ranking = list(zip(*names, strict=True))
+    return list(dict.fromkeys((_name(edge[0]), _name(edge[1]), str(edge[2])) for edge in ranking))
+
+
+def _name(part: Any) -> str:
+    return part if isinstance(part, str) else str(Head(*part) if isinstance(part, tuple) else part)
+
+
+def _text(item: Any) -> str:
+    return " ".join(item) if len(item) == 3 else str(item)

@@ -11,15 +11,15 @@ from jaxtyping import Float
 
 from ..checks import yes_or_no
 from ..edits.changes import Zero
+from ..edits.frozen import Frozen, Pass
+from ..edits.sources import POSITION, Source, all_sources
 from ..head import Head, check_heads
 from ..models.positions import Positions as Tables
 from ..models.rounding import Rounding
 from ..prompts.positions import named
-from ..sweep.frozen import Frozen, Pass
 from ..sweep.prepare_edges import make_edges, prepare_reading
 from ..sweep.reading import Reading
 from ..sweep.reads import HeadReads, Stream, some_heads
-from ..sweep.sources import POSITION, Source, all_sources
 from ..walk.batch import Batch
 from ..walk.everywhere import Everywhere
 from ..walk.proof import Claim

@@ -24,8 +24,8 @@ def predict(model: Model, prompts: Prompts, edits: Edit | Sequence[Edit] = ()) -
     model, prompts
         Model and prompts to measure.
     edits
-        Active edits: `KnockOut`, `ScaleAttention`, `DropPosition`, `Patch`. They can be
-        combined. On one head, attention is edited first, then values, then the output.
+        Active edits: `KnockOut`, `ScaleAttention`, `DropPosition`, `Patch`, `Add`, `CutEdges`.
+        They can be combined. On one head, attention is edited first, then values, then the output.
 
     Returns
     -------

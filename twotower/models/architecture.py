@@ -127,12 +127,19 @@ class Architecture(abc.ABC):
         """Return the norm before the unembedding."""
         return resolve(root, self.final_norm_path)
 
-    def end(
-        self, root: Any
-    ) -> tuple[Float[torch.Tensor, "B T d_model"], Float[torch.Tensor, "B n d_model"]]:
-        """Return the residual stream entering the final norm, and its output; only in a trace."""
-        norm = self.final_norm(root)
-        return norm.input, norm.output
+    def end(self, root: Any) -> Float[torch.Tensor, "B T d_model"]:
+        """Return the residual stream entering the final norm; only in a trace."""
+        stream: torch.Tensor = self.final_norm(root).input
+        return stream
+
+    def replace_end(self, root: Any, stream: Float[torch.Tensor, "B T d_model"]) -> None:
+        """Replace the residual stream entering the final norm; only in a trace, after `end`."""
+        self.final_norm(root).input = stream
+
+    def normed(self, root: Any) -> Float[torch.Tensor, "B n d_model"]:
+        """Return the output of the final norm; only in a trace, after `end`."""
+        output: torch.Tensor = self.final_norm(root).output
+        return output
 
     def unembedding(self, root: Any) -> Any:
         """Return the unembedding: the map from the normed residual stream to logits."""

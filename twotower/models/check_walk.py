@@ -46,7 +46,7 @@ def check_walk(
         walk.block(index, block)
     norm, unembedding = architecture.final_norm(root), architecture.unembedding(root)
     architecture.epsilon(norm)  # raises if it is unknown
-    end, _ = architecture.end(root)
+    end = architecture.end(root)
     walk.compare_sum(end)
     dtype = unembedding.input.dtype
     coarse = coarsest(end, unembedding.input)

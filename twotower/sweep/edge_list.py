@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..edits.sources import Group
 from ..walk.once import once
-from .sources import Group
 
 
 @dataclass(frozen=True)

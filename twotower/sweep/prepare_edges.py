@@ -10,6 +10,8 @@ import torch
 
 from ..edits.changes import Change, Zero
 from ..edits.prepared import Part, prepare_change
+from ..edits.sources import Group, Source
+from ..edits.wiring import get_wiring
 from ..errors import InputError
 from ..models.rounding import Rounding
 from ..options import option
@@ -25,8 +27,6 @@ from .layout import Layout, make_layout
 from .memory import edges_fit
 from .reading import Reading
 from .reads import Places
-from .sources import Group, Source
-from .wiring import get_wiring
 
 if TYPE_CHECKING:
     from ..models import Model

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from ..edits.prepared import BatchChange
+from ..edits.wiring import Wiring
+from ..edits.writes import Writes
 from ..models.rounding import Rounding
 from ..walk.everywhere import Everywhere
 from ..walk.proof import Claim
@@ -17,8 +19,6 @@ from ..walk.walk import LayerView, PassingView
 from .edge_list import Edges
 from .layout import Layout
 from .reads import Changed, HeadReads, Places, Stream
-from .wiring import Wiring
-from .writes import Writes
 
 
 class Reading:

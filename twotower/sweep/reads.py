@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from jaxtyping import Float, Float32, Int
 
+from ..edits.wiring import Wiring
 from ..models import Architecture
 from ..models.positions import Positions, softcapped, softmax
 from ..walk.everywhere import Everywhere
 from ..walk.walk import LayerView
 from .at_index import bias_at, tables_at
 from .layout import Layout
-from .wiring import Wiring
 
 
 @dataclass

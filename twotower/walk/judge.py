@@ -13,7 +13,7 @@ from ..models.rounding import Rounding
 from ..options import option
 from ..results.findings import Finding
 from .not_finite import FINITE
-from .proof import IDENTITIES, Proof, Proved
+from .proof import IDENTITIES, WAITING_BYTES, Proof, Proved
 from .walk import BatchEdit, Recorder, donors_of, run_batch
 
 if TYPE_CHECKING:
@@ -41,11 +41,12 @@ def proved_batch(
         model.proof.made = False
         return run_batch(model, batch, recorders, edits, gradients=gradients)
     rounding = Rounding.of(model)
+    waiting = WAITING_BYTES if option("memory_budget") is None else 0
     of_donors = []
     for donors in donors_of(edits, recorders):
-        of_donors.append(Proof(rounding))
+        of_donors.append(Proof(rounding, waiting_bytes=waiting))
         donors.recorder = Proved(donors.recorder, of_donors[-1])
-    proof = Proof(rounding, [*recorders, *of_donors])
+    proof = Proof(rounding, [*recorders, *of_donors], waiting)
     *found, claims = run_batch(model, batch, [*recorders, proof], edits, gradients=gradients)
     refuse(model, model.acting)
     finite = [bool(new[FINITE].all()) for new in found if FINITE in new]

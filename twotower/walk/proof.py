@@ -46,7 +46,7 @@ IDENTITIES = {
 
 
 WAITING_BYTES = 16 << 20
-"""Bytes of keys and values that may wait until the heads of a few layers are recomputed."""
+"""Default of `Proof.waiting_bytes`; where a memory budget is given, nothing waits."""
 
 AT_ONCE = 4
 """Number of prompts whose log-sum-exp is computed at a time."""
@@ -211,12 +211,19 @@ class Proof(Recorder):
         Errors that the model's arithmetic allows.
     others
         Other recorders of the walk, whose claims are collected.
+    waiting_bytes
+        Bytes of keys and values that may wait until the heads of a few layers are recomputed.
     """
 
     group = "proof"
 
-    def __init__(self, rounding: Rounding, others: Sequence[Recorder] = ()) -> None:
-        self.rounding, self.others = rounding, others
+    def __init__(
+        self,
+        rounding: Rounding,
+        others: Sequence[Recorder] = (),
+        waiting_bytes: int = WAITING_BYTES,
+    ) -> None:
+        self.rounding, self.others, self.waiting_bytes = rounding, others, waiting_bytes
         readouts = [other.readout for other in others if other.readout is not None]
         self.readout: Readout | None = readouts[0] if readouts else None
         self.claims: list[Claim] = []
@@ -251,7 +258,7 @@ class Proof(Recorder):
             return
         last.query = last.query.clone()  # a view would keep those of all positions in memory
         self.waiting.append(last)
-        if sum(layer.n_bytes for layer in self.waiting) > WAITING_BYTES:
+        if sum(layer.n_bytes for layer in self.waiting) > self.waiting_bytes:
             self._recompute(self.waiting)
             self.waiting = []
 
@@ -274,7 +281,8 @@ class Proof(Recorder):
         for _, some in groupby(self.kept, lambda kept: kept.kind):
             layers = list(some)
             after, device = layers[-1].index + 1, layers[0].sums.device
-            next_residual = end.residual if after == len(self.kept) else self.kept[after].left
+            left = end.residual if end.left is None else end.left
+            next_residual = left if after == len(self.kept) else self.kept[after].left
             self._blocks(layers, next_residual.to(device))
             heads = [kept.heads for kept in layers if kept.heads is not None]
             if heads:

@@ -341,7 +341,8 @@ def _probe(architecture: Architecture, root: Any, ids: list[int]) -> list[Any]:
             norm = architecture.attention_post_norm(block)
             read.append((layer, block, z, None if norm is None else norm.output))
     norm, unembedding = architecture.final_norm(root), architecture.unembedding(root)
-    stream, like = architecture.end(root)  # like is on the norm's device, unlike its input
+    stream = architecture.end(root)
+    like = architecture.normed(root)  # on the norm's device, unlike its input
     normed_dtype = stream.dtype
     unembed_dtype = unembedding.input.dtype
     final = _parts(architecture, norm, like.to(normed_dtype))

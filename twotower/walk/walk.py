@@ -220,6 +220,8 @@ class End:
         (B, T, d_model) residual stream of all positions.
     last_logits
         (B, R, vocabulary) logits of the last positions, as computed by the model.
+    left
+        (B, d_model) residual stream that leaves the last layer, before edits of it; None without.
     """
 
     residual: Float[torch.Tensor, "B d_model"]
@@ -231,6 +233,7 @@ class End:
     heads_in: Sequence[int] = ()
     stream: Float[torch.Tensor, "B T d_model"] | None = None
     last_logits: Float[torch.Tensor, "B R vocabulary"] | None = None
+    left: Float[torch.Tensor, "B d_model"] | None = None
 
     def read(self, columns: Int[torch.Tensor, "B R"]) -> Float[torch.Tensor, "B R d_model"]:
         """Return the residual stream (B, R, d_model) of some positions."""
@@ -326,9 +329,13 @@ class BatchEdit:
     ) -> Float[torch.Tensor, "B S d_model"]:
         """Return the edited residual stream entering a layer, or itself if it is not edited.
 
-        With `last`, the stream is that of one position after the prompt's last.
+        After the last layer, it is called with the number of layers. With `last`, the stream is
+        that of one position after the prompt's last.
         """
         return residual
+
+    def leave(self, view: LayerView | PassingView) -> None:
+        """Keep what is needed of a layer, after all edits of it."""
 
 
 def walk(
@@ -366,6 +373,8 @@ def walk(
             mixed = torch.zeros_like(mlp_write) if mixed is None else mixed
             passing = PassingView(architecture, index, block, mask, residual, mixed, mlp_write)
             passing.entered = before
+            for edit in edits:
+                edit.leave(passing)
             for recorder in recorders:
                 recorder.passing(passing)
             continue
@@ -387,11 +396,17 @@ def walk(
         view.mlp_write = _mlp_write(architecture, index, block, view.attention_write)
         view.more_write = architecture.more_written(block)
         view.factor = architecture.stream_factor(block)
+        for edit in edits:
+            edit.leave(view)
         for recorder in recorders:
             recorder.layer(view)
     final_norm, unembedding = architecture.final_norm(root), architecture.unembedding(root)
-    stream, normed = architecture.end(root)
-    residual, device = stream[:, -1], normed.device
+    stream = left = architecture.end(root)
+    for edit in edits:
+        stream = edit.enter(architecture.n_layers, stream)
+    if stream is not left:
+        architecture.replace_end(root, stream)
+    residual, device = stream[:, -1], architecture.normed(root).device
     dtype = unembedding.input.dtype
     # accelerate has moved these logits to the device of the tokens.
     last_logits = root.output.logits
@@ -399,6 +414,7 @@ def walk(
     heads_in = [architecture.heads_in(layer) for layer in range(architecture.n_layers)]
     ends = (residual.to(device), logits, final_norm, unembedding, dtype)
     end = End(*ends, architecture.logits, heads_in, stream, last_logits)
+    end.left = None if stream is left else left[:, -1].to(device)
     return [recorder.finish(end) for recorder in recorders]
 
 

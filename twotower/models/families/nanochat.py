@@ -19,9 +19,18 @@ class NanoChat(Llama):
         super().__init__(config)
         self.logit_softcap = config.final_logit_softcapping
 
-    def end(self, root: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        # The first call of the final norm is at the embedding.
-        return first(self.layers(root)[-1].output), self.unembedding(root).input
+    # The first call of the final norm is at the embedding.
+
+    def end(self, root: Any) -> torch.Tensor:
+        return first(self.layers(root)[-1].output)
+
+    def replace_end(self, root: Any, stream: torch.Tensor) -> None:
+        block = self.layers(root)[-1]
+        output = block.output
+        block.output = (stream, *output[1:]) if isinstance(output, tuple) else stream
+
+    def normed(self, root: Any) -> torch.Tensor:
+        return self.unembedding(root).input
 
     def rotary_tables(self, attention: Any) -> tuple[torch.Tensor, torch.Tensor]:
         cos, sin = attention.inputs[1]["position_embeddings"]

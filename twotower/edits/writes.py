@@ -5,7 +5,8 @@ Shapes: G packs, C columns (positions) of interest, n groups of sources.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -13,12 +14,12 @@ from typing import Any
 import torch
 from jaxtyping import Float
 
-from ..edits.prepared import BatchChange
 from ..models import Architecture
 from ..models.architecture import call
 from ..walk.everywhere import Everywhere
 from ..walk.walk import LayerView, PassingView
 from .frozen import frozen_write
+from .prepared import BatchChange
 from .sources import Group, Source
 
 
@@ -37,6 +38,11 @@ class LayerWrites:
         (G, C, d_model) what the other parts add, by kind of source.
     factor
         Factor on the residual stream that leaves the layer; None without.
+    weight
+        (H, D, d_model) weight of the output projection; None until it is needed.
+    of_all
+        (G, some columns, d_model) what a change of all heads takes away from the output of the
+        projection, by first and last column.
     """
 
     block: Any
@@ -46,6 +52,7 @@ class LayerWrites:
     others: dict[str, Float[torch.Tensor, "G C d_model"]] = field(default_factory=dict)
     factor: Float[torch.Tensor, ""] | None = None
     weight: Float[torch.Tensor, "H D d_model"] | None = None
+    of_all: dict[Any, Float[torch.Tensor, "G some d_model"]] = field(default_factory=dict)
 
 
 class Writes:
@@ -78,8 +85,7 @@ class Writes:
 
     def keep(self, view: LayerView | PassingView) -> None:
         """Keep copies of a layer's writes."""
-        if view.index == 0 and -1 in self.kinds:
-            self.layers[-1] = LayerWrites(None, others=self._embeddings(view))
+        self.keep_embedding(view)
         kinds = self.kinds.get(view.index, set())
         found = self.layers[view.index] = LayerWrites(view.block)
         found.factor = self.architecture.stream_factor(view.block)
@@ -95,6 +101,11 @@ class Writes:
             others["extra"] = view.more_write
         for kind in kinds & others.keys():
             found.others[kind] = self._at(others[kind])
+
+    def keep_embedding(self, view: LayerView | PassingView) -> None:
+        """Keep a copy of what enters the first layer."""
+        if view.index == 0 and -1 in self.kinds and -1 not in self.layers:
+            self.layers[-1] = LayerWrites(None, others=self._embeddings(view))
 
     def _embeddings(self, view: LayerView | PassingView) -> dict[str, torch.Tensor]:
         """Return what enters the first layer, perhaps without the position embedding, and that."""
@@ -127,12 +138,13 @@ class Writes:
         device
             Device of the result.
         """
-        parts = [self._lost(group, columns, device) for group in groups]
+        parts = [self.lost(group, columns, device) for group in groups]
         return torch.stack(parts, dim=1)
 
-    def _lost(
+    def lost(
         self, group: Group, columns: slice, device: torch.device
     ) -> Float[torch.Tensor, "G C d_model"]:
+        """Return what a change of one group takes away from the residual stream (`changed`)."""
         lost: torch.Tensor | float = 0.0
         layer = -1
         for source_layer, own in groupby(group, key=lambda source: source.layer):
@@ -204,12 +216,7 @@ class Writes:
     ) -> Float[torch.Tensor, "G C d_model"]:
         assert kept.z is not None
         architecture, block = self.architecture, kept.block
-        if kept.weight is None:
-            kept.weight = output_weight(architecture, block, kept.z)
-        new = self.change.output(layer, kept.z).expand_as(kept.z)
-        lost = (kept.z - new)[:, columns]
-        output = sum(lost[:, :, head].float() @ kept.weight[head].float() for head in heads)
-        assert isinstance(output, torch.Tensor)
+        output = self._lost_output(kept, layer, heads, columns)
         dtype = kept.z.dtype
         if kept.attention_output is None or kept.attention_write is None:
             written: torch.Tensor = architecture.write(block, output)
@@ -218,6 +225,30 @@ class Writes:
         left = (kept.attention_output[:, columns].float() - output).to(dtype)
         lost_write: torch.Tensor = kept.attention_write[:, columns].float()
         return lost_write - architecture.write(block, left).float()
+
+    def _lost_output(
+        self, kept: LayerWrites, layer: int, heads: list[int], columns: slice
+    ) -> Float[torch.Tensor, "G C d_model"]:
+        """Return what a change of heads takes away from the output of the projection."""
+        assert kept.z is not None
+        if kept.weight is None:
+            kept.weight = output_weight(self.architecture, kept.block, kept.z)
+        weight: torch.Tensor = kept.weight.float()
+        n_heads = len(weight)
+        new = self.change.output(layer, kept.z).expand_as(kept.z)
+        lost = (kept.z - new)[:, columns].float()
+        if 2 * len(heads) <= n_heads:
+            return _sum(lost[:, :, head] @ weight[head] for head in heads)
+        # Of most heads: that of all heads, which is the same for other targets, less the others'.
+        key = (columns.start, columns.stop)
+        if key not in kept.of_all:
+            kept.of_all[key] = lost.flatten(-2) @ weight.flatten(0, 1)
+        others = (lost[:, :, head] @ weight[head] for head in range(n_heads) if head not in heads)
+        return kept.of_all[key] - _sum(others) if len(heads) < n_heads else kept.of_all[key]
+
+
+def _sum(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    return functools.reduce(torch.add, tensors)
 
 
 def output_weight(
