@@ -387,6 +387,35 @@ def test_what_is_unforeseen(
     assert ("Traceback" in said) == (debug and code == 1)
 
 
+def test_circuit(checkpoint: Path, tmp_path: Path, capsys) -> None:
+    """The edges are those of `tt.circuit`, in the table, as JSON and in a file."""
+    classes, file = {"animal": ["cat", "dog", "owl"], "city": ["Rome", "Oslo", "Bonn"]}, None
+    model = tt.load(checkpoint)
+    for number in range(20):  # a random model answers some task by chance
+        texts = [f"{cls},{text}{number}" for cls, own in classes.items() for text in own]
+        file = tmp_path / f"task{number}.csv"
+        file.write_text("label,text\n" + "\n".join(texts) + "\n")
+        prompts = tt.build_prompts(model, tt.load_task(file), shots=1, n=2)
+        if float(tt.predict(model, prompts).margin.mean()) > 0.1:
+            break
+    out = tmp_path / "circuit.zarr"
+    limits = ["--writers", 2, "--edges", 6, "--threshold", 0.0, "--depth", 1]
+    arguments = ["circuit", checkpoint, "--task", file, "--n", 2, "--shots", 1, *limits]
+    assert run(*arguments, "--json", "--out", out) == 0
+    rows = json.loads(capsys.readouterr().out)
+    found = tt.circuit(model, prompts, writers=2, edges=6, threshold=0.0, depth=1)
+    assert len(rows) == found.sizes["edge"] == tt.open(out)["circuit"].sizes["edge"]
+    effects = np.sort(abs(found.mean_effect.values))[::-1]
+    assert [abs(row["effect"]) for row in rows] == pytest.approx(effects, abs=1e-4)
+    assert run(*arguments, "--k", 1, "--out", tmp_path / "circuit.graphml") == 0
+    shown = capsys.readouterr().out
+    assert rows[0]["source"] in shown
+    assert f"1 of {len(rows)} edges" in shown
+    assert (tmp_path / "circuit.graphml").exists()
+    assert run(*arguments, "--out", tmp_path / "circuit.csv") == 2
+    assert "must end in one of .zarr" in capsys.readouterr().err
+
+
 def test_kinds(checkpoint: Path, task_file: Path, capsys) -> None:
     """Heads are named by the thresholds; the table shows those that the JSON holds."""
     arguments = ["kinds", checkpoint, "--task", task_file, "--n", 3, "--shots", 1, "--k", 2]

@@ -22,6 +22,7 @@ from ..runs.configuration import Configuration, read_yaml
 from ..runs.engine_settings import EngineSettings, HowRun
 from ..runs.load_settings import How, LoadSettings, MaybeWhole, Whole
 from .check import check
+from .circuit import circuit
 from .kinds import kinds
 from .sizing import bench, console_of, plan
 from .views import heads, report, show
@@ -159,7 +160,7 @@ def status(run: str, *, json: bool = False) -> None:
         show(found, console_of())
 
 
-for command in (check, heads, kinds, show, report, plan, bench):
+for command in (check, circuit, heads, kinds, show, report, plan, bench):
     app.command(command)
 
 

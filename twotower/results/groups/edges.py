@@ -140,17 +140,18 @@ EDGES: dict[str, dict[str, Variable]] = {
             ("prompt", "ranking", "size"),
             "float",
             "margin",
-            "margin if only the first heads of the ranking keep their outputs at all positions",
+            "margin if only the first heads of the ranking keep their outputs at all positions, or "
+            "if all edges but the first of the ranking are cut",
         ),
-        "margin_clean": Variable(PROMPT, "float", "clean margin", "with all heads"),
+        "margin_clean": Variable(PROMPT, "float", "clean margin", "with all heads, or edges"),
         "margin_without": Variable(
-            PROMPT, "float", "margin without heads", "no head keeps its output"
+            PROMPT, "float", "margin without heads", "no head keeps its output, or no edge is left"
         ),
         "kept": Variable(
             ("ranking", "size"),
             "float",
             "share kept",
-            "share of the mean margin between that without heads and the clean one",
+            "share of the mean margin between that without heads, or edges, and the clean one",
         ),
         "area": Variable(
             ("ranking",), "float", "area", "mean of the share kept over the logarithm of the size"
