@@ -4,7 +4,7 @@ Units are plain forwards of the same prompts, in one process. The floor counts w
 without: each edge is one row of one position that passes through the blocks from its target's on,
 at the plain forward's own speed for a position of a block (unembedding left out of both). Rows
 start inside their block, so the floor counts the target's block as whole; reading, which makes the
-targets' outputs, is not in the floor.
+targets' outputs, is not in the floor. Edges that are all cut in one run (`CutEdges`) have no floor.
 
     python benchmarks/edges.py --threads 1 --promote
 """
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 import twotower as tt
+from twotower.edits.cut import all_edges
 from twotower.measures.edges import edges_of
 from twotower.models import Model
 
@@ -57,6 +58,8 @@ def main() -> None:
             name = f"everything into {words} of {options.heads} heads{where}"
             jobs[name] = job(None, heads, into, at)
             counted[name] = edges_of(model, None, heads, into)
+    every = tt.CutEdges(all_edges(model))
+    jobs["predictions with all edges cut"] = lambda: tt.predict(model, prompts, every)
     clock = time.process_time if options.threads == 1 else time.perf_counter
     second, found = common.ratios(
         common.plain_of(model, prompts), jobs, options.rounds, clock=clock
@@ -69,10 +72,11 @@ def main() -> None:
         "tokens": round(length, 1),
         "heads": [str(head) for head in heads],
         "plain_forward_seconds": round(second / options.prompts, 3),
-        "edges": {name: len(edges.listed) for name, edges in counted.items()},
+        "edges": {name: len(edges.listed) for name, edges in counted.items()}
+        | {"predictions with all edges cut": len(every.edges)},
         "plain_forwards": {name: round(ratio, 2) for name, ratio in found.items()},
         "floor": {name: round(value, 2) for name, value in floors.items()},
-        "over_floor": {name: round(found[name] / floors[name], 3) for name in found},
+        "over_floor": {name: round(found[name] / floors[name], 3) for name in floors},
     }
     print(result)
     common.finish(result, "edges", options)

@@ -354,8 +354,8 @@ def edges(result: dict[str, Any]) -> str:
             name,
             f"{result['edges'][name]:,}",
             f"{found:.1f}",
-            f"{result['floor'][name]:.1f}",
-            f"{result['over_floor'][name]:.2f}",
+            f"{result['floor'][name]:.1f}" if name in result["floor"] else "",
+            f"{result['over_floor'][name]:.2f}" if name in result["floor"] else "",
         ]
         for name, found in result["plain_forwards"].items()
     ]

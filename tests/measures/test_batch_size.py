@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import product
+from typing import Any
 from weakref import finalize
 
 import numpy as np
@@ -251,6 +252,23 @@ def test_a_budget_holds_with_features(name: str, positions: str) -> None:
     within_budget(model, positions, False)
 
 
+@pytest.mark.parametrize(
+    ("name", "outputs", "positions"),
+    [
+        ("llama-grouped", "all", "all"),
+        ("gemma2", "last", "labels"),
+        pytest.param("gpt2", "all", "all", marks=pytest.mark.slow),
+        pytest.param("gemma2", "all", "all", marks=pytest.mark.slow),
+        pytest.param("llama-grouped", "last", "labels", marks=pytest.mark.slow),
+    ],
+)
+def test_a_budget_holds_with_edges(name: str, outputs: str, positions: str) -> None:
+    family = name == "gemma2"
+    model = tt.load(family_model(name), tokenizer=byte_level()) if family else tiny(name)
+    where = {"positions": positions, "outputs": outputs}
+    held(tt.edge_effects, model, make(model, 4), None, model.heads[-5:], **where)
+
+
 def test_chunks_of_shared_keys() -> None:
     """Rows that branch off above the layer whose keys they use, in a chunk of their own."""
     model = tt.load(family_model("gemma4_text+all"), tokenizer=byte_level())
@@ -282,15 +300,18 @@ def test_a_budget_holds_with_many_words(positions: str, dtype: torch.dtype) -> N
 
 
 def within_budget(model: tt.Model, positions: str, logprobs: bool) -> int:
-    """The smallest budget, which is held, as are larger ones."""
-    prompts = make(model, 4)
-    options = {"logprobs": logprobs, "batch_size": 4}
-    under(tt.head_effects, model, prompts, positions, **options)  # label directions are there
+    """The smallest budget of a sweep, which is held, as are larger ones."""
+    return held(tt.head_effects, model, make(model, 4), positions, logprobs=logprobs)
+
+
+def held(measure: Any, model: tt.Model, prompts: tt.Prompts, *given: Any, **options: Any) -> int:
+    options["batch_size"] = 4
+    under(measure, model, prompts, *given, **options)  # label directions are there
     with pytest.raises(tt.errors.InputError, match="it needs at least") as caught:
-        under(tt.head_effects, model, prompts, positions, memory_budget=1, **options)
+        under(measure, model, prompts, *given, memory_budget=1, **options)
     smallest = int(str(caught.value).split("(")[1].split(" bytes")[0])
     for budget in (smallest, 2 * smallest):
         with Peak() as peak:
-            under(tt.head_effects, model, prompts, positions, memory_budget=budget, **options)
+            under(measure, model, prompts, *given, memory_budget=budget, **options)
         assert peak.most <= budget
     return smallest

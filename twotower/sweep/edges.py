@@ -146,21 +146,25 @@ class EdgeSweep(Sweep):
 
     def _read(self) -> None:
         """Compute the targets' outputs of all edges."""
-        edges = self.edges
-        found: dict[int, dict[str, list[torch.Tensor]]] = {
-            layer: {into: [] for into in edges.into} for layer in edges.layers
-        }
-        for _, layer, into, changed in self.reading.changes():
-            found[layer][into].append(changed.z.to(self.reading.heads[layer].z.dtype))
-        for layer, by_into in found.items():
-            every = []
-            for into, parts in by_into.items():
-                if parts:  # (G, sources, S, heads, D) to (G, sources heads, S, D)
-                    every.append(torch.cat(parts, dim=1).transpose(2, 3).flatten(1, 2))
-                if self.rounding is not None:
-                    self.claims.append(self.reading.claim(layer, into, self.rounding))
-            if every:
-                self.edge_change.z[layer] = torch.cat(every, dim=1)
+        reading, edges, every = self.reading, self.edges, self.edge_change.z
+        places: dict[tuple[int, str], int] = {}
+        for layer in edges.layers:
+            n, z, heads = 0, reading.heads[layer].z, len(edges.heads_at(layer))
+            for into in edges.into:
+                places[layer, into] = n
+                n += len(edges.below(edges.read_at(layer, into))) * heads
+            if n:
+                every[layer] = z.new_empty(len(z), n, z.shape[1], z.shape[-1])
+        for _, layer, into, changed in reading.changes():
+            # (G, sources, S, heads, D) to (G, sources heads, S, D)
+            z = changed.z.transpose(2, 3).flatten(1, 2)
+            start = places[layer, into]
+            places[layer, into] = stop = start + z.shape[1]
+            every[layer][:, start:stop] = z.to(every[layer].dtype)
+        if self.rounding is not None:
+            for layer in edges.layers:
+                for into in edges.into:
+                    self.claims.append(reading.claim(layer, into, self.rounding))
         del self.reading  # what it keeps is not needed while rows pass through the layers
 
 
