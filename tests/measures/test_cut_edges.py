@@ -144,6 +144,9 @@ def test_beside_other_edits() -> None:
         ([("2.1", "0.1", "q")], "lower layer than its target"),
         ([("0.1", "9.0", "q")], "9"),
         ([("mlp 9", "2.0", "q")], "mlp 9"),
+        ([(None, "2.0", "q")], "None is not a source"),
+        ([("0.1", {}, "q")], "head"),
+        ([(["0.1", "0.2"], "2.0", "q")], "one source"),
         ([("0.1", "2.0", "q"), ((0, 1), (2, 0), "q")], "twice"),
     ],
 )

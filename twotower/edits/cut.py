@@ -110,15 +110,19 @@ class PreparedCut:
 
 def _listed(model: Model, edges: Sequence[tuple[Any, Any, str]]) -> tuple[Group, dict[int, Cuts]]:
     """Return the sources to cut from the answer, and the cuts of each layer."""
-    names: dict[Any, Source] = {}
-    targets: dict[Any, Head | None] = {}
+    names: dict[str, Source] = {}
+    targets: dict[str, Head | None] = {}
     by_target: dict[tuple[Head | None, str], set[Source]] = {}
     for given, target, into in edges:
-        if given not in names:
-            ((names[given],),) = as_sources(model, [given])
-        if target not in targets:
-            targets[target] = None if target == ANSWER else _head(model, target)
-        source, head = names[given], targets[target]
+        if repr(given) not in names:
+            (group,) = as_sources(model, [given])
+            if len(group) > 1:
+                raise InputError(f"{given!r} must be one source; write an edge for each")
+            names[repr(given)] = group[0]
+        if repr(target) not in targets:
+            answer = isinstance(target, str) and target == ANSWER
+            targets[repr(target)] = None if answer else _head(model, target)
+        source, head = names[repr(given)], targets[repr(target)]
         one_of("into", into, (ANSWER,) if head is None else INTO)
         if head is not None and source.layer >= _read_at(model.architecture, head.layer, into):
             raise InputError(
@@ -129,7 +133,7 @@ def _listed(model: Model, edges: Sequence[tuple[Any, Any, str]]) -> tuple[Group,
         if source in own:
             raise InputError(f"the edge from {source} into {into} of {target} is given twice")
         own.add(source)
-    answer = tuple(sorted(by_target.pop((None, ANSWER), set())))
+    of_answer = tuple(sorted(by_target.pop((None, ANSWER), set())))
     layers: dict[int, Cuts] = {}
     alike: dict[tuple[int, str, Group], list[int]] = {}
     for (head, into), sources in by_target.items():
@@ -137,7 +141,7 @@ def _listed(model: Model, edges: Sequence[tuple[Any, Any, str]]) -> tuple[Group,
         alike.setdefault((head.layer, into, tuple(sorted(sources))), []).append(head.head)
     for (layer, into, group), heads in alike.items():
         layers.setdefault(layer, {}).setdefault(into, []).append((group, sorted(heads)))
-    return answer, layers
+    return of_answer, layers
 
 
 def _head(model: Model, target: Any) -> Head:

@@ -96,6 +96,8 @@ def as_sources(model: Model, given: Any) -> list[Group]:
     groups: list[Group] = []
     for item in given:
         alone = isinstance(item, str | Source) or _is_head(item)
+        if not alone and not isinstance(item, Iterable):
+            raise InputError(f"{item!r} is not a source; write a head, 'mlp 2', or 'embedding'")
         parts = [_as_source(model, one, known) for one in ([item] if alone else item)]
         if not parts:
             raise InputError("a group of sources is empty")
