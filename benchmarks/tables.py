@@ -348,6 +348,10 @@ def questions(result: dict[str, Any]) -> str:
     )
 
 
+def _rounds(n: int) -> str:
+    return "one round" if n == 1 else f"median of {n} rounds"
+
+
 def edges(result: dict[str, Any]) -> str:
     rows = [
         [
@@ -426,7 +430,7 @@ def proof(result: dict[str, Any]) -> str:
             f"{result['model']}, {result['prompts']} prompts of up to {result['tokens']} tokens, "
             f"{m['processor']}, {m['threads']} threads. The proof's own seconds over those of the "
             "measure without them. Two runs of one measure differ by more on such a machine, so "
-            f"both were taken in one run, the median of {result['rounds']}. `predict` of a small "
+            f"both were taken in one run ({_rounds(result['rounds'])}). `predict` of a small "
             "model has little to do beside its proof.",
             "",
             table(["measure", "proof"], rows),
