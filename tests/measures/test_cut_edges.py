@@ -117,7 +117,7 @@ def test_answers_of_several_tokens_and_all_sources_at_once() -> None:
 
 
 def test_beside_other_edits() -> None:
-    """What a knocked out head reads does not matter; attention is not edited and cut at once."""
+    """Cuts into a head that is knocked out have no effect; attention cannot also be edited."""
     model = tiny("llama-grouped")
     prompts = tt.build_prompts(model, TWO, shots=2, n=3, seed=2)
     target = model.heads[-1]

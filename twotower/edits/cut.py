@@ -26,17 +26,17 @@ from ..walk.everywhere import Everywhere
 from ..walk.scores import attention, scores
 from ..walk.walk import BatchEdit, LayerView, PassingView
 from .edits import CutEdges
-from .prepared import BatchChange, Part, prepare_change
+from .prepared import BatchChange, prepare_change
 from .sources import Group, Source, all_sources, as_sources
 from .wiring import INTO, get_wiring
-from .writes import Writes
+from .writes import Writes, parts_of
 
 if TYPE_CHECKING:
     from ..models import Architecture, Model
     from ..prompts import Prompts
 
 ANSWER = "answer"
-"""Name of the target that is the answer itself, and of what of it reads."""
+"""Name of the target that is the answer itself, and of the tower of edges into it."""
 
 Cuts = dict[str, list[tuple[Group, list[int]]]]
 """Sources to cut, and the heads of a layer that lose them, by what of the heads reads."""
@@ -98,12 +98,7 @@ class PreparedCut:
         n = batch.width - int(first.argmax()) if first.any() else 0
         columns = torch.arange(outputs.size).view(outputs.shape)
         index = Everywhere(columns, batch.devices)
-        parts: list[Part] = []
-        for source in self.sources:
-            part = source.layer if source.kind == "head" else (source.kind, source.layer)
-            if part not in parts:
-                parts.append(part)
-        change = self.change.for_batch(batch, parts)
+        change = self.change.for_batch(batch, parts_of(self.sources))
         masks = (batch.cut(self.outputs), batch.cut(self.at))
         return Cut(self, self.model.architecture, n, *masks, index, change)
 
@@ -157,7 +152,7 @@ def _read_at(architecture: Architecture, layer: int, into: str) -> int:
 
 @dataclass
 class Read:
-    """What a layer's heads read: a residual stream, the block, and its tables of positions."""
+    """A layer's input: its residual stream, its block and its tables of positions."""
 
     residual: Float[torch.Tensor, "B T d_model"]
     block: Any

@@ -225,9 +225,9 @@ class Add:
 class CutEdges:
     """Take sources out of what heads read, or out of what the answer is read from.
 
-    What a source writes in this run is subtracted where a target reads it, and replaced by the
-    source's new output; all else still reads it. So a circuit is tested by cutting all edges that
-    do not belong to it. The effect of one edge is that of `edge_effects`.
+    A target reads the residual stream of this run with the source's write subtracted and the
+    source's new output added; all others read the stream as it is. So a circuit is tested by
+    cutting all edges that do not belong to it. The effect of one edge is that of `edge_effects`.
 
     Parameters
     ----------

@@ -19,7 +19,7 @@ from ..models.architecture import call
 from ..walk.everywhere import Everywhere
 from ..walk.walk import LayerView, PassingView
 from .frozen import frozen_write
-from .prepared import BatchChange
+from .prepared import BatchChange, Part
 from .sources import Group, Source
 
 
@@ -249,6 +249,15 @@ class Writes:
 
 def _sum(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     return functools.reduce(torch.add, tensors)
+
+
+def parts_of(sources: Iterable[Source]) -> list[Part]:
+    """Return the parts that change: layers of heads, and others by kind and layer."""
+    found: dict[Part, None] = {}
+    for source in sorted(sources):
+        head = source.kind == "head"
+        found[source.layer if head else (source.kind, source.layer)] = None
+    return list(found)
 
 
 def output_weight(

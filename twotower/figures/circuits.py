@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..edits.cut import ANSWER
 from ..edits.sources import parse_source
 from ..errors import InputError
 from ..head import parse_head
-from ..measures.circuit import ANSWER
 from .style import BLUE, GREEN, GREY, ORANGE, drawn
 from .texts import printable
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..checks import fraction, whole, yes_or_no
 from ..edits.changes import Change, Zero, check_change
+from ..edits.cut import ANSWER
 from ..edits.sources import parse_source
 from ..errors import InputError
 from ..head import Head, parse_head
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
     from ..models import Model
     from ..prompts import Prompts
     from ..prompts.positions import Positions
-
-ANSWER = "answer"
-"""Name of the target that is the answer itself, and of the tower of edges into it."""
 
 DRAWS = 1000
 """Random sets of edges that the control draws."""

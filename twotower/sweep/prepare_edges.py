@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from ..edits.changes import Change, Zero
-from ..edits.prepared import Part, prepare_change
-from ..edits.sources import Group, Source
+from ..edits.prepared import prepare_change
+from ..edits.sources import Group
 from ..edits.wiring import get_wiring
+from ..edits.writes import parts_of
 from ..errors import InputError
 from ..models.rounding import Rounding
 from ..options import option
@@ -91,7 +92,7 @@ def prepare_reading(
     changed = at | last if "q" in edges.into else at
     change = prepare_change(to, model, prompts, changed, others)
     wiring = get_wiring(model)
-    parts = _parts(sources)
+    parts = parts_of(sources)
 
     def make(batch: Batch, at_once: int) -> Reading:
         layout = make_layout(
@@ -171,15 +172,6 @@ def prepare_edges(
         )
 
     return make
-
-
-def _parts(sources: set[Source]) -> list[Part]:
-    """Return the parts that change: layers of heads, and others by kind and layer."""
-    found: dict[Part, None] = {}
-    for source in sorted(sources):
-        head = source.kind == "head"
-        found[source.layer if head else (source.kind, source.layer)] = None
-    return list(found)
 
 
 def _places(layout: Layout, at: torch.Tensor, devices: Sequence[torch.device]) -> Places:

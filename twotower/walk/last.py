@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class LastAttention:
-    """What the last position of B prompts reads from T positions in a layer.
+    """Attention of the last position to all T positions, for B prompts, in one layer.
 
     Attributes
     ----------
