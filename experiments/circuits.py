@@ -7,6 +7,10 @@ prompts (Wang et al. 2022), and what is left of the margin is its faithfulness. 
 equally many heads with the largest effects of their own, the largest estimates by gradients
 (attribution patching), and random ones.
 
+The same is done with edges: of all edges into heads' queries, keys and values, and from heads into
+the answer, those with the largest exact effects are kept, one effect at a time measured, and all
+others are cut at once (`tt.CutEdges`).
+
 The same is asked of indirect objects ("When Mary and John left, John thanked"), whose circuit is
 known in another model: GPT-2 has heads that find the duplicate name, inhibit it, and move the other
 (Wang et al. 2022, arXiv:2211.00593). Kinds are compared with reservations: this is another model,
@@ -29,23 +33,36 @@ from twotower.experiments import parts as common
 from twotower.experiments import questions
 from twotower.experiments.experiment import Experiment, Judgement, Setting
 from twotower.experiments.random_heads import random_heads
+from twotower.edits.cut import ANSWER
 from twotower.figures import style
 from twotower.head import parse_head
+from twotower.measures.choose import above_others
 from twotower.statistics import Estimate, bootstrap, bootstrap_mean
 
 INDIRECT = "indirect-object"
 SIZES = (4, 8, 16, 27, 54, 108)
+EDGE_SIZES = (120, 1000, 4000, 12000, 30000, 60000, 90000, 110000)
 KEPT = 0.8
 """Share of the margin that a circuit is asked to keep."""
 
+HEADS, EDGES = "kept", "edges_kept"
+"""Names of the datasets with the margins that heads and edges keep."""
+
 RANKINGS = ("circuit", "effect", "gradient", "random")
+EDGE_RANKINGS = ("circuit", "effect", "random")
 N_FIT, N_TEST = 8, 16
+N_EDGES = 4
+"""Prompts on which all edges are ranked by their effects."""
+
+DRAWN = 30
+"""Edges of a circuit that the figure shows, strongest first."""
+
 RULE = """Supported if on held-out prompts of in-context classification, with all seeds together
 (intervals) and in every seed, at most a tenth of all heads, taken from the circuit in the order of
 their strongest edges, keep at least 80% of the margin between the whole model and the model whose
 heads are all replaced by their means, and keep more of it than random heads. Not supported if at a
 tenth of the heads the interval lies wholly below 80%; else undecided. Indirect objects, heads with
-the largest effects, and estimates by gradients are reported beside it."""
+the largest effects, estimates by gradients, and edges instead of heads are reported beside it."""
 
 
 # ---- what is measured ---------------------------------------------------------------------
@@ -77,21 +94,60 @@ def measure(setting: Setting) -> Mapping[str, xr.Dataset]:
         }
         with setting.stage(f"{name}: heads kept"):
             kept = tt.faithfulness(model, test, rankings, sizes=sizes, to=tt.Mean(test))
-        found |= {f"{words}_circuit": circuit, f"{words}_kept": kept}
+        edges = _edges_kept(setting, name, circuit, fit, test)
+        found |= {
+            f"{words}_circuit": circuit,
+            f"{words}_{HEADS}": kept,
+            f"{words}_{EDGES}": edges,
+        }
     first = questions.halves(setting, setting.task.name, n_fit)[0]
     return {**found, "kinds": questions.kinds(setting, first)}
+
+
+def _edges_kept(
+    setting: Setting, name: str, circuit: xr.Dataset, fit: tt.Prompts, test: tt.Prompts
+) -> xr.Dataset:
+    """The margins that edges keep, in the order of their effects on other prompts."""
+    with setting.stage(f"{name}: effects of all edges"):
+        ranked = edges_by_effect(setting.model, fit)
+    order = np.random.default_rng([setting.seed, 17]).permutation(len(ranked))
+    rankings = {"circuit": circuit, "effect": ranked, "random": [ranked[i] for i in order]}
+    sizes = [n for n in EDGE_SIZES if n <= len(ranked)]
+    with setting.stage(f"{name}: edges kept"):
+        return tt.faithfulness(setting.model, test, rankings, sizes=sizes, to=tt.Mean(test))
+
+
+def edges_by_effect(model: tt.Model, prompts: tt.Prompts) -> list[tuple[str, str, str]]:
+    """All edges, those with the largest absolute mean effect first."""
+    few = prompts[:N_EDGES]
+    into_heads = tt.edge_effects(model, few, to=tt.Mean(prompts))["margin_drop"].mean("prompt")
+    written = above_others(tt.attribution(model, few)["label_logit"]).mean("prompt")
+    strengths = {
+        edge: abs(float(value))
+        for edge, value in into_heads.stack(edge=("source", "target", "into")).to_series().items()
+        if np.isfinite(value)
+    }
+    for layer, head in model.heads:
+        edge = (str(tt.Head(layer, head)), ANSWER, ANSWER)
+        strengths[edge] = abs(float(written.sel(layer=layer, head=head)))
+    return sorted(strengths, key=lambda edge: -strengths[edge])
 
 
 # ---- the verdict --------------------------------------------------------------------------
 
 
 def kept(
-    runs: list[xr.DataTree], words: str, ranking: str, size: int, beyond: str | None = None
+    runs: list[xr.DataTree],
+    words: str,
+    ranking: str,
+    size: int,
+    beyond: str | None = None,
+    of: str = HEADS,
 ) -> Estimate:
-    """Share of the margin that some heads keep; beyond another ranking's, if one is named."""
+    """Share of the margin that some heads or edges keep; beyond another ranking's, if named."""
     parts = []
     for run in runs:
-        about = run[f"{words}_kept"]
+        about = run[f"{words}_{of}"]
         without = about["margin_without"].values
         own = about["margin"].sel(ranking=ranking, size=size).values - without
         if beyond is not None:
@@ -131,7 +187,12 @@ def judge(runs: list[xr.DataTree]) -> Judgement:
                 numbers[name] = kept(runs, words, ranking, n)
             area = [float(run[f"{words}_kept"]["area"].sel(ranking=ranking)) for run in runs]
             numbers[f"{words}: area, {ranking}"] = float(np.mean(area))
+        for ranking in EDGE_RANKINGS:
+            for n in _edge_sizes(runs, words, ranking):
+                name = f"{words}: share kept by {n} edges, {ranking}"
+                numbers[name] = kept(runs, words, ranking, n, of=EDGES)
         tables[f"Heads that keep the margin, {words}"] = _by_size(runs, words, sizes)
+        tables[f"Edges that keep the margin, {words}"] = _by_edges(runs, words)
         tables[f"Strongest edges, {words}"] = _strongest(runs, words)
     best = max(few, key=lambda n: kept(runs, "classification", "circuit", n).value)
     own = kept(runs, "classification", "circuit", best)
@@ -156,6 +217,31 @@ def _by_size(runs: list[xr.DataTree], words: str, sizes: list[int]) -> dict[str,
     """Table: share of the margin kept, by number of heads and ranking."""
     rows = [[str(n), *(kept(runs, words, ranking, n) for ranking in RANKINGS)] for n in sizes]
     return {"columns": ["heads", *RANKINGS], "rows": rows}
+
+
+def _edge_sizes(runs: list[xr.DataTree], words: str, ranking: str) -> list[int]:
+    """Numbers of edges that were kept, as far as the ranking has so many with all seeds."""
+    sizes = [int(n) for n in runs[0][f"{words}_{EDGES}"]["size"].values]
+    if ranking != "circuit":
+        return sizes
+    least = min(run[f"{words}_circuit"].sizes["edge"] for run in runs)
+    return [n for n in sizes if n <= least]
+
+
+def _by_edges(runs: list[xr.DataTree], words: str) -> dict[str, Any]:
+    """Table: share of the margin kept, by number of edges and ranking."""
+    known = {ranking: _edge_sizes(runs, words, ranking) for ranking in EDGE_RANKINGS}
+    rows = [
+        [
+            f"{n:,}",
+            *(
+                kept(runs, words, ranking, n, of=EDGES) if n in known[ranking] else ""
+                for ranking in EDGE_RANKINGS
+            ),
+        ]
+        for n in known["effect"]
+    ]
+    return {"columns": ["edges", *EDGE_RANKINGS], "rows": rows}
 
 
 def _strongest(runs: list[xr.DataTree], words: str, n: int = 10) -> dict[str, Any]:
@@ -192,22 +278,40 @@ def _named(kinds: Mapping[tt.Head, list[str]], name: str) -> str:
 
 
 def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
-    """Share of the margin kept by number of heads, and the first seed's circuit."""
+    """Shares of the margin kept by heads and by edges, and the first seed's strongest edges."""
     plt = common.pyplot()
-    figure = plt.figure(figsize=(11, 8), layout="constrained")
-    axes = figure.subplots(len(asked(runs)), 2, width_ratios=(1, 1.6), squeeze=False)
+    figure = plt.figure(figsize=(14, 8), layout="constrained")
+    axes = figure.subplots(len(asked(runs)), 3, width_ratios=(1, 1, 1.5), squeeze=False)
     for row, words in enumerate(asked(runs)):
-        sizes = [int(n) for n in runs[0][f"{words}_kept"]["size"].values]
-        for colour, ranking in enumerate(RANKINGS):
-            estimates = [kept(runs, words, ranking, n) for n in sizes]
-            style.line(axes[row, 0], sizes, estimates, colour, ranking)
-        axes[row, 0].axhline(KEPT, color=style.GREY, lw=0.8, ls=":")
-        axes[row, 0].set_xscale("log", base=2)
+        sizes = [int(n) for n in runs[0][f"{words}_{HEADS}"]["size"].values]
+        by_heads = {ranking: sizes for ranking in RANKINGS}
+        by_edges = {ranking: _edge_sizes(runs, words, ranking) for ranking in EDGE_RANKINGS}
+        _curves(axes[row, 0], runs, words, HEADS, by_heads, "heads kept")
+        _curves(axes[row, 1], runs, words, EDGES, by_edges, "edges kept")
+        axes[row, 0].set_title(words)
         axes[row, 0].set_xticks(sizes, [str(n) for n in sizes])
-        axes[row, 0].set(xlabel="heads kept", ylabel="share of the margin", title=words)
-        axes[row, 0].legend(frameon=False, fontsize=8)
-        tt.figures.circuit(runs[0][f"{words}_circuit"].to_dataset(), ax=axes[row, 1])
+        circuit = runs[0][f"{words}_circuit"].to_dataset()
+        order = abs(circuit["mean_effect"]).argsort().values[::-1]
+        tt.figures.circuit(circuit.isel(edge=order[:DRAWN]), ax=axes[row, 2])
     return figure
+
+
+def _curves(
+    ax: Any,
+    runs: list[xr.DataTree],
+    words: str,
+    of: str,
+    sizes: Mapping[str, list[int]],
+    label: str,
+) -> None:
+    """Draw shares of the margin by number of heads or edges, a line for each ranking."""
+    for ranking, own in sizes.items():
+        estimates = [kept(runs, words, ranking, n, of=of) for n in own]
+        style.line(ax, own, estimates, RANKINGS.index(ranking), ranking)
+    ax.axhline(KEPT, color=style.GREY, lw=0.8, ls=":")
+    ax.set_xscale("log", base=2 if of == HEADS else 10)
+    ax.set(xlabel=label, ylabel="share of the margin")
+    ax.legend(frameon=False, fontsize=8)
 
 
 EXPERIMENT = Experiment(

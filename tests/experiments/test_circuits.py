@@ -7,6 +7,10 @@ import importlib
 import numpy as np
 import pytest
 import xarray as xr
+from tiny import TWO, tiny
+
+import twotower as tt
+from twotower.edits.cut import ANSWER, all_edges
 
 PART = importlib.import_module("experiments.circuits")
 N, LAYERS, HEADS = 20, 10, 4
@@ -43,6 +47,14 @@ def run(kept: float, random: float = 0.1, indirect: bool = True) -> xr.DataTree:
             "tower": ("edge", [x[2] for x in edges]),
         }
     )
+    edges_kept = xr.Dataset(
+        {
+            "margin": (("prompt", "ranking", "size"), np.full((N, len(PART.EDGE_RANKINGS), 2), 0.4)),
+            "margin_clean": ("prompt", np.ones(N)),
+            "margin_without": ("prompt", -np.ones(N)),
+        },
+        {"ranking": list(PART.EDGE_RANKINGS), "size": [2, 8]},
+    )
     named = np.full((LAYERS, HEADS), "", dtype=object)
     named[1, 0] = "induction, copying"
     kinds = xr.Dataset(
@@ -50,9 +62,8 @@ def run(kept: float, random: float = 0.1, indirect: bool = True) -> xr.DataTree:
         {"layer": np.arange(LAYERS), "head": np.arange(HEADS)},
     )
     words = ["classification", PART.INDIRECT] if indirect else ["classification"]
-    groups = {
-        f"{x}_{part}": d for x in words for part, d in (("circuit", circuit), ("kept", about))
-    }
+    parts = {"circuit": circuit, PART.HEADS: about, PART.EDGES: edges_kept}
+    groups = {f"{x}_{part}": one for x in words for part, one in parts.items()}
     return xr.DataTree.from_dict({**groups, "kinds": kinds})
 
 
@@ -87,6 +98,28 @@ def test_numbers() -> None:
         rows[2][4] == "copying, induction; no kind" or rows[2][4] == "induction, copying; no kind"
     )
     assert rows[1][4] == "mlp; no kind"
+
+
+def test_edges_that_keep_the_margin() -> None:
+    """A circuit of three edges is said to keep two of them, not eight."""
+    found = PART.judge([run(0.9)] * 2)
+    share = found.numbers["classification: share kept by 8 edges, effect"]
+    assert share.value == pytest.approx(0.7)
+    assert "classification: share kept by 8 edges, circuit" not in found.numbers
+    rows = found.tables["Edges that keep the margin, classification"]["rows"]
+    assert [row[0] for row in rows] == ["2", "8"]
+    assert rows[1][1] == ""
+
+
+def test_all_edges_are_ranked() -> None:
+    model = tiny("llama-grouped")
+    prompts = tt.build_prompts(model, TWO, shots=1, n=4, seed=0)
+    ranked = PART.edges_by_effect(model, prompts)
+    assert sorted(ranked) == sorted((str(a), str(b), c) for a, b, c in all_edges(model))
+    effects = tt.edge_effects(model, prompts, to=tt.Mean(prompts)).margin_drop.mean("prompt")
+    into_heads = [edge for edge in ranked if edge[2] != ANSWER]
+    sizes = [abs(float(effects.sel(source=a, target=b, into=c))) for a, b, c in into_heads]
+    assert sizes == sorted(sizes, reverse=True)
 
 
 def test_without_indirect_objects() -> None:

@@ -14,6 +14,7 @@ from tiny import TWO, tiny
 
 import twotower as tt
 from twotower.edits.cut import all_edges
+from twotower.measures.faithfulness import LISTED
 
 OPTIONS = {"threshold": 0.0, "writers": 3, "edges": 20, "depth": 2}
 
@@ -143,6 +144,9 @@ def test_faithfulness_of_edges(found: tuple[tt.Model, tt.Prompts, xr.Dataset]) -
     own = [tuple(str(circuit[name].values[i]) for name in names) for i in order]
     rankings = {"circuit": circuit, "all": every}
     kept = tt.faithfulness(model, prompts, rankings, sizes=(2, len(every)))
+    settings = json.loads(kept.attrs["settings"])
+    assert settings["ranked"] == {"circuit": len(own), "all": len(every)}
+    assert settings["rankings"]["all"] == [" ".join(edge) for edge in every[:LISTED]]
     clean = tt.predict(model, prompts).margin.values
     np.testing.assert_allclose(kept.margin_clean, clean, atol=1e-5)
     np.testing.assert_allclose(kept.margin.sel(ranking="all", size=len(every)), clean, atol=1e-5)

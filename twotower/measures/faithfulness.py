@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 Ranking = Sequence[Any] | xr.Dataset
 
+LISTED = 1000
+"""Heads or edges of a ranking that the record lists; large models have millions of edges."""
+
 
 @measurement
 def faithfulness(
@@ -123,8 +126,9 @@ def faithfulness(
         "area": area,
         "finite": np.isfinite(clean) & np.isfinite(without),
     }
-    listed = {name: [_text(item) for item in own] for name, own in checked.items()}
-    settings: dict[str, Any] = {"rankings": listed, **to.describe()}
+    listed = {name: [_text(item) for item in own[:LISTED]] for name, own in checked.items()}
+    lengths = {name: len(own) for name, own in checked.items()}
+    settings: dict[str, Any] = {"rankings": listed, "ranked": lengths, **to.describe()}
     if of_edges:
         settings["outputs"] = named(outputs)
     coordinates = {"ranking": list(checked), "size": counts}
