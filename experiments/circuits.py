@@ -29,11 +29,11 @@ import numpy as np
 import xarray as xr
 
 import twotower as tt
+from twotower.edits.cut import ANSWER
 from twotower.experiments import parts as common
 from twotower.experiments import questions
 from twotower.experiments.experiment import Experiment, Judgement, Setting
 from twotower.experiments.random_heads import random_heads
-from twotower.edits.cut import ANSWER
 from twotower.figures import style
 from twotower.head import parse_head
 from twotower.measures.choose import above_others

@@ -49,7 +49,10 @@ def run(kept: float, random: float = 0.1, indirect: bool = True) -> xr.DataTree:
     )
     edges_kept = xr.Dataset(
         {
-            "margin": (("prompt", "ranking", "size"), np.full((N, len(PART.EDGE_RANKINGS), 2), 0.4)),
+            "margin": (
+                ("prompt", "ranking", "size"),
+                np.full((N, len(PART.EDGE_RANKINGS), 2), 0.4),
+            ),
             "margin_clean": ("prompt", np.ones(N)),
             "margin_without": ("prompt", -np.ones(N)),
         },
