@@ -17,6 +17,7 @@ from command import run
 
 import twotower as tt
 from twotower.cli import main
+from twotower.experiments.units import SeedLedger
 from twotower.measures.head_kinds import KINDS
 from twotower.runs.configuration import Configuration
 
@@ -134,6 +135,29 @@ def test_memory_that_runs_out_on_the_way(
     monkeypatch.undo()
     assert run("analyze", *given) == 0
     assert "measured" not in tt.open(out).predictions.coords
+
+
+def test_status_of_experiments(tmp_path: Path, capsys) -> None:
+    """Of three units one is measured and one has failed; nobody works on them now."""
+    done = tmp_path / "done.zarr"
+    done.mkdir()
+    units = [
+        {"unit": f"{part}, seed {seed}", "part": part, "path": str(path)}
+        for part, seed, path in (("a", 0, done), ("a", 1, tmp_path / "x"), ("b", 0, tmp_path / "y"))
+    ]
+    ledger = SeedLedger(tmp_path)
+    reports = {units[0]["unit"]: {"worker": "here:1"}}
+    ledger.write(units=units, reports=reports, errors={units[1]["unit"]: "no memory"})
+    assert run("status", tmp_path) == 0
+    text = capsys.readouterr().out
+    assert "not running" in text
+    assert "a: 1 of 2" in text
+    assert "b: 0 of 1" in text
+    assert "here:1 did 1" in text
+    assert "a, seed 1: no memory" in text
+    assert run("status", tmp_path, "--json") == 0
+    status = json.loads(capsys.readouterr().out)
+    assert [status[x] for x in ("units", "done", "missing", "failed", "running")] == [3, 1, 1, 1, 0]
 
 
 def test_yaml_and_what_is_given_beside_it(

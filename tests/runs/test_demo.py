@@ -6,6 +6,7 @@ with its intervals, is left to `make test-all`.
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from functools import partial
@@ -14,13 +15,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from rich.console import Console
 
 import twotower as tt
 from twotower.experiments import demo
-from twotower.experiments.demo import Finding, check_finding, run_demo, save_finding
+from twotower.experiments.demo import (
+    Finding,
+    check_finding,
+    print_finding,
+    run_demo,
+    save_finding,
+)
 from twotower.experiments.random_heads import random_heads
 
 pytestmark = pytest.mark.demo_model
+AUCS = ("qk_auc", "qk_auc_content", "ov_auc")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +60,7 @@ def test_the_same_on_few_prompts(short: Finding) -> None:
         assert mean > bound
     scores = short.run["scores"]
     strongest = scores.sel(layer=short.heads[0].layer, head=short.heads[0].head)
-    assert min(strongest[x] for x in ("qk_auc", "qk_auc_content", "ov_auc")) > 0.8
+    assert min(strongest[x] for x in AUCS) > 0.8
     assert short.seconds.keys() == {
         "building prompts",
         "sweeping every head",
@@ -113,6 +122,22 @@ def test_it_fails_loudly(short: Finding, demo_model: tt.Model) -> None:
     order = np.argsort(short.run["scores"]["qk_auc"].values, axis=None)
     weakest = replace(short, writers=[demo_model.heads[i] for i in order[:12]])
     assert any("mean qk_auc" in words for words in weakest.failures())
+
+
+def test_the_finding_is_printed(short: Finding) -> None:
+    """Every number of the tables is that of the finding."""
+    console = Console(file=io.StringIO(), width=120)
+    print_finding(short, console)
+    text = console.file.getvalue()
+    for row in short.accuracy.values():
+        assert all(str(value) in text for value in row.values())
+    scores = short.run["scores"]
+    shown = [line.split("│")[1:-1] for line in text.splitlines() if line.startswith("│")]
+    lines = {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in shown}
+    for head in {*short.heads, *short.writers}:
+        known = [float(scores[x].sel(layer=head.layer, head=head.head)) for x in AUCS]
+        assert lines[str(head)][1:] == [f"{x:.2f}" for x in known]
+    assert text.count("their mean") == text.count("mean of all") == 2
 
 
 def test_random_heads_are_others(short: Finding, demo_model: tt.Model) -> None:
