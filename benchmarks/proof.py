@@ -31,6 +31,9 @@ from twotower.sweep.sweep import Sweep
 from twotower.walk import judge
 from twotower.walk.proof import Proof
 
+BESIDE = 4
+"""Number of prompts of measures that are timed beside an older version."""
+
 LIMIT = 0.02
 """Largest share of a measure's time that its proof may add."""
 
@@ -194,7 +197,7 @@ def look_at_seven_billion() -> float:
 def against(options: object) -> dict[str, float]:
     """Processor time of measures over that of an older version, in processes by turns."""
     own = Path(__file__).parents[1]
-    arguments = [str(options.threads), options.model, str(options.prompts)]
+    arguments = [str(options.threads), options.model, str(BESIDE)]
     found: dict[str, list[float]] = {}
     for _ in range(options.rounds):
         times = []

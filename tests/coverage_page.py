@@ -14,8 +14,8 @@ from pathlib import Path
 HEAD = """# Coverage
 
 Lines and branches of `twotower/` that `make test` reaches, in processes of their own too, together
-with the check of every type of model (`tests/models/test_families.py`, of which `make test` runs one
-for each feature); made by `make coverage`. Bodies of traces count (`tests/coverage.ini`,
+with the check of every type of model (`tests/models/test_families.py`; `make test` runs one for
+each feature); made by `make coverage`. Bodies of traces count (`tests/coverage.ini`,
 `tests/seen.py`). Not seen are what a GPU alone runs, and workers of Ray that are killed.
 
 | part | lines | branches |

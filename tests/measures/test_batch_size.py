@@ -269,6 +269,20 @@ def test_a_budget_holds_with_edges(name: str, outputs: str, positions: str) -> N
     held(tt.edge_effects, model, make(model, 4), None, model.heads[-5:], **where)
 
 
+@pytest.mark.parametrize("name", ["llama-grouped", "gemma2"])
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, pytest.param(torch.float32, marks=pytest.mark.slow)]
+)
+def test_a_budget_holds_where_rounding_is_followed(name: str, dtype: torch.dtype) -> None:
+    """Single sources, and all of them together, which needs wider numbers."""
+    module = family_model(name) if name == "gemma2" else hf_model(name)
+    model = tt.load(module.to(dtype), tokenizer=byte_level())
+    every = [*(str(head) for head in model.heads), "embedding", *(f"mlp {n}" for n in range(3))]
+    for sources in (None, [[x for x in every if x[0] not in "2" and x != "mlp 2"]]):
+        prompts, targets = make(model, 4), [h for h in model.heads if h.layer == 2]
+        held(tt.edge_effects, model, prompts, sources, targets, outputs="all")
+
+
 def test_chunks_of_shared_keys() -> None:
     """Rows that branch off above the layer whose keys they use, in a chunk of their own."""
     model = tt.load(family_model("gemma4_text+all"), tokenizer=byte_level())

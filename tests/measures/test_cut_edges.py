@@ -103,6 +103,44 @@ def test_all_edges_of_heads_are_the_heads(name: str, change: str) -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["mistral", "gemma2", "olmo2"])
+def test_nothing_is_left_of_the_stream(name: str, dtype: torch.dtype) -> None:
+    """Heads without biases that read nothing write nothing: no norm may amplify a rounding error.
+
+    Cut are the values of the lowest layer, and everything that heads read and write.
+    """
+    model = tt.load(family_model(name).to(dtype), tokenizer=byte_level())
+    prompts = tt.build_prompts(model, TWO, shots=2, n=3, seed=3)
+    lowest = [head for head in model.heads if head.layer == 0]
+    values = [("embedding", head, "v") for head in lowest]
+    every = [edge for edge in edges_of(model) if edge[1] != "answer" or edge[0][0].isdigit()]
+    for edges, where, heads in ((values, "last", lowest), (every, "all", model.heads)):
+        expected = margin(model, prompts, tt.KnockOut(heads, where))
+        assert abs(expected - margin(model, prompts)).max() > 0.1
+        found = margin(model, prompts, tt.CutEdges(edges, outputs=where))
+        np.testing.assert_allclose(found, expected, atol=1e-5 * abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
+def test_little_is_left_of_the_stream(name: str) -> None:
+    """All but 48 edges are cut: narrow dtypes lose no more than their own rounding."""
+    found, kept = {}, None
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        # Not checked: with padding, attention in float64 is NaN in transformers itself.
+        model = tt.load(family_model(name).to(dtype), tokenizer=byte_level(), check=False)
+        prompts = tt.build_prompts(model, TWO, shots=2, n=1, seed=3)
+        every = [edge for edge in edges_of(model) if edge[1] != "answer" or edge[0][0].isdigit()]
+        if kept is None:
+            kept = {int(i) for i in np.random.default_rng(0).permutation(len(every))[:48]}
+        cut = tt.CutEdges([x for i, x in enumerate(every) if i not in kept], outputs="all")
+        found[dtype] = (margin(model, prompts, cut), margin(model, prompts))
+    exact = found[torch.float64]
+    scale = float(np.abs(exact).max())
+    for dtype, allowed in ((torch.float32, 1e-4), (torch.bfloat16, 0.05)):
+        np.testing.assert_allclose(found[dtype][0], exact[0], atol=allowed * scale)
+
+
 def test_answers_of_several_tokens_and_all_sources_at_once() -> None:
     model = tiny("llama-grouped")
     texts = ["a cat:", "two dogs:"]

@@ -27,6 +27,7 @@ from ..walk.scores import attention, scores
 from ..walk.walk import BatchEdit, LayerView, PassingView
 from .edits import CutEdges
 from .prepared import BatchChange, prepare_change
+from .remainder import at_least_float32, take_out
 from .sources import Group, Source, all_sources, as_sources
 from .wiring import INTO, get_wiring
 from .writes import Writes, parts_of
@@ -75,6 +76,7 @@ class PreparedCut:
         ]
         groups = [self.answer, *(group for group, _ in cuts)]
         self.sources = sorted({source for group in groups for source in group})
+        self.together = any(len(group) > 1 for group in groups)
         others = {source.kind for source in self.sources} - {"head"}
         self.change = prepare_change(edit.to, model, prompts, self.at | self.outputs, others)
         self.wiring = get_wiring(model)
@@ -152,9 +154,10 @@ def _read_at(architecture: Architecture, layer: int, into: str) -> int:
 
 @dataclass
 class Read:
-    """A layer's input: its residual stream, its block and its tables of positions."""
+    """A layer's input: its residual stream and this stream's rounding, its block and its tables."""
 
     residual: Float[torch.Tensor, "B T d_model"]
+    rounding: Float[torch.Tensor, "B T d_model"] | None
     block: Any
     tables: Tables
 
@@ -191,7 +194,7 @@ class Cut(BatchEdit):
         self.layers, self.answer, self.wiring = prepared.layers, prepared.answer, prepared.wiring
         self.architecture, self.n, self.outputs, self.at = architecture, n, outputs, at
         self.donors = change.donors
-        self.writes = Writes(architecture, prepared.sources, index, change)
+        self.writes = Writes(architecture, prepared.sources, index, change, prepared.together)
         keys_of = {layer: architecture.keys_of(layer) for layer in self.layers}
         self.shared = {source for layer, source in keys_of.items() if source != layer}
         self.reads: dict[int, Read] = {}
@@ -199,7 +202,7 @@ class Cut(BatchEdit):
     def leave(self, view: LayerView | PassingView) -> None:
         self.writes.keep(view)
         if view.index in self.shared and isinstance(view, LayerView):
-            self.reads[view.index] = Read(view.residual, view.block, view.positions)
+            self.reads[view.index] = self._read(view)
 
     def enter(
         self, layer: int, residual: Float[torch.Tensor, "B S d_model"], last: bool = False
@@ -207,29 +210,35 @@ class Cut(BatchEdit):
         if layer != self.architecture.n_layers or not self.answer or not self.n:
             return residual
         lost = self._lost(self.answer, layer, self.outputs, residual.device, slice(None))
-        return (residual.float() - lost).to(residual.dtype)
+        return take_out(residual, None, lost).to(residual.dtype)
 
     def apply(
         self, view: LayerView, z: Float[torch.Tensor, "B T H D"]
     ) -> Float[torch.Tensor, "B T H D"]:
-        self.writes.keep_embedding(view)
+        self.writes.enter(view)
         cuts = self.layers.get(view.index)
         if not cuts or not self.n:
             return z
         heads = sorted({head for own in cuts.values() for _, some in own for head in some})
-        self.reads[view.index] = Read(view.residual, view.block, view.positions)
-        before = self._heads(view, heads, {})
-        after = self._heads(view, heads, cuts)
-        added = self._output(after) - self._output(before)
+        self.reads[view.index] = self._read(view)
+        exact, after = (self._output(self._heads(view, heads, own)) for own in ({}, cuts))
         if view.gate is not None:
-            added = added * torch.stack([view.gate[:, -self.n :, h] for h in heads], dim=1)
+            gate = torch.stack([view.gate[:, -self.n :, h] for h in heads], dim=1)
+            exact, after = exact * gate, after * gate
         here = self.outputs.on(z.device)[:, -self.n :, None]
         out = z.clone()
         for number, head in enumerate(heads):
-            out[:, -self.n :, head] += (added[:, number] * here).to(z.dtype)
+            own = at_least_float32(view.own_z[:, -self.n :, head])
+            rounding = own - exact[:, number]
+            lost = (exact[:, number] - after[:, number]).to(own)
+            changed = out[:, -self.n :, head] + (take_out(own, rounding, lost) - own) * here
+            out[:, -self.n :, head] = changed.to(z.dtype)
         if view.index not in self.shared:
             del self.reads[view.index]
         return out
+
+    def _read(self, view: LayerView) -> Read:
+        return Read(view.residual, self.writes.rounding, view.block, view.positions)
 
     def _output(self, view: LayerView) -> Float32[torch.Tensor, "B h n D"]:
         """Return the heads' outputs, before gates."""
@@ -287,8 +296,9 @@ class Cut(BatchEdit):
         for group, own in cuts:
             read = self.reads[at]
             stream = read.residual[:, rows]
+            rounding = None if read.rounding is None else read.rounding[:, rows]
             lost = self._lost(group, at, mask, stream.device, rows)
-            changed = (stream.float() - lost).to(stream.dtype)
+            changed = take_out(stream, rounding, lost).to(stream.dtype)
             normed = self.architecture.attention_input(read.block, changed)
             new = self.wiring[at].project(self.architecture, read.block, normed, into)
             new = new.to(whole.device)
@@ -298,7 +308,7 @@ class Cut(BatchEdit):
 
     def _lost(
         self, group: Group, layer: int, mask: Everywhere, device: torch.device, rows: slice
-    ) -> Float32[torch.Tensor, "B S d_model"]:
+    ) -> Float[torch.Tensor, "B S d_model"]:
         """Return what a group's change takes out of the stream that enters a layer."""
         lost = self.writes.lost(group, rows, device)
         lost = self.writes.scaled(lost, group[-1].layer + 1, layer)

@@ -246,7 +246,16 @@ class CutEdges:
 
     Notes
     -----
-    A target's gate and its sinks stay as they are.
+    A target's gate and its sinks stay as they are. A cut into queries or keys is an edit of the
+    head's attention, one into values an edit of its values: no other edit of the same can be given
+    beside it. So all edges to cut belong into one `CutEdges`.
+
+    Where a norm stands between heads and the residual stream, the cut heads of a layer are taken
+    out of this norm's input together; so the effects of two such edges need not add up.
+
+    If nearly all of a stream is cut, its rounding error would be left, which the next norm
+    amplifies. Therefore the error is shared: what is left keeps as much of it as it has of the
+    stream's energy, and nothing if all is cut.
     """
 
     edges: Sequence[tuple[Any, Any, str]]

@@ -12,14 +12,16 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 
 from ..models import Architecture
 from ..models.architecture import call
+from ..models.rounding import Rounding
 from ..walk.everywhere import Everywhere
 from ..walk.walk import LayerView, PassingView
 from .frozen import frozen_write
 from .prepared import BatchChange, Part
+from .remainder import at_least_float32, take_out, wide
 from .sources import Group, Source
 
 
@@ -40,9 +42,13 @@ class LayerWrites:
         Factor on the residual stream that leaves the layer; None without.
     weight
         (H, D, d_model) weight of the output projection; None until it is needed.
+    product
+        (G, C, d_model) heads' outputs times this weight; None until it is needed.
+    rounding
+        (G, C, d_model) `attention_output` less its exact value; None if it is not followed.
     of_all
-        (G, some columns, d_model) what a change of all heads takes away from the output of the
-        projection, by first and last column.
+        (G, C, d_model) what a change of all heads takes away from the output of the projection;
+        None until it is needed.
     """
 
     block: Any
@@ -52,7 +58,9 @@ class LayerWrites:
     others: dict[str, Float[torch.Tensor, "G C d_model"]] = field(default_factory=dict)
     factor: Float[torch.Tensor, ""] | None = None
     weight: Float[torch.Tensor, "H D d_model"] | None = None
-    of_all: dict[Any, Float[torch.Tensor, "G some d_model"]] = field(default_factory=dict)
+    product: Float[torch.Tensor, "G C d_model"] | None = None
+    rounding: Float[torch.Tensor, "G C d_model"] | None = None
+    of_all: Float[torch.Tensor, "G C d_model"] | None = None
 
 
 class Writes:
@@ -68,6 +76,15 @@ class Writes:
         (G, C) index of the columns in the batch's flattened (B T) positions.
     change
         Change of the sources' outputs at the columns.
+    together
+        Whether several sources may be changed together. Then little of the stream may be left, and
+        its rounding is followed, as always in a coarse dtype.
+
+    Attributes
+    ----------
+    rounding
+        (G, C, d_model) float32 stream that enters the layer less the exact sum of all writes below;
+        None if it is not followed.
     """
 
     def __init__(
@@ -76,16 +93,41 @@ class Writes:
         sources: Sequence[Source],
         index: Everywhere,
         change: BatchChange,
+        together: bool = False,
     ) -> None:
         self.architecture, self.index, self.change = architecture, index, change
         self.kinds: dict[int, set[str]] = {}
         for source in sources:
             self.kinds.setdefault(source.layer, set()).add(source.kind)
         self.layers: dict[int, LayerWrites] = {}
+        self.together, self.follows = together, together
+        self.rounding: Float32[torch.Tensor, "G C d_model"] | None = None
+        self.sum: Float[torch.Tensor, "G C d_model"] | None = None
+        self.at_layer = -1
+        self.latest: dict[tuple[int | None, int | None], tuple[Group, torch.Tensor]] = {}
+
+    def enter(self, view: LayerView | PassingView) -> None:
+        """Follow what enters a layer; `keep` does so if it was not done."""
+        if view.index == self.at_layer:
+            return
+        self.at_layer = view.index
+        if view.index == 0:
+            self.keep_embedding(view)
+            self.follows = self.together or Rounding().is_coarse(view.residual.dtype)
+        if not self.follows:
+            return
+        dtype = wide(view.residual.device)
+        now = self._at(view.residual).to(dtype)
+        if self.sum is None:
+            self.sum = now
+        self.sum = self.sum.to(now.device)
+        if view.index and view.entered is not None:
+            self.sum = self.sum + (now - self._at(view.entered).to(now))
+        self.rounding = (now - self.sum).float()
 
     def keep(self, view: LayerView | PassingView) -> None:
         """Keep copies of a layer's writes."""
-        self.keep_embedding(view)
+        self.enter(view)
         kinds = self.kinds.get(view.index, set())
         found = self.layers[view.index] = LayerWrites(view.block)
         found.factor = self.architecture.stream_factor(view.block)
@@ -101,6 +143,40 @@ class Writes:
             others["extra"] = view.more_write
         for kind in kinds & others.keys():
             found.others[kind] = self._at(others[kind])
+        if self.sum is not None:
+            for write in others.values():
+                if write is not None:
+                    self.sum = self.sum + self._at(write).to(self.sum)
+            if isinstance(view, LayerView):
+                self.sum = self.sum + self._attention(view, found).to(self.sum)
+            self.sum = self.scaled(self.sum, view.index, view.index + 1)
+
+    def _attention(self, view: LayerView, kept: LayerWrites) -> Float[torch.Tensor, "G C d_model"]:
+        """Return what attention added, exactly where its heads may be taken out."""
+        if kept.z is None:
+            return self._at(view.attention_write)
+        exact, block = self._product(kept).to(wide(kept.z.device)), kept.block
+        nothing = torch.zeros_like(kept.z[:1, 0].flatten(-2))
+        exact = exact + call(self.architecture.projection(block), nothing)
+        if not self.together:
+            kept.product = None
+        if kept.attention_output is None or kept.attention_write is None:
+            written: torch.Tensor = self.architecture.write(block, exact)
+            return written
+        kept.rounding = (kept.attention_output.to(exact) - exact).float()
+        return kept.attention_write
+
+    def _product(self, kept: LayerWrites) -> Float[torch.Tensor, "G C d_model"]:
+        assert kept.z is not None
+        if kept.product is None:
+            kept.product = at_least_float32(kept.z).flatten(-2) @ self._weight(kept).flatten(0, 1)
+        return kept.product
+
+    def _weight(self, kept: LayerWrites) -> Float[torch.Tensor, "H D d_model"]:
+        assert kept.z is not None
+        if kept.weight is None:
+            kept.weight = output_weight(self.architecture, kept.block, kept.z)
+        return at_least_float32(kept.weight)
 
     def keep_embedding(self, view: LayerView | PassingView) -> None:
         """Keep a copy of what enters the first layer."""
@@ -125,9 +201,10 @@ class Writes:
     def changed(
         self, groups: Sequence[Group], columns: slice, device: torch.device
     ) -> Float[torch.Tensor, "G n C d_model"]:
-        """Return what a change of each group takes away from the residual stream, in float32.
+        """Return what a change of each group takes away from the residual stream.
 
-        The stream is the one that leaves the groups' highest layer. All groups have the same.
+        It is in float32, or wider if several sources change together. The stream is the one that
+        leaves the groups' highest layer, which all groups have in common.
 
         Parameters
         ----------
@@ -145,15 +222,30 @@ class Writes:
         self, group: Group, columns: slice, device: torch.device
     ) -> Float[torch.Tensor, "G C d_model"]:
         """Return what a change of one group takes away from the residual stream (`changed`)."""
-        lost: torch.Tensor | float = 0.0
-        layer = -1
-        for source_layer, own in groupby(group, key=lambda source: source.layer):
-            lost = self.scaled(lost, layer, source_layer) if torch.is_tensor(lost) else lost
+        dtype = wide(device) if self.together else torch.float32
+        known, lost = self._known(group, columns)
+        layer = known[-1].layer + 1 if known else -1
+        for source_layer, own in groupby(group[len(known) :], key=lambda source: source.layer):
+            lost = None if lost is None else self.scaled(lost.to(device), layer, source_layer)
             layer = source_layer
             for part in self._of_layer(self.layers[layer], list(own), columns):
-                lost = lost + part.to(device).float()
-        assert isinstance(lost, torch.Tensor)
-        return self.scaled(lost, layer, layer + 1)
+                part = part.to(device, dtype)
+                lost = part if lost is None else lost + part
+        assert lost is not None
+        lost = lost.to(device) if group == known else self.scaled(lost, layer, layer + 1)
+        if self.together:
+            self.latest[columns.start, columns.stop] = group, lost
+        return lost
+
+    def _known(self, group: Group, columns: slice) -> tuple[Group, torch.Tensor | None]:
+        """Return what is lost by the first layers of a group, if that was computed last.
+
+        Targets of neighbouring layers often lose the same sources, and the higher some more.
+        """
+        known, lost = self.latest.get((columns.start, columns.stop), ((), None))
+        n = len(known)
+        whole_layers = n == len(group) or (0 < n < len(group) and group[n].layer > known[-1].layer)
+        return (known, lost) if whole_layers and group[:n] == known else ((), None)
 
     def parts(
         self, sources: Sequence[Source], layer: int, columns: slice, device: torch.device
@@ -179,9 +271,7 @@ class Writes:
     ) -> Float[torch.Tensor, "G C d_model"]:
         assert kept.z is not None
         architecture, block = self.architecture, kept.block
-        if kept.weight is None:
-            kept.weight = output_weight(architecture, block, kept.z)
-        output = kept.z[:, columns, source.head].float() @ kept.weight[source.head].float()
+        output = kept.z[:, columns, source.head].float() @ self._weight(kept)[source.head]
         norm = architecture.attention_post_norm(block)
         if norm is None or kept.attention_output is None:
             written: torch.Tensor = architecture.write(block, output)
@@ -209,7 +299,7 @@ class Writes:
                 continue
             write = kept.others[source.kind]
             new = self.change.output((source.kind, source.layer), write)
-            yield (write.float() - new.float())[:, columns]
+            yield (at_least_float32(write) - at_least_float32(new))[:, columns]
 
     def _of_heads(
         self, kept: LayerWrites, layer: int, heads: list[int], columns: slice
@@ -222,29 +312,34 @@ class Writes:
             written: torch.Tensor = architecture.write(block, output)
             return written
         # The norm after attention is called on its changed input; nothing is frozen.
-        left = (kept.attention_output[:, columns].float() - output).to(dtype)
-        lost_write: torch.Tensor = kept.attention_write[:, columns].float()
-        return lost_write - architecture.write(block, left).float()
+        rounding = None if kept.rounding is None else kept.rounding[:, columns]
+        if rounding is not None:
+            output = output.to(wide(output.device))
+        left = take_out(kept.attention_output[:, columns], rounding, output).to(dtype)
+        write: torch.Tensor = at_least_float32(kept.attention_write[:, columns])
+        return write - at_least_float32(architecture.write(block, left))
 
     def _lost_output(
         self, kept: LayerWrites, layer: int, heads: list[int], columns: slice
     ) -> Float[torch.Tensor, "G C d_model"]:
         """Return what a change of heads takes away from the output of the projection."""
         assert kept.z is not None
-        if kept.weight is None:
-            kept.weight = output_weight(self.architecture, kept.block, kept.z)
-        weight: torch.Tensor = kept.weight.float()
+        weight, new = self._weight(kept), self.change.output(layer, kept.z)
         n_heads = len(weight)
-        new = self.change.output(layer, kept.z).expand_as(kept.z)
-        lost = (kept.z - new)[:, columns].float()
+        if 2 * len(heads) > n_heads and kept.of_all is None:
+            # Of most heads: that of all heads, which is the same for other targets, less the
+            # others'.
+            kept.of_all = self._product(kept)
+            if new.dim():  # not zeros
+                new = new.expand_as(kept.z)
+                kept.of_all = at_least_float32(kept.z - new).flatten(-2) @ weight.flatten(0, 1)
+        lost = at_least_float32((kept.z - new)[:, columns])
         if 2 * len(heads) <= n_heads:
             return _sum(lost[:, :, head] @ weight[head] for head in heads)
-        # Of most heads: that of all heads, which is the same for other targets, less the others'.
-        key = (columns.start, columns.stop)
-        if key not in kept.of_all:
-            kept.of_all[key] = lost.flatten(-2) @ weight.flatten(0, 1)
+        assert kept.of_all is not None
+        of_all = kept.of_all[:, columns]
         others = (lost[:, :, head] @ weight[head] for head in range(n_heads) if head not in heads)
-        return kept.of_all[key] - _sum(others) if len(heads) < n_heads else kept.of_all[key]
+        return of_all - _sum(others) if len(heads) < n_heads else of_all
 
 
 def _sum(tensors: Iterable[torch.Tensor]) -> torch.Tensor:

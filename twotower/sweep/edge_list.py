@@ -35,6 +35,11 @@ class Edges:
         """Return the layer whose residual stream a layer's queries, keys or values read."""
         return layer if into == "q" else self.keys_of[layer]
 
+    @property
+    def together(self) -> bool:
+        """Whether several sources are changed together."""
+        return any(len(group) > 1 for group in self.sources)
+
     @once
     def order(self) -> list[int]:
         """Numbers of the sources by their highest layer."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..checks import positive_bytes
+from ..models.rounding import Rounding
 from ..options import option
 from ..walk.memory import (
     UNEMBED_BYTES,
@@ -98,7 +99,13 @@ def what_fits(model: Model, layout: Layout, width: int, logprobs: bool, more: in
 
 
 def edges_fit(
-    model: Model, layout: Layout, width: int, columns: int, n_edges: int, logprobs: bool
+    model: Model,
+    layout: Layout,
+    width: int,
+    columns: int,
+    n_edges: int,
+    logprobs: bool,
+    together: bool = False,
 ) -> Fit:
     """Return how much of a batch's edges fits the option `memory_budget` at a time.
 
@@ -112,15 +119,21 @@ def edges_fit(
         Number of edges.
     logprobs
         Whether log-probabilities are measured.
+    together
+        Whether several sources are changed together (`Writes`).
     """
     a, size = model.architecture, model.dtype.itemsize
+    follows = together or Rounding().is_coarse(model.dtype)
     n_packs, n_changed = layout.source.own.shape
     seen = n_changed + layout.earlier.own.shape[1]
     of_keys = a.n_kv_heads * (a.d_key + a.d_head)
     # Of each layer: z and writes, the stream that is read, queries, keys and values.
     kept = columns * 6 * a.d_model + seen * of_keys + n_changed * a.n_heads * a.d_key
     kept = n_packs * (model.n_layers * kept * size + n_edges * n_changed * a.d_head * size)
-    read = columns * (4 * a.d_model * 4 + 3 * of_keys * size)
+    # The stream's rounding, and products of all heads; float64 sums of the stream.
+    rounding = 4 * follows + 8 * together
+    kept += n_packs * columns * a.d_model * (model.n_layers * rounding + 24 * follows)
+    read = columns * (4 * a.d_model * (8 if together else 4) + 3 * of_keys * size)
     read += seen * (3 * of_keys * size + 3 * 4 * a.n_heads * n_changed)
     reads = max(1, EDGE_TOKENS // (n_packs * columns))
     fit = what_fits(model, layout, width, logprobs, kept + n_packs * read)

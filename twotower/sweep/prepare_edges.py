@@ -158,7 +158,8 @@ def prepare_edges(
     def make(batch: Batch) -> EdgeSweep:
         reading = read(batch, 1)
         columns = reading.index.own.shape[1]
-        fit = edges_fit(model, reading.layout, batch.width, columns, n_edges, logprobs)
+        sizes = (columns, n_edges, logprobs, edges.together)
+        fit = edges_fit(model, reading.layout, batch.width, *sizes)
         reading.at_once = fit.reads
         return EdgeSweep(
             batch,

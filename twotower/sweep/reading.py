@@ -66,16 +66,22 @@ class Reading:
         """Keep what a layer's parts wrote and its heads read."""
         edges, layer = self.edges, view.index
         if self.writes is None:
-            self.writes = Writes(view.architecture, self.sources, self.index, self.change)
+            of = (view.architecture, self.sources, self.index, self.change, edges.together)
+            self.writes = Writes(*of)
         self.writes.keep(view)
+        rounding, n = self.writes.rounding, self.layout.n_changed
         if not isinstance(view, LayerView):
             return
         if set(edges.into) != {"q"} and layer in self.read_for_keys:
-            self.streams[layer] = Stream.of(view, self.wiring[layer], self.places.columns)
+            of_keys = None if rounding is None else rounding[:, n:]
+            place = self.places.columns
+            self.streams[layer] = Stream.of(view, self.wiring[layer], place, of_keys)
         if layer in edges.layers:
             queries = None
             if "q" in edges.into:
-                queries = Stream.of(view, self.wiring[layer], self.layout.source)
+                of_queries = None if rounding is None else rounding[:, :n]
+                place = self.layout.source
+                queries = Stream.of(view, self.wiring[layer], place, of_queries)
             keys = self.streams.get(edges.keys_of[layer])
             self.heads[layer] = HeadReads.of(view, self.layout, queries, keys)
 

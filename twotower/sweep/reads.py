@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Float32, Int
 
+from ..edits.remainder import take_out
 from ..edits.wiring import Wiring
 from ..models import Architecture
 from ..models.positions import Positions, softcapped, softmax
@@ -52,6 +53,8 @@ class Stream:
     ----------
     x
         (G, C, d_model) the stream at some positions.
+    rounding
+        (G, C, d_model) the stream less its exact value; None if it is not followed.
     positions
         Rotary tables and factors (G, 1, C, ...) of these positions.
     """
@@ -60,19 +63,27 @@ class Stream:
     block: Any
     wiring: Wiring
     x: Float[torch.Tensor, "G C d_model"]
+    rounding: Float[torch.Tensor, "G C d_model"] | None
     positions: Positions
 
     @classmethod
-    def of(cls, view: LayerView, wiring: Wiring, index: Everywhere) -> Stream:
+    def of(
+        cls,
+        view: LayerView,
+        wiring: Wiring,
+        index: Everywhere,
+        rounding: Float[torch.Tensor, "G C d_model"] | None,
+    ) -> Stream:
         """Return copies of a layer's stream at some positions."""
         of = (view.architecture, view.block, wiring)
-        return cls(*of, index.take(view.residual), tables_at(view, index))
+        return cls(*of, index.take(view.residual), rounding, tables_at(view, index))
 
     def read(
         self, lost: Float[torch.Tensor, "G n C d_model"], into: str
     ) -> Float[torch.Tensor, "G n C heads d"]:
         """Return queries, keys or values, as they are multiplied, of the stream less `lost`."""
-        changed = (self.x[:, None].float() - lost.to(self.x.device)).to(self.x.dtype)
+        rounding = None if self.rounding is None else self.rounding[:, None]
+        changed = take_out(self.x[:, None], rounding, lost.to(self.x.device)).to(self.x.dtype)
         normed = self.architecture.attention_input(self.block, changed)
         found = self.wiring.project(self.architecture, self.block, normed, into)
         if into == "v":
@@ -297,13 +308,17 @@ class Changed:
             z = rows.unflatten(2, tuple(weights.shape[2:4]))
             return self._gated(z.permute(0, 2, 3, 1, 4))
         assert self.inside is not None
-        weights = self.weights[:, 0]
-        index = self.inside[:, None, None].expand(*weights.shape[:3], -1)
-        weights = weights.gather(-1, index)
+        every = self.weights[:, 0]
+        index = self.inside[:, None, None].expand(*every.shape[:3], -1)
+        weights = every.gather(-1, index)
         index = self.inside[..., None, None].expand(-1, -1, *values.shape[2:])
         old = values.gather(1, index)[:, None]
-        moved = _summed(weights, self.values) - _summed(weights, old)
-        return some_heads(reads.z, self.heads).float()[:, None] + self._gated(moved)
+        lost = self._gated(_summed(weights, old) - _summed(weights, self.values))
+        own = some_heads(reads.z, self.heads).float()[:, None]
+        rounding = None
+        if reads.keys is not None and reads.keys.rounding is not None:
+            rounding = own - self._gated(_summed(every, values[:, None]))
+        return take_out(own, rounding, lost)
 
     def _gated(self, z: Float32[torch.Tensor, "G n S h D"]) -> Float32[torch.Tensor, "G n S h D"]:
         gate = self.reads.gate

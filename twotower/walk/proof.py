@@ -109,7 +109,9 @@ class Kept:
         """Return copies, because views would keep the whole residual stream in memory."""
         finest = min((x.dtype for x in parts), key=roundoff)
         sums = torch.stack([x[:, -1].to(device, finest) for x in parts])
-        entered = None if view.entered is None else view.entered.to(device, finest, copy=True)
+        entered = None
+        if view.entered is not None:
+            entered = view.entered[:, -1].to(device, finest, copy=True)
         return cls(view.index, sums, coarsest(*parts), entered)
 
     @property

@@ -68,7 +68,7 @@ class LayerView:
     learned
         (B or 1, T, d_model) learned position embedding, or None.
     entered
-        (B, d_model) last position's residual stream before edits of the stream; None without.
+        (B, T, d_model) residual stream before edits of the stream; None without.
     masks
         Masks of visible and hidden keys by device, number of queries, window and chunk; all
         layers share them.
@@ -95,7 +95,7 @@ class LayerView:
     more_write: Float[torch.Tensor, "B T d_model"] | None = None
     factor: Float[torch.Tensor, ""] | None = None
     learned: Everywhere | None = None
-    entered: Float[torch.Tensor, "B d_model"] | None = None
+    entered: Float[torch.Tensor, "B T d_model"] | None = None
     masks: dict[Any, torch.Tensor] = field(default_factory=dict)
 
     def turn(
@@ -195,7 +195,7 @@ class PassingView:
     residual: Float[torch.Tensor, "B T d_model"]
     mixer_write: Float[torch.Tensor, "B T d_model"]
     mlp_write: Float[torch.Tensor, "B T d_model"]
-    entered: Float[torch.Tensor, "B d_model"] | None = None
+    entered: Float[torch.Tensor, "B T d_model"] | None = None
 
 
 @dataclass
@@ -362,7 +362,7 @@ def walk(
             residual = edit.enter(index, residual)
         before = None
         if residual is not entered:
-            block.input, before = residual, entered[:, -1]
+            block.input, before = residual, entered
         if gradients and index == 0:
             residual = residual.detach().requires_grad_()
             block.input = residual
