@@ -61,7 +61,7 @@ def whole(name: str, value: Any, least: int = 0, most: int | None = None) -> int
     ok = isinstance(value, Integral) and not isinstance(value, bool)
     if not ok or value < least or (most is not None and value > most):
         bounds = f"{least} or more" if most is None else f"from {least} to {most}"
-        raise InputError(f"{name}={value!r} must be a whole number, {bounds}")
+        raise InputError(f"{name}={shown(value)} must be a whole number, {bounds}")
     return int(value)
 
 
@@ -81,8 +81,7 @@ def finite(name: str, value: Any) -> float:
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        shown = repr(value) if len(repr(value)) < 50 else f"{repr(value)[:50]}..."
-        raise InputError(f"{name}={shown} must be a finite number")
+        raise InputError(f"{name}={shown(value)} must be a finite number")
     return number
 
 
@@ -96,7 +95,7 @@ def fraction(name: str, value: Any) -> float:
     """
     number = finite(name, value)
     if not 0 <= number <= 1:
-        raise InputError(f"{name}={value!r} must be a number from 0 to 1")
+        raise InputError(f"{name}={shown(value)} must be a number from 0 to 1")
     return number
 
 
@@ -121,13 +120,28 @@ def encodable(name: str, text: str) -> None:
     except UnicodeEncodeError as error:
         half = text[error.start]
         raise InputError(
-            f"{name} {_short(text)} holds U+{ord(half):04X}, half of a surrogate pair, which is "
+            f"{name} {shown(text)} holds U+{ord(half):04X}, half of a surrogate pair, which is "
             "not a character; read the text again with the right encoding, or leave it out"
         ) from None
 
 
-def _short(text: str) -> str:
-    return repr(text if len(text) < 60 else f"{text[:57]}...")
+def shown(value: Any) -> str:
+    """Return a value as it is shown in a message: in one short line."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def several(name: str, value: Any) -> list[Any]:
+    """Return the items of a list or another collection, which is not a text.
+
+    Raises
+    ------
+    InputError
+        If the value is something else; the message names the argument.
+    """
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise InputError(f"{name}={shown(value)} must be a list")
+    return list(value)
 
 
 def one_of(name: str, value: Any, known: Iterable[str]) -> None:
@@ -140,7 +154,7 @@ def one_of(name: str, value: Any, known: Iterable[str]) -> None:
     """
     known = tuple(known)
     if not isinstance(value, str) or value not in known:
-        raise InputError(f"{name}={value!r} is not known; use one of {', '.join(known)}")
+        raise InputError(f"{name}={shown(value)} is not known; use one of {', '.join(known)}")
 
 
 def yes_or_no(name: str, value: Any) -> None:
@@ -154,7 +168,7 @@ def yes_or_no(name: str, value: Any) -> None:
     import numpy as np  # slow to import, and the command line does not need it
 
     if not isinstance(value, (bool, np.bool_)):
-        raise InputError(f"{name}={value!r} must be True or False")
+        raise InputError(f"{name}={shown(value)} must be True or False")
 
 
 def positive_bytes(name: str, value: Any) -> int:
@@ -167,7 +181,7 @@ def positive_bytes(name: str, value: Any) -> int:
     """
     from accelerate.utils.modeling import convert_file_size_to_int
 
-    wrong = InputError(f"{name}={value!r} must be a number of bytes, or like '2GiB'")
+    wrong = InputError(f"{name}={shown(value)} must be a number of bytes, or like '2GiB'")
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise wrong
     try:

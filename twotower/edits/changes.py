@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
-from ..checks import check_is, finite, whole
+from ..checks import check_is, finite, shown, whole
 from ..errors import InputError
 
 if TYPE_CHECKING:
@@ -132,4 +132,4 @@ def check_change(to: Any) -> None:
     if isinstance(to, get_args(Change)):
         return
     names = ", ".join(f"tt.{kind.__name__}" for kind in get_args(Change))
-    raise InputError(f"to={to!r} is not a change of a head's output; use one of {names}")
+    raise InputError(f"to={shown(to)} is not a change of a head's output; use one of {names}")

@@ -68,7 +68,7 @@ class PreparedCut:
 
     def __init__(self, model: Model, prompts: Prompts, edit: CutEdges) -> None:
         self.model = model
-        self.outputs = position_mask(prompts, edit.outputs)
+        self.outputs = position_mask(prompts, edit.outputs, "outputs")
         self.at = position_mask(prompts, edit.positions)
         self.answer, self.layers = _listed(model, edit.edges)
         cuts = [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from ..checks import check_is, finite, one_of, whole, yes_or_no
+from ..checks import check_is, finite, one_of, shown, whole, yes_or_no
 from ..errors import InputError
 from ..head import as_list
 from ..prompts.positions import named
@@ -201,12 +201,14 @@ class Add:
             if hasattr(values, "detach"):
                 values = values.detach().cpu().float().numpy()
             found = np.array(values, dtype=np.float32)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"vector must be numbers (d_model,): {error}") from None
-        if found.ndim != 1 or not np.isfinite(found).all():
+        except (TypeError, ValueError):
             raise InputError(
-                f"vector must be finite numbers (d_model,); this is of shape {found.shape}"
-            )
+                f"vector must be numbers (d_model,); this is {shown(self.vector)}"
+            ) from None
+        if found.ndim != 1:
+            raise InputError(f"vector must be numbers (d_model,); this is of shape {found.shape}")
+        if not np.isfinite(found).all():
+            raise InputError("vector has numbers that are not finite")
         object.__setattr__(self, "vector", found)
         whole("layer", self.layer)
 

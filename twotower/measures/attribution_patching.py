@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from ..checks import check_measured
 from ..edits.changes import Change, Zero, check_change
 from ..edits.prepared import BatchChange, prepare_change
 from ..errors import InputError
@@ -67,6 +68,7 @@ def attribution_patching(
     ----------
     Nanda (2023), "Attribution patching: activation patching at industrial scale".
     """
+    check_measured(model, prompts)
     measure = GradientEffects(positions, to)
     if not prompts.answers.several:
         return run(model, prompts, measure)

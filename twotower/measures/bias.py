@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..checks import check_is, one_of, whole
+from ..checks import check_is, one_of, several, whole
 from ..errors import InputError
 from ..results import make_dataset
 from ..results.forms import MISSING
@@ -116,7 +116,7 @@ def label_bias(predictions: xr.Dataset, favoured: Sequence[str] | np.ndarray) ->
     if not {"prompt", "label"} <= set(getattr(getattr(predictions, name, None), "dims", ())):
         raise InputError("label_bias needs the result of predict: logit (prompt, label)")
     labels = [str(label) for label in predictions["label"].values]
-    favoured = np.asarray(favoured, dtype=object)
+    favoured = np.asarray(several("favoured", favoured), dtype=object)
     n = predictions.sizes["prompt"]
     if favoured.shape != (n,):
         raise InputError(f"favoured has the shape {favoured.shape}; there are {n} prompts")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..checks import one_of, whole
+from ..checks import one_of, shown, whole
 from ..errors import InputError
 from ..results import measured_prompts
 
@@ -109,8 +109,8 @@ def _strength(effects: xr.Dataset, label: str | None, by: str) -> xr.DataArray:
     if name not in effects:
         raise InputError("a label's heads need effects with logprobs=True")
     known = [str(x) for x in effects["label"].values]
-    if label not in known:
-        raise InputError(f"label {label!r} is not among {', '.join(known)}")
+    if not isinstance(label, str) or label not in known:
+        raise InputError(f"label {shown(label)} is not among {', '.join(known)}")
     right = effects["gold"] == label
     if not right.any():
         raise InputError(f"label {label!r} is the right answer of no prompt")

@@ -132,6 +132,7 @@ def circuit(
     for name, number, least in (("writers", writers, 1), ("edges", edges, 1), ("depth", depth, 0)):
         whole(name, number, least)
     fraction("threshold", threshold)
+    whole("seed", seed)
     check_change(to)
     margin = mean_known(measured_prompts(predict(model, prompts))["margin"].values)
     if not margin > 0:
@@ -297,7 +298,14 @@ def circuit_heads(found: xr.Dataset) -> list[Head]:
     -------
     list of Head
         Ordered by the largest absolute mean effect of an edge that leaves the head.
+
+    Raises
+    ------
+    InputError
+        If the dataset is not a circuit.
     """
+    if not hasattr(found, "data_vars") or "source_name" not in found:
+        raise InputError("this is not the result of circuit")
     strength: dict[str, float] = {}
     sources, means = found["source_name"].values, found["mean_effect"].values
     for name, mean in zip(sources, means, strict=True):

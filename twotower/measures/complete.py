@@ -10,7 +10,7 @@ import nnsight
 import torch
 from transformers import GenerationConfig
 
-from ..checks import whole
+from ..checks import shown, whole
 from ..edits.edits import Add, Edit, KnockOut, as_edits
 from ..edits.prepared_edits import AddVector, ChangeHeads, PreparedEdits
 from ..errors import InputError
@@ -64,7 +64,7 @@ def complete(
     """
     whole("max_tokens", max_tokens, 1)
     if stop is not None and (not isinstance(stop, str) or not stop):
-        raise InputError(f"stop={stop!r} must be a text")
+        raise InputError(f"stop={shown(stop)} must be a text")
     listed = as_edits(edits)
     for edit in listed:
         if not isinstance(edit, (KnockOut, Add)):

@@ -157,7 +157,7 @@ def kept_columns(prompts: Prompts, keep: Positions) -> np.ndarray | None:
         one_of("keep", keep, ("all", "labels", "last"))
     if isinstance(keep, str) and keep == "all":
         return None
-    columns = columns_of(position_mask(prompts, keep))
+    columns = columns_of(position_mask(prompts, keep, "keep"))
     if not columns.size:
         raise InputError("keep selects no position: nothing would be kept")
     return columns

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..checks import one_of, yes_or_no
+from ..checks import one_of, several, yes_or_no
 from ..edits.changes import Change, Zero, check_change
 from ..edits.sources import as_sources, name_of
 from ..edits.wiring import INTO
@@ -115,7 +115,7 @@ def edges_of(model: Model, sources: Any, targets: Any, into: str | Sequence[str]
     InputError
         As `edge_effects`.
     """
-    wanted = [into] if isinstance(into, str) else list(into)
+    wanted = [into] if isinstance(into, str) else several("into", into)
     for name in wanted:
         one_of("into", name, INTO)
     if not wanted or len(set(wanted)) < len(wanted):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from ..checks import whole
+from ..checks import several, whole
 from ..edits.changes import Change, Mean, check_change
 from ..edits.cut import all_edges
 from ..edits.edits import CutEdges, Edit, KnockOut
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 Ranking = Sequence[Any] | xr.Dataset
 
+SIZES = tuple(2**i for i in range(7))
+"""Default numbers of heads or edges to keep."""
+
 LISTED = 1000
 """Heads or edges of a ranking that the record lists; large models have millions of edges."""
 
@@ -37,7 +40,7 @@ def faithfulness(
     prompts: Prompts,
     rankings: Mapping[str, Ranking],
     *,
-    sizes: Sequence[int] = (1, 2, 4, 8, 16, 32, 64),
+    sizes: Sequence[int] | None = None,
     to: Change | None = None,
     outputs: Positions = "last",
 ) -> xr.Dataset:
@@ -57,7 +60,8 @@ def faithfulness(
         `in_context_heads` of effects; or of edges (source, target, into), or results of
         `circuit`, whose edges are ordered by their absolute mean effect.
     sizes
-        Numbers of heads or edges to keep. A ranking that is shorter keeps all that it has.
+        Numbers of heads or edges to keep; by default 1, 2, 4, ... up to 64, as far as the model has
+        so many. A ranking that is shorter keeps all that it has.
     to
         New output of the other heads, or of the sources of other edges; by default their mean
         over the prompts.
@@ -75,11 +79,17 @@ def faithfulness(
     Raises
     ------
     InputError
-        If there is no ranking, rankings of heads and of edges are mixed, a size is not a whole
-        number above 0, or the margin with all is not larger than that without.
+        If there is no ranking or an empty one, rankings of heads and of edges are mixed, a size is
+        not a whole number from 1 to the number of all heads or edges, or the margin with all is not
+        larger than that without.
     """
+    if not isinstance(rankings, Mapping):
+        raise InputError("rankings must be a dict: lists of heads or edges by name")
     if not rankings:
         raise InputError("there are no rankings of heads or edges")
+    for name, ranking in rankings.items():
+        if not _is_circuit(ranking) and not several(f"rankings[{name!r}]", ranking):
+            raise InputError(f"the ranking {name!r} is empty")
     to = Mean(prompts) if to is None else to
     check_change(to)
     kinds = {name: _are_edges(ranking) for name, ranking in rankings.items()}
@@ -96,7 +106,13 @@ def faithfulness(
                 f"{_text(unknown[0])!r} in the ranking {name!r} is no edge from a source into a "
                 "head above it, or from a head into the answer"
             )
-    counts = sorted({whole("sizes", size, 1, len(every)) for size in sizes})
+    given = SIZES if sizes is None else several("sizes", sizes)
+    counts = sorted({whole("sizes", size, 1) for size in given})
+    if sizes is None:
+        counts = [n for n in counts if n <= len(every)]
+    elif counts and counts[-1] > len(every):
+        kind = "edges" if of_edges else "heads"
+        raise InputError(f"sizes={counts[-1]}, but the model has only {len(every)} {kind}")
     if not counts:
         raise InputError("there are no sizes")
 
@@ -156,18 +172,24 @@ def _margins(
     return np.moveaxis(np.array(rows, dtype=np.float32), -1, 0), clean, without
 
 
+def _is_circuit(ranking: Any) -> bool:
+    if not isinstance(ranking, (xr.Dataset, xr.DataArray)):
+        return False
+    if "source_name" not in getattr(ranking, "data_vars", ()):
+        raise InputError("a ranking that is a dataset must be the result of circuit()")
+    return True
+
+
 def _are_edges(ranking: Ranking) -> bool:
-    if isinstance(ranking, xr.Dataset):
+    if _is_circuit(ranking):
         return True
     items = list(ranking)
-    return bool(items) and not isinstance(items[0], str) and len(items[0]) == 3
+    return isinstance(items[0], (tuple, list)) and len(items[0]) == 3
 
 
 def _edges(ranking: Ranking, model: Model) -> list[tuple[str, str, str]]:
     """Return edges by name, each once."""
     if isinstance(ranking, xr.Dataset):
-        if "source_name" not in ranking:
-            raise InputError("a ranking that is a dataset must be the result of circuit()")
         order = abs(ranking["mean_effect"]).argsort().values[::-1]
         names = (ranking[name].values[order] for name in ("source_name", "target_name", "tower"))
         ranking = list(zip(*names, strict=True))

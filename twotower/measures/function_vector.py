@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..checks import several
 from ..edits.edits import Add
 from ..errors import InputError
 from ..head import Head, as_list, check_heads
@@ -150,7 +151,7 @@ def vector_effects(
     InputError
         As `Add`, or if there are no layers.
     """
-    asked = list(range(model.n_layers)) if layers is None else [int(layer) for layer in layers]
+    asked = list(range(model.n_layers)) if layers is None else several("layers", layers)
     if not asked:
         raise InputError("there are no layers to add the vector to")
     edits = [Add(vector, layer, positions) for layer in asked]

@@ -104,6 +104,8 @@ def head_kinds(
         two demonstrations.
     """
     check_is(model, "Model", "model")
+    if prompts is not None:
+        check_is(prompts, "Prompts", "prompts")
     for name, value in (("n", n), ("length", length)):
         whole(name, value, 2)
     repeats = random_repeats(model, n, length, whole("seed", seed))

@@ -13,6 +13,7 @@ from ..checks import yes_or_no
 from ..edits.changes import Zero
 from ..edits.frozen import Frozen, Pass
 from ..edits.sources import POSITION, Source, all_sources
+from ..errors import InputError
 from ..head import Head, check_heads
 from ..models.positions import Positions as Tables
 from ..models.rounding import Rounding
@@ -89,6 +90,8 @@ def score_parts(
     """
     yes_or_no("pairs", pairs)
     chosen = check_heads(heads, model)
+    if not chosen:
+        raise InputError("there are no heads")
     return _measured(model, prompts, ScoreParts(tuple(chosen), keep, pairs))
 
 
@@ -123,6 +126,8 @@ def margin_parts(
         As `score_parts`.
     """
     chosen = check_heads(heads, model)
+    if not chosen:
+        raise InputError("there are no heads")
     return _measured(model, prompts, MarginParts(tuple(chosen), keep))
 
 

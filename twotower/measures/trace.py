@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checks import check_is
+from ..checks import check_is, several
 from ..edits.changes import Change, Zero
 from ..errors import InputError
 from ..prompts.completions import Completions, read_completions
@@ -84,6 +84,8 @@ def trace_effects(
         `head_effects`.
     """
     check_is(prompts, "Prompts", "prompts")
+    if keep is not None and not isinstance(keep, str):
+        keep = several("keep", keep)
     read = read_completions(prompts, completions, spans, model.max_positions)
     kept = _kept(read, keep)
     sequences = with_completions(prompts, read.token_id)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..checks import MOST_PROMPTS, check_is, one_of, whole, yes_or_no
 from ..errors import InputError
-from .chat import CHAT, ChatTemplate, make_template
+from .chat import ChatTemplate, make_template
 from .labels import order_labels
 from .pair_prompts import PairRecipe
 from .pair_task import PairTask
@@ -265,7 +265,7 @@ def build_prompts(
     whole("n", n, 1, MOST_PROMPTS)
     whole("seed", seed)
     form = make_template(template, instruction, model.tokenizer)
-    add_special_tokens = bool(add_special_tokens) and template != CHAT
+    add_special_tokens = bool(add_special_tokens) and not isinstance(form, ChatTemplate)
     if isinstance(task, PairTask):
         given = {
             "labels": labels is not None,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..checks import shown
 from ..errors import InputError
 from .segments import Prompt, Segment, Template
 
@@ -106,7 +107,7 @@ class ChatTemplate:
 
 def make_template(form: str, instruction: str, tokenizer: Any) -> Template | ChatTemplate:
     """Return a template from a user's arguments; "chat" is the tokenizer's own."""
-    if form == CHAT:
+    if isinstance(form, str) and form == CHAT:
         return ChatTemplate(tokenizer, instruction)
     return Template(form, instruction)
 
@@ -120,9 +121,9 @@ def chat_template(tokenizer: Any, template: str | None, instruction: str) -> Cha
         If the template is another one, or a system message has no template.
     """
     if template is None:
-        if instruction:
+        if not isinstance(instruction, str) or instruction:
             raise InputError("instruction= is the system message of a chat; pass template='chat'")
         return None
-    if template != CHAT:
-        raise InputError(f"template={template!r}: whole texts take no template but 'chat'")
+    if not isinstance(template, str) or template != CHAT:
+        raise InputError(f"template={shown(template)}: whole texts take no template but 'chat'")
     return ChatTemplate(tokenizer, instruction)

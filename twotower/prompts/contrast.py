@@ -6,7 +6,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..checks import check_is, encodable, yes_or_no
+from ..checks import check_is, encodable, shown, yes_or_no
 from ..errors import InputError
 from .chat import chat_template
 from .prompts import Prompts, assemble
@@ -98,9 +98,9 @@ def contrast(
     yes_or_no("add_special_tokens", add_special_tokens)
     yes_or_no("control_tokens", control_tokens)
     if not isinstance(name, str):
-        raise InputError(f"name={name!r} must be a text")
+        raise InputError(f"name={shown(name)} must be a text")
     if join is not None and not isinstance(join, str):
-        raise InputError(f"join={join!r} must be a text or None")
+        raise InputError(f"join={shown(join)} must be a text or None")
     strings = _texts("texts", texts)
     if not strings:
         raise InputError("texts= is empty: give at least one prompt")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import encodable, finite, whole
+from ..checks import encodable, finite, shown, whole
 from ..errors import InputError
 from .classes import is_missing
 from .tables import FORMATS, Table, read_file, read_object
@@ -51,10 +51,10 @@ class PairTask:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
-            raise InputError(f"the task's name {self.name!r} must be a text")
+            raise InputError(f"the task's name {shown(self.name)} must be a text")
         for about in ("name", "description", "source"):
             if not isinstance(getattr(self, about), str):
-                raise InputError(f"{about}={getattr(self, about)!r} must be a text")
+                raise InputError(f"{about}={shown(getattr(self, about))} must be a text")
             encodable(f"the task's {about}", getattr(self, about))
         listed = self.pairs.items() if isinstance(self.pairs, Mapping) else self.pairs
         table = hasattr(listed, "columns") or hasattr(listed, "column_names")

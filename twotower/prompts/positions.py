@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool
 
-from ..checks import whole, yes_or_no
+from ..checks import one_of, shown, whole, yes_or_no
 from ..errors import InputError
-from .segments import ROLES
+from .segments import PLACES, ROLES
 
 if TYPE_CHECKING:
     from .prompts import Prompts
@@ -147,12 +147,21 @@ def _texts(name: str, given: Any) -> tuple[str, ...] | None:
     ok = isinstance(listed, Iterable)
     texts = tuple(listed) if ok else ()
     if not texts or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"{name}={given!r} must be a text, or several")
+        raise InputError(f"{name}={shown(given)} must be a text, or several")
     return texts
 
 
-def position_mask(prompts: Prompts, positions: Positions) -> Bool[np.ndarray, "prompt position"]:
+def position_mask(
+    prompts: Prompts, positions: Positions, name: str = "positions"
+) -> Bool[np.ndarray, "prompt position"]:
     """Return a (prompt, position) boolean mask from a name, `twotower.at`, or a user's array.
+
+    Parameters
+    ----------
+    prompts, positions
+        The prompts, and what of them is meant.
+    name
+        Name of the argument, for messages.
 
     Raises
     ------
@@ -160,19 +169,22 @@ def position_mask(prompts: Prompts, positions: Positions) -> Bool[np.ndarray, "p
         If the name is unknown, or the array is not boolean of that shape.
     """
     if isinstance(positions, str):
+        one_of(name, positions, PLACES)
         return prompts.where(positions)
     if hasattr(positions, "mask") and hasattr(positions, "describe"):
         return positions.mask(prompts)
-    mask = np.asarray(positions)
+    # Objects of other kinds fail below; a dataset cannot even become an array.
+    mask = np.asarray(None if hasattr(positions, "data_vars") else positions)
     # Imported here: `at` needs no tokens.
     from .sequences import base_of, widened
 
     if mask.dtype == bool and mask.shape == base_of(prompts).token_id.shape:
         mask = widened(mask, prompts)
     if mask.dtype != bool or mask.shape != prompts.token_id.shape:
+        found = f"{mask.dtype} of shape {mask.shape}" if mask.ndim else shown(positions)
         raise InputError(
-            f"positions must be 'last', 'labels', 'all', at(...) or a boolean array of shape "
-            f"{prompts.token_id.shape}; this is {mask.dtype} of shape {mask.shape}"
+            f"{name} must be 'last', 'labels', 'all', at(...) or a boolean array of shape "
+            f"{prompts.token_id.shape}; this is {found}"
         )
     return mask & (prompts.token_id >= 0)
 

@@ -13,7 +13,7 @@ import numpy as np
 from ..checks import finite, one_of, whole
 from ..errors import InputError
 from .answers import Answers, check_label_positions, read_answers
-from .segments import Prompt
+from .segments import PLACES, Prompt
 from .tokens import tokenize
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ class Prompts:
             "last" (where an answer's tokens are predicted), "labels" or "all" (all except
             padding).
         """
-        one_of("positions", positions, ("last", "labels", "all"))
+        one_of("positions", positions, PLACES)
         if positions == "all":
             return np.asarray(self.token_id >= 0)
         roles = {"last": ("last", "answer"), "labels": ("label",)}[positions]

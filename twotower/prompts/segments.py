@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..checks import encodable
+from ..checks import encodable, shown
 from ..errors import InputError
 
 ROLES = ("pad", "bos", "text", "separator", "label", "query", "last", "answer")
@@ -18,6 +18,9 @@ ROLES = ("pad", "bos", "text", "separator", "label", "query", "last", "answer")
 "last" is the position that predicts the answer's first token. "answer" are the tokens of an
 answer that predict its further tokens.
 """
+
+PLACES = ("last", "labels", "all")
+"""Names of positions: where an answer's tokens are predicted, labels, and all except padding."""
 
 TEMPLATE = "{text}: {label}\n"
 
@@ -166,7 +169,7 @@ class Template:
     def __post_init__(self) -> None:
         for name, text in (("template", self.form), ("instruction", self.instruction)):
             if not isinstance(text, str):
-                raise InputError(f"{name}={text!r} must be a text")
+                raise InputError(f"{name}={shown(text)} must be a text")
             encodable(f"{name}=", text)
         ok = self.form.count("{text}") == 1 and self.form.count("{label}") == 1
         if not ok or self.form.index("{text}") > self.form.index("{label}"):

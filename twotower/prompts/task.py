@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import encodable, finite, one_of, whole, yes_or_no
+from ..checks import encodable, finite, one_of, shown, whole, yes_or_no
 from ..errors import InputError
 from .classes import class_name, is_missing, texts_by_class
 from .tables import FORMATS, Rows, Table, dataset_rows, read_file, read_object
@@ -63,11 +63,11 @@ class Task:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
-            raise InputError(f"the task's name {self.name!r} must be a text")
+            raise InputError(f"the task's name {shown(self.name)} must be a text")
         one_of("kind", self.kind, KINDS)
         for about in ("description", "source"):
             if not isinstance(getattr(self, about), str):
-                raise InputError(f"{about}={getattr(self, about)!r} must be a text")
+                raise InputError(f"{about}={shown(getattr(self, about))} must be a text")
             encodable(f"the task's {about}", getattr(self, about))
         encodable("the task's name", self.name)
         yes_or_no("hard", self.hard)
@@ -229,15 +229,15 @@ def load_task(
     texts |= {} if name is None else {"name": name}
     for about, value in texts.items():
         if not isinstance(value, str):
-            raise InputError(f"{about}={value!r} must be a text")
+            raise InputError(f"{about}={shown(value)} must be a text")
     whole("max_per_class", max_per_class, 1)
     whole("seed", seed)
     if not isinstance(source, str):
         table = read_object(source, text, label, split)
         if table is None:
-            shown = type(source).__name__ if len(repr(source)) > 60 else repr(source)
+            listed = type(source).__name__ if len(repr(source)) > 60 else repr(source)
             raise InputError(
-                f"{shown} is neither a task name nor a table; for your own texts use Task"
+                f"{listed} is neither a task name nor a table; for your own texts use Task"
             )
         return _task(table, text, label, name, strict=True)
     encodable("source", source)

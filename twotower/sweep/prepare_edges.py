@@ -79,7 +79,7 @@ def prepare_reading(
     """
     if option("proof") and model.state is not None:
         refuse(model, model.state.unfollowed())
-    last = position_mask(prompts, outputs)
+    last = position_mask(prompts, outputs, "outputs")
     if not last.any():
         raise InputError("outputs are empty: no target's output would change")
     at = np.zeros_like(last)
