@@ -2,8 +2,8 @@
 
 python tests/status.py [--again] [TYPE ...]
 
-Results are kept by type in build/status; only those that are not there are computed, unless
-`--again` is given.
+Results are kept by type in build/status. Computed are those that are not there, those of named
+types, and with `--again` all.
 """
 
 from __future__ import annotations
@@ -89,14 +89,18 @@ def main() -> None:
     KEPT.mkdir(parents=True, exist_ok=True)
     for kind in options.types or CLASSES:
         path = KEPT / f"{kind}.json"
-        if options.again or not path.exists():
+        if options.again or options.types or not path.exists():
             with redirect_stderr(io.StringIO()):
                 found = examined(kind)
             path.write_text(json.dumps(found, indent=1))
-            print(kind, verdict(found), file=sys.stderr, flush=True)
+            print(kind, verdict(found), *wrong(found), sep="\n  ", file=sys.stderr, flush=True)
     absent = [kind for kind in CLASSES if not (KEPT / f"{kind}.json").exists()]
     if absent:
-        print(f"{len(absent)} types are not examined yet; the page stays", file=sys.stderr)
+        print(
+            f"{len(absent)} other types are not examined yet, so the page stays as it is; without "
+            "names all of them are",
+            file=sys.stderr,
+        )
         return
     found = {kind: json.loads((KEPT / f"{kind}.json").read_text()) for kind in sorted(CLASSES)}
     (FOLDER / "STATUS.md").write_text(page(found))
@@ -178,6 +182,16 @@ def verdict(found: dict[str, Any]) -> str:
         return "refused" if found["refused"] else "wrong"
     fine = [worst(found, column) < LARGEST for column in COLUMNS]
     return "right" if all(fine) else "wrong"
+
+
+def wrong(found: dict[str, Any]) -> list[str]:
+    """Return what is wrong of each variant."""
+    reasons = []
+    for name, one in found.get("variants", {}).items():
+        large = [f"{x} {one[x]:.1e}" for x in COLUMNS if x in one and not one[x] < LARGEST]
+        for reason in (*large, *([one["failed"]] if "failed" in one else [])):
+            reasons.append(f"{name or 'plain'}: {reason}")
+    return reasons
 
 
 def worst(found: dict[str, Any], column: str) -> float:

@@ -147,6 +147,8 @@ LINES = {
     "check MODEL --revision ''": "revision= is for a model on the hub",
     "check": "set TWOTOWER_CACHE to a folder",
     "plan": "--model requires an argument",
+    "plan llama-7b --gpu": "--gpu needs the memory of each GPU",
+    "kinds --n 0": "n=0 must be a whole number, 1 or more",
     "plan ./nope": "there is no folder ./nope",
     "plan EMPTY": "it has no config.json",
     "plan MODEL --gpu lots": "gpu='lots' must be a number of bytes",

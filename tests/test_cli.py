@@ -137,6 +137,13 @@ def test_memory_that_runs_out_on_the_way(
     assert "measured" not in tt.open(out).predictions.coords
 
 
+def test_a_circuit_that_cannot_be_written(tmp_path: Path, capsys) -> None:
+    """Said before the model is loaded."""
+    out = tmp_path / "nowhere" / "circuit.graphml"
+    assert run("circuit", "no/such-model", "--out", out) == 2
+    assert "its folder is not there" in capsys.readouterr().err
+
+
 def test_status_of_experiments(tmp_path: Path, capsys) -> None:
     """Of three units one is measured and one has failed; nobody works on them now."""
     done = tmp_path / "done.zarr"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from numbers import Integral, Rational, Real
+from pathlib import Path
 from typing import Any
 
 from .errors import InputError
@@ -169,6 +170,26 @@ def yes_or_no(name: str, value: Any) -> None:
 
     if not isinstance(value, (bool, np.bool_)):
         raise InputError(f"{name}={shown(value)} must be True or False")
+
+
+def writable_file(path: str | Path) -> Path:
+    """Return the path of a file to write, after checking that its folder is there.
+
+    Raises
+    ------
+    InputError
+        If it is a folder, or its folder is not there.
+    """
+    target = Path(path).expanduser()
+    try:
+        if "\0" in str(target):
+            raise InputError(f"path={str(path)!r} must be a path")
+        nowhere = target.is_dir() or not target.parent.is_dir()
+    except OSError as error:  # for example, a name that is too long
+        raise InputError(f"{target} cannot be written: {error.strerror}") from error
+    if nowhere:
+        raise InputError(f"{target} cannot be written: it is a folder, or its folder is not there")
+    return target
 
 
 def positive_bytes(name: str, value: Any) -> int:

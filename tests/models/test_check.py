@@ -90,6 +90,13 @@ def test_not_a_number_is_refused() -> None:
         tt.load(module, tokenizer=byte_level())
 
 
+def test_a_kernel_that_fails_with_padding() -> None:
+    """transformers' eager attention in float64 is NaN where a query sees padding alone."""
+    module = hf_model("llama-grouped", "eager", dtype=torch.float64)
+    with pytest.raises(tt.errors.CheckError, match="kernel 'eager'; load it with another dtype"):
+        tt.load(module, tokenizer=byte_level())
+
+
 def test_unknown_parts_of_a_block_are_refused() -> None:
     module = hf_model("llama")
     module.model.layers[1].extra_norm = torch.nn.LayerNorm(48)

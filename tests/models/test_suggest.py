@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import types
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from tiny import THREE, byte_level
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import twotower as tt
-from twotower.models import registry
+from twotower.models import families, registry
 from twotower.models.suggest import suggest
 
 SMALL = {"num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 704, "pad_token_id": 0}
@@ -33,7 +33,9 @@ def config_of(name: str, **more: object) -> object:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_without_adapter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_family_without_adapter(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     config = config_of(name)
     module = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
@@ -42,9 +44,14 @@ def test_a_family_without_adapter(name: str, monkeypatch: pytest.MonkeyPatch) ->
     expected = tt.head_effects(known, prompts).margin_drop
     monkeypatch.setattr(registry, "ADAPTERS", [])
     text = suggest(config)
-    exec(compile(text, "suggested", "exec"), types.ModuleType("suggested").__dict__)
-    (found,) = registry.ADAPTERS
+    # As in the package, where the file is found by itself.
+    (tmp_path / "found.py").write_text(text)
+    monkeypatch.setattr(families, "__path__", [str(tmp_path)])
+    monkeypatch.setitem(sys.modules, "twotower.models.families.found", None)
+    del sys.modules["twotower.models.families.found"]
+    (found,) = families._adapters()
     assert found.model_types == (name,)
+    tt.models.register(found)
     model = tt.load(module, tokenizer=byte_level())
     drops = tt.head_effects(model, prompts).margin_drop
     np.testing.assert_allclose(drops, expected, rtol=1e-4, atol=1e-6)

@@ -47,7 +47,7 @@ def circuit(
     """
     from json import dumps, loads
 
-    from ..checks import whole
+    from ..checks import whole, writable_file
     from ..errors import InputError
     from ..figures.circuits import save_circuit
     from ..measures.circuit import circuit as find
@@ -55,11 +55,16 @@ def circuit(
     from ..prompts import build_prompts
     from ..prompts.read_task import read_task
     from ..results import save
+    from ..results.store import check_place
 
     whole("k", k, 1)
     known = (".zarr", ".graphml", ".json")
     if out is not None and Path(out).suffix not in known:
         raise InputError(f"{out!r} must end in one of {', '.join(known)}")
+    if out is not None and out.endswith(".zarr"):
+        check_place(out, overwrite=False)
+    elif out is not None:
+        writable_file(out)
     loaded = load(model)
     prompts = build_prompts(loaded, read_task(task), shots=shots, n=n)
     found = find(loaded, prompts, writers=writers, edges=edges, threshold=threshold, depth=depth)

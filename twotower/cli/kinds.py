@@ -48,7 +48,8 @@ def kinds(
     from ..prompts import build_prompts
     from ..prompts.read_task import read_task
 
-    whole("k", k, 1)
+    for name, number, least in (("k", k, 1), ("n", n, 1), ("shots", shots, 0)):
+        whole(name, number, least)
     loaded = load(model)
     prompts = None
     if task is not None:

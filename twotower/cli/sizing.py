@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from ..errors import FindingError
+from ..errors import FindingError, InputError
 from ..runs.configuration import Words
 from ..runs.load_settings import How, LoadSettings, Whole
 
@@ -78,6 +78,8 @@ def plan(
     from ..sizing.plan import make_plan
     from ..sizing.table import print_plan
 
+    if gpu is not None and not gpu:
+        raise InputError("--gpu needs the memory of each GPU, such as --gpu 80GiB 80GiB")
     found = make_plan(
         model,
         gpus=gpu or (),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..checks import writable_file
 from ..edits.cut import ANSWER
 from ..edits.sources import parse_source
 from ..errors import InputError
@@ -90,11 +91,11 @@ def save_circuit(found: xr.Dataset, path: str | Path) -> Path:
     Raises
     ------
     InputError
-        If the dataset is not a circuit, or the file has another ending.
+        If the dataset is not a circuit, the file has another ending, or it cannot be written.
     """
     import networkx as nx
 
-    path = Path(path)
+    path = writable_file(path)
     graph = circuit_graph(found)
     if path.suffix == ".graphml":
         nx.write_graphml(graph, path)

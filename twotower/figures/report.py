@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checks import whole
+from ..checks import whole, writable_file
 from ..errors import InputError
 from .packing import compressed
 from .report_data import (
@@ -87,15 +87,7 @@ def write_report(
     for i, number in enumerate(prompts or ()):
         if number in list(prompts or ())[:i]:
             raise InputError(f"prompt {number} is named twice")
-    target = Path(path).expanduser()
-    try:
-        if "\0" in str(target):
-            raise InputError(f"path={str(path)!r} must be a path")
-        nowhere = target.is_dir() or not target.parent.is_dir()
-    except OSError as error:  # for example, a name that is too long
-        raise InputError(f"{target} cannot be written: {error.strerror}") from error
-    if nowhere:
-        raise InputError(f"{target} cannot be written: it is a folder, or its folder is not there")
+    target = writable_file(path)
     tables = [table_of(x) for x in runs]
     found = [run_data(*each) for each in zip(runs, names, tables, strict=False)]
     content: dict[str, Any] = {"runs": found, "columns": columns_of(found)}

@@ -69,6 +69,14 @@ def check_model(model: Model, lengths: Sequence[int] = SHORT) -> dict[str, Findi
         If an identity does not hold. Names the identity, layer, error and allowed error.
     """
     plain, same, halved = runs(model, lengths)
+    finite = plain["logits"].isfinite().all(dim=-1)
+    if finite.any() and not finite.all():
+        raise CheckError(
+            f"{model.name}: the model's own logits of one of two short prompts, of which one is "
+            f"padded, are not finite in {str(plain['dtype']).removeprefix('torch.')} with the "
+            f"attention kernel {model.attention_kernel!r}; load it with another dtype=, or another "
+            "kernel, such as attn_implementation='sdpa'"
+        )
     found = {**plain["pairs"], "edit": halved["pairs"]["edit"]}
     rounding = Rounding.of(model)
     dtype: torch.dtype = plain["dtype"]

@@ -57,7 +57,10 @@ def small_module(config: Any) -> tuple[Any, int]:
     config = language_config(config)
     check_not_refused(config)
     lengths = shortened(named_lengths(config))
-    module = random_small_model(shrunk(config, lengths, VOCABULARY))
+    small = shrunk(config, lengths, VOCABULARY)
+    if getattr(small, "vocab_size", VOCABULARY) < VOCABULARY:  # of a model that is small itself
+        small.vocab_size = VOCABULARY
+    module = random_small_model(small)
     return module, max(lengths.values(), default=0)
 
 

@@ -18,7 +18,7 @@ from .measuring import measuring
 from .model import Model
 from .quantization import QUANTIZATIONS, quantization_config
 from .random_weights import SHAPES, random_model, synthetic_tokenizer
-from .registry import find_architecture
+from .registry import check_known, find_architecture
 from .remote import prepare, remote_model
 from .unwrap import unwrapped
 
@@ -191,7 +191,7 @@ def _from_checkpoint(
             f"{name!r} is only a shape here: load({name!r}, weights='random'), or give a hub id"
         )
     else:
-        _check_folder(name)
+        check_known(load_config(name, revision, options))
     hub, shared = _hub_options(revision, options)
     try:
         tok = _tokenizer(source if tokenizer is None else tokenizer, {**hub, **shared})

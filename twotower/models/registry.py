@@ -47,12 +47,36 @@ def find_architecture(config: Any, module: torch.nn.Module) -> Architecture:
     if reasons:
         raise ModelError(f"the adapter of {kind!r} does not fit this model ({'; '.join(reasons)})")
     check_not_refused(config)
-    alike = [adapter.__name__ for adapter in ADAPTERS if misfit(adapter, module) is None]
-    also = f" Its parts have the same names as in the adapter {alike[0]}." if alike else ""
-    raise ModelError(
-        f"no adapter is known for the architecture {kind!r}.{also} `twotower check --suggest` "
-        "looks for one; or write it by subclassing twotower.models.Architecture, and register it "
-        "with twotower.models.register"
+    alike = [adapter for adapter in ADAPTERS if misfit(adapter, module) is None]
+    also = ""
+    if alike:
+        widest = max(alike, key=lambda adapter: len(adapter.model_types))
+        also = f" Its parts have the same names as in the adapter {widest.__name__}."
+    raise _unknown(kind, also)
+
+
+def check_known(config: Any) -> None:
+    """Check that an adapter names a configuration's model type, before weights are read.
+
+    Raises
+    ------
+    ModelError
+        If none does, though transformers has a causal language model of this type.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    config = language_config(config)
+    kind = config.model_type
+    check_not_refused(config)
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in known_types():
+        raise _unknown(kind)
+
+
+def _unknown(kind: str, also: str = "") -> ModelError:
+    return ModelError(
+        f"no adapter is known for the architecture {kind!r}.{also} `twotower check MODEL "
+        "--suggest` looks for one; or write it by subclassing twotower.models.Architecture, and "
+        "register it with twotower.models.register"
     )
 
 

@@ -246,7 +246,11 @@ class _Search:
         name = "".join(part.capitalize() for part in kind.replace("-", "_").split("_"))
         adapter = self.adapter(choice)
         lines = [
-            f'"""{kind}: found by `twotower check --suggest`."""',
+            f'"""{kind}: found by `twotower check --suggest`.',
+            "",
+            "It fits models with the parts of the one that it was made from. Outside the package,",
+            "pass the class to `twotower.models.register`.",
+            '"""',
             "",
             "from __future__ import annotations",
             "",
@@ -254,10 +258,9 @@ class _Search:
             "",
             "import torch",
             "",
-            "from twotower.models import Architecture, register",
+            "from twotower.models.architecture import Architecture",
             "",
             "",
-            "@register",
             f"class {name}(Architecture):",
             f'    """{kind}."""',
             "",
