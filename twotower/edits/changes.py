@@ -1,4 +1,4 @@
-"""Changes of a head's output: five data classes, used by sweeps and edits."""
+"""Changes of a head's output: data classes that sweeps and edits share."""
 
 from __future__ import annotations
 

@@ -61,8 +61,9 @@ def read_completions(
     """
     for name, given in (("completions", completions), ("spans", spans)):
         listed = hasattr(given, "__len__") and not isinstance(given, (str, Mapping))
-        missing = given is None and name == "spans"
-        if not missing and (not listed or len(given) != len(prompts)):
+        if given is None and name == "spans":
+            continue
+        if given is None or not listed or len(given) != len(prompts):
             raise InputError(
                 f"{name}= must be a list with an entry for each of {len(prompts)} prompts"
             )

@@ -55,8 +55,8 @@ def contrast(
         Name of the task, for records and reports.
     scoring
         Score of an answer of several tokens: "sum" of their log-probabilities, each given the
-        prompt and the tokens before it; "mean" per token; "characters", the sum per character;
-        or the log-probability of the "first" token, for answers of as many tokens.
+        prompt and the tokens before it; "mean" per token; "characters", the sum per character after
+        leading blanks; or the log-probability of the "first" token, for answers of as many tokens.
     join
         Text before every answer, such as " ". None: answers are appended as they are, and a
         letter may not follow a letter.
