@@ -206,9 +206,12 @@ class Add:
                 f"vector must be numbers (d_model,); this is {shown(self.vector)}"
             ) from None
         if found.ndim != 1:
-            raise InputError(f"vector must be numbers (d_model,); this is of shape {found.shape}")
-        if not np.isfinite(found).all():
-            raise InputError("vector has numbers that are not finite")
+            raise InputError(
+                f"vector must be finite numbers (d_model,); this is of shape {found.shape}"
+            )
+        wrong = int((~np.isfinite(found)).sum())
+        if wrong:
+            raise InputError(f"vector must be finite numbers; {wrong} of {found.size} are not")
         object.__setattr__(self, "vector", found)
         whole("layer", self.layer)
 
