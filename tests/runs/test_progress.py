@@ -22,6 +22,7 @@ class Workers:
 
 def test_bars_show_all_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr("twotower.runs.progress.in_log", lambda: False)
     units = plan_units({"": 10}, 3)
     engine = Workers()
     with Bars(units, units[1:], shown=True) as bars:
@@ -41,6 +42,17 @@ def test_bars_show_all_workers(monkeypatch: pytest.MonkeyPatch) -> None:
         shown = {task.description: task for task in bars.bars.tasks}
         assert set(shown) == {"all", "a:1", "c:3"}
         assert shown["all"].completed == 6
+
+
+def test_lines_in_log_files(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("twotower.progress.SECONDS_BETWEEN_LINES", 0.0)
+    units = plan_units({"": 9}, 3)
+    with Bars(units, units[1:], shown=True) as bars:
+        bars.seen(Workers(), Outcome(units[1], Report(1.0, 0.1, "a:1")))
+        bars.seen(Workers(), Outcome(units[2], Report(1.0, 0.1, "a:1")))
+    assert capsys.readouterr().err == "measured: 6 of 9 prompts\n"
 
 
 def test_no_bars_in_log_files(capsys: pytest.CaptureFixture[str]) -> None:

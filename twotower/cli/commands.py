@@ -79,7 +79,7 @@ def demo(
     model = Configuration(threads=threads).load_model()
     seconds = time.perf_counter() - start
     console.print(f"{model!r}, loaded and checked in {seconds:.1f} s", soft_wrap=True)
-    finding = run_demo(model, task, seed, progress=sys.stderr.isatty())
+    finding = run_demo(model, task, seed)
     print_finding(finding, console)
     paths = save_finding(finding, output)
     saved = " and ".join(map(str, paths))
@@ -110,7 +110,7 @@ def analyze(*, config: Annotated[Configuration | None, Parameter(name="*")] = No
     finished = carry_out(
         config,
         log=lambda line: console.print(line, soft_wrap=True),
-        progress=sys.stderr.isatty(),  # no bars in log files
+        progress=True,
     )
     for name in config.parts:
         run = finished.run.children[name] if name else finished.run
@@ -283,7 +283,7 @@ def run_experiments(
         out.expanduser(),
         quick,
         batch_size,
-        show=sys.stderr.isatty(),
+        show=True,
     )
     console = console_of()
     run_suite(

@@ -1,4 +1,4 @@
-"""Progress bars of a run: all its prompts, and each worker."""
+"""Progress of a run: bars of all its prompts and of each worker; in a log file, lines."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import time
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..progress import Lines, in_log
+
 if TYPE_CHECKING:
     from ..results.units import Unit
     from .engine import Engine, Outcome
 
 
 class Bars:
-    """Progress bars in a `with` block.
+    """Progress bars in a `with` block; in a log file, a line now and then.
 
     Parameters
     ----------
@@ -34,7 +36,7 @@ class Bars:
             TextColumn("{task.fields[about]}"),
             TimeRemainingColumn(),
             console=Console(file=sys.stderr),
-            disable=not shown,
+            disable=not shown or in_log(),
             transient=True,
         )
         total = sum(unit.stop - unit.start for unit in units)
@@ -42,6 +44,9 @@ class Bars:
         self.whole = self.bars.add_task("all", total=total, completed=total - left, about="")
         self.workers: dict[Hashable, Any] = {}
         self.done: dict[Hashable, int] = {}
+        self.lines = Lines(total, "measured", "prompt") if shown and in_log() else None
+        if self.lines is not None:
+            self.lines.done = total - left
         self.began = time.perf_counter()
         self.left = left
 
@@ -57,6 +62,8 @@ class Bars:
         if outcome is not None and outcome.error is None:
             n = outcome.unit.stop - outcome.unit.start
             self.bars.advance(self.whole, n)
+            if self.lines is not None:
+                self.lines.update(n)
             name = outcome.report.worker
             self.done[name] = self.done.get(name, 0) + n
         for name in [*self.workers]:
