@@ -48,6 +48,12 @@ def test_importing_the_package_does_not_import_xarray() -> None:
 def test_heads(run: xr.DataTree) -> None:
     assert run.tt.heads(5) == tt.in_context_heads(run, 5)
     assert run.tt.heads(5, by="label_logit") == tt.in_context_heads(run, 5, by="label_logit")
+    auc = run["scores"]["qk_auc"]
+    best = run.tt.heads(3, by="qk_auc")
+    values = [float(auc.sel(layer=head.layer, head=head.head)) for head in best]
+    assert values == sorted(auc.values.ravel(), reverse=True)[:3]
+    with pytest.raises(tt.errors.InputError, match="use one of .*ov_auc"):
+        run.tt.heads(3, by="beauty")
     assert run.effects.to_dataset().tt.heads(3, label="foo") == tt.in_context_heads(
         run.effects.to_dataset(), 3, label="foo"
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from .checks import whole
+from .checks import one_of, whole
 from .errors import InputError
 from .prompts.segments import ROLES
 
@@ -88,16 +88,23 @@ class _Questions:
         return Figures(self._data)
 
     def heads(self, k: int = 12, by: str = "margin_drop", label: str | None = None) -> list[Head]:
-        """Return the k strongest heads, by `twotower.in_context_heads`.
+        """Return the k strongest heads, by `twotower.in_context_heads` or by another column.
 
         Parameters
         ----------
         k, by, label
-            As in `twotower.in_context_heads`.
+            As in `twotower.in_context_heads`. Of a run, `by` may also be another column of its
+            table of heads, such as "qk_auc"; heads whose number is not finite are left out.
         """
-        from .measures.choose import in_context_heads
+        from .measures.choose import GROUP_OF, in_context_heads, strongest
 
-        return in_context_heads(self._data, k, by=by, label=label)
+        if by in GROUP_OF or label is not None or not hasattr(self._data, "children"):
+            return in_context_heads(self._data, k, by=by, label=label)
+        from .figures.views import head_table
+
+        table = head_table(self._data)
+        one_of("by", by, sorted({*map(str, table), *GROUP_OF}))
+        return strongest(table[by], whole("k", k, 1, table[by].size))
 
     def head(self, layer: int, head: int) -> Any:
         """Select one head, without the dims layer and head.
