@@ -137,6 +137,16 @@ def test_memory_that_runs_out_on_the_way(
     assert "measured" not in tt.open(out).predictions.coords
 
 
+@pytest.mark.parametrize("command", ["analyze", "bench", "check", "circuit", "kinds", "plan"])
+def test_every_option_is_explained(command: str, capsys) -> None:
+    assert run(command, "--help") == 0
+    lines = [line.strip("│ ") for line in capsys.readouterr().out.splitlines()]
+    listed = [line for line in lines if line.startswith("--") and not line.startswith("--no-")]
+    texts = {line.split("  ")[0]: line.partition("  ")[2] for line in listed}
+    assert texts
+    assert [option for option, text in texts.items() if text.strip()[:1] in ("", "[")] == []
+
+
 def test_a_circuit_that_cannot_be_written(tmp_path: Path, capsys) -> None:
     """Said before the model is loaded."""
     out = tmp_path / "nowhere" / "circuit.graphml"

@@ -34,10 +34,18 @@ def circuit(
         Hub id, folder, or smollm2-135m (the demo model).
     task
         A task of classes or of pairs: a bundled name or a file.
-    n, shots
-        Number of prompts, and of demonstrations in each (of a task of classes, per label).
-    writers, edges, threshold, depth
-        Limits of the search, as in twotower.circuit.
+    n
+        Number of prompts.
+    shots
+        Demonstrations per prompt; of a task of classes, per label.
+    writers
+        Largest number of heads that write the answer.
+    edges
+        Largest number of edges.
+    threshold
+        Smallest effect of an edge, as a share of the margin.
+    depth
+        Number of times that sources are searched for their own sources.
     k
         Number of edges to print, strongest first.
     out

@@ -35,8 +35,10 @@ def kinds(
         A task of classes or of pairs, for the scores that need one: a bundled name or a file.
     k
         Number of heads for each kind, strongest first.
-    n, shots
-        Number of prompts, and of demonstrations in each (of a task of classes, per label).
+    n
+        Number of prompts.
+    shots
+        Demonstrations per prompt; of a task of classes, per label.
     json
         Print JSON.
     """
