@@ -5,7 +5,6 @@ Shapes: G packs, C columns (positions) of interest, n groups of sources.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -331,19 +330,24 @@ class Writes:
             # others'.
             kept.of_all = self._product(kept)
             if new.dim():  # not zeros
-                new = new.expand_as(kept.z)
-                kept.of_all = at_least_float32(kept.z - new).flatten(-2) @ weight.flatten(0, 1)
-        lost = at_least_float32((kept.z - new)[:, columns])
+                lost = at_least_float32(kept.z - new.expand_as(kept.z))
+                kept.of_all = lost.flatten(-2) @ weight.flatten(0, 1)
+        z, new = kept.z, new.expand_as(kept.z)
+
+        def of(some: Iterable[int]) -> torch.Tensor:
+            # Slices are joined; an index would be copied from the CPU.
+            some = list(some)
+            lost = (z[:, columns, head] - new[:, columns, head] for head in some)
+            parts = torch.cat([*lost], dim=-1)
+            return at_least_float32(parts) @ torch.cat([weight[head] for head in some])
+
         if 2 * len(heads) <= n_heads:
-            return _sum(lost[:, :, head] @ weight[head] for head in heads)
+            return of(heads)
         assert kept.of_all is not None
         of_all = kept.of_all[:, columns]
-        others = (lost[:, :, head] @ weight[head] for head in range(n_heads) if head not in heads)
-        return of_all - _sum(others) if len(heads) < n_heads else of_all
-
-
-def _sum(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
-    return functools.reduce(torch.add, tensors)
+        if len(heads) == n_heads:
+            return of_all
+        return of_all - of(head for head in range(n_heads) if head not in heads)
 
 
 def parts_of(sources: Iterable[Source]) -> list[Part]:
