@@ -4,7 +4,8 @@ Units are plain forwards of the same prompts, in one process. The floor counts w
 without: each edge is one row of one position that passes through the blocks from its target's on,
 at the plain forward's own speed for a position of a block (unembedding left out of both). Rows
 start inside their block, so the floor counts the target's block as whole; reading, which makes the
-targets' outputs, is not in the floor. Edges that are all cut in one run (`CutEdges`) have no floor.
+targets' outputs, is not in the floor. Edges that are cut in one run (`CutEdges`) have no floor; where
+heads lose different sources, each is computed by itself.
 
     python benchmarks/edges.py --threads 1 --promote
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import common
 import numpy as np
@@ -58,8 +60,14 @@ def main() -> None:
             name = f"everything into {words} of {options.heads} heads{where}"
             jobs[name] = job(None, heads, into, at)
             counted[name] = edges_of(model, None, heads, into)
-    every = tt.CutEdges(all_edges(model))
-    jobs["predictions with all edges cut"] = lambda: tt.predict(model, prompts, every)
+    every = all_edges(model)
+    half = [every[i] for i in np.random.default_rng(0).permutation(len(every))[::2]]
+    cut = {
+        "predictions with all edges cut": tt.CutEdges(every),
+        "predictions with a random half of them cut": tt.CutEdges(half),
+    }
+    for name, edit in cut.items():
+        jobs[name] = partial(tt.predict, model, prompts, edit)
     clock = time.process_time if options.threads == 1 else time.perf_counter
     second, found = common.ratios(
         common.plain_of(model, prompts), jobs, options.rounds, clock=clock
@@ -73,7 +81,7 @@ def main() -> None:
         "heads": [str(head) for head in heads],
         "plain_forward_seconds": round(second / options.prompts, 3),
         "edges": {name: len(edges.listed) for name, edges in counted.items()}
-        | {"predictions with all edges cut": len(every.edges)},
+        | {name: len(edit.edges) for name, edit in cut.items()},
         "plain_forwards": {name: round(ratio, 2) for name, ratio in found.items()},
         "floor": {name: round(value, 2) for name, value in floors.items()},
         "over_floor": {name: round(found[name] / floors[name], 3) for name in floors},
