@@ -4,8 +4,8 @@ Units are plain forwards of the same prompts, in one process. The floor counts w
 without: each edge is one row of one position that passes through the blocks from its target's on,
 at the plain forward's own speed for a position of a block (unembedding left out of both). Rows
 start inside their block, so the floor counts the target's block as whole; reading, which makes the
-targets' outputs, is not in the floor. Edges that are cut in one run (`CutEdges`) have no floor; where
-heads lose different sources, each is computed by itself.
+targets' outputs, is not in the floor. Edges that are cut in one run (`CutEdges`) have no floor;
+where heads lose different sources, each is computed by itself.
 
     python benchmarks/edges.py --threads 1 --promote
 """
