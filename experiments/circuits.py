@@ -209,6 +209,7 @@ def judge(runs: list[xr.DataTree]) -> Judgement:
     reason = (
         f"With {best} of {n_heads} heads, taken from the circuit, {own} of the margin is kept on "
         f"held-out prompts of in-context classification, {beyond} more than with random heads."
+        f"{_enough_edges(runs)}"
     )
     return Judgement(verdict, reason, numbers, tables)
 
@@ -226,6 +227,20 @@ def _edge_sizes(runs: list[xr.DataTree], words: str, ranking: str) -> list[int]:
         return sizes
     least = min(run[f"{words}_circuit"].sizes["edge"] for run in runs)
     return [n for n in sizes if n <= least]
+
+
+def _enough_edges(runs: list[xr.DataTree]) -> str:
+    """Say how many of the strongest edges were enough, and what as many random ones keep."""
+    for n in _edge_sizes(runs, "classification", "effect"):
+        own, random = (
+            kept(runs, "classification", name, n, of=EDGES) for name in ("effect", "random")
+        )
+        if own.value >= KEPT:
+            return (
+                f" Of the edges, tried in {len(EDGE_SIZES)} numbers, the {n:,} of largest effect "
+                f"are the first to keep as much: {own}; as many random ones keep {random}."
+            )
+    return ""
 
 
 def _by_edges(runs: list[xr.DataTree], words: str) -> dict[str, Any]:

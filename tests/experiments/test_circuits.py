@@ -17,7 +17,9 @@ N, LAYERS, HEADS = 20, 10, 4
 SIZES = (2, 4, 16)
 
 
-def run(kept: float, random: float = 0.1, indirect: bool = True) -> xr.DataTree:
+def run(
+    kept: float, random: float = 0.1, indirect: bool = True, by_edges: float = 0.4
+) -> xr.DataTree:
     """A run in which 4 of 40 heads keep a share of a margin of 2, and random heads another."""
     noise = 0.02 * np.random.default_rng(0).normal(size=(N, len(PART.RANKINGS), len(SIZES)))
     shares = np.full((len(PART.RANKINGS), len(SIZES)), kept)
@@ -51,7 +53,7 @@ def run(kept: float, random: float = 0.1, indirect: bool = True) -> xr.DataTree:
         {
             "margin": (
                 ("prompt", "ranking", "size"),
-                np.full((N, len(PART.EDGE_RANKINGS), 2), 0.4),
+                np.full((N, len(PART.EDGE_RANKINGS), 2), by_edges),
             ),
             "margin_clean": ("prompt", np.ones(N)),
             "margin_without": ("prompt", -np.ones(N)),
@@ -112,6 +114,13 @@ def test_edges_that_keep_the_margin() -> None:
     rows = found.tables["Edges that keep the margin, classification"]["rows"]
     assert [row[0] for row in rows] == ["2", "8"]
     assert rows[1][1] == ""
+    assert "edges" not in found.reason  # 0.7 of the margin is not enough
+
+
+def test_edges_that_are_enough() -> None:
+    reason = PART.judge([run(0.9, by_edges=0.8)] * 2).reason
+    assert "the 2 of largest effect are the first to keep as much: 0.90" in reason
+    assert "as many random ones keep 0.90" in reason
 
 
 def test_all_edges_are_ranked() -> None:
