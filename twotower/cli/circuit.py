@@ -67,12 +67,10 @@ def circuit(
 
     whole("k", k, 1)
     known = (".zarr", ".graphml", ".json")
-    if out is not None and Path(out).suffix not in known:
-        raise InputError(f"{out!r} must end in one of {', '.join(known)}")
-    if out is not None and out.endswith(".zarr"):
-        check_place(out, overwrite=False)
-    elif out is not None:
-        writable_file(out)
+    if out is not None:
+        if Path(out).suffix not in known:
+            raise InputError(f"{out!r} must end in one of {', '.join(known)}")
+        check_place(out) if out.endswith(".zarr") else writable_file(out)
     loaded = load(model)
     prompts = build_prompts(loaded, read_task(task), shots=shots, n=n)
     found = find(loaded, prompts, writers=writers, edges=edges, threshold=threshold, depth=depth)

@@ -1,4 +1,4 @@
-"""What is left of a rounded sum after some of its parts are taken out.
+"""Subtract parts from a sum without leaving its rounding error behind.
 
 A residual stream is a sum that a model rounds at every step. Where nearly all of it is taken out,
 the rounding error would be left, and a norm would make it as large as any stream. So the error is

@@ -157,8 +157,6 @@ class Writes:
         exact, block = self._product(kept).to(wide(kept.z.device)), kept.block
         nothing = torch.zeros_like(kept.z[:1, 0].flatten(-2))
         exact = exact + call(self.architecture.projection(block), nothing)
-        if not self.together:
-            kept.product = None
         if kept.attention_output is None or kept.attention_write is None:
             written: torch.Tensor = self.architecture.write(block, exact)
             return written
@@ -167,9 +165,12 @@ class Writes:
 
     def _product(self, kept: LayerWrites) -> Float[torch.Tensor, "G C d_model"]:
         assert kept.z is not None
-        if kept.product is None:
-            kept.product = at_least_float32(kept.z).flatten(-2) @ self._weight(kept).flatten(0, 1)
-        return kept.product
+        if kept.product is not None:
+            return kept.product
+        found = at_least_float32(kept.z).flatten(-2) @ self._weight(kept).flatten(0, 1)
+        if self.together:  # it is needed again
+            kept.product = found
+        return found
 
     def _weight(self, kept: LayerWrites) -> Float[torch.Tensor, "H D d_model"]:
         assert kept.z is not None

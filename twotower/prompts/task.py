@@ -235,9 +235,9 @@ def load_task(
     if not isinstance(source, str):
         table = read_object(source, text, label, split)
         if table is None:
-            listed = type(source).__name__ if len(repr(source)) > 60 else repr(source)
+            given = type(source).__name__ if len(repr(source)) > 60 else repr(source)
             raise InputError(
-                f"{listed} is neither a task name nor a table; for your own texts use Task"
+                f"{given} is neither a task name nor a table; for your own texts use Task"
             )
         return _task(table, text, label, name, strict=True)
     encodable("source", source)
