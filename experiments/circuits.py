@@ -191,8 +191,12 @@ def judge(runs: list[xr.DataTree]) -> Judgement:
             for n in _edge_sizes(runs, words, ranking):
                 name = f"{words}: share kept by {n} edges, {ranking}"
                 numbers[name] = kept(runs, words, ranking, n, of=EDGES)
-        tables[f"Heads that keep the margin, {words}"] = _by_size(runs, words, sizes)
-        tables[f"Edges that keep the margin, {words}"] = _by_edges(runs, words)
+        tables[f"Heads that keep the margin, {words}"] = _by_number(
+            runs, words, HEADS, dict.fromkeys(RANKINGS, sizes)
+        )
+        tables[f"Edges that keep the margin, {words}"] = _by_number(
+            runs, words, EDGES, _all_edge_sizes(runs, words)
+        )
         tables[f"Strongest edges, {words}"] = _strongest(runs, words)
     best = max(few, key=lambda n: kept(runs, "classification", "circuit", n).value)
     own = kept(runs, "classification", "circuit", best)
@@ -214,12 +218,6 @@ def judge(runs: list[xr.DataTree]) -> Judgement:
     return Judgement(verdict, reason, numbers, tables)
 
 
-def _by_size(runs: list[xr.DataTree], words: str, sizes: list[int]) -> dict[str, Any]:
-    """Table: share of the margin kept, by number of heads and ranking."""
-    rows = [[str(n), *(kept(runs, words, ranking, n) for ranking in RANKINGS)] for n in sizes]
-    return {"columns": ["heads", *RANKINGS], "rows": rows}
-
-
 def _edge_sizes(runs: list[xr.DataTree], words: str, ranking: str) -> list[int]:
     """Numbers of edges that were kept, as far as the ranking has so many with all seeds."""
     sizes = [int(n) for n in runs[0][f"{words}_{EDGES}"]["size"].values]
@@ -227,6 +225,10 @@ def _edge_sizes(runs: list[xr.DataTree], words: str, ranking: str) -> list[int]:
         return sizes
     least = min(run[f"{words}_circuit"].sizes["edge"] for run in runs)
     return [n for n in sizes if n <= least]
+
+
+def _all_edge_sizes(runs: list[xr.DataTree], words: str) -> dict[str, list[int]]:
+    return {ranking: _edge_sizes(runs, words, ranking) for ranking in EDGE_RANKINGS}
 
 
 def _enough_edges(runs: list[xr.DataTree]) -> str:
@@ -243,20 +245,18 @@ def _enough_edges(runs: list[xr.DataTree]) -> str:
     return ""
 
 
-def _by_edges(runs: list[xr.DataTree], words: str) -> dict[str, Any]:
-    """Table: share of the margin kept, by number of edges and ranking."""
-    known = {ranking: _edge_sizes(runs, words, ranking) for ranking in EDGE_RANKINGS}
+def _by_number(
+    runs: list[xr.DataTree], words: str, of: str, sizes: Mapping[str, list[int]]
+) -> dict[str, Any]:
+    """Table: share of the margin kept, by number of heads or edges and by ranking."""
     rows = [
         [
             f"{n:,}",
-            *(
-                kept(runs, words, ranking, n, of=EDGES) if n in known[ranking] else ""
-                for ranking in EDGE_RANKINGS
-            ),
+            *(kept(runs, words, x, n, of=of) if n in own else "" for x, own in sizes.items()),
         ]
-        for n in known["effect"]
+        for n in sizes["effect"]
     ]
-    return {"columns": ["edges", *EDGE_RANKINGS], "rows": rows}
+    return {"columns": ["heads" if of == HEADS else "edges", *sizes], "rows": rows}
 
 
 def _strongest(runs: list[xr.DataTree], words: str, n: int = 10) -> dict[str, Any]:
@@ -299,8 +299,8 @@ def draw(runs: list[xr.DataTree], judgement: Judgement) -> Any:
     axes = figure.subplots(len(asked(runs)), 3, width_ratios=(1, 1, 1.5), squeeze=False)
     for row, words in enumerate(asked(runs)):
         sizes = [int(n) for n in runs[0][f"{words}_{HEADS}"]["size"].values]
-        by_heads = {ranking: sizes for ranking in RANKINGS}
-        by_edges = {ranking: _edge_sizes(runs, words, ranking) for ranking in EDGE_RANKINGS}
+        by_heads = dict.fromkeys(RANKINGS, sizes)
+        by_edges = _all_edge_sizes(runs, words)
         _curves(axes[row, 0], runs, words, HEADS, by_heads, "heads kept")
         _curves(axes[row, 1], runs, words, EDGES, by_edges, "edges kept")
         axes[row, 0].set_title(words)
