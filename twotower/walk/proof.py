@@ -189,10 +189,10 @@ class Again:
     @classmethod
     def of(cls, last: LastAttention, coarse: bool) -> Again:
         """Return the outputs of a layer's heads."""
-        weights, by_head = last.weights, last.value.float().transpose(1, 2).contiguous()
-        grouped = weights.unflatten(1, (by_head.shape[1], -1))
-        again = (grouped @ by_head).flatten(1, 2)
-        length = (grouped @ by_head.norm(dim=-1, keepdim=True)).flatten(1)
+        weights, value = last.weights, last.value.float()
+        again = _attended(weights, value)
+        norms = value.norm(dim=-1).transpose(1, 2).unsqueeze(-1)  # (B, K, T, 1)
+        length = (weights.unflatten(1, (norms.shape[1], -1)) @ norms).flatten(1)
         gate = 1.0 if last.gate is None else last.gate.float()
         if last.gate is not None:
             again, length = again * gate, length * last.gate.float().abs().amax(dim=-1)
@@ -200,7 +200,7 @@ class Again:
         if coarse:
             shown = last.visible_scores
             change = weights * (shown - (weights * shown).sum(dim=-1, keepdim=True))
-            slope = (change.unflatten(1, (by_head.shape[1], -1)) @ by_head).flatten(1, 2) * gate
+            slope = _attended(change, value) * gate
         return cls(again, length, last.score_size, last.product_size, slope)
 
 
@@ -455,6 +455,19 @@ class Proved(Recorder):
     def finish(self, end: End) -> dict[Any, torch.Tensor]:
         self.proof.finish(end)
         return self.recorder.finish(end)
+
+
+def _attended(
+    weights: Float32[torch.Tensor, "B H T"], value: Float32[torch.Tensor, "B T K D"]
+) -> Float32[torch.Tensor, "B H D"]:
+    """Return the heads' weighted sums of their own values.
+
+    Every head first sums the values of all key-value heads: one product of matrices as they are
+    in memory takes less time than copying them head by head.
+    """
+    n_kv = value.shape[2]
+    every = (weights @ value.flatten(2)).unflatten(1, (n_kv, -1)).unflatten(-1, (n_kv, -1))
+    return every.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2).flatten(1, 2)
 
 
 def _by_label(
