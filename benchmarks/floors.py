@@ -31,7 +31,9 @@ from twotower.sweep.counterfactuals import Group
 from twotower.sweep.prepare import prepare_sweep
 from twotower.walk.batch import Batch
 from twotower.walk.batch_size import Batches
-from twotower.walk.walk import End, LayerView, Recorder, run_batch
+from twotower.walk.recorder import Recorder
+from twotower.walk.views import End, LayerView
+from twotower.walk.walk import run_batch
 
 LABELS = ("foo", "bar", "map", "key")
 LAST = {50: 20, 100: 10, 500: 2, 2000: 1}

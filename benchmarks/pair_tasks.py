@@ -18,7 +18,7 @@ README = Path(__file__).parents[1] / "twotower" / "prompts" / "pairs" / "README.
 
 HEADER = """# Bundled tasks of pairs
 
-Every pair was written for twotower. `twotower.bundled_pairs()` lists the tasks,
+Every pair was written for twotower. `twotower.prompts.bundled_pairs()` lists the tasks,
 `twotower.load_pairs(NAME)` loads one.
 
 The table says how well {model} does each task with the default template, on {n} prompts with
@@ -36,7 +36,7 @@ top-1, 0 shots | |
 CLASSIC_HEADER = """
 ## Classics
 
-`twotower.classic_prompts(model, NAME)` makes prompts of three well-known tasks. The same
+`twotower.prompts.classic_prompts(model, NAME)` makes prompts of three well-known tasks. The same
 measures on {classic_n} prompts (seed {seed}). Top-1 counts only the one right answer of a prompt,
 although other years or verbs may follow. "Corrupted": how often the right answer is still more
 likely than the wrong one in the prompts' corrupted partners. There indirect-object holds neither
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--classic-n", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--tasks", nargs="*", default=tt.bundled_pairs())
+    parser.add_argument("--tasks", nargs="*", default=tt.prompts.bundled_pairs())
     parser.add_argument("--classics", nargs="*", default=list(CLASSICS))
     parser.add_argument("--write", action="store_true", help="write the README of the tasks")
     options = parser.parse_args()
@@ -94,7 +94,7 @@ def main() -> None:
         print(rows[-1], flush=True)
     for name in options.classics:
         clean, corrupted = (
-            tt.classic_prompts(
+            tt.prompts.classic_prompts(
                 model, name, n=options.classic_n, seed=options.seed, corrupted=corrupted
             )
             for corrupted in (False, True)

@@ -124,10 +124,12 @@ def features(result: dict[str, Any]) -> str:
         for sweep in model["sweeps"]
     ]
     timing = ["plain forward, s", "sweep, forwards", "floor", "ratio"]
+    load = result["load"]
+    beside = f", with {load:.1f} other processes on average" if load >= 0.5 else ""
     words = (
         f"Random models, {result['layers']} layers of width {result['width']}, margins; "
-        f"{result['machine']['processor']}, processor time of one thread, with "
-        f"{result['load']:.1f} other processes on average, so that single ratios are uncertain. "
+        f"{result['machine']['processor']}, processor time of one thread"
+        f"{beside}. "
         "Where only the last position is changed, a mixer (delta rule, convolution, Mamba) runs "
         "on one token for each row, from its state after the others. The floors count products of "
         "matrices and states, not the mixers' other operations."

@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=48)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--tasks", nargs="+", default=tt.bundled_tasks())
+    parser.add_argument("--tasks", nargs="+", default=tt.prompts.bundled_tasks())
     parser.add_argument("--write", action="store_true", help="write the README of the tasks")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

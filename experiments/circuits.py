@@ -87,7 +87,7 @@ def measure(setting: Setting) -> Mapping[str, xr.Dataset]:
         effects = questions.sweep(setting, name, fit)["effects"].to_dataset()
         n = sizes[-1]
         rankings = {
-            "circuit": tt.circuit_heads(circuit),
+            "circuit": tt.measures.circuit.circuit_heads(circuit),
             "effect": tt.in_context_heads(effects, n),
             "gradient": tt.in_context_heads(estimates, n),
             "random": random_heads(model.heads, n, 1, [setting.seed, 17])[0],
@@ -177,7 +177,7 @@ def judge(runs: list[xr.DataTree]) -> Judgement:
     few = [n for n in sizes if n <= n_heads / 10] or sizes[:1]
     for words in asked(runs):
         known = [run[f"{words}_circuit"] for run in runs]
-        heads = [tt.circuit_heads(one.to_dataset()) for one in known]
+        heads = [tt.measures.circuit.circuit_heads(one.to_dataset()) for one in known]
         numbers[f"{words}: heads in the circuit, mean"] = float(np.mean([*map(len, heads)]))
         edges = [one.sizes["edge"] for one in known]
         numbers[f"{words}: edges in the circuit, mean"] = float(np.mean(edges))

@@ -120,8 +120,8 @@ def measure(setting: Setting) -> Mapping[str, xr.Dataset]:
     )
     return {
         "drops": table,
-        "label_shares": tt.attention_shares(model, test, "labels"),
-        "last_shares": tt.attention_shares(model, test, "last"),
+        "label_shares": tt.measures.shares.attention_shares(model, test, "labels"),
+        "last_shares": tt.measures.shares.attention_shares(model, test, "last"),
         "planted": _planted(setting),
     }
 

@@ -44,7 +44,7 @@ ACCURACIES = {"correct": "between the labels", "top1_correct": "over the vocabul
 
 def measure(setting: Setting) -> Mapping[str, xr.Dataset]:
     """Answers of each task's prompts, with its own heads and random heads knocked out."""
-    others = [name for name in tt.bundled_tasks() if name != setting.task.name]
+    others = [name for name in tt.prompts.bundled_tasks() if name != setting.task.name]
     tasks = common.some(others, setting.size)
     n = setting.size.n_task // 2
     fitted = np.zeros((len(tasks), n))

@@ -66,7 +66,7 @@ def measure(setting: Setting) -> Mapping[str, xr.Dataset]:
         run = tt.analyze(model, test, measures=("predictions", "qk", "ov"), keep="labels")
     with setting.stage("residual streams"):
         fit_streams, streams = (
-            tt.residual_streams(model, prompts, keep=ends(prompts))
+            tt.measures.residual.residual_streams(model, prompts, keep=ends(prompts))
             for prompts in (setting.fit, test)
         )
     return {

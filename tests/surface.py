@@ -13,6 +13,14 @@ import twotower as tt
 
 Call = Callable[[tt.Model, tt.Prompts], Any]
 
+OF_MEASURES = (
+    tt.measures.circuit.circuit_heads,
+    tt.measures.function_vector.vector_effects,
+    tt.measures.residual.residual_streams,
+    tt.measures.shares.attention_shares,
+)
+"""Public functions that fewer users need; they are in submodules."""
+
 TARGETS = [(1, 2), (2, 0)]
 GROUPS = [[(0, 1), (1, 2)], [(0, 1), (2, 0)]]
 
@@ -33,8 +41,8 @@ MEASURES: dict[str, Call] = {
     "frozen": lambda m, p: tt.attribution(m, p, "frozen"),
     "qk": tt.qk_similarity,
     "ov": lambda m, p: tt.ov_labels(m, p, top_tokens=[(0, 1), (2, 3)], keep="labels"),
-    "shares": lambda m, p: tt.attention_shares(m, p, "labels"),
-    "residuals": tt.residual_streams,
+    "shares": lambda m, p: tt.measures.shares.attention_shares(m, p, "labels"),
+    "residuals": tt.measures.residual.residual_streams,
     "edges": lambda m, p: tt.edge_effects(m, p, None, TARGETS, positions="labels"),
     "towers": lambda m, p: tt.towers_of(m, p, TARGETS),
     "score parts": lambda m, p: tt.score_parts(m, p, TARGETS),

@@ -310,9 +310,9 @@ def test_a_server_that_is_none(capsys) -> None:
 def test_tasks(capsys) -> None:
     assert run("tasks") == 0
     printed = capsys.readouterr().out
-    for name in tt.bundled_tasks():
+    for name in tt.prompts.bundled_tasks():
         assert name[:10] in printed
-    for name in tt.bundled_pairs():
+    for name in tt.prompts.bundled_pairs():
         assert name[:10] in printed
     assert run("tasks", "animals-cities") == 0
     assert "animal (48): cat, dog" in capsys.readouterr().out

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from surface import OF_MEASURES
 from tiny import TWO
 
 import twotower as tt
@@ -17,6 +18,15 @@ import twotower as tt
 HEADS = [(2, 1)]
 EXCEPT = ("at", "load", "open", "save")
 """Functions whose arguments are tested elsewhere: they read files, or make no use of a model."""
+
+
+def functions() -> dict[str, Any]:
+    """Functions of the surface and of its named submodules."""
+    from_package = {name: getattr(tt, name) for name in tt.__all__}
+    of_prompts = {name: getattr(tt.prompts, name) for name in tt.prompts.__all__}
+    of_measures = {function.__name__: function for function in OF_MEASURES}
+    found = from_package | of_prompts | of_measures
+    return {name: value for name, value in found.items() if inspect.isfunction(value)}
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +62,7 @@ def given(llama: tt.Model) -> dict[str, tuple[Any, ...]]:
         "two_tower_scores": (tt.analyze(*of),),
         "vector_effects": (*of, [0.0] * llama.d_model),
     }
-    public = [name for name in tt.__all__ if inspect.isfunction(getattr(tt, name))]
-    return {name: known.get(name, of) for name in public if name not in EXCEPT}
+    return {name: known.get(name, of) for name in functions() if name not in EXCEPT}
 
 
 def odd_values(effects: Any) -> list[Any]:
@@ -66,7 +75,7 @@ def test_odd_arguments(given: dict[str, tuple[Any, ...]]) -> None:
     wrong = []
     effects = given["in_context_heads"][0]
     for name, arguments in given.items():
-        function = getattr(tt, name)
+        function = functions()[name]
         parameters = inspect.signature(function).parameters.values()
         for place, parameter in enumerate(parameters):
             if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):

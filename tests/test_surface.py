@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from surface import OF_MEASURES
 
 import twotower as tt
 
-MODULES = ("twotower", "twotower.figures", "twotower.testing")
+MODULES = ("twotower", "twotower.figures", "twotower.prompts", "twotower.testing")
 
 
 def public() -> list[tuple[str, Any]]:
@@ -25,7 +26,7 @@ def public() -> list[tuple[str, Any]]:
             value = getattr(module, one)
             if inspect.isfunction(value) or inspect.isclass(value):
                 found.append((f"{name}.{one}", value))
-    return found
+    return found + [(function.__qualname__, function) for function in OF_MEASURES]
 
 
 @pytest.mark.parametrize(("name", "value"), public(), ids=[name for name, _ in public()])
@@ -59,4 +60,5 @@ def test_pages_are_made_of_it(tmp_path: Path) -> None:
         "errors",
         "figures",
         "measures",
+        "prompts",
     ]  # pages of their own

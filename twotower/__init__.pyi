@@ -1,6 +1,7 @@
 from . import errors as errors
 from . import figures as figures
 from . import measures as measures
+from . import prompts as prompts
 from .edits.changes import From as From
 from .edits.changes import Mean as Mean
 from .edits.changes import Resample as Resample
@@ -21,13 +22,11 @@ from .measures.bias import label_bias as label_bias
 from .measures.bias import majority_label as majority_label
 from .measures.choose import in_context_heads as in_context_heads
 from .measures.circuit import circuit as circuit
-from .measures.circuit import circuit_heads as circuit_heads
 from .measures.complete import complete as complete
 from .measures.edges import edge_effects as edge_effects
 from .measures.effects import head_effects as head_effects
 from .measures.faithfulness import faithfulness as faithfulness
 from .measures.function_vector import function_vector as function_vector
-from .measures.function_vector import vector_effects as vector_effects
 from .measures.greedy import greedy_heads as greedy_heads
 from .measures.group_effects import group_effects as group_effects
 from .measures.head_kinds import head_kinds as head_kinds
@@ -37,9 +36,7 @@ from .measures.parts import margin_parts as margin_parts
 from .measures.parts import score_parts as score_parts
 from .measures.predict import predict as predict
 from .measures.qk import qk_similarity as qk_similarity
-from .measures.residual import residual_streams as residual_streams
 from .measures.scores import two_tower_scores as two_tower_scores
-from .measures.shares import attention_shares as attention_shares
 from .measures.towers import towers_of as towers_of
 from .measures.trace import trace_effects as trace_effects
 from .measures.tracing import causal_tracing as causal_tracing
@@ -51,9 +48,6 @@ from .prompts import Prompts as Prompts
 from .prompts import Task as Task
 from .prompts import at as at
 from .prompts import build_prompts as build_prompts
-from .prompts import bundled_pairs as bundled_pairs
-from .prompts import bundled_tasks as bundled_tasks
-from .prompts import classic_prompts as classic_prompts
 from .prompts import contrast as contrast
 from .prompts import load_pairs as load_pairs
 from .prompts import load_task as load_task
@@ -82,16 +76,11 @@ __all__ = [
     "__version__",
     "analyze",
     "at",
-    "attention_shares",
     "attribution",
     "attribution_patching",
     "build_prompts",
-    "bundled_pairs",
-    "bundled_tasks",
     "causal_tracing",
     "circuit",
-    "circuit_heads",
-    "classic_prompts",
     "complete",
     "contrast",
     "edge_effects",
@@ -115,16 +104,15 @@ __all__ = [
     "ov_labels",
     "pair_effects",
     "predict",
+    "prompts",
     "prompts_from_strings",
     "qk_similarity",
-    "residual_streams",
     "save",
     "score_parts",
     "set_options",
     "towers_of",
     "trace_effects",
     "two_tower_scores",
-    "vector_effects",
 ]
 
 __version__: str

@@ -52,8 +52,8 @@ def test_signed_r2() -> None:
 def test_ends_of_texts_and_cosines(llama: tt.Model) -> None:
     prompts = tt.build_prompts(llama, TWO, shots=2, n=6, seed=2)
     mask = PART.ends(prompts)
-    streams = tt.residual_streams(llama, prompts, keep=mask)
-    whole = tt.residual_streams(llama, prompts, keep="all")["residual"].values
+    streams = tt.measures.residual.residual_streams(llama, prompts, keep=mask)
+    whole = tt.measures.residual.residual_streams(llama, prompts, keep="all")["residual"].values
     for query, key in PART.COMPARED.values():
         found = PART.cosine(PART.of_role(streams, query), PART.of_role(streams, key))
         assert found.shape == (6, llama.n_layers, 4)

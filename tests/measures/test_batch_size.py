@@ -21,7 +21,7 @@ import twotower as tt
 from twotower.measures.predictions import PredictionsRecorder
 from twotower.walk import judge
 from twotower.walk.batch_size import Batches, Found
-from twotower.walk.walk import LayerView
+from twotower.walk.views import LayerView
 
 MESSAGES = {
     "CUDA": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),

@@ -112,7 +112,7 @@ def test_a_budget_below_the_writers(found: tuple[tt.Model, tt.Prompts, xr.Datase
 
 def test_faithfulness(found: tuple[tt.Model, tt.Prompts, xr.Dataset]) -> None:
     model, prompts, circuit = found
-    heads = tt.circuit_heads(circuit)
+    heads = tt.measures.circuit.circuit_heads(circuit)
     assert len(heads) == len(set(heads))
     prompts = tt.build_prompts(model, TWO, shots=1, n=24, seed=3)
     nothing = tt.predict(model, prompts, tt.KnockOut(model.heads, "all"))

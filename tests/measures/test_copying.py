@@ -7,7 +7,7 @@ import torch
 
 from twotower.measures import copying
 from twotower.measures.copying import TOP, own_token_ends
-from twotower.walk.walk import End
+from twotower.walk.views import End
 
 WIDTH, N_TOKENS, N = 12, 300, 400
 

@@ -14,7 +14,8 @@ from tiny import ARCHITECTURES, THREE, byte_level, hf_model, tiny
 import twotower as tt
 from twotower.walk import walk as walking
 from twotower.walk.batch_size import Found
-from twotower.walk.walk import LayerView, Recorder
+from twotower.walk.recorder import Recorder
+from twotower.walk.views import LayerView
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

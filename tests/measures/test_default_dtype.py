@@ -19,7 +19,7 @@ MEASURES: dict[str, Callable[[tt.Model, tt.Prompts], xr.Dataset]] = {
     "gradient": tt.attribution_patching,
     "qk": tt.qk_similarity,
     "ov": lambda m, p: tt.ov_labels(m, p, top_tokens=[(1, 0)]),
-    "shares": tt.attention_shares,
+    "shares": tt.measures.shares.attention_shares,
 }
 
 

@@ -235,7 +235,11 @@ def test_the_smallest_faults_that_are_seen() -> None:
             own = model.architecture.scaling
             patch.setattr(model.architecture, "scaling", lambda n, own=own: (1 + scale) * own(n))
             refused(lambda: tt.qk_similarity(model, prompts))
-        streams = tt.residual_streams(model, prompts, keep="last").residual.isel(layer=2).values
+        streams = (
+            tt.measures.residual.residual_streams(model, prompts, keep="last")
+            .residual.isel(layer=2)
+            .values
+        )
         length = float(np.sqrt((streams**2).sum(axis=-1)).mean())
         size = shift * length / 48**0.5
         mlp = model.module.model.layers[1].mlp

@@ -130,7 +130,7 @@ def test_an_added_vector_is_that_of_a_hook(name: str, positions: str) -> None:
     vector = np.random.default_rng(0).normal(size=model.d_model).astype(np.float32)
     edit = tt.Add(vector, 1, positions)
     found = tt.predict(model, prompts, edit)
-    effects = tt.vector_effects(model, prompts, vector, [1, 2], positions)
+    effects = tt.measures.function_vector.vector_effects(model, prompts, vector, [1, 2], positions)
     texts = tt.complete(model, prompts, 3, edit)
     clean = tt.predict(model, prompts)
     block = model.architecture.layers(model.module)[1]

@@ -37,7 +37,9 @@ from twotower.walk import walk as walking
 from twotower.walk.batch import Batch, columns_of, make_batch
 from twotower.walk.proof import Proof
 from twotower.walk.readout import get_readout
-from twotower.walk.walk import End, LayerView, Recorder, run_batch
+from twotower.walk.recorder import Recorder
+from twotower.walk.views import End, LayerView
+from twotower.walk.walk import run_batch
 
 aten = torch.ops.aten
 WAITING = {

@@ -307,7 +307,7 @@ def test_what_overflows_reaches_no_prompt_beside_it(
 def test_a_vocabulary_entry_of_minus_infinity_is_fine() -> None:
     from twotower.walk.everywhere import Everywhere
     from twotower.walk.not_finite import Finite
-    from twotower.walk.walk import End
+    from twotower.walk.views import End
 
     logits = torch.zeros(6, 5)
     logits[1, 4] = -torch.inf  # not a label

@@ -258,8 +258,8 @@ def test_what_is_kept_of_a_layer_holds_on_to_no_more(keep: str, monkeypatch) -> 
     tt.analyze(model, prompts, keep=keep)
     under(tt.head_effects, model, prompts, memory_budget="700KiB")
     tt.ov_labels(model, prompts, keep=keep, top_tokens=[(1, 1)])
-    tt.residual_streams(model, prompts, keep=keep)
-    tt.attention_shares(model, prompts)
+    tt.measures.residual.residual_streams(model, prompts, keep=keep)
+    tt.measures.shares.attention_shares(model, prompts)
     assert set(seen) == {kind.__name__ for kind in kinds}
 
 

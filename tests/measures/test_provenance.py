@@ -18,7 +18,8 @@ from twotower.measures.collect import run
 from twotower.measures.group_effects import subset_effects
 from twotower.measures.measure import Measure
 from twotower.walk.memory import readable
-from twotower.walk.walk import End, Recorder
+from twotower.walk.recorder import Recorder
+from twotower.walk.views import End
 
 POOL = [(0, 1), (1, 2)]
 LABELS = tt.at(role="label")
@@ -45,8 +46,8 @@ MEASURES: dict[str, Callable[..., xr.Dataset]] = {
     "qk_similarity": tt.qk_similarity,
     "ov_labels": tt.ov_labels,
     "attribution": tt.attribution,
-    "attention_shares": tt.attention_shares,
-    "residual_streams": tt.residual_streams,
+    "attention_shares": tt.measures.shares.attention_shares,
+    "residual_streams": tt.measures.residual.residual_streams,
     "head_effects": tt.head_effects,
     "pair_effects": tt.pair_effects,
     "attribution_patching": tt.attribution_patching,

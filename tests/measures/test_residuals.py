@@ -9,6 +9,7 @@ from surface import under
 from tiny import TWO
 
 import twotower as tt
+from twotower.measures.residual import residual_streams
 
 
 def streams(model: tt.Model, ids: torch.Tensor) -> np.ndarray:
@@ -31,8 +32,8 @@ def streams(model: tt.Model, ids: torch.Tensor) -> np.ndarray:
 def test_residual_streams(any_model: tt.Model) -> None:
     prompts = tt.build_prompts(any_model, TWO, shots=2, n=4, seed=1)
     assert len(set(prompts.lengths)) > 1  # so that there is padding
-    whole = tt.residual_streams(any_model, prompts, keep="all")
-    labels = under(tt.residual_streams, any_model, prompts, batch_size=3)
+    whole = residual_streams(any_model, prompts, keep="all")
+    labels = under(residual_streams, any_model, prompts, batch_size=3)
     assert whole["residual"].dims == ("prompt", "layer", "position", "feature")
     assert labels.sizes["position"] == 4
     for i in range(len(prompts)):
@@ -47,9 +48,9 @@ def test_residual_streams(any_model: tt.Model) -> None:
 
 
 def test_positions_that_are_kept(llama: tt.Model, prompts: tt.Prompts) -> None:
-    whole = tt.residual_streams(llama, prompts, keep="all")["residual"].values
+    whole = residual_streams(llama, prompts, keep="all")["residual"].values
     mask = (prompts.role == "last") | (prompts.demonstration == 0)
-    found = tt.residual_streams(llama, prompts, keep=mask)
+    found = residual_streams(llama, prompts, keep=mask)
     for i in range(len(prompts)):
         n = int(mask[i].sum())
         np.testing.assert_allclose(
@@ -58,17 +59,17 @@ def test_positions_that_are_kept(llama: tt.Model, prompts: tt.Prompts) -> None:
         assert np.isnan(found["residual"].values[i][:, :-n]).all()
         assert found["role"].values[i, -n:].tolist() == prompts.role[i][mask[i]].tolist()
         assert set(found["role"].values[i, :-n]) <= {"pad"}
-    last = tt.residual_streams(llama, prompts, keep="last")
+    last = residual_streams(llama, prompts, keep="last")
     assert last["role"].values.tolist() == [["last"]] * len(prompts)
-    same = tt.residual_streams(llama, prompts, keep=tt.at(role="last"))
+    same = residual_streams(llama, prompts, keep=tt.at(role="last"))
     np.testing.assert_array_equal(same["residual"], last["residual"])
     assert '"role"' in same.attrs["settings"]
 
 
 def test_positions_that_cannot_be_kept(llama: tt.Model, prompts: tt.Prompts) -> None:
     with pytest.raises(tt.errors.InputError, match="keep='first'"):
-        tt.residual_streams(llama, prompts, keep="first")
+        residual_streams(llama, prompts, keep="first")
     with pytest.raises(tt.errors.InputError, match="keep selects no position"):
-        tt.residual_streams(llama, prompts, keep=np.zeros(prompts.token_id.shape, dtype=bool))
+        residual_streams(llama, prompts, keep=np.zeros(prompts.token_id.shape, dtype=bool))
     with pytest.raises(tt.errors.InputError, match="boolean array of shape"):
-        tt.residual_streams(llama, prompts, keep=np.zeros((2, 2), dtype=bool))
+        residual_streams(llama, prompts, keep=np.zeros((2, 2), dtype=bool))

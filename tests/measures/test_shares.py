@@ -9,7 +9,7 @@ from surface import under
 from tiny import THREE, byte_level, hf_model, tiny
 
 import twotower as tt
-from twotower.measures.shares import SOURCES
+from twotower.measures.shares import SOURCES, attention_shares
 
 
 def source_of(prompts: tt.Prompts, i: int, query: int, key: int) -> str:
@@ -45,7 +45,7 @@ def by_hand(model: tt.Model, prompts: tt.Prompts, at: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("positions", ["labels", "last", "all"])
 def test_against_float64(any_model: tt.Model, positions: str) -> None:
     prompts = tt.build_prompts(any_model, THREE, shots=1, n=3, seed=2)
-    found = under(tt.attention_shares, any_model, prompts, positions, batch_size=2)
+    found = under(attention_shares, any_model, prompts, positions, batch_size=2)
     expected = by_hand(any_model, prompts, prompts.where(positions))
     assert found["share"].dims == ("prompt", "layer", "head", "source")
     assert error(found["share"], expected) <= 1e-5
@@ -56,7 +56,7 @@ def test_bos_and_picked_positions() -> None:
     model = tt.load(hf_model("llama"), tokenizer=byte_level(bos=True))
     prompts = tt.build_prompts(model, THREE, shots=1, n=3, seed=2)
     picked = tt.at(role="label", demonstration=1)
-    found = tt.attention_shares(model, prompts, picked)
+    found = attention_shares(model, prompts, picked)
     assert error(found["share"], by_hand(model, prompts, picked.mask(prompts))) <= 1e-5
     assert float(found["share"].sel(source="bos").min()) > 0
 
@@ -66,8 +66,8 @@ def test_a_prompt_in_which_nothing_looks_is_nan() -> None:
     prompts = tt.build_prompts(model, THREE, shots=1, n=3, seed=2)
     at = prompts.where("labels").copy()
     at[1] = False
-    found = tt.attention_shares(model, prompts, at)["share"]
+    found = attention_shares(model, prompts, at)["share"]
     assert np.isnan(found.values[1]).all()
     assert np.isfinite(found.values[[0, 2]]).all()
     with pytest.raises(tt.errors.InputError, match="no position attends"):
-        tt.attention_shares(model, prompts, np.zeros_like(at))
+        attention_shares(model, prompts, np.zeros_like(at))

@@ -13,6 +13,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import twotower as tt
+from twotower.prompts import classic_prompts
 from twotower.prompts.classics import CLASSICS
 
 MODELS = {
@@ -51,7 +52,7 @@ def test_the_tasks() -> None:
 def test_prompts_align_with_their_partners(name: str, tokenizer: str) -> None:
     model: Any = MODELS[tokenizer]
     clean, partners = (
-        tt.classic_prompts(model, name, n=12, seed=3, corrupted=corrupted)
+        classic_prompts(model, name, n=12, seed=3, corrupted=corrupted)
         for corrupted in (False, True)
     )
     assert clean.labels == partners.labels == ("right", "wrong")
@@ -70,11 +71,11 @@ def test_prompts_align_with_their_partners(name: str, tokenizer: str) -> None:
 
 @pytest.mark.parametrize("name", SPANS)
 def test_a_prompt_depends_only_on_the_seed_and_its_number(name: str) -> None:
-    many, few = (tt.classic_prompts(MODEL, name, n=n, seed=1) for n in (25, 6))
+    many, few = (classic_prompts(MODEL, name, n=n, seed=1) for n in (25, 6))
     assert many[:6].hash == few.hash
     assert many.strings[:6] == few.strings
     assert len(set(many.strings)) == 25
-    assert tt.classic_prompts(MODEL, name, n=6, seed=2).strings != few.strings
+    assert classic_prompts(MODEL, name, n=6, seed=2).strings != few.strings
 
 
 @pytest.mark.parametrize(
@@ -89,17 +90,17 @@ def test_a_prompt_depends_only_on_the_seed_and_its_number(name: str) -> None:
 )
 def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(tt.errors.InputError, match=message):
-        tt.classic_prompts(MODEL, **arguments)
+        classic_prompts(MODEL, **arguments)
     with pytest.raises(tt.errors.InputError, match="model must be the result of load"):
-        tt.classic_prompts("smollm2-135m", "agreement")  # type: ignore[arg-type]
+        classic_prompts("smollm2-135m", "agreement")  # type: ignore[arg-type]
 
 
 # ---- the indirect object -----------------------------------------------------------
 
 
 def test_the_indirect_object_is_right_and_the_subject_wrong() -> None:
-    prompts = tt.classic_prompts(MODEL, "indirect-object", n=20)
-    partners = tt.classic_prompts(MODEL, "indirect-object", n=20, corrupted=True)
+    prompts = classic_prompts(MODEL, "indirect-object", n=20)
+    partners = classic_prompts(MODEL, "indirect-object", n=20, corrupted=True)
     for i in range(20):
         told = words(prompts, i)
         assert (told["IO"], told["S1"]) == answers(prompts, i)
@@ -115,7 +116,7 @@ def test_the_indirect_object_is_right_and_the_subject_wrong() -> None:
 
 def test_every_name_is_equally_often_right_and_wrong() -> None:
     most = 200
-    prompts = tt.classic_prompts(MODEL, "indirect-object", n=most)
+    prompts = classic_prompts(MODEL, "indirect-object", n=most)
     right = [answers(prompts, i)[0] for i in range(most)]
     names = len(set(right))
     assert names >= 5
@@ -128,8 +129,8 @@ def test_every_name_is_equally_often_right_and_wrong() -> None:
 
 
 def test_the_right_year_is_later_and_the_wrong_one_earlier() -> None:
-    prompts = tt.classic_prompts(MODEL, "greater-than", n=40)
-    partners = tt.classic_prompts(MODEL, "greater-than", n=40, corrupted=True)
+    prompts = classic_prompts(MODEL, "greater-than", n=40)
+    partners = classic_prompts(MODEL, "greater-than", n=40, corrupted=True)
     starts = []
     for i, string in enumerate(prompts.strings):
         found = re.fullmatch(r"The (\w+) lasted from the year (\d\d)(\d\d) to the year \2", string)
@@ -145,7 +146,7 @@ def test_the_right_year_is_later_and_the_wrong_one_earlier() -> None:
 
 
 def test_answers_of_several_digits_are_several_tokens() -> None:
-    prompts = tt.classic_prompts(MODEL, "greater-than", n=4)
+    prompts = classic_prompts(MODEL, "greater-than", n=4)
     assert (prompts.answers.n_tokens == 2).all()
 
 
@@ -159,8 +160,8 @@ def is_plural(noun: str) -> bool:
 
 
 def test_the_right_verb_has_the_number_of_the_subject() -> None:
-    prompts = tt.classic_prompts(MODEL, "agreement", n=40)
-    partners = tt.classic_prompts(MODEL, "agreement", n=40, corrupted=True)
+    prompts = classic_prompts(MODEL, "agreement", n=40)
+    partners = classic_prompts(MODEL, "agreement", n=40, corrupted=True)
     numbers = []
     for i in range(40):
         told, other = words(prompts, i), words(partners, i)
@@ -187,7 +188,7 @@ def in_pieces(pattern: str) -> Any:
 
 def test_years_in_tokens_of_three_digits() -> None:
     with pytest.raises(tt.errors.InputError, match="needs years whose first two digits end a tok"):
-        tt.classic_prompts(in_pieces(r"\d{1,3}|\w+|\s"), "greater-than", n=2)
+        classic_prompts(in_pieces(r"\d{1,3}|\w+|\s"), "greater-than", n=2)
 
 
 def test_names_and_plurals_that_differ_in_length(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,8 +196,8 @@ def test_names_and_plurals_that_differ_in_length(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(
         tt.errors.InputError, match="needs 5 names with as many tokens; .* leaves 2"
     ):
-        tt.classic_prompts(MODEL, "indirect-object", n=2)
+        classic_prompts(MODEL, "indirect-object", n=2)
     monkeypatch.setattr("twotower.prompts.classics.PEOPLE", "boy boys|man men")
     monkeypatch.setattr("twotower.prompts.classics.THINGS", "box boxes")
     with pytest.raises(tt.errors.InputError, match="agreement needs 5 nouns"):
-        tt.classic_prompts(MODEL, "agreement", n=2)
+        classic_prompts(MODEL, "agreement", n=2)

@@ -25,11 +25,13 @@ FRAME = pd.DataFrame(PAIRS, columns=["input", "output"])
 
 
 def test_there_are_many_bundled_tasks() -> None:
-    assert len(tt.bundled_pairs()) >= 12
-    assert {"capitals", "opposites", "past-tenses", "english-french"} <= set(tt.bundled_pairs())
+    assert len(tt.prompts.bundled_pairs()) >= 12
+    assert {"capitals", "opposites", "past-tenses", "english-french"} <= set(
+        tt.prompts.bundled_pairs()
+    )
 
 
-@pytest.mark.parametrize("name", tt.bundled_pairs())
+@pytest.mark.parametrize("name", tt.prompts.bundled_pairs())
 def test_bundled_tasks_are_sound(name: str) -> None:
     task = tt.load_pairs(name)
     assert task.name == name
@@ -55,7 +57,7 @@ def test_the_readme_lists_every_bundled_task() -> None:
     page = (Path(tt.__file__).parent / "prompts" / "pairs" / "README.md").read_text("utf-8")
     listed = [line.split("|")[1:3] for line in page.splitlines() if line.startswith("| ")]
     found = {name.strip(): n.strip() for name, n in listed}
-    for name in tt.bundled_pairs():
+    for name in tt.prompts.bundled_pairs():
         assert found[name] == str(len(tt.load_pairs(name).pairs))
 
 

@@ -72,14 +72,14 @@ def test_parts_of_a_task() -> None:
 
 
 def test_there_are_tasks_of_words_and_of_sentences() -> None:
-    tasks = [tt.load_task(name) for name in tt.bundled_tasks()]
+    tasks = [tt.load_task(name) for name in tt.prompts.bundled_tasks()]
     kinds = [task.kind for task in tasks]
     assert kinds.count("words") >= 3
     assert kinds.count("sentences") >= 4
     assert {len(task.classes) for task in tasks} >= {2, 3, 4, 6}
 
 
-@pytest.mark.parametrize("name", tt.bundled_tasks())
+@pytest.mark.parametrize("name", tt.prompts.bundled_tasks())
 def test_bundled_tasks_are_sound(name: str) -> None:
     task = tt.load_task(name)
     assert task.name == name

@@ -61,7 +61,7 @@ USES: dict[str, Callable[[tt.Model, tt.Prompts, tt.Prompts], Any]] = {
     "predict": lambda m, own, p: tt.predict(m, p),
     "analyze": lambda m, own, p: tt.analyze(m, p),
     "head effects": lambda m, own, p: tt.head_effects(m, p),
-    "residual streams": lambda m, own, p: tt.residual_streams(m, p),
+    "residual streams": lambda m, own, p: tt.measures.residual.residual_streams(m, p),
     "gradients": lambda m, own, p: tt.attribution_patching(m, p),
     "a mean": lambda m, own, p: tt.head_effects(m, own, to=tt.Mean(p)),
     "donors": lambda m, own, p: tt.head_effects(m, own, to=tt.From(p)),

@@ -66,7 +66,7 @@ def test_the_gathering_head_looks_at_the_text(planting: Planting) -> None:
     run = tt.analyze(model, prompts, measures=("qk",))
     attention = run.tt.head(*planting.gather).qk.attention
     assert (attention.sel(position=-1).values > 0.99).all()  # the query's text
-    shares = tt.attention_shares(model, prompts, "labels").sel(
+    shares = tt.measures.shares.attention_shares(model, prompts, "labels").sel(
         layer=planting.gather.layer, head=planting.gather.head
     )
     assert (shares.share.sel(source="own text").values > 0.99).all()

@@ -22,8 +22,9 @@ from ..errors import InputError
 from ..prompts.sequences import base_of, continued_as
 from ..walk.batch import Batch, make_batch
 from ..walk.everywhere import Everywhere
+from ..walk.recorder import BatchEdit, Donors, Recorder
 from ..walk.scores import attention, content_scores, scores
-from ..walk.walk import BatchEdit, Donors, LayerView, Recorder
+from ..walk.views import LayerView
 from .alignment import check_donors, donor_columns
 from .edits import DropPosition, Patch, ScaleAttention
 

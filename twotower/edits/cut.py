@@ -23,8 +23,9 @@ from ..models.positions import Positions as Tables
 from ..prompts.positions import position_mask
 from ..walk.batch import Batch
 from ..walk.everywhere import Everywhere
+from ..walk.recorder import BatchEdit
 from ..walk.scores import attention, scores
-from ..walk.walk import BatchEdit, LayerView, PassingView
+from ..walk.views import LayerView, PassingView
 from .edits import CutEdges
 from .prepared import BatchChange, prepare_change
 from .remainder import at_least_float32, take_out

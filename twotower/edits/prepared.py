@@ -20,7 +20,9 @@ from ..walk.batch import Batch, make_batch
 from ..walk.batch_size import Batches
 from ..walk.everywhere import Everywhere
 from ..walk.not_finite import FINITE, note_missing, watch
-from ..walk.walk import Donors, End, LayerView, PassingView, Recorder, run_batch
+from ..walk.recorder import Donors, Recorder
+from ..walk.views import End, LayerView, PassingView
+from ..walk.walk import run_batch
 from .alignment import Key, check_donors, donor_columns, position_keys
 from .changes import Change, From, Mean, Resample, Times, Zero, check_change
 

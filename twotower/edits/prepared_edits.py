@@ -15,7 +15,8 @@ from ..head import check_heads
 from ..prompts.positions import position_mask
 from ..walk.batch import Batch
 from ..walk.everywhere import Everywhere
-from ..walk.walk import BatchEdit, LayerView
+from ..walk.recorder import BatchEdit
+from ..walk.views import LayerView
 from .attention import AttentionEdit, AttentionEdits, Prepared
 from .cut import PreparedCut
 from .edits import Add, CutEdges, Edit, KnockOut, Patch, as_edits

@@ -17,7 +17,7 @@ from ..models import Architecture
 from ..models.architecture import call
 from ..models.rounding import Rounding
 from ..walk.everywhere import Everywhere
-from ..walk.walk import LayerView, PassingView
+from ..walk.views import LayerView, PassingView
 from .frozen import frozen_write
 from .prepared import BatchChange, Part
 from .remainder import at_least_float32, take_out, wide

@@ -11,8 +11,9 @@ from ..checks import one_of
 from ..models.architecture import call
 from ..walk.batch import Batch
 from ..walk.readout import Readout, dot, get_readout
+from ..walk.recorder import Recorder
 from ..walk.tensors import stack_heads
-from ..walk.walk import End, LayerView, Recorder
+from ..walk.views import End, LayerView
 from .collect import run
 from .measure import MakeRecorder, Measure
 

@@ -19,8 +19,9 @@ from ..results.missing import blank
 from ..walk.batch import Batch
 from ..walk.everywhere import Everywhere
 from ..walk.not_finite import FINITE
+from ..walk.recorder import Recorder
 from ..walk.tensors import margin, stack_heads
-from ..walk.walk import End, LayerView, Recorder
+from ..walk.views import End, LayerView
 from .collect import collect, run
 from .datasets import measured_dataset
 from .measure import MakeRecorder, Measure

@@ -22,7 +22,8 @@ from ..walk.batch import Batch, make_batch
 from ..walk.batch_size import Batches
 from ..walk.judge import proved_batch
 from ..walk.not_finite import FINITE, note_missing, watch
-from ..walk.walk import Recorder, donors_of
+from ..walk.recorder import Recorder
+from ..walk.walk import donors_of
 from .datasets import Arrays, kept_columns, measured_dataset
 from .measure import Measure
 from .measurement import measurement

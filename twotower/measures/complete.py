@@ -19,7 +19,8 @@ from ..models.remote import reached
 from ..options import option
 from ..walk.batch import Batch
 from ..walk.batch_size import Batches
-from ..walk.walk import BatchEdit, donors_of, walk
+from ..walk.recorder import BatchEdit
+from ..walk.walk import donors_of, walk
 from .measurement import measurement
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 
 from ..walk.memory import UNEMBED_BYTES
-from ..walk.walk import End
+from ..walk.views import End
 
 TOP = 5
 """Number of tokens among which a copied or suppressed token must be (Wang et al. 2022)."""

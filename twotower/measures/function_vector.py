@@ -18,7 +18,8 @@ from ..prompts.positions import named
 from ..results.missing import blank
 from ..walk.not_finite import FINITE
 from ..walk.readout import Readout, get_readout
-from ..walk.walk import End, LayerView, Recorder
+from ..walk.recorder import Recorder
+from ..walk.views import End, LayerView
 from .collect import collect
 from .datasets import dataset
 from .measure import MakeRecorder, Measure

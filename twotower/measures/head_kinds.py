@@ -16,9 +16,10 @@ from ..prompts.repeats import random_repeats
 from ..walk.batch import Batch
 from ..walk.not_finite import FINITE
 from ..walk.readout import Readout, get_readout
+from ..walk.recorder import Recorder
 from ..walk.scores import attention, scores
 from ..walk.tensors import stack_heads
-from ..walk.walk import End, LayerView, Recorder
+from ..walk.views import End, LayerView
 from .attribution import Attribution
 from .choose import above_others
 from .collect import collect

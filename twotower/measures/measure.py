@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..prompts.positions import named
 from ..results import GROUPS
 from ..walk.batch import Batch
-from ..walk.walk import Recorder
+from ..walk.recorder import Recorder
 
 if TYPE_CHECKING:
     from ..models import Model

@@ -12,8 +12,9 @@ from ..head import Head, as_list, check_heads
 from ..models.architecture import call
 from ..walk.batch import Batch
 from ..walk.readout import Readout, get_readout
+from ..walk.recorder import Recorder, Together
 from ..walk.tensors import keep, stack_heads
-from ..walk.walk import End, LayerView, Recorder, Together
+from ..walk.views import End, LayerView
 from .collect import run
 from .measure import MakeRecorder, Measure
 

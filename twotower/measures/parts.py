@@ -25,8 +25,9 @@ from ..walk.batch import Batch
 from ..walk.everywhere import Everywhere
 from ..walk.proof import Claim
 from ..walk.readout import Readout, get_readout
+from ..walk.recorder import Recorder
 from ..walk.tensors import above_mean, keep
-from ..walk.walk import End, LayerView, PassingView, Recorder
+from ..walk.views import End, LayerView, PassingView
 from .collect import collect
 from .datasets import dataset
 from .measure import MakeRecorder, Measure

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 
 from ..walk.batch import Batch, BatchAnswers
+from ..walk.recorder import Recorder
 from ..walk.tensors import margin
-from ..walk.walk import End, Recorder
+from ..walk.views import End
 from .measure import MakeRecorder, Measure
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ import torch
 
 from ..walk.batch import Batch
 from ..walk.everywhere import Everywhere
+from ..walk.recorder import Recorder
 from ..walk.scores import content_scores
 from ..walk.tensors import keep, stack_heads
-from ..walk.walk import End, LayerView, Recorder
+from ..walk.views import End, LayerView
 from .collect import run
 from .measure import MakeRecorder, Measure
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..walk.batch import Batch
+from ..walk.recorder import Recorder
 from ..walk.tensors import keep as kept
 from ..walk.tensors import stack
-from ..walk.walk import End, LayerView, PassingView, Recorder
+from ..walk.views import End, LayerView, PassingView
 from .collect import run
 from .measure import MakeRecorder, Measure
 

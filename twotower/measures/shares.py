@@ -12,9 +12,10 @@ import torch
 from ..errors import InputError
 from ..prompts.positions import position_mask
 from ..walk.batch import Batch
+from ..walk.recorder import Recorder
 from ..walk.scores import attention, scores
 from ..walk.tensors import stack_heads
-from ..walk.walk import End, LayerView, Recorder
+from ..walk.views import End, LayerView
 from .collect import run
 from .measure import MakeRecorder, Measure
 

@@ -21,8 +21,9 @@ from ..walk.batch import Batch, columns_of
 from ..walk.everywhere import Everywhere
 from ..walk.proof import Claim
 from ..walk.readout import Readout, get_readout
+from ..walk.recorder import Recorder
 from ..walk.tensors import above_mean
-from ..walk.walk import End, LayerView, PassingView, Recorder
+from ..walk.views import End, LayerView, PassingView
 from .collect import collect
 from .datasets import dataset
 from .edges import EdgeEffects, edges_of

@@ -31,7 +31,7 @@ BY_REASON: dict[str, str] = {
     "each token chooses experts for its heads' projections": "jetmoe",
     "its blocks have two attentions": "longcat_flash",
     "its residual stream is the output of a norm": "minimax",
-    "its attention reads the stream and the embedding side by side": "zamba zamba2",
+    "only a Mamba layer reads what its heads write, and no residual stream": "zamba zamba2",
     "its order of positions is permuted, in two streams": "xlnet",
     "its keys are selected by hashing, and its residual stream is double": "reformer",
 }

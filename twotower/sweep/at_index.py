@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from ..models.positions import Positions
 from ..walk.everywhere import Everywhere
-from ..walk.walk import LayerView
+from ..walk.views import LayerView
 
 
 def tables_at(view: LayerView, index: Everywhere) -> Positions:

@@ -21,7 +21,7 @@ from ..models.rounding import Rounding
 from ..walk.batch import Batch
 from ..walk.everywhere import Everywhere
 from ..walk.readout import Readout
-from ..walk.walk import End, LayerView, PassingView
+from ..walk.views import End, LayerView, PassingView
 from .counterfactuals import Group as Heads
 from .counterfactuals import Plan, Step
 from .layout import Layout

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 
 from ..models import Architecture
 from ..models.mixer_state import MixerState
-from ..walk.walk import LayerView, PassingView
+from ..walk.views import LayerView, PassingView
 from .layout import Layout
 
 if TYPE_CHECKING:

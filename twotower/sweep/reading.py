@@ -15,7 +15,7 @@ from ..edits.writes import Writes
 from ..models.rounding import Rounding
 from ..walk.everywhere import Everywhere
 from ..walk.proof import Claim
-from ..walk.walk import LayerView, PassingView
+from ..walk.views import LayerView, PassingView
 from .edge_list import Edges
 from .layout import Layout
 from .reads import Changed, HeadReads, Places, Stream

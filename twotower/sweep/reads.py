@@ -18,7 +18,7 @@ from ..edits.wiring import Wiring
 from ..models import Architecture
 from ..models.positions import Positions, softcapped, softmax
 from ..walk.everywhere import Everywhere
-from ..walk.walk import LayerView
+from ..walk.views import LayerView
 from .at_index import bias_at, tables_at
 from .layout import Layout
 

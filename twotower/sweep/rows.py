@@ -24,7 +24,7 @@ from ..models.architecture import call
 from ..models.positions import Positions
 from ..walk.everywhere import Everywhere
 from ..walk.memory import FEW
-from ..walk.walk import LayerView, PassingView
+from ..walk.views import LayerView, PassingView
 from .at_index import bias_at, tables_at
 from .attend import Scoring, attend_few, attend_many
 from .counterfactuals import Step

@@ -13,8 +13,9 @@ from ..models.rounding import Rounding, coarsest
 from ..walk.batch import Batch
 from ..walk.proof import Claim
 from ..walk.readout import Readout, token_logprobs
+from ..walk.recorder import Recorder
 from ..walk.tensors import margin
-from ..walk.walk import End, LayerView, PassingView, Recorder
+from ..walk.views import End, LayerView, PassingView
 from .counterfactuals import Group, Plan, plan
 from .layout import Layout
 from .rows import Carried, Clean, Moves, Replaces, advance

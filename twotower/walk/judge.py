@@ -14,7 +14,8 @@ from ..options import option
 from ..results.findings import Finding
 from .not_finite import FINITE
 from .proof import IDENTITIES, WAITING_BYTES, Proof, Proved
-from .walk import BatchEdit, Recorder, donors_of, run_batch
+from .recorder import BatchEdit, Recorder
+from .walk import donors_of, run_batch
 
 if TYPE_CHECKING:
     from ..models import Model

@@ -20,7 +20,8 @@ import torch
 from ..errors import NotFiniteWarning
 from ..results.missing import named
 from .batch import Batch, BatchAnswers
-from .walk import Donors, End, LayerView, PassingView, Recorder
+from .recorder import Donors, Recorder
+from .views import End, LayerView, PassingView
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -26,7 +26,7 @@ from ..models.measuring import measuring
 from ..models.positions import softcapped
 from .memory import UNEMBED_BYTES
 from .norms import Norm, probe_norm
-from .walk import End, LayerView
+from .views import End, LayerView
 
 if TYPE_CHECKING:
     from ..models import Architecture, Model

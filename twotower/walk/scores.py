@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Float32
 
 from ..models.positions import softcapped, softmax
-from .walk import LayerView
+from .views import LayerView
 
 
 def scores(

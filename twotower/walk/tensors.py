@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 
 from .batch import Batch
-from .walk import End
+from .views import End
 
 
 def margin(
