@@ -153,6 +153,49 @@ def test_a_few_elements_that_no_sample_shows(model, prompts) -> None:
     same(everything(again, prompts), everything(model, prompts))
 
 
+def a_neuron(model: tt.Model) -> None:
+    model.architecture.mlp(block(model, 0)).down_proj.weight.data[:, 1] *= 20
+
+
+def an_embedding(model: tt.Model) -> None:
+    token = model.tokenizer("f", add_special_tokens=False)["input_ids"][0]
+    model.module.get_input_embeddings().weight.data[token] += 1
+
+
+UNSEEN = {"a neuron": a_neuron, "an embedding": an_embedding}
+
+
+@pytest.mark.parametrize("change", UNSEEN)
+def test_means_are_those_of_the_model_as_it_is(change: str) -> None:
+    model = tt.load(hf_model("llama-grouped"), tokenizer=byte_level())
+    prompts = tt.build_prompts(model, TWO, shots=1, n=3, seed=4)
+    to = tt.Mean(prompts)
+    before = tt.head_effects(model, prompts, to=to)
+    UNSEEN[change](model)
+    assert take_state(model) == model.state
+    found = tt.head_effects(model, prompts, to=to)
+    again = tt.load(model.module, tokenizer=byte_level())
+    expected = tt.head_effects(again, prompts, to=to)
+    np.testing.assert_allclose(found.margin_drop, expected.margin_drop, rtol=0, atol=1e-6)
+    assert float(abs(found.margin_drop - before.margin_drop).max()) > 1e-3
+
+
+def test_one_neuron_changes_the_hash(model, prompts) -> None:
+    before = tt.predict(model, prompts).attrs["weights_hash"]
+    with torch.no_grad():
+        model.architecture.projection(block(model)).weight.view(-1)[3:9] += 2
+    told = tt.predict(model, prompts).attrs
+    assert told["weights_hash"] != before
+    assert json.loads(told["changed_since_loading"]) == ["weights"]
+
+
+def test_the_configuration_is_part_of_the_state(model, prompts) -> None:
+    tt.predict(model, prompts)
+    model.config.some_setting = 3
+    told = tt.predict(model, prompts).attrs
+    assert json.loads(told["changed_since_loading"]) == ["configuration"]
+
+
 def test_no_change_is_told_where_there_is_none(model, prompts) -> None:
     load_others(model)
     model.module.load_state_dict(hf_model(name_of(model)).state_dict())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,10 +20,12 @@ import not_finite
 import numpy as np
 import psutil
 import pytest
+import torch
 import xarray as xr
 import zarr
 from command import run as command
 from small_run import ALL, chunks, small
+from transformers import AutoModelForCausalLM
 
 import twotower as tt
 from twotower.cli.status import status_of
@@ -159,6 +162,26 @@ def test_goes_on_where_it_stopped(
     assert quiet(small(checkpoint, out)).before == 6
     assert third.measured == []
     assert chunks(out) == chunks(reference)
+
+
+def test_other_weights_in_the_same_folder_are_refused(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    folder, out = tmp_path / "model", tmp_path / "run.zarr"
+    shutil.copytree(checkpoint, folder)
+    Stopped(monkeypatch, 2, stop)
+    with pytest.raises(KeyboardInterrupt):
+        quiet(small(folder, out))
+    monkeypatch.undo()
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        next(model.parameters())[0] += 1
+    model.save_pretrained(folder)
+    with pytest.raises(StoreError, match="another weights hash"):
+        quiet(small(folder, out))
 
 
 def test_scores_that_were_not_written_to_the_end(

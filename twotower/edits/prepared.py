@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from ..errors import InputError
+from ..models.weights import hash_weights
 from ..prompts.sequences import base_of, owners
 from ..walk.batch import Batch, make_batch
 from ..walk.batch_size import Batches
@@ -225,15 +226,40 @@ def _means(
     n_keys: int,
     parts: frozenset[str],
 ) -> _Means:
-    """Return mean outputs; the last ones are remembered while the model stays as it is."""
-    about = (reference.hash, parts)
+    """Return mean outputs; the last ones are remembered while the model stays as it is.
+
+    No proof of a batch shows that a mean is of another model, and a model's state does not show
+    every change. So all weights are compared, and the longest reference prompt is run again.
+    """
+    about = (reference.hash, parts, hash_weights(model))
     known = model.cache.get(MEANS)
-    if known is None or known[0] != about:
+    if known is None or known[0] != about or known[1] != _longest(model, reference):
         # The old ones go first: they may be large.
         model.cache.pop(MEANS, None)
-        known = model.cache[MEANS] = (about, _measure_means(model, reference, keys, n_keys, parts))
-    found: _Means = known[1]
+        means = _measure_means(model, reference, keys, n_keys, parts)
+        known = model.cache[MEANS] = (about, _longest(model, reference), means)
+    found: _Means = known[2]
     return found
+
+
+def _longest(model: Model, reference: Prompts) -> bytes:
+    """Return the last residual stream of the longest reference prompt by itself.
+
+    Nothing for a model on a server, whose weights users cannot change.
+    """
+    if model.remote:
+        return b""
+    batch = make_batch(model, reference, np.array([int(reference.lengths.argmax())]))
+    (found,) = run_batch(model, batch, [_Stream()])
+    return found["stream"].contiguous().view(torch.uint8).numpy().tobytes()
+
+
+class _Stream(Recorder):
+    """Records the residual stream after the last layer."""
+
+    def finish(self, end: End) -> dict[str, torch.Tensor]:
+        assert end.stream is not None
+        return {"stream": end.stream.detach().clone()}
 
 
 def _measure_means(

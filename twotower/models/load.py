@@ -21,6 +21,7 @@ from .random_weights import SHAPES, random_model, synthetic_tokenizer
 from .registry import check_known, find_architecture
 from .remote import prepare, remote_model
 from .unwrap import unwrapped
+from .weights import hash_weights
 
 
 def load(
@@ -147,7 +148,7 @@ def load(
         )
     if check:
         _check(loaded)
-    loaded.loaded = loaded.look()
+    loaded.loaded, loaded.loaded_weights = loaded.look(), hash_weights(loaded)
     return loaded
 
 

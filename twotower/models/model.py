@@ -14,6 +14,7 @@ from .adapters import adapters_of
 from .architecture import Architecture
 from .quantization import quantization_of
 from .state import State, take_state
+from .weights import hash_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 ADAPTERS = ("adapters",)
 """Cache key of the adapters' record."""
+
+WEIGHTS = ("weights",)
+"""Cache key of the weights' hash."""
 
 
 def device_of(module: torch.nn.Module) -> torch.device:
@@ -56,8 +60,8 @@ class Model:
         changes; batch sizes are kept.
     state
         State at the last measure (`twotower.models.state`).
-    loaded
-        State when it was loaded.
+    loaded, loaded_weights
+        State when it was loaded, and the hash of the weights then.
     proof
         Checks of the current or last measure (`twotower.results.findings`).
     acting
@@ -73,6 +77,7 @@ class Model:
     cache: dict[Any, Any] = field(default_factory=dict, repr=False)
     state: State | None = field(default=None, repr=False)
     loaded: State | None = field(default=None, repr=False)
+    loaded_weights: str = field(default="", repr=False)
     proof: Findings = field(default_factory=Findings, repr=False)
     acting: list[str] = field(default_factory=list, repr=False)
 
@@ -110,12 +115,18 @@ class Model:
         state = self.state or self.look()
         if ADAPTERS not in self.cache:
             self.cache[ADAPTERS] = [] if self.remote else adapters_of(self.module)
+        if WEIGHTS not in self.cache:
+            self.cache[WEIGHTS] = hash_weights(self)
+        changed = state.differences(self.loaded or state)
+        hashes = (self.loaded_weights, self.cache[WEIGHTS])
+        if all(hashes) and hashes[0] != hashes[1] and "weights" not in changed:
+            changed.insert(0, "weights")
         return {
-            "weights_hash": state.sample,
+            "weights_hash": self.cache[WEIGHTS],
             "dtypes": ", ".join(state.dtypes),
             "adapters": json.dumps(self.cache[ADAPTERS]),
             "interventions": json.dumps(state.interventions()),
-            "changed_since_loading": json.dumps(state.differences(self.loaded or state)),
+            "changed_since_loading": json.dumps(changed),
             "proof": self.proof.describe(),
         }
 

@@ -43,6 +43,9 @@ FRAMEWORKS = (
 HOOKS = {"_forward_hooks": "forward hook", "_forward_pre_hooks": "forward pre-hook"}
 """Attributes where torch keeps a module's hooks, and the kinds of hook."""
 
+PLAIN = (bool, int, float, str)
+"""Types of modules' attributes that belong to the state."""
+
 FORWARD = "forward"
 """Kind of a replaced `forward` method."""
 
@@ -99,6 +102,8 @@ class State:
         For each adapted module: active, merged and disabled adapters, and their scales.
     kernel
         Attention implementation.
+    settings
+        Hash of the configuration, and of the modules' own numbers, such as epsilons and scales.
     dtypes
         Dtypes of the weights and buffers, most frequent first.
     held
@@ -111,12 +116,13 @@ class State:
     edits: tuple[str, ...]
     adapters: tuple[Any, ...]
     kernel: str | None
+    settings: str
     dtypes: tuple[str, ...]
     held: tuple[Any, ...] = field(default=(), compare=False, repr=False)
 
     def differences(self, other: State) -> list[str]:
         """Return the names of the parts that differ between two states."""
-        parts = {"weights": "sample", "attention kernel": "kernel"}
+        parts = {"weights": "sample", "attention kernel": "kernel", "configuration": "settings"}
         parts |= {name: name for name in ("hooks", "edits", "adapters", "dtypes")}
         return [name for name, at in parts.items() if getattr(self, at) != getattr(other, at)]
 
@@ -142,7 +148,7 @@ def take_state(model: Model) -> State:
     """
     root = model.module
     modules = list(root.named_modules(remove_duplicate=True))
-    tensors = [] if model.remote else list(_tensors(modules))
+    tensors = [] if model.remote else list(_tensors_in(modules))
     edits = getattr(model.traced, "_edits", ())
     return State(
         _hash([*map(_identity, tensors), *map(id, edits), *(id(module) for _, module in modules)]),
@@ -151,12 +157,18 @@ def take_state(model: Model) -> State:
         tuple(map(_written_at, edits)),
         tuple(_adapters(modules)),
         model.attention_kernel,
+        _settings(root, modules),
         _dtypes(tensors),
         tuple(edits),
     )
 
 
-def _tensors(modules: list[tuple[str, torch.nn.Module]]) -> Iterator[torch.Tensor]:
+def tensors_of(root: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """Iterate over a model's weights and buffers."""
+    return _tensors_in(list(root.named_modules(remove_duplicate=True)))
+
+
+def _tensors_in(modules: list[tuple[str, torch.nn.Module]]) -> Iterator[torch.Tensor]:
     for _, module in modules:
         for tensor in itertools.chain(module._parameters.values(), module._buffers.values()):
             if tensor is not None:
@@ -200,6 +212,18 @@ def _spread(tensor: torch.Tensor) -> torch.Tensor:
         span = 1 + sum((n - 1) * step for n, step in steps)
     n = min(SAMPLES, span)
     return tensor.as_strided((n,), (max(1, (span - 1) // max(1, n - 1)),))
+
+
+def _settings(root: Any, modules: list[tuple[str, torch.nn.Module]]) -> str:
+    """Return a hash of the configuration and of the modules' own numbers and texts."""
+    own = [
+        (path, name, value)
+        for path, module in modules
+        for name, value in module.__dict__.items()
+        if type(value) in PLAIN and name != "training" and "cached" not in name
+    ]
+    config = getattr(root, "config", None)
+    return _hash([config.to_dict() if hasattr(config, "to_dict") else config, own])
 
 
 def _dtypes(tensors: list[torch.Tensor]) -> tuple[str, ...]:

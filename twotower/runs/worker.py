@@ -19,6 +19,17 @@ if TYPE_CHECKING:
     from .configuration import Configuration
 
 
+SAME = (
+    "prompts_hash",
+    "tokenizer_hash",
+    "model_revision",
+    "weights_hash",
+    "dtype",
+    "quantization",
+)
+"""Attributes in which all units of a run must agree."""
+
+
 @dataclass(frozen=True)
 class Report:
     """Times of one unit.
@@ -164,8 +175,9 @@ class Worker:
                 f"{self.store.place} is not visible to {self.name}: every worker must reach it"
             )
         about, now = self.store.attributes(part), provenance(model, prompts)
-        for name in ("prompts_hash", "tokenizer_hash", "model_revision", "dtype", "quantization"):
-            if about[name] != now[name]:
+        for name in SAME:
+            # Weights that are offloaded or on a server have no hash.
+            if about[name] != now[name] and (name != "weights_hash" or (about[name] and now[name])):
                 raise StoreError(
                     f"{self.store.place} was started with another {name.replace('_', ' ')} "
                     f"({about[name]}; now {now[name]}); use --overwrite, or another --output"
