@@ -158,7 +158,7 @@ def a_neuron(model: tt.Model) -> None:
 
 
 def an_embedding(model: tt.Model) -> None:
-    token = model.tokenizer("f", add_special_tokens=False)["input_ids"][0]
+    token = model.tokenizer(":", add_special_tokens=False)["input_ids"][0]
     model.module.get_input_embeddings().weight.data[token] += 1
 
 
