@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from ..models.architecture import call
 from ..models.measuring import measuring
+from ..models.wrapper import in_order
 
 if TYPE_CHECKING:
     from ..models import Architecture, Model
@@ -64,6 +65,7 @@ def get_wiring(model: Model) -> dict[int, Wiring]:
             where = {"remote": model.remote} if model.remote else {}
             inputs = {"input_ids": token, "attention_mask": torch.ones_like(token)}
             with (
+                in_order(model.name),
                 torch.no_grad(),
                 model.traced.trace(**inputs, use_cache=False, return_dict=True, **where),
             ):

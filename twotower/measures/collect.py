@@ -22,6 +22,7 @@ from ..walk.batch import Batch, make_batch
 from ..walk.batch_size import Batches
 from ..walk.judge import proved_batch
 from ..walk.not_finite import FINITE, note_missing, watch
+from ..walk.padding import prove_padding
 from ..walk.recorder import Recorder
 from ..walk.walk import donors_of
 from .datasets import Arrays, kept_columns, measured_dataset
@@ -141,6 +142,7 @@ def _collect(
         def record(batch: Batch) -> None:
             if option("proof"):
                 prove_state(model, base_of(prompts))
+                prove_padding(model, prompts, batch)
             recorders = [make(batch) for make in makers]
             ready = prepared.for_batch(batch)
             donors = donors_of(ready, recorders)

@@ -16,9 +16,11 @@ from ..edits.prepared_edits import AddVector, ChangeHeads, PreparedEdits
 from ..errors import InputError
 from ..models.measuring import measuring
 from ..models.remote import reached
+from ..models.wrapper import in_order
 from ..options import option
 from ..walk.batch import Batch
 from ..walk.batch_size import Batches
+from ..walk.padding import prove_padding
 from ..walk.recorder import BatchEdit
 from ..walk.walk import donors_of, walk
 from .measurement import measurement
@@ -86,6 +88,8 @@ def complete(
         feed = Batches(model, prompts, option("batch_size"), kind="complete")
         for batch in feed:
             with feed.attempt():
+                if option("proof"):
+                    prove_padding(model, prompts, batch)
                 ready = prepared.for_batch(batch)
                 with warnings.catch_warnings():
                     # nnsight warns where a loop over the steps ends with the generation.
@@ -126,7 +130,7 @@ def _generate(
         "generation_config": settings,
     }
     before = [(x.batch.inputs, x.batch.mask, [x.recorder]) for x in donors_of(edits, [])]
-    with reached(model.remote), root.session(**where):
+    with in_order(model.name), reached(model.remote), root.session(**where):
         with torch.no_grad():
             for their_inputs, their_mask, recorder in before:
                 with root.trace(**their_inputs):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..errors import ModelError
 from ..head import Head
 from ..results.findings import Findings
 from .adapters import adapters_of
@@ -80,6 +81,12 @@ class Model:
     loaded_weights: str = field(default="", repr=False)
     proof: Findings = field(default_factory=Findings, repr=False)
     acting: list[str] = field(default_factory=list, repr=False)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Model:
+        raise ModelError(
+            "a loaded model cannot be copied, since nnsight wraps it: load a copy of its module, "
+            "tt.load(copy.deepcopy(model.module), tokenizer=model.tokenizer)"
+        )
 
     def look(self) -> State:
         """Take the model's state, and clear the cache if the state changed.

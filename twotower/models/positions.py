@@ -35,6 +35,12 @@ class Positions:
         )
         return Positions(cos, sin, factor, self.bias)
 
+    def first(self, n: int) -> Positions:
+        """Return the same of the first n positions."""
+        found = self.tables(lambda table: table[:, :n])
+        found.bias = None if self.bias is None else self.bias[:, :, :n]
+        return found
+
 
 def softcapped(x: Float[torch.Tensor, "*any"], cap: float | None) -> Float[torch.Tensor, "*any"]:
     """Return c tanh(x / c), or x itself for None."""

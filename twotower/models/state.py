@@ -40,7 +40,12 @@ FRAMEWORKS = (
 )
 """Packages whose hooks belong to running a model, such as hooks that move weights."""
 
-HOOKS = {"_forward_hooks": "forward hook", "_forward_pre_hooks": "forward pre-hook"}
+HOOKS = {
+    "_forward_hooks": "forward hook",
+    "_forward_pre_hooks": "forward pre-hook",
+    "_backward_hooks": "backward hook",
+    "_backward_pre_hooks": "backward pre-hook",
+}
 """Attributes where torch keeps a module's hooks, and the kinds of hook."""
 
 PLAIN = (bool, int, float, str)
@@ -180,7 +185,8 @@ def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:
     if tensor.is_meta:  # offloaded: a new tensor after each forward pass
         return form
     version = -1 if tensor.is_inference() else tensor._version
-    return id(tensor), version, tensor.data_ptr(), *form
+    place = tensor.data_ptr() if tensor.layout == torch.strided else 0
+    return id(tensor), version, place, *form
 
 
 def _hash(values: Any) -> str:
@@ -206,6 +212,8 @@ def _sample(tensors: list[torch.Tensor]) -> str:
 
 def _spread(tensor: torch.Tensor) -> torch.Tensor:
     """Return elements spread evenly over a tensor's memory."""
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
     span = tensor.numel()
     if not tensor.is_contiguous():
         steps = zip(tensor.shape, tensor.stride(), strict=True)
@@ -220,7 +228,7 @@ def _settings(root: Any, modules: list[tuple[str, torch.nn.Module]]) -> str:
         (path, name, value)
         for path, module in modules
         for name, value in module.__dict__.items()
-        if type(value) in PLAIN and name != "training" and "cached" not in name
+        if type(value) in PLAIN and name != "training" and name[0] != "_" and "cached" not in name
     ]
     config = getattr(root, "config", None)
     return _hash([config.to_dict() if hasattr(config, "to_dict") else config, own])

@@ -9,12 +9,17 @@ read modules that no longer run, or wait for modules that no longer report.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import combinations
 from typing import Any
 
 import torch
+from nnsight.intervention.interleaver import OutOfOrderError
 from nnsight.intervention.source import STATE, Controller, State, module_body
 
 from ..errors import ModelError
+from .architecture import resolve
 from .fit import misfit
 
 
@@ -25,6 +30,9 @@ def renew_methods(root: torch.nn.Module) -> None:
         if state is None or "_hf_hook" in module.__dict__:  # accelerate's own replacement
             continue
         method = module.__dict__.get("forward")
+        if isinstance(method, Controller) and _of_another_class(module, state.original):
+            del module.__dict__["forward"]
+            method = None
         if not isinstance(method, Controller):
             new = State(module_body(module))
             module.__dict__["forward"] = Controller(module, new)
@@ -37,6 +45,14 @@ def renew_methods(root: torch.nn.Module) -> None:
         module.__dict__[STATE] = new
 
 
+def _of_another_class(module: torch.nn.Module, original: Any) -> bool:
+    """Check that a method was the class's own, and that the class has another one now."""
+    function = getattr(original, "__func__", None)
+    owner, _, name = getattr(function, "__qualname__", "").rpartition(".")
+    own = name == "forward" and owner in {one.__name__ for one in type(module).__mro__}
+    return own and function is not type(module).forward
+
+
 def renew_modules(traced: Any, architecture: Any) -> None:
     """Update nnsight's mirror of the modules if some were replaced.
 
@@ -46,8 +62,21 @@ def renew_modules(traced: Any, architecture: Any) -> None:
         If the model no longer has its adapter's layout.
     """
     root = traced._module
+    blocks = [*resolve(root, architecture.layers_path)]
+    if len(blocks) != architecture.n_layers:
+        raise ModelError(
+            f"the model has {len(blocks)} layers, and its configuration says "
+            f"{architecture.n_layers}; if one was changed after loading, load the model again"
+        )
     if _mirrors(traced):
         return
+    for block, other in combinations(blocks, 2):
+        shared = set(block.modules()) & set(other.modules())
+        if shared:
+            raise ModelError(
+                f"two layers share a module ({type(next(iter(shared))).__name__}), which nnsight "
+                "cannot tell apart; copy the module (copy.deepcopy), or load the model again"
+            )
     reason = misfit(type(architecture), root)
     if reason is not None:
         raise ModelError(
@@ -58,6 +87,26 @@ def renew_modules(traced: Any, architecture: Any) -> None:
         # nnsight warns about replaced methods; the model's state already lists them.
         warnings.simplefilter("ignore")
         traced._update(root)
+
+
+@contextmanager
+def in_order(name: str) -> Iterator[None]:
+    """Explain that a module did not run where the adapter of a model says.
+
+    Raises
+    ------
+    ModelError
+        Instead of nnsight's error.
+    """
+    try:
+        yield
+    except OutOfOrderError as error:
+        what = str(error).partition("\n")[0]
+        raise ModelError(
+            f"{name}: a module does not run where its adapter says ({what}). If modules or their "
+            "methods were exchanged after loading, put them back or load the model again; no other "
+            "thread may run the model during a measure"
+        ) from error
 
 
 def _mirrors(envoy: Any) -> bool:

@@ -7,6 +7,7 @@ sweep: no trace, no padding, no rows, and of the adapter only the output project
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -143,7 +144,11 @@ def _without(model: Model, head: Head | None) -> Iterator[None]:
         return
     block = model.architecture.layers(model.module)[head.layer]
 
+    own = threading.get_ident()
+
     def zero(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[Any, ...]:
+        if threading.get_ident() != own:  # a forward of the user's, beside the measure
+            return inputs
         z = inputs[0].clone()
         size = z.shape[-1] // model.heads_in(head.layer)
         z[:, -1, head.head * size : (head.head + 1) * size] = 0

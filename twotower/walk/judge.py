@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from ..models import Model
     from .batch import Batch
 
+EARLIER = 2
+"""Number of layers of each batch in which attention is recomputed at an earlier position too."""
+
 
 def proved_batch(
     model: Model,
@@ -47,7 +50,7 @@ def proved_batch(
     for donors in donors_of(edits, recorders):
         of_donors.append(Proof(rounding, waiting_bytes=waiting))
         donors.recorder = Proved(donors.recorder, of_donors[-1])
-    proof = Proof(rounding, [*recorders, *of_donors], waiting)
+    proof = Proof(rounding, [*recorders, *of_donors], waiting, _earlier(model, batch))
     *found, claims = run_batch(model, batch, [*recorders, proof], edits, gradients=gradients)
     refuse(model, model.acting)
     finite = [bool(new[FINITE].all()) for new in found if FINITE in new]
@@ -55,6 +58,18 @@ def proved_batch(
         judge(model, batch, claims)
         model.proof.prompts += len(batch.rows)
     return found
+
+
+def _earlier(model: Model, batch: Batch) -> dict[int, int]:
+    """Return a random column before the last, of tokens alone, for a few random layers."""
+    architecture = model.architecture
+    layers = [layer for layer in range(model.n_layers) if architecture.has_heads(layer)]
+    first = int((~batch.mask.own).sum(dim=1).max())
+    if not layers or first >= batch.width - 1:
+        return {}
+    rng = np.random.default_rng([int(batch.rows[0]), batch.width])
+    some = rng.choice(layers, size=min(EARLIER, len(layers)), replace=False)
+    return {int(layer): int(rng.integers(first, batch.width - 1)) for layer in some}
 
 
 def judge(model: Model, batch: Batch, claims: Mapping[Any, torch.Tensor]) -> None:
@@ -105,7 +120,7 @@ def likely_cause(model: Model, identity: str) -> str:
     if identity in ("attention", "scale"):
         return (
             f"Probably the adapter {adapter} does not describe this model's attention at this "
-            "prompt's length (window, rotary, scale)"
+            "prompt's length (window, rotary, scale), or positions see later ones"
         )
     return (
         f"Probably the adapter {adapter} does not describe this model's blocks, or a module mixes "

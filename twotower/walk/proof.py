@@ -10,7 +10,7 @@ Shapes: B prompts of T positions, H heads on K key-value heads, D elements of a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
@@ -85,6 +85,8 @@ class Proof(Recorder):
         Other recorders of the walk, whose claims are collected.
     waiting_bytes
         Bytes of keys and values that may wait until the heads of a few layers are recomputed.
+    earlier
+        Columns before the last, by layer, at which attention is recomputed too.
     """
 
     group = "proof"
@@ -94,8 +96,10 @@ class Proof(Recorder):
         rounding: Rounding,
         others: Sequence[Recorder] = (),
         waiting_bytes: int = WAITING_BYTES,
+        earlier: Mapping[int, int] | None = None,
     ) -> None:
         self.rounding, self.others, self.waiting_bytes = rounding, others, waiting_bytes
+        self.earlier = {} if earlier is None else earlier
         readouts = [other.readout for other in others if other.readout is not None]
         self.readout: Readout | None = readouts[0] if readouts else None
         self.claims: list[Claim] = []
@@ -118,7 +122,17 @@ class Proof(Recorder):
             kept.factor = view.factor
             kept.heads = Heads.of(view)
             self.kept.append(kept)
+            if view.index in self.earlier:
+                self._earlier(view, self.earlier[view.index])
             self._wait(view.last)
+
+    def _earlier(self, view: LayerView, column: int) -> None:
+        """Claim an earlier position's attention, which shows a model that is not causal."""
+        again = Again.of(view.until(column), coarse=False)
+        left = view.own_z[:, column].float() - again.z
+        error = left.norm(dim=-1) / again.length.clamp(min=torch.finfo(torch.float32).tiny)
+        allowed = self.rounding.attention(view.own_z.dtype, again.score, again.products)
+        self.claims.append(Claim("attention", [view.index], error[None], allowed[None]))
 
     def _wait(self, last: LastAttention) -> None:
         """Recompute a layer's heads at once if a measure has done most of it, or a few together.

@@ -24,6 +24,7 @@ from jaxtyping import Float, Float32, Int, Shaped
 from ..errors import ModelError
 from ..models.measuring import measuring
 from ..models.positions import softcapped
+from ..models.wrapper import in_order
 from .memory import UNEMBED_BYTES
 from .norms import Norm, probe_norm
 from .views import End, LayerView
@@ -293,8 +294,12 @@ def _get_readout(model: Model, key: tuple[Any, ...], ids: list[int]) -> Readout:
         architecture, root = model.architecture, model.traced
         token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
         where = {"remote": model.remote} if model.remote else {}
-        inputs = {"input_ids": token, "attention_mask": torch.ones_like(token)}
-        with torch.no_grad(), root.trace(**inputs, use_cache=False, return_dict=True, **where):
+        inputs: dict[str, Any] = {
+            "input_ids": token,
+            "attention_mask": torch.ones_like(token),
+        }
+        inputs |= {"use_cache": False, "return_dict": True, **where}
+        with in_order(model.name), torch.no_grad(), root.trace(**inputs):
             found = nnsight.save(_probe(architecture, root, ids))
         norms, factors, rows, bias, directions, biases, devices = found
         if not all(x is None or torch.isfinite(x).all() for x in directions):

@@ -112,6 +112,25 @@ class LayerView:
             self.sinks,
         )
 
+    def until(self, column: int) -> LastAttention:
+        """Return the attention of an earlier position, as the last one of a shorter sequence."""
+        n = column + 1
+        reach = (self.architecture.window(self.index), self.architecture.chunk(self.index))
+        found = LastAttention(
+            self.architecture,
+            self.index,
+            self.block,
+            self.query[:, column],
+            self.key[:, :n],
+            self.value[:, :n],
+            self.positions.first(n),
+            ~visible(self.real[:, :n], 1, *reach),
+            None if self.gate is None else self.gate[:, column],
+            self.sinks,
+        )
+        found.__dict__["_turned_key"] = self.turned_key[:, :n]
+        return found
+
     @property
     def turned_key(self) -> Float[torch.Tensor, "B T K d_key"]:
         """(B, T, K, d_key) keys after rotary."""

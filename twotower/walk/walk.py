@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 
 from ..models.remote import reached
+from ..models.wrapper import in_order
 from .batch import Batch
 from .everywhere import Everywhere
 from .recorder import BatchEdit, Donors, Recorder
@@ -177,7 +178,7 @@ def run_batch(
         for donors in donors_of(edits, recorders)
     ]
     where = {"remote": model.remote} if model.remote else {}
-    with reached(model.remote), root.session(**where):
+    with in_order(model.name), reached(model.remote), root.session(**where):
         with torch.no_grad():
             for their_inputs, their_mask, recorder in before:
                 with root.trace(**their_inputs):

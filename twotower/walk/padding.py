@@ -1,0 +1,70 @@
+"""Check that padding changes nothing: a prompt in a batch computes as it does by itself.
+
+It runs the transformers model alone, without a trace, once for every state of the model and for
+every length at which its configuration says that attention changes. It finds models that count
+columns instead of tokens, and hooks that do.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from ..errors import CheckError
+from ..models.length_settings import named_lengths
+from ..models.rounding import Rounding
+from .batch import Batch, make_batch
+
+if TYPE_CHECKING:
+    from ..models import Model
+    from ..prompts import Prompts
+
+
+def prove_padding(model: Model, prompts: Prompts, batch: Batch) -> None:
+    """Compare a batch's shortest prompt beside its longest one and alone, unless it was done.
+
+    Parameters
+    ----------
+    model
+        The model. Skipped for a model on a server.
+    prompts
+        Prompts of the batch.
+    batch
+        The batch; without padding there is nothing to compare.
+
+    Raises
+    ------
+    CheckError
+        If the logits of the shortest prompt's last token differ by more than rounding allows.
+    """
+    lengths = batch.mask.own.sum(dim=1)
+    short, long = (int(batch.rows[int(i)]) for i in (lengths.argmin(), lengths.argmax()))
+    ends = (int(lengths.min()), int(lengths.max()))
+    named = named_lengths(model.config).values()
+    key = ("padding", *(sum(length < end for length in named) for end in ends))
+    if model.remote or ends[0] == ends[1] or key in model.cache:
+        return
+    alone = _logits(model, prompts, [short])
+    padded = _logits(model, prompts, [short, long])
+    if alone.isfinite().all() and padded.isfinite().all():
+        error = float((alone - padded).abs().max() / alone.abs().max().clamp(min=1e-30))
+        allowed = Rounding.of(model).forward(model.dtype, model.n_layers)
+        if error > allowed:
+            raise CheckError(
+                f"{model.name}, prompt {short}: padded from {ends[0]} to {ends[1]} tokens, it has "
+                f"other logits than alone (error {error:.2g}, at most {allowed:.2g} is accepted). "
+                "The model, or a hook, counts columns and not tokens. Measure prompts one at a "
+                "time: tt.set_options(batch_size=1)"
+            )
+        model.cache[key] = True
+
+
+def _logits(model: Model, prompts: Prompts, rows: list[int]) -> Float[torch.Tensor, " vocabulary"]:
+    """Return the logits after the first of some prompts."""
+    inputs = make_batch(model, prompts, np.array(rows)).inputs
+    with torch.no_grad():
+        logits: torch.Tensor = model.module(**inputs).logits
+    return logits[0, -1].float()
