@@ -15,6 +15,7 @@ import xarray as xr
 from .checks import one_of, whole
 from .errors import InputError
 from .prompts.segments import ROLES
+from .results.together import alike
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -386,6 +387,7 @@ class RunQuestions(_Questions):
             run.children["ov"].dataset["label_logit"],
             run.children["qk"].dataset["attention"],
         )
+        alike({name: run.children[name].to_dataset(inherit=False) for name in ("qk", "ov")})
         _require_alike(attention, logit)
         found = attention * logit.drop_vars(set(logit.coords) - set(logit.dims))
         about = {

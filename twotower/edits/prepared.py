@@ -231,7 +231,7 @@ def _means(
     No proof of a batch shows that a mean is of another model, and a model's state does not show
     every change. So all weights are compared, and the longest reference prompt is run again.
     """
-    about = (reference.hash, parts, hash_weights(model))
+    about = (reference.hash, parts, hash_weights(model.module))
     known = model.cache.get(MEANS)
     if known is None or known[0] != about or known[1] != _longest(model, reference):
         # The old ones go first: they may be large.

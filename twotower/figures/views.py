@@ -110,7 +110,7 @@ def head_table(run: xr.DataTree | xr.Dataset) -> xr.Dataset:
         mean = array.mean("prompt") if "prompt" in array.dims else array
         found[name] = mean.assign_attrs(about)
     scores = part_of(run, "scores", "layer", "head") if "scores" in run.children else None
-    unscored = scores is None or bool(scores["qk_auc"].isnull().all())
+    unscored = scores is None or bool(scores["qk_auc"].isnull().all()) or _of_others(run, scores)
     by_prompt = run.attrs.get("answers") == "by prompt"
     if unscored and {"qk", "ov"} <= set(run.children) and prompts_of(run) and not by_prompt:
         for name in ("qk", "ov"):
@@ -126,6 +126,15 @@ def head_table(run: xr.DataTree | xr.Dataset) -> xr.Dataset:
         {name: kept[name].transpose("layer", "head") for name in columns if name in kept}
     )
     return table.compute().sortby(["layer", "head"])
+
+
+def _of_others(run: xr.DataTree, scores: xr.Dataset) -> bool:
+    """Check whether scores are of more or fewer prompts than the run has, as after `isel`."""
+    if "qk" not in run.children:
+        return False
+    known = json.loads(scores.attrs.get("settings", "{}")).get("prompts")
+    now = measured_prompts(run.children["qk"]).sizes.get("prompt")
+    return known is not None and now is not None and known != now
 
 
 def marked_heads(

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..results import make_dataset, measured_prompts
+from ..results.together import alike
 from ..statistics import mean_known
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def two_tower_scores(run: xr.DataTree) -> xr.Dataset:
     Raises
     ------
     InputError
-        If the run lacks `qk` or `ov`, or its prompts have answers of their own.
+        If the run lacks `qk` or `ov`, its prompts have answers of their own, or its groups were
+        measured on different weights or prompts.
 
     Notes
     -----
@@ -46,8 +48,9 @@ def two_tower_scores(run: xr.DataTree) -> xr.Dataset:
     for name in ("qk", "ov"):
         if name not in getattr(run, "children", ()):
             raise InputError(f"two-tower scores need the group {name!r}; analyze with it")
-    qk, ov = (measured_prompts(run.children[name]) for name in ("qk", "ov"))
-    parts = [qk, ov]
+    names = [name for name in ("qk", "ov", "effects") if name in run.children]
+    parts = alike({name: measured_prompts(run.children[name]) for name in names})
+    qk, ov = parts[:2]
     if qk.attrs.get("answers") == "by prompt":
         raise InputError(
             "two-tower scores compare the classes of demonstrations, and these prompts have right "
@@ -58,10 +61,8 @@ def two_tower_scores(run: xr.DataTree) -> xr.Dataset:
         arrays["qk_auc_content"] = qk_auc(qk["score_content"])
     arrays["ov_auc"] = ov_auc(ov["label_logit"])
     arrays["ov_size"] = ov_size(ov["label_logit"])
-    if "effects" in run.children:
-        effects = measured_prompts(run.children["effects"])
+    for effects in parts[2:]:
         arrays["margin_drop"] = effects["margin_drop"].mean("prompt").values
-        parts.append(effects)
     about = {k: v for k, v in qk.attrs.items() if not k.startswith("twotower_")}
     # Runs stored by older versions do not count values that are not finite.
     about["not_finite"] = int(about.get("not_finite", 0))

@@ -148,7 +148,7 @@ def load(
         )
     if check:
         _check(loaded)
-    loaded.loaded, loaded.loaded_weights = loaded.look(), hash_weights(loaded)
+    loaded.loaded, loaded.loaded_weights = loaded.look(), hash_weights(loaded.module)
     return loaded
 
 

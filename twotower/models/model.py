@@ -123,7 +123,7 @@ class Model:
         if ADAPTERS not in self.cache:
             self.cache[ADAPTERS] = [] if self.remote else adapters_of(self.module)
         if WEIGHTS not in self.cache:
-            self.cache[WEIGHTS] = hash_weights(self)
+            self.cache[WEIGHTS] = hash_weights(self.module)
         changed = state.differences(self.loaded or state)
         hashes = (self.loaded_weights, self.cache[WEIGHTS])
         if all(hashes) and hashes[0] != hashes[1] and "weights" not in changed:

@@ -230,7 +230,7 @@ def _settings(root: Any, modules: list[tuple[str, torch.nn.Module]]) -> str:
         for name, value in module.__dict__.items()
         if type(value) in PLAIN and name != "training" and name[0] != "_" and "cached" not in name
     ]
-    config = getattr(root, "config", None)
+    config: Any = getattr(root, "config", None)
     return _hash([config.to_dict() if hasattr(config, "to_dict") else config, own])
 
 

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
 
 import torch
 
 from .state import tensors_of
 
-if TYPE_CHECKING:
-    from .model import Model
-
 WIDTH = 512
 """Number of integers in a row of those that are summed."""
 
 
-def hash_weights(model: Model) -> str:
+def hash_weights(root: torch.nn.Module) -> str:
     """Return a hash of all weights and buffers of a model.
 
     The bits of a tensor are read as rows of integers, which are summed by row and by column: a
@@ -25,11 +21,9 @@ def hash_weights(model: Model) -> str:
     Returns
     -------
     str
-        Empty for a model on a server, and if weights are offloaded: they cannot be read then.
+        Empty if weights are offloaded, or on a server: they cannot be read then.
     """
-    if model.remote:
-        return ""
-    tensors = list(tensors_of(model.module))
+    tensors = list(tensors_of(root))
     if any(tensor.is_meta for tensor in tensors):
         return ""
     sums = [part for tensor in tensors for part in _sums(tensor.detach())]
