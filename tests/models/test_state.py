@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import threading
@@ -606,3 +607,71 @@ def test_an_edit_of_tokens_that_are_no_labels(model, prompts) -> None:
         model.traced.lm_head.output[..., :9] += 5
     with pytest.raises(tt.errors.CheckError, match="nnsight edit"):
         tt.attribution(model, prompts)
+
+
+def test_a_method_of_the_class_changed_after_loading(
+    model, prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tt.predict(model, prompts).margin.values
+    kind = type(model.architecture.mlp(block(model)))
+    own = kind.forward
+    monkeypatch.setattr(kind, "forward", lambda self, x: 3 * own(self, x))
+    found = tt.predict(model, prompts).margin.values
+    twin = hf_model(name_of(model))
+    twin = tt.load(twin, tokenizer=byte_level())
+    np.testing.assert_allclose(found, plain_margins(twin, prompts), rtol=0, atol=1e-4)
+    assert np.abs(found - before).max() > 1e-3
+    monkeypatch.undo()
+    np.testing.assert_allclose(tt.predict(model, prompts).margin.values, before, rtol=0, atol=1e-5)
+
+
+def share_an_mlp(module: Any) -> None:
+    module.model.layers[1].mlp = module.model.layers[2].mlp
+
+
+def lose_a_layer(module: Any) -> None:
+    del module.model.layers[1]
+
+
+def fewer_by_configuration(module: Any) -> None:
+    module.config.num_hidden_layers = 2
+
+
+@pytest.mark.parametrize("change", [share_an_mlp, lose_a_layer, fewer_by_configuration])
+def test_another_structure_is_refused(change: Callable[[Any], None]) -> None:
+    model = tt.load(hf_model("llama-grouped"), tokenizer=byte_level())
+    prompts = tt.build_prompts(model, TWO, shots=1, n=3, seed=4)
+    change(model.module)
+    with pytest.raises(tt.errors.ModelError, match="load the model again"):
+        tt.predict(model, prompts)
+    with pytest.raises(tt.errors.ModelError, match="load the model again"):
+        tt.head_effects(model, prompts)
+
+
+def test_a_backward_hook_does_not_reach_gradients(model, prompts) -> None:
+    before = tt.attribution_patching(model, prompts)
+    block(model).register_full_backward_hook(lambda m, given, out: tuple(3 * x for x in given))
+    found = tt.attribution_patching(model, prompts)
+    np.testing.assert_allclose(found.margin_drop, before.margin_drop, rtol=0, atol=1e-6)
+    assert "backward hook" in found.attrs["interventions"]
+
+
+def test_a_users_forward_beside_a_proof_is_not_touched(
+    model, prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hook of the second forward holds in its own thread alone."""
+    from twotower.sweep import second_forward
+
+    ids = torch.tensor(prompts.token_id[0][prompts.token_id[0] >= 0])[None]
+    expected, seen = model.module(ids).logits, []
+    with second_forward._without(model, tt.Head(1, 2)):
+        thread = threading.Thread(target=lambda: seen.append(model.module(ids).logits))
+        thread.start()
+        thread.join()
+        assert not torch.equal(model.module(ids).logits, expected)
+    assert torch.equal(seen[0], expected)
+
+
+def test_a_loaded_model_is_not_copied(model) -> None:
+    with pytest.raises(tt.errors.ModelError, match=r"copy.deepcopy\(model.module\)"):
+        copy.deepcopy(model)

@@ -155,8 +155,9 @@ def take_state(model: Model) -> State:
     modules = list(root.named_modules(remove_duplicate=True))
     tensors = [] if model.remote else list(_tensors_in(modules))
     edits = getattr(model.traced, "_edits", ())
+    own = [(id(module), id(type(module).forward)) for _, module in modules]
     return State(
-        _hash([*map(_identity, tensors), *map(id, edits), *(id(module) for _, module in modules)]),
+        _hash([*map(_identity, tensors), *map(id, edits), *own]),
         _sample(tensors),
         (*(hook for _, _, hook in hooks_of(modules)), *_replaced(modules)),
         tuple(map(_written_at, edits)),

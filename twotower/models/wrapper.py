@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import combinations
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from nnsight.intervention.interleaver import OutOfOrderError
@@ -22,17 +23,23 @@ from ..errors import ModelError
 from .architecture import resolve
 from .fit import misfit
 
+_of_class: WeakKeyDictionary[torch.nn.Module, Any] = WeakKeyDictionary()
+"""Methods of their classes that nnsight has wrapped, by module."""
+
 
 def renew_methods(root: torch.nn.Module) -> None:
-    """Wrap every replaced or deleted `forward` with nnsight's method again."""
+    """Wrap every replaced or deleted `forward`, also of a class, with nnsight's method again."""
     for module in root.modules():
         state = module.__dict__.get(STATE)
         if state is None or "_hf_hook" in module.__dict__:  # accelerate's own replacement
             continue
         method = module.__dict__.get("forward")
-        if isinstance(method, Controller) and _of_another_class(module, state.original):
-            del module.__dict__["forward"]
-            method = None
+        of_class = type(module).forward
+        if _of_class.get(module) is state.original is not of_class:  # the class changed
+            module.__dict__.pop("forward", None)
+            method, _of_class[module] = None, of_class
+        elif state.original is of_class:
+            _of_class[module] = of_class
         if not isinstance(method, Controller):
             new = State(module_body(module))
             module.__dict__["forward"] = Controller(module, new)
@@ -43,14 +50,6 @@ def renew_methods(root: torch.nn.Module) -> None:
         # The new method may call the old one, which must not report a second time.
         new.routes, state.routes = state.routes, []
         module.__dict__[STATE] = new
-
-
-def _of_another_class(module: torch.nn.Module, original: Any) -> bool:
-    """Check that a method was the class's own, and that the class has another one now."""
-    function = getattr(original, "__func__", None)
-    owner, _, name = getattr(function, "__qualname__", "").rpartition(".")
-    own = name == "forward" and owner in {one.__name__ for one in type(module).__mro__}
-    return own and function is not type(module).forward
 
 
 def renew_modules(traced: Any, architecture: Any) -> None:
