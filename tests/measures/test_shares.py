@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
+import transformers
 from reference import Reference, error, ids_of, real
 from surface import under
 from tiny import THREE, byte_level, hf_model, tiny
@@ -71,3 +75,25 @@ def test_a_prompt_in_which_nothing_looks_is_nan() -> None:
     assert np.isfinite(found.values[[0, 2]]).all()
     with pytest.raises(tt.errors.InputError, match="no position attends"):
         attention_shares(model, prompts, np.zeros_like(at))
+
+
+def test_attention_of_label_positions_alone_is_proved() -> None:
+    """Heads that attend otherwise at one position, which no other proof looks at."""
+    module = tt.load(hf_model("llama-grouped"), tokenizer=byte_level())
+    prompts = tt.build_prompts(module, THREE, shots=3, n=1)
+    column = int(np.flatnonzero(prompts.where("labels")[0])[0]) - prompts.n_positions
+    attend = transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS
+
+    def other(module: Any, query: torch.Tensor, *given: Any, **more: Any) -> Any:
+        query = query.clone()
+        if query.shape[2] >= -column:  # not where one token is probed
+            query[:, :, column] *= 1.2
+        return attend["sdpa"](module, query, *given, **more)
+
+    attend.register("other_label", other)
+    masks = transformers.masking_utils.ALL_MASK_ATTENTION_FUNCTIONS
+    masks.register("other_label", masks["sdpa"])
+    module.module.set_attn_implementation("other_label")
+    tt.predict(module, prompts)
+    with pytest.raises(tt.errors.CheckError, match="attention recomputed"):
+        attention_shares(module, prompts)

@@ -12,9 +12,12 @@ from jaxtyping import Float
 from ..checks import check_is, whole
 from ..edits.changes import Mean
 from ..models.architecture import call
+from ..models.rounding import Rounding
 from ..prompts.repeats import random_repeats
+from ..walk.attended import claim_attention
 from ..walk.batch import Batch
 from ..walk.not_finite import FINITE
+from ..walk.proof import Claim
 from ..walk.readout import Readout, get_readout
 from ..walk.recorder import Recorder
 from ..walk.scores import attention, scores
@@ -203,8 +206,9 @@ class _Patterns(Measure):
         per = max(1, COPIED // len(prompts))
         chosen = np.stack([rng.permutation(first)[:per] for _ in range(len(prompts))])
         start = int(first[0])
+        rounding = Rounding.of_proof(model)
         return lambda batch: PatternsRecorder(
-            batch, self.length, start, chosen[batch.rows], readout
+            batch, self.length, start, chosen[batch.rows], readout, rounding
         )
 
 
@@ -223,23 +227,36 @@ class PatternsRecorder(Recorder):
         (B, P) columns at which copying is tested.
     readout
         Readout of the model, for norms after attention.
+    rounding
+        Errors that the model's arithmetic allows; None to leave out the proof.
     """
 
     group = "kinds"
 
     def __init__(
-        self, batch: Batch, length: int, start: int, chosen: np.ndarray, readout: Readout
+        self,
+        batch: Batch,
+        length: int,
+        start: int,
+        chosen: np.ndarray,
+        readout: Readout,
+        rounding: Rounding | None,
     ) -> None:
         self.length, self.start, self.weights = length, start, readout
         self.chosen = batch.everywhere(chosen)
         tokens = batch.input_ids.cpu().numpy()
         self.tokens = batch.everywhere(np.take_along_axis(tokens, chosen, axis=1))
         self.found: dict[str, list[torch.Tensor]] = {}
+        self.rounding = rounding
+        self.claims: list[Claim] = []
         self.vectors: list[torch.Tensor] = []
 
     def layer(self, view: LayerView) -> None:
         width = view.z.shape[1]
-        pattern = attention(view, scores(view, width))
+        plain = scores(view, width)
+        pattern = attention(view, plain)
+        if self.rounding is not None:
+            self.claims.append(claim_attention(view, plain, pattern, self.rounding))
         n, start = self.length, self.start
         second = slice(start + n, None)
         parts = {

@@ -10,8 +10,11 @@ import numpy as np
 import torch
 
 from ..errors import InputError
+from ..models.rounding import Rounding
 from ..prompts.positions import position_mask
+from ..walk.attended import claim_attention
 from ..walk.batch import Batch
+from ..walk.proof import Claim
 from ..walk.recorder import Recorder
 from ..walk.scores import attention, scores
 from ..walk.tensors import stack_heads
@@ -69,7 +72,8 @@ class AttentionShares(Measure):
         queries = position_mask(prompts, self.positions)
         if not queries.any():
             raise InputError("positions are empty: no position attends")
-        return lambda batch: SharesRecorder(batch, queries, _sources(prompts, batch))
+        rounding = Rounding.of_proof(model)
+        return lambda batch: SharesRecorder(batch, queries, _sources(prompts, batch), rounding)
 
     def coordinates(self) -> Mapping[str, Any]:
         return {"source": list(SOURCES)}
@@ -86,21 +90,30 @@ class SharesRecorder(Recorder):
         (prompt, position) boolean: query positions, of all prompts.
     sources
         (B, T, T) index in `SOURCES` of each key position (last dim) for each query position.
+    rounding
+        Errors that the model's arithmetic allows; None to leave out the proof.
     """
 
     group = "shares"
 
-    def __init__(self, batch: Batch, queries: np.ndarray, sources: np.ndarray) -> None:
+    def __init__(
+        self, batch: Batch, queries: np.ndarray, sources: np.ndarray, rounding: Rounding | None
+    ) -> None:
         looking = batch.part(queries).any(axis=0)
         self.n = batch.width - int(looking.argmax()) if looking.any() else 1
         self.queries = batch.everywhere(batch.part(queries)[:, -self.n :].astype(np.float32))
         is_source = sources[:, -self.n :, :, None] == np.arange(len(SOURCES))
         self.is_source = batch.everywhere(is_source.astype(np.float32))
         self.found: list[torch.Tensor] = []
+        self.rounding = rounding
+        self.claims: list[Claim] = []
 
     def layer(self, view: LayerView) -> None:
         device = view.z.device
-        weights = attention(view, scores(view, self.n))
+        plain = scores(view, self.n)
+        weights = attention(view, plain)
+        if self.rounding is not None:
+            self.claims.append(claim_attention(view, plain, weights, self.rounding))
         queries, is_source = self.queries.on(device), self.is_source.on(device)
         share = torch.einsum("bhqk,bqks,bq->bhs", weights, is_source, queries)
         self.found.append(share / queries.sum(dim=1)[:, None, None])
