@@ -134,3 +134,27 @@ def test_attention_of_another_kind_before_the_last_query() -> None:
     for measure in (tt.measures.shares.attention_shares, tt.head_effects, tt.predict):
         with pytest.raises(tt.errors.CheckError, match="attention recomputed"):
             measure(model, prompts)
+
+
+def test_padding_that_is_not_finite() -> None:
+    model = load(hf_model("llama-grouped"))
+    prompts = tt.build_prompts(model, LONG, shots=2, n=4)
+    table = model.module.get_input_embeddings().weight
+    table.data[model.tokenizer.pad_token_id] = torch.inf
+    with pytest.raises(tt.errors.CheckError, match="padded from"):
+        tt.predict(model, prompts)
+    found = one_at_a_time(model, prompts)
+    np.testing.assert_allclose(found, margins(model.module, prompts), rtol=0, atol=1e-4)
+
+
+def test_a_hook_that_needs_several_tokens() -> None:
+    model = load(hf_model("llama-grouped"))
+    prompts = tt.build_prompts(model, LONG, shots=2, n=2)
+
+    def hook(module: Any, given: Any, out: torch.Tensor) -> None:
+        out[:, 2].abs().max()
+
+    model.module.get_input_embeddings().register_forward_hook(hook)
+    found = tt.head_effects(model, prompts)
+    again = tt.head_effects(load(hf_model("llama-grouped")), prompts)
+    np.testing.assert_allclose(found.margin_drop, again.margin_drop, rtol=0, atol=1e-5)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 
 from ..models.architecture import call
-from ..models.measuring import measuring
+from ..models.measuring import measuring, probing
 from ..models.wrapper import in_order
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def get_wiring(model: Model) -> dict[int, Wiring]:
             inputs = {"input_ids": token, "attention_mask": torch.ones_like(token)}
             with (
                 in_order(model.name),
+                probing(),
                 torch.no_grad(),
                 model.traced.trace(**inputs, use_cache=False, return_dict=True, **where),
             ):

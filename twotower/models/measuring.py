@@ -29,6 +29,20 @@ _measured: list[Any] = []
 """Models being measured, innermost last."""
 
 
+_probing: list[bool] = []
+"""Not empty while modules are probed; user hooks do not run then."""
+
+
+@contextmanager
+def probing() -> Iterator[None]:
+    """Leave out user hooks in a forward whose values do not matter, of one token."""
+    _probing.append(True)
+    try:
+        yield
+    finally:
+        _probing.pop()
+
+
 @contextmanager
 def measuring(model: Model) -> Iterator[bool]:
     """Set the conditions for measuring a model; a nested context for the same model does nothing.
@@ -141,7 +155,7 @@ class _Watched:
         self.current, self.home = getcurrent, getcurrent()
 
     def __call__(self, module: torch.nn.Module, *given: Any) -> Any:
-        if self.current() is not self.home:
+        if _probing or self.current() is not self.home:
             return None
         if id(module) not in self.places:
             return self.hook.function(module, *given)

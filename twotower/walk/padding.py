@@ -16,6 +16,7 @@ from jaxtyping import Float
 from ..errors import CheckError
 from ..models.length_settings import named_lengths
 from ..models.rounding import Rounding
+from ..results.findings import Finding
 from .batch import Batch, make_batch
 
 if TYPE_CHECKING:
@@ -45,21 +46,26 @@ def prove_padding(model: Model, prompts: Prompts, batch: Batch) -> None:
     ends = (int(lengths.min()), int(lengths.max()))
     named = named_lengths(model.config).values()
     key = ("padding", *(sum(length < end for length in named) for end in ends))
-    if model.remote or ends[0] == ends[1] or key in model.cache:
+    if model.remote or ends[0] == ends[1]:
+        return
+    if key in model.cache:
+        model.proof.add("padding", model.cache[key])
         return
     alone = _logits(model, prompts, [short])
     padded = _logits(model, prompts, [short, long])
-    if alone.isfinite().all() and padded.isfinite().all():
-        error = float((alone - padded).abs().max() / alone.abs().max().clamp(min=1e-30))
-        allowed = Rounding.of(model).forward(model.dtype, model.n_layers)
-        if error > allowed:
-            raise CheckError(
-                f"{model.name}, prompt {short}: padded from {ends[0]} to {ends[1]} tokens, it has "
-                f"other logits than alone (error {error:.2g}, at most {allowed:.2g} is accepted). "
-                "The model, or a hook, counts columns and not tokens. Measure prompts one at a "
-                "time: tt.set_options(batch_size=1)"
-            )
-        model.cache[key] = True
+    if not alone.isfinite().all():
+        return
+    error = float((alone - padded).abs().max() / alone.abs().max().clamp(min=1e-30))
+    allowed = Rounding.of(model).forward(model.dtype, model.n_layers)
+    if not error <= allowed:  # NaN too
+        raise CheckError(
+            f"{model.name}, prompt {short}: padded from {ends[0]} to {ends[1]} tokens, it has "
+            f"other logits than alone (error {error:.2g}, at most {allowed:.2g} is accepted). The "
+            "model, or a hook, counts columns and not tokens. Measure prompts one at a time: "
+            "tt.set_options(batch_size=1)"
+        )
+    model.cache[key] = Finding(error, allowed)
+    model.proof.add("padding", model.cache[key])
 
 
 def _logits(model: Model, prompts: Prompts, rows: list[int]) -> Float[torch.Tensor, " vocabulary"]:

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Float32, Int, Shaped
 
 from ..errors import ModelError
-from ..models.measuring import measuring
+from ..models.measuring import measuring, probing
 from ..models.positions import softcapped
 from ..models.wrapper import in_order
 from .memory import UNEMBED_BYTES
@@ -299,7 +299,7 @@ def _get_readout(model: Model, key: tuple[Any, ...], ids: list[int]) -> Readout:
             "attention_mask": torch.ones_like(token),
         }
         inputs |= {"use_cache": False, "return_dict": True, **where}
-        with in_order(model.name), torch.no_grad(), root.trace(**inputs):
+        with in_order(model.name), probing(), torch.no_grad(), root.trace(**inputs):
             found = nnsight.save(_probe(architecture, root, ids))
         norms, factors, rows, bias, directions, biases, devices = found
         if not all(x is None or torch.isfinite(x).all() for x in directions):
