@@ -20,7 +20,6 @@ from nnsight.intervention.interleaver import OutOfOrderError
 from nnsight.intervention.source import STATE, Controller, State, module_body
 
 from ..errors import ModelError
-from .architecture import resolve
 from .fit import misfit
 
 _of_class: WeakKeyDictionary[torch.nn.Module, Any] = WeakKeyDictionary()
@@ -61,7 +60,7 @@ def renew_modules(traced: Any, architecture: Any) -> None:
         If the model no longer has its adapter's layout.
     """
     root = traced._module
-    blocks = [*resolve(root, architecture.layers_path)]
+    blocks = [*architecture.layers(root)]
     if len(blocks) != architecture.n_layers:
         raise ModelError(
             f"the model has {len(blocks)} layers, and its configuration says "
