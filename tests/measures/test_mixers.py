@@ -107,7 +107,8 @@ def test_as_whole_sequences(name: str, states: list[Any], monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_whole_sequences_where_a_mixer_cannot_continue(name: str, states: list[Any]) -> None:
-    drops(name, model_of(name))
+    with tt.set_options(batch_size=1):  # transformers' RecurrentGemma lets padding in
+        drops(name, model_of(name))
     assert set(states) == {None}
 
 
