@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import family_model
+from families import ALONE, family_model
 from tiny import TWO, byte_level, tiny
 from verify_edges import Paths
 
@@ -39,6 +39,7 @@ def prompts_for(name: str) -> tuple[tt.Model, tt.Prompts, list[tt.Head]]:
     model = tt.load(family_model(name), tokenizer=byte_level())
     prompts = tt.build_prompts(model, TWO, shots=2, n=2, seed=0)
     assert len(set(prompts.lengths)) == 2
+    prompts = prompts[:1] if name in ALONE else prompts
     top = max(head.layer for head in model.heads)
     return model, prompts, [head for head in model.heads if head.layer == top][:2]
 

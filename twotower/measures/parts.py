@@ -441,25 +441,31 @@ class MarginPartsRecorder(_PartsRecorder):
             assert reads.keys is not None
             n_heads = reads.z.shape[2]
             values = self.split(reads.keys, edges.read_at(layer, "v"), "v", heads, n_heads)
-            own, spread = self.readout.on(reads.z.device), last.to(reads.z.device)
-            if layer in self.spreads:
-                spread = spread * self.spreads[layer]
+            own = self.readout.on(reads.z.device)
             directions = own.directions[layer]
             assert directions is not None
             prompt = self.places.prompt.on(reads.z.device)
+            of_layer: list[tuple[torch.Tensor, torch.Tensor]] = []
             for i, head in enumerate(heads):
                 direction = directions[..., head, :, :]  # (D, label) or (B, D, label)
                 direction = direction.expand(len(prompt), -1, -1)
                 right = self.batch.gold.on(direction.device)
-                gold = above_mean(direction.float(), right) / spread[:, None]
+                gold = above_mean(direction.float(), right)
+                if layer in self.spreads:
+                    gold = gold / self.spreads[layer][:, None]
                 z = reads.z[prompt][:, -1, head].float()
-                written[layer, head] = (z * gold).sum(dim=-1).to(device)
+                total = (z * gold).sum(dim=-1)
                 if reads.gate is not None:
                     gold = gold * reads.gate[prompt][:, -1, head].float()
                 of_value = values["content"][..., i, :].float()[:, prompt]  # (n, B, M, D)
                 logits = torch.einsum("nbmd,bd->bnm", of_value, gold)
                 kept = self.places.by_prompt(logits) * self.weights[layer][:, head, None]
-                parts[layer, head] = kept.to(device)
+                of_layer.append((total, kept))
+            # In one piece for each layer, from its device.
+            totals, every = (torch.stack(x, dim=1).to(device) for x in zip(*of_layer, strict=True))
+            for i, head in enumerate(heads):
+                written[layer, head] = totals[:, i] / last
+                parts[layer, head] = every[:, i] / last.view(-1, *[1] * (every.dim() - 2))
         return {
             "written": torch.stack([written[head] for head in self.heads], dim=1),
             "margin_part": torch.stack([parts[head] for head in self.heads], dim=1),
