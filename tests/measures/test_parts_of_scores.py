@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -35,11 +36,19 @@ SLOW = (
 )
 
 
+@pytest.fixture(autouse=True)
+def _one_at_a_time(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Models that count padding are measured a prompt at a time."""
+    callspec = getattr(request.node, "callspec", None)
+    alone = callspec is not None and callspec.params.get("name") in ALONE
+    with tt.set_options(batch_size=1 if alone else None):
+        yield
+
+
 def prompts_for(name: str) -> tuple[tt.Model, tt.Prompts, list[tt.Head]]:
     model = tt.load(family_model(name), tokenizer=byte_level())
     prompts = tt.build_prompts(model, TWO, shots=2, n=2, seed=0)
     assert len(set(prompts.lengths)) == 2
-    prompts = prompts[:1] if name in ALONE else prompts
     top = max(head.layer for head in model.heads)
     return model, prompts, [head for head in model.heads if head.layer == top][:2]
 
