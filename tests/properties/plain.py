@@ -68,12 +68,14 @@ class Plain:
         return float(labels[gold] - others.max())
 
     @contextmanager
-    def without(self, head: tt.Head, everywhere: bool) -> Iterator[None]:
-        """A head's output set to zero, after whatever other hooks do to it."""
+    def without(
+        self, head: tt.Head, everywhere: bool, new: torch.Tensor | float = 0.0
+    ) -> Iterator[None]:
+        """A head's output set to zero or to `new` (D,), after whatever other hooks do to it."""
 
         def zero(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
             z = inputs[0].clone().unflatten(-1, (self.model.n_heads, -1))
-            z[:, slice(None) if everywhere else -1, ..., head.head, :] = 0
+            z[:, slice(None) if everywhere else -1, ..., head.head, :] = new
             return (z.flatten(-2), *inputs[1:])
 
         projection = self.places.projection(self.blocks[head.layer])
@@ -121,6 +123,11 @@ class Plain:
             for handle in handles:
                 handle.remove()
         return z, values, end[0]
+
+    def mean(self) -> torch.Tensor:
+        """(layer, head, D) of all prompts' last positions."""
+        own = [torch.stack([z[-1] for z in self.parts(i)[0]]) for i in range(len(self.prompts))]
+        return torch.stack(own).mean(dim=0)
 
     def label_logits(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Of each head's output (layer, head, label), and of its values (layer, head, T, label)."""

@@ -351,6 +351,9 @@ class User(RuleBasedStateMachine):
             "predict": self.measured(lambda: tt.predict(model, prompts)),
             "last": self.measured(lambda: tt.head_effects(model, prompts)),
             "all": self.measured(lambda: tt.head_effects(model, prompts, positions="all")),
+            "mean": self.measured(
+                lambda: tt.head_effects(model, prompts, to=tt.Mean(prompts), logprobs=False)
+            ),
             "analyze": self.measured(
                 lambda: tt.analyze(model, prompts, measures=["attribution", "qk", "ov"])
             ),
@@ -362,10 +365,18 @@ class User(RuleBasedStateMachine):
                 self.records(run)
         with evaluating(self.module):
             plain = Plain(model, prompts)
+            mean = None if found["mean"] is None else plain.mean()
             for number in range(len(prompts)):
-                self.compare(plain, number, heads, found)
+                self.compare(plain, number, heads, found, mean)
 
-    def compare(self, plain: Plain, number: int, heads: list[tt.Head], found: Any) -> None:
+    def compare(
+        self,
+        plain: Plain,
+        number: int,
+        heads: list[tt.Head],
+        found: Any,
+        mean: torch.Tensor | None,
+    ) -> None:
         labels = list(self.prompts.label_ids)
         logits = plain.logits(number)
         size = float(logits.abs().max())
@@ -391,6 +402,11 @@ class User(RuleBasedStateMachine):
                 close(where, one.margin_drop, clean - plain.margin(out, number), size)
                 lost = (logits.log_softmax(-1) - out.log_softmax(-1))[labels]
                 close(f"{where}, logprob", one.logprob_drop, lost, size)
+        for head in [] if mean is None else heads:
+            with plain.without(head, False, mean[head].to(self.module.dtype)):
+                out = plain.logits(number)
+            one = found["mean"].isel(prompt=number, layer=head.layer, head=head.head)
+            close("mean", one.margin_drop, clean - plain.margin(out, number), size)
         if found["analyze"] is not None:
             run, length = found["analyze"], int(self.prompts.lengths[number])
             if model_kernel(self.model) == "eager":
