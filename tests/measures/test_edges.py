@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from tiny import THREE, TWO, byte_level, tiny
 
 import twotower as tt
 from twotower.edits.sources import all_sources
+from twotower.edits.wiring import Wiring
+from twotower.sweep import edges as sweep_edges
 
 FEATURES = {
     "gemma2": ("labels", "norms before and after; softcap of scores; query factor; windows"),
@@ -135,12 +138,21 @@ def test_everything_out_of_what_is_read(name: str, dtype: torch.dtype, several: 
     assert abs(found.sel(into="k")).max() > (0.01 if dtype == torch.float32 else 1e-4) * size
 
 
-def test_chunks_and_batches_change_nothing() -> None:
+def test_chunks_and_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama-grouped")
     prompts = tt.build_prompts(model, THREE, shots=1, n=4, seed=2)
     whole = tt.edge_effects(model, prompts)
-    with tt.set_options(batch_size=1, memory_budget="1500KiB"):
+    spans, starts = sweep_edges._spans, set()
+
+    def watched(chunks: Any) -> Any:
+        found = spans(chunks)
+        starts.update(start for by_layer in found for start, _ in by_layer.values())
+        return found
+
+    monkeypatch.setattr(sweep_edges, "_spans", watched)
+    with tt.set_options(batch_size=1, memory_budget="600KiB"):
         parts = tt.edge_effects(model, prompts)
+    assert len(starts) > 1  # chunks that begin inside a layer
     assert abs(whole - parts).margin_drop.max() < 1e-5 * abs(whole).margin_drop.max()
 
 
@@ -172,6 +184,24 @@ def test_what_is_recorded() -> None:
     ]
     assert found.attrs["not_finite_values"] == 0
     assert "unchanged edge" in found.attrs["proof"]
+    at_labels = tt.edge_effects(model, prompts, None, [(1, 0)], outputs="labels")
+    assert json.loads(at_labels.attrs["settings"])["outputs"] == "labels"
+
+
+@pytest.mark.parametrize("into", ["q", "k", "v"])
+def test_a_fault_in_what_is_read_again(into: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llama-grouped")
+    prompts = tt.build_prompts(model, TWO, shots=1, n=2, seed=1)
+    project = Wiring.project
+
+    def faulty(wiring: Wiring, *given: Any) -> Any:
+        found = project(wiring, *given)
+        return 1.01 * found if given[-1] == into else found
+
+    tt.edge_effects(model, prompts, None, [(2, 0)], into=into)
+    monkeypatch.setattr(Wiring, "project", faulty)
+    with pytest.raises(tt.errors.CheckError, match="reads the unchanged stream once more"):
+        tt.edge_effects(model, prompts, None, [(2, 0)], into=into)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import xarray as xr
 from tiny import THREE, TWO
 
 import twotower as tt
+from twotower.measures.scores import auc
 
 
 def pairs(high: list[float], low: list[float]) -> float | None:
@@ -178,3 +179,51 @@ def test_a_label_that_is_never_right(run: xr.DataTree) -> None:
     wrong = effects.isel(prompt=np.flatnonzero(effects["gold"].values != "foo"))
     with pytest.raises(tt.errors.InputError, match="right answer of no prompt"):
         tt.in_context_heads(wrong, 3, label="foo")
+
+
+def test_missing_values_leave_out_their_pairs_alone() -> None:
+    values = np.array([[1.0, 5.0], [3.0, np.nan], [2.0, 1.0]])
+    found = auc(values, np.array([True, True, False]))
+    np.testing.assert_array_equal(found, [0.5, 1.0])
+
+
+def test_values_that_are_not_finite_are_counted(run: xr.DataTree) -> None:
+    counted = run.copy()
+    for number, name in enumerate(("qk", "ov", "effects")):
+        counted[name].attrs["not_finite_values"] = 2**number
+    assert tt.two_tower_scores(counted).attrs["not_finite_values"] == 7
+
+
+def test_groups_of_other_models_or_prompts_are_refused(run: xr.DataTree) -> None:
+    for attribute, what in (("weights_hash", "weights"), ("prompts_hash", "prompts")):
+        mixed = run.copy()
+        mixed["ov"].attrs[attribute] = "another"
+        with pytest.raises(tt.errors.InputError, match=f"different {what}"):
+            tt.two_tower_scores(mixed)
+        with pytest.raises(tt.errors.InputError, match=f"different {what}"):
+            mixed.tt.weighted()
+    fewer = run.copy()
+    fewer["effects"] = fewer["effects"].to_dataset().isel(prompt=slice(3))
+    with pytest.raises(tt.errors.InputError, match="select the same prompts"):
+        tt.two_tower_scores(fewer)
+    other = run.copy()
+    other["ov"] = other["ov"].to_dataset().isel(head=[0, 1])
+    with pytest.raises(tt.errors.InputError, match="other values of 'head'"):
+        tt.two_tower_scores(other)
+
+
+def test_the_order_of_heads_does_not_matter(run: xr.DataTree) -> None:
+    turned = run.copy()
+    turned["qk"] = run["qk"].to_dataset().isel(layer=slice(None, None, -1), head=[2, 0, 3, 1])
+    found, expected = tt.two_tower_scores(turned), tt.two_tower_scores(run)
+    xr.testing.assert_allclose(found.sortby(["layer", "head"]), expected)
+
+
+def test_a_table_of_some_prompts(run: xr.DataTree) -> None:
+    """Scores that were stored are of all prompts."""
+    part = run.isel(prompt=slice(2, 5))
+    table = part.tt.to_frame().set_index(["layer", "head"])
+    expected = tt.two_tower_scores(part)
+    for name in ("qk_auc", "ov_auc"):
+        known = expected[name].to_series()
+        np.testing.assert_allclose(table[name].loc[known.index], known)

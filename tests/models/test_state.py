@@ -591,7 +591,14 @@ def test_an_nnsight_edit_is_refused_until_it_is_cleared(model, prompts) -> None:
     with model.traced.edit(inplace=True):
         mlp.output = mlp.output.clamp(-1e5, 1e5)  # nothing in the clean run
     line = test_an_nnsight_edit_is_refused_until_it_is_cleared.__code__.co_firstlineno + 4
-    for measure in (tt.head_effects, tt.analyze):
+    target = [(1, 0)]
+    measures: list[Callable[[Any, Any], Any]] = [
+        tt.head_effects,
+        tt.analyze,
+        lambda m, p: tt.edge_effects(m, p, None, target),
+        lambda m, p: tt.score_parts(m, p, target),
+    ]
+    for measure in measures:
         with pytest.raises(tt.errors.CheckError, match=rf"nnsight edit at test_state\.py:{line}"):
             measure(model, prompts)
     told = tt.predict(model, prompts).attrs["interventions"]
