@@ -682,3 +682,10 @@ def test_a_users_forward_beside_a_proof_is_not_touched(
 def test_a_loaded_model_is_not_copied(model) -> None:
     with pytest.raises(tt.errors.ModelError, match=r"copy.deepcopy\(model.module\)"):
         copy.deepcopy(model)
+
+
+def test_several_interventions_are_counted(model, prompts) -> None:
+    for layer in (0, 1):
+        block(model, layer).register_forward_hook(lambda m, a, out: out * 2)
+    with pytest.raises(tt.errors.CheckError, match=r"\(2 in all\)"):
+        tt.predict(model, prompts)
