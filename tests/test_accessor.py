@@ -205,5 +205,5 @@ def test_weighted_needs_the_same_positions(llama: tt.Model, prompts: tt.Prompts)
     with pytest.raises(tt.errors.InputError, match="qk and ov differ in position"):
         run.tt.weighted()
     run["ov"] = tt.ov_labels(llama, prompts[[1, 0, 3, 2, 5, 4]], keep="labels")
-    with pytest.raises(tt.errors.InputError, match="qk and ov differ in"):
+    with pytest.raises(tt.errors.InputError, match="qk and ov were measured on different prompts"):
         run.tt.weighted()
