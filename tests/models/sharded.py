@@ -20,6 +20,7 @@ from tiny import THREE, byte_level, crossed, hf_model, mixed, tiny
 
 import twotower as tt
 from twotower.models.model import device_of
+from twotower.models.weights import hash_weights
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +94,13 @@ def test_what_crosses(name: str, what: str) -> None:
         vectors = copied.shape[-1] == model.d_model
         result = copied.to in ends and copied.shape not in masks
         assert vectors or result, copied
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama-grouped"])
+def test_the_same_hash_of_weights_on_any_devices(name: str) -> None:
+    module = pretend.spread_out(hf_model(name), 4)
+    assert len({device_of(part) for part in module.modules() if [*part.parameters()]}) > 1
+    assert hash_weights(module) == hash_weights(hf_model(name))
 
 
 def test_wrong_shapes_are_refused(pytestconfig: pytest.Config) -> None:

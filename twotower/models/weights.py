@@ -27,10 +27,14 @@ def hash_weights(root: torch.nn.Module) -> str:
     if any(tensor.is_meta for tensor in tensors):
         return ""
     sums = [part for tensor in tensors for part in _sums(tensor.detach())]
+    on_cpu: dict[int, torch.Tensor] = {}
+    for device in {x.device for x in sums}:  # one copy from each
+        there = {number: x for number, x in enumerate(sums) if x.device == device}
+        joined = torch.cat(list(there.values())).cpu().split([len(x) for x in there.values()])
+        on_cpu |= dict(zip(there, joined, strict=True))
     found = hashlib.blake2b(digest_size=16)
-    for device in dict.fromkeys(x.device for x in sums):
-        joined = torch.cat([x for x in sums if x.device == device]).cpu()
-        found.update(joined.numpy().tobytes())
+    for number in range(len(sums)):
+        found.update(on_cpu[number].numpy().tobytes())
     return found.hexdigest()
 
 
