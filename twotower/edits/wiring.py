@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 
 from ..models.architecture import call
-from ..models.measuring import measuring, probing
+from ..models.measuring import measuring, probe_inputs, probing
 from ..models.wrapper import in_order
 
 if TYPE_CHECKING:
@@ -61,16 +61,9 @@ def get_wiring(model: Model) -> dict[int, Wiring]:
     key = ("wiring",)
     with measuring(model):
         if key not in model.cache:
-            token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
-            where = {"remote": model.remote} if model.remote else {}
-            inputs = {"input_ids": token, "attention_mask": torch.ones_like(token)}
-            with (
-                in_order(model.name),
-                probing(),
-                torch.no_grad(),
-                model.traced.trace(**inputs, use_cache=False, return_dict=True, **where),
-            ):
-                found = nnsight.save(_probe(model.architecture, model.traced))
+            root, inputs = model.traced, probe_inputs(model)
+            with in_order(model.name), probing(), torch.no_grad(), root.trace(**inputs):
+                found = nnsight.save(_probe(model.architecture, root))
             model.cache[key] = {
                 layer: Wiring({name: tuple(own) for name, own in needed.items()}, tuple(widths))
                 for layer, needed, widths in found

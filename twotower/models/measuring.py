@@ -43,6 +43,14 @@ def probing() -> Iterator[None]:
         _probing.pop()
 
 
+def probe_inputs(model: Model) -> dict[str, Any]:
+    """Return the arguments of a trace of one token, in which modules are called on probes."""
+    token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
+    inputs = {"input_ids": token, "attention_mask": torch.ones_like(token)}
+    where = {"remote": model.remote} if model.remote else {}
+    return {**inputs, "use_cache": False, "return_dict": True, **where}
+
+
 @contextmanager
 def measuring(model: Model) -> Iterator[bool]:
     """Set the conditions for measuring a model; a nested context for the same model does nothing.

@@ -44,10 +44,10 @@ def prove_padding(model: Model, prompts: Prompts, batch: Batch) -> None:
     lengths = batch.mask.own.sum(dim=1)
     short, long = (int(batch.rows[int(i)]) for i in (lengths.argmin(), lengths.argmax()))
     ends = (int(lengths.min()), int(lengths.max()))
-    named = named_lengths(model.config).values()
-    key = ("padding", *(sum(length < end for length in named) for end in ends))
     if model.remote or ends[0] == ends[1]:
         return
+    named = named_lengths(model.config).values()
+    key = ("padding", *(sum(length < end for length in named) for end in ends))
     if key in model.cache:
         model.proof.add("padding", model.cache[key])
         return

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Float32, Int, Shaped
 
 from ..errors import ModelError
-from ..models.measuring import measuring, probing
+from ..models.measuring import measuring, probe_inputs, probing
 from ..models.positions import softcapped
 from ..models.wrapper import in_order
 from .memory import UNEMBED_BYTES
@@ -292,13 +292,7 @@ def get_readout(model: Model, label_ids: tuple[int, ...]) -> Readout:
 def _get_readout(model: Model, key: tuple[Any, ...], ids: list[int]) -> Readout:
     if key not in model.cache:
         architecture, root = model.architecture, model.traced
-        token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
-        where = {"remote": model.remote} if model.remote else {}
-        inputs: dict[str, Any] = {
-            "input_ids": token,
-            "attention_mask": torch.ones_like(token),
-        }
-        inputs |= {"use_cache": False, "return_dict": True, **where}
+        inputs = probe_inputs(model)
         with in_order(model.name), probing(), torch.no_grad(), root.trace(**inputs):
             found = nnsight.save(_probe(architecture, root, ids))
         norms, factors, rows, bias, directions, biases, devices = found

@@ -1,4 +1,4 @@
-"""What a walk calls: recorders, which keep a measure's tensors, and edits, which change heads."""
+"""Base classes of recorders, which keep tensors for a measure, and of edits, which change heads."""
 
 from __future__ import annotations
 

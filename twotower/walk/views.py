@@ -1,4 +1,4 @@
-"""What recorders and edits see of a walk: a view of each layer, and the end of the model."""
+"""The tensors of a layer, and of the end of the model, as recorders and edits get them."""
 
 from __future__ import annotations
 
@@ -115,7 +115,6 @@ class LayerView:
     def until(self, column: int) -> LastAttention:
         """Return the attention of an earlier position, as the last one of a shorter sequence."""
         n = column + 1
-        reach = (self.architecture.window(self.index), self.architecture.chunk(self.index))
         found = LastAttention(
             self.architecture,
             self.index,
@@ -124,7 +123,7 @@ class LayerView:
             self.key[:, :n],
             self.value[:, :n],
             self.positions.first(n),
-            ~visible(self.real[:, :n], 1, *reach),
+            ~visible(self.real[:, :n], 1, *self.reach),
             None if self.gate is None else self.gate[:, column],
             self.sinks,
         )
@@ -138,19 +137,22 @@ class LayerView:
 
     def visible(self, n_queries: int = 1) -> Bool[torch.Tensor, "B {n_queries} T"]:
         """Return (B, n_queries, T) boolean: keys visible to the last n_queries positions."""
-        reach = (self.architecture.window(self.index), self.architecture.chunk(self.index))
-        key = (self.z.device, n_queries, reach)
+        key = (self.z.device, n_queries, self.reach)
         if key not in self.masks:
-            self.masks[key] = visible(self.real, n_queries, *reach)
+            self.masks[key] = visible(self.real, n_queries, *self.reach)
         return self.masks[key]
 
     def hidden(self, n_queries: int = 1) -> Bool[torch.Tensor, "B {n_queries} T"]:
         """Return (B, n_queries, T) boolean: keys hidden from the last n_queries positions."""
-        reach = (self.architecture.window(self.index), self.architecture.chunk(self.index))
-        key = (self.z.device, n_queries, reach, "hidden")
+        key = (self.z.device, n_queries, self.reach, "hidden")
         if key not in self.masks:
             self.masks[key] = ~self.visible(n_queries)
         return self.masks[key]
+
+    @property
+    def reach(self) -> tuple[int | None, int | None]:
+        """Window and chunk of the layer; None without."""
+        return self.architecture.window(self.index), self.architecture.chunk(self.index)
 
     @property
     def real(self) -> Bool[torch.Tensor, "B T"]:
