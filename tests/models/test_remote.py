@@ -79,9 +79,9 @@ def server(
         patch.setattr("nnsight.modeling.huggingface._ID_CACHE", spelled)
         patch.setattr(nnsight.CONFIG.APP, "REMOTE_LOGGING", False)
         found = Server(folder, names)
-        yield found
-        found.process.kill()
-        found.process.wait()
+        with found.process:  # closes its pipe and waits
+            yield found
+            found.process.kill()
     torch.set_num_threads(threads)
 
 
