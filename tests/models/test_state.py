@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import pickle
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -679,9 +680,36 @@ def test_a_users_forward_beside_a_proof_is_not_touched(
     assert torch.equal(seen[0], expected)
 
 
-def test_a_loaded_model_is_not_copied(model) -> None:
+def test_another_thread_may_run_the_model_during_a_measure(model, prompts) -> None:
+    expected = everything(model, prompts)
+    ids = torch.tensor(prompts.token_id[0][prompts.token_id[0] >= 0])[None]
+    logits, own, seen, hooked = model.module(ids).logits, threading.get_ident(), [], []
+
+    def beside(module: torch.nn.Module, given: Any, out: Any) -> None:
+        if threading.get_ident() != own:
+            hooked.append(out)
+            return
+        thread = threading.Thread(target=lambda: seen.append(model.module(ids).logits))
+        thread.start()
+        thread.join()
+
+    block(model).register_forward_hook(beside)
+    same(expected, everything(model, prompts), 0)
+    assert seen
+    assert len(hooked) == len(seen)
+    assert all(torch.equal(found, logits) for found in seen)
+
+
+def test_a_default_device_does_not_matter(model, prompts) -> None:
+    expected = everything(model, prompts)
+    with torch.device("meta"):
+        same(expected, everything(model, prompts), 0)
+
+
+@pytest.mark.parametrize("take", [copy.deepcopy, copy.copy, pickle.dumps])
+def test_a_loaded_model_is_not_copied(model, take: Callable[[Any], Any]) -> None:
     with pytest.raises(tt.errors.ModelError, match=r"copy.deepcopy\(model.module\)"):
-        copy.deepcopy(model)
+        take(model)
 
 
 def test_several_interventions_are_counted(model, prompts) -> None:

@@ -61,9 +61,9 @@ def get_wiring(model: Model) -> dict[int, Wiring]:
     key = ("wiring",)
     with measuring(model):
         if key not in model.cache:
-            root, inputs = model.traced, probe_inputs(model)
+            architecture, root, inputs = model.architecture, model.traced, probe_inputs(model)
             with in_order(model.name), probing(), torch.no_grad(), root.trace(**inputs):
-                found = nnsight.save(_probe(model.architecture, root))
+                found = nnsight.save(_probe(architecture, root))
             model.cache[key] = {
                 layer: Wiring({name: tuple(own) for name, own in needed.items()}, tuple(widths))
                 for layer, needed, widths in found

@@ -2,7 +2,7 @@
 
 During a measure: evaluation mode, no autocast, one thread at a time. User hooks run in the model's
 forward pass, but not when a measure calls a module on its own vectors. Afterwards the user's
-settings are restored.
+settings are restored. Other threads may run the model meanwhile, in evaluation mode.
 """
 
 from __future__ import annotations
@@ -79,8 +79,10 @@ def measuring(model: Model) -> Iterator[bool]:
 
 @contextmanager
 def _plain_arithmetic() -> Iterator[None]:
-    """Disable autocast, whose rounding does not follow the model's dtype."""
+    """Disable autocast, whose rounding does not follow the model's dtype, and a default device."""
     with ExitStack() as stack:
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
         devices = [x for x in ("cpu", "cuda", "mps", "xpu") if _autocast(x)]
         if devices:
             warnings.warn(
@@ -153,16 +155,18 @@ class _Watched:
     It skips the hook when a measure calls the module on its own vectors. Their layout differs, so
     a hook that counts positions would act on the wrong ones, and a hook that collects activations
     would collect them. A trace runs in its own greenlet; the model's forward pass runs in the
-    caller's.
+    caller's. Forwards of other threads are none of the measure's.
     """
 
     def __init__(self, hook: Hook, places: Mapping[int, str], acting: list[str]) -> None:
         from greenlet import getcurrent
 
         self.hook, self.places, self.acting = hook, places, acting
-        self.current, self.home = getcurrent, getcurrent()
+        self.current, self.home, self.thread = getcurrent, getcurrent(), threading.get_ident()
 
     def __call__(self, module: torch.nn.Module, *given: Any) -> Any:
+        if threading.get_ident() != self.thread:
+            return self.hook.function(module, *given)
         if _probing or self.current() is not self.home:
             return None
         if id(module) not in self.places:

@@ -82,10 +82,11 @@ class Model:
     proof: Findings = field(default_factory=Findings, repr=False)
     acting: list[str] = field(default_factory=list, repr=False)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Model:
+    def __getstate__(self) -> dict[str, Any]:
         raise ModelError(
-            "a loaded model cannot be copied, since nnsight wraps it: load a copy of its module, "
-            "tt.load(copy.deepcopy(model.module), tokenizer=model.tokenizer)"
+            "a loaded model cannot be copied or pickled, since nnsight wraps it: load a copy of "
+            "its module, tt.load(copy.deepcopy(model.module), tokenizer=model.tokenizer), or send "
+            "what tt.load was given and load it there"
         )
 
     def look(self) -> State:

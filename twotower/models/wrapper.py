@@ -102,8 +102,7 @@ def in_order(name: str) -> Iterator[None]:
         what = str(error).partition("\n")[0]
         raise ModelError(
             f"{name}: a module does not run where its adapter says ({what}). If modules or their "
-            "methods were exchanged after loading, put them back or load the model again; no other "
-            "thread may run the model during a measure"
+            "methods were exchanged after loading, put them back or load the model again"
         ) from error
 
 
