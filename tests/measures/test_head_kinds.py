@@ -87,6 +87,18 @@ def test_scores_of_a_task() -> None:
         assert (found[f"{name}_error"] >= 0).all()
 
 
+def test_scores_of_prompts_without_demonstrations() -> None:
+    model = tiny("llama-grouped")
+    prompts = tt.contrast(model, ["a b", "the cat ran"], [" foo", " bar"], [" bar", " foo"])
+    found = tt.head_kinds(model, prompts, n=2, length=4)
+    assert "function_vector" not in found
+    drops = tt.head_effects(model, prompts)["margin_drop"].mean("prompt")
+    np.testing.assert_allclose(found["answer_effect"], drops, atol=1e-5)
+    written = tt.attribution(model, prompts)["label_logit"]
+    right = written.sel(label="right") - written.sel(label="wrong")
+    np.testing.assert_allclose(found["answer_logit"], right.mean("prompt"), atol=1e-5)
+
+
 def test_shuffled_labels_keep_everything_else() -> None:
     model = tiny("llama-grouped")
     prompts = tt.build_prompts(model, TWO, shots=2, n=4, seed=2)

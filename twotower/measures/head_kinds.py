@@ -90,7 +90,7 @@ def head_kinds(
     model
         The model.
     prompts
-        Prompts with demonstrations, for the scores that need a task; None to leave them out.
+        Prompts for the scores that need a task; None to leave them out.
     n, length
         Number of random sequences, and of different tokens in each; each is repeated once.
     seed
@@ -100,16 +100,16 @@ def head_kinds(
     -------
     xarray.Dataset
         (layer, head): previous_token, duplicate_token, induction, sink, copying, suppression; with
-        prompts also function_vector, answer_logit and answer_effect; with prompts of classes also
-        qk_auc, ov_auc and beside each its size (qk_size, ov_size); for each `<score>_error`, half
+        prompts also answer_logit and answer_effect; if each has two or more demonstrations also
+        function_vector; with prompts of classes also qk_auc, ov_auc and beside each its size
+        (qk_size, ov_size); for each `<score>_error`, half
         the width of its 95% interval over sequences or prompts; and `kind`, the names, separated by
         commas. Thresholds are `twotower.measures.head_kinds.KINDS`.
 
     Raises
     ------
     InputError
-        If the vocabulary or the context is too small for the sequences, or a prompt has fewer than
-        two demonstrations.
+        If the vocabulary or the context is too small for the sequences.
     """
     check_is(model, "Model", "model")
     if prompts is not None:
@@ -145,14 +145,15 @@ def _of_task(model: Model, prompts: Prompts, seed: int) -> dict[str, np.ndarray]
         measures += [Similarity("labels"), LabelValues(keep="labels")]
     direct, effects, *towers = collect(model, prompts, measures)
     written = measured_dataset(measures[0], direct, model, prompts)["label_logit"]
-    shuffled = prompts.shuffled_labels(seed)
-    changed = _measured(model, shuffled, Effects(to=Mean(prompts)))
-    right = (np.arange(len(prompts)), ..., prompts.gold_index)
     found = {
-        "function_vector": -changed["logprob_drop"][right],
         "answer_logit": above_others(written).transpose("prompt", "layer", "head").values,
         "answer_effect": effects["margin_drop"],
     }
+    if (prompts.n_demonstrations > 1).all():
+        shuffled = prompts.shuffled_labels(seed)
+        changed = _measured(model, shuffled, Effects(to=Mean(prompts)))
+        right = (np.arange(len(prompts)), ..., prompts.gold_index)
+        found["function_vector"] = -changed["logprob_drop"][right]
     if classes:
         qk, ov = (
             measured_dataset(measure, arrays, model, prompts)

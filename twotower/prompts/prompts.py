@@ -157,6 +157,12 @@ class Prompts:
         return np.array([p.query_class for p in self.items], dtype=object)
 
     @property
+    def n_demonstrations(self) -> np.ndarray:
+        """(prompt,) numbers of demonstrations with a label."""
+        labels = [{s.demonstration for s in p.segments if s.role == "label"} for p in self.items]
+        return np.array([len(some) for some in labels])
+
+    @property
     def texts(self) -> set[str]:
         """All texts of the prompts."""
         return set().union(*(p.texts for p in self.items)) if self.items else set()
@@ -319,8 +325,7 @@ class Prompts:
             If a prompt has fewer than two demonstrations.
         """
         items = []
-        for number, prompt in enumerate(self.items):
-            n = len({s.demonstration for s in prompt.segments if s.role == "label"})
+        for number, (prompt, n) in enumerate(zip(self.items, self.n_demonstrations, strict=True)):
             if n < 2:
                 raise InputError(
                     f"prompt {number} has {n} demonstrations; labels are shuffled among two or more"
