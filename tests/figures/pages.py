@@ -86,9 +86,9 @@ def compare_with_view(page: Page, run: xr.DataTree, head: tuple[int, int], promp
     attention = own["attention"]
     np.testing.assert_allclose(shades, 0.85 * attention / attention.max(), atol=0.003)
     labels = [
-        i for i in range(len(view.tokens)) if "label" in (spans.nth(i).get_attribute("class") or "")
+        i for i in range(len(view.tokens)) if "named" in (spans.nth(i).get_attribute("class") or "")
     ]
-    assert labels == view.label_positions.tolist()
+    assert labels == view.named.tolist()
     rows = page.locator("#positions tbody tr")
     assert rows.count() == len(labels)
     for row, i in enumerate(labels):

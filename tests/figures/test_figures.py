@@ -97,7 +97,7 @@ def test_attention(run: xr.DataTree) -> None:
     names = [text.get_text() for text in ax.get_xticklabels()]
     assert names == [printable(token) for token in view.tokens]
     bold = [i for i, t in enumerate(ax.get_xticklabels()) if t.get_fontweight() == "bold"]
-    assert bold == view.label_positions.tolist()
+    assert bold == view.named.tolist()
     assert "2.1" in ax.get_title()
 
 
@@ -113,7 +113,7 @@ def test_label_logits(run: xr.DataTree, weighted: bool) -> None:
     for number, line in enumerate(thin):
         np.testing.assert_allclose(line.get_ydata(), values[:, number])
     filled = next(line for line in ax.lines if line.get_label() == "foo, where it stands")
-    own = [i for i in view.label_positions if view.label_texts[i] == "foo"]
+    own = [i for i in view.named if view.label_texts[i] == "foo"]
     assert filled.get_xdata().tolist() == own
     assert ("weighted" in ax.get_ylabel()) == weighted
 

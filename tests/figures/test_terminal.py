@@ -70,7 +70,7 @@ def test_show(store: Path, run: xr.DataTree, capsys) -> None:
     assert f"{view.gold} is right" in out.splitlines()[0]
     rows = [line.split() for line in out.splitlines() if line.strip().startswith("-")]
     rows = [row for row in rows if len(row) >= 8]
-    order = sorted(view.label_positions, key=lambda i: -own["attention"][i])
+    order = sorted(view.named, key=lambda i: -own["attention"][i])
     assert [int(row[0]) for row in rows] == [int(view.positions[i]) for i in order]
     for row, i in zip(rows, order, strict=True):
         same = view.classes[i] == view.query_class
@@ -103,7 +103,7 @@ def test_colours_on_a_terminal(run: xr.DataTree) -> None:
     shades = [str(span.style) for span in text.spans if "rgb(213,94,0)" in str(span.style)]
     assert len(shades) == int((attention == attention[strongest]).sum())
     underlined = [span for span in text.spans if "underline" in str(span.style)]
-    assert len(underlined) == len(view.label_positions)
+    assert len(underlined) == len(view.named)
     console = Console(file=io.StringIO(), force_terminal=True, width=100, markup=False)
     show_prompt(run, (1, 1), 0, console)
     show_heads([], console)

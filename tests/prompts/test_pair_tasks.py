@@ -87,6 +87,10 @@ def test_a_task_is_of_pairs_if_its_columns_say_so(name: str, tmp_path: Path) -> 
     assert read_task("animals-cities") == tt.load_task("animals-cities")
     with pytest.raises(tt.errors.InputError, match="there is no task 'nope'"):
         read_task("nope")
+    with pytest.raises(tt.errors.InputError, match=r"use load_pairs\('capitals'\)"):
+        tt.load_task("capitals")
+    with pytest.raises(tt.errors.InputError, match=r"use load_task\('animals-cities'\)"):
+        tt.load_pairs("animals-cities")
     both = FRAME.assign(text=FRAME["input"], label=["a", "b"] * 6)
     both.to_csv(tmp_path / "both.csv", index=False)
     assert isinstance(read_task(str(tmp_path / "both.csv")), tt.Task)

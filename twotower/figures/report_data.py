@@ -254,6 +254,7 @@ def _packed(view: PromptView, heads: Sequence[Sequence[int]] | None) -> str:
     header = {
         "tokens": view.tokens.tolist(),
         "roles": view.roles.tolist(),
+        "named": [[int(i), view.name_of(i)] for i in view.named],
         "labelTexts": view.label_texts.tolist(),
         "classes": view.classes.tolist(),
         "positions": view.positions.tolist(),

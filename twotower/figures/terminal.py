@@ -103,16 +103,21 @@ def prompt_rows(view: PromptView, head: Head | Sequence[int]) -> list[dict[str, 
 def show_prompt(
     run: xr.DataTree, head: Head | Sequence[int], prompt: int, console: Console
 ) -> None:
-    """Print a prompt shaded by a head's attention, and a table of its label positions."""
+    """Print a prompt shaded by a head's attention, and a table of its labels and named spans."""
     view = prompt_view(run, prompt)
     rows = prompt_rows(view, head)
     console.print(f"Head {head[0]}.{head[1]}, prompt {prompt}: {_answer(view)}", soft_wrap=True)
     console.print(coloured(view, head), soft_wrap=True)
-    console.print("\nLabel positions, of the largest attention first:")
+    if not view.named.size:
+        return
+    what = "Named" if view.has_spans else "Label"
+    console.print(f"\n{what} positions, of the largest attention first:")
     table = _table(console)
     names = [x for x in ("attention", "score", "score_content", "score_position") if x in rows[0]]
-    for title in ("at", "label", "class"):
-        table.add_column(title, justify="right" if title == "at" else "left")
+    table.add_column("at", justify="right")
+    table.add_column("place" if view.has_spans else "label")
+    if view.query_class:
+        table.add_column("class")
     for name in names:
         words = {"score_content": "content", "score_position": "position"}
         table.add_column(words.get(name, name), justify="right")
@@ -120,14 +125,12 @@ def show_prompt(
         table.add_column(f"OV {_name(label)}", justify="right")
     if "top_token" in rows[0]:
         table.add_column("OV top token")
-    here = [rows[i] for i in view.label_positions]
-    for row in sorted(here, key=lambda row: -(row.get("attention") or 0)):
-        star = "*" if row["class"] and row["class"] == view.query_class else ""
-        cells = [
-            str(row["position"]),
-            _name(row["label"]),
-            _name(row["class"]) + star,
-        ]
+    for i in sorted(view.named, key=lambda i: -(rows[i].get("attention") or 0)):
+        row = rows[i]
+        cells = [str(row["position"]), _name(view.name_of(i))]
+        if view.query_class:
+            star = "*" if row["class"] == view.query_class else ""
+            cells.append(_name(row["class"]) + star)
         cells += [_written(row[name]) for name in names]
         cells += [_written(row["label_logit"][label]) for label in view.labels]
         if "top_token" in row:
@@ -139,7 +142,7 @@ def show_prompt(
 
 
 def coloured(view: PromptView, head: Head | Sequence[int]) -> Text:
-    """Return the prompt shaded by attention, with label positions underlined.
+    """Return the prompt shaded by attention, with labels and named spans underlined.
 
     Without colours, as in a pipe, attention of 0.1 or more is written after its token.
     """
@@ -150,7 +153,7 @@ def coloured(view: PromptView, head: Head | Sequence[int]) -> Text:
     text = Text()
     for i, token in enumerate(view.tokens):
         share = attention[i] / most if np.isfinite(attention[i]) and most > 0 else 0.0
-        style = "underline" if view.roles[i] == "label" else ""
+        style = "underline" if i in view.named else ""
         if share > 0.05:
             red, green, blue = (round(255 + (c - 255) * share) for c in (213, 94, 0))
             style += f" black on rgb({red},{green},{blue})"
@@ -187,14 +190,12 @@ def _print(table: Table, console: Console) -> None:
 
 
 def _answer(view: PromptView) -> str:
-    right = f"{control_free(view.gold)} is right"
+    right = f"{control_free(view.right)} is right"
     if not view.answer:
         return right
     answer = view.answer
     names = [control_free(label) for label in answer["labels"]]
     if answer["answers"]:
-        text = answer["answers"][answer["labels"].index(view.gold)]
-        right = f"{control_free(text)!r} is right"
         pairs = zip(names, answer["answers"], strict=True)
         names = [f"{name} {control_free(text)!r}" for name, text in pairs]
     kind = "logprob" if answer["logit"] is None else "logit"

@@ -13,6 +13,7 @@ import numpy as np
 from ..checks import whole
 from ..errors import InputError
 from ..head import as_head
+from ..prompts.segments import ROLES
 from ..results import measured_prompts
 from ..results.missing import finite_prompts
 from ..results.schema import BY_POSITION, head_columns
@@ -193,7 +194,9 @@ class PromptView:
     positions
         (position,) counted from the end; the last is 0.
     gold, query_class
-        Right label, and the query's class.
+        Right label, and the query's class; "" without classes.
+    answers
+        The prompt's own answers by label, as texts; empty if all prompts share their labels.
     labels, layers, heads
         Coordinates of the values.
     values
@@ -213,6 +216,7 @@ class PromptView:
     positions: np.ndarray
     gold: str
     query_class: str
+    answers: dict[str, str]
     labels: list[str]
     layers: list[int]
     heads: list[int]
@@ -237,10 +241,26 @@ class PromptView:
             found["score_position"] = found["score"] - found["score_content"]
         return found
 
+    @property
+    def right(self) -> str:
+        """The right label, or in quotes the prompt's own right answer."""
+        return repr(self.answers[self.gold]) if self.answers else self.gold
+
     @cached_property
-    def label_positions(self) -> np.ndarray:
-        """Indices of label positions."""
-        return np.flatnonzero(self.roles == "label")
+    def has_spans(self) -> bool:
+        """Whether the user named spans of the prompt."""
+        return bool((~np.isin(self.roles, ROLES)).any())
+
+    @cached_property
+    def named(self) -> np.ndarray:
+        """Indices of label positions and of the user's spans."""
+        return np.flatnonzero((self.roles == "label") | ~np.isin(self.roles, ROLES))
+
+    def name_of(self, index: int) -> str:
+        """Return the label that stands at one of the `named` positions, or its span and token."""
+        if self.roles[index] == "label":
+            return str(self.label_texts[index])
+        return f"{self.roles[index]} {str(self.tokens[index])!r}"
 
 
 def prompt_view(run: xr.DataTree, prompt: int) -> PromptView:
@@ -304,6 +324,7 @@ def prompt_view(run: xr.DataTree, prompt: int) -> PromptView:
         **place,
         gold=str(first["gold"].item()),
         query_class=str(first["query_class"].item()),
+        answers=_answers(parts),
         labels=labels,
         layers=[int(x) for x in first["layer"].values],
         heads=[int(x) for x in first["head"].values],
@@ -376,12 +397,21 @@ def _spread(array: xr.DataArray, part: xr.Dataset, position: np.ndarray, n: int)
     return np.moveaxis(found, 0, axis)
 
 
+def _answers(parts: dict[str, xr.Dataset]) -> dict[str, str]:
+    """Return a prompt's own answers by label, if a part has them."""
+    for part in parts.values():
+        if "answer_text" in part:
+            texts = part["answer_text"].values
+            return {str(x): str(text) for x, text in zip(part["label"].values, texts, strict=True)}
+    return {}
+
+
 def _answer(part: xr.Dataset | None) -> dict[str, Any]:
     if part is None:
         return {}
     return {
         "labels": [str(x) for x in part["label"].values],
-        "answers": [str(x) for x in part["answer_text"].values] if "answer_text" in part else [],
+        "answers": [*_answers({"predictions": part}).values()],
         "logit": part["logit"].values if "logit" in part else None,
         "logprob": part["logprob"].values,
         "margin": float(part["margin"]),

@@ -1,13 +1,14 @@
 """Prompts: tasks, demonstrations, and the role of each token."""
 
 from .build import build_prompts
+from .bundled import bundled_pairs, bundled_tasks
 from .classics import classic_prompts
 from .contrast import contrast
-from .pair_task import PairTask, bundled_pairs, load_pairs
+from .pair_task import PairTask, load_pairs
 from .positions import At, at
 from .prompts import Prompts
 from .strings import prompts_from_strings
-from .task import Task, bundled_tasks, load_task
+from .task import Task, load_task
 
 __all__ = [
     "At",

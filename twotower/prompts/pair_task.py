@@ -13,6 +13,7 @@ import numpy as np
 
 from ..checks import encodable, finite, shown, whole
 from ..errors import InputError
+from .bundled import bundled_pairs, bundled_tasks
 from .classes import is_missing
 from .tables import FORMATS, Table, read_file, read_object
 
@@ -106,14 +107,6 @@ class PairTask:
         return first, second
 
 
-def bundled_pairs() -> list[str]:
-    """Return the names of the bundled tasks of pairs, for `load_pairs`."""
-    folder = resources.files(__package__) / "pairs"
-    return sorted(
-        f.name.removesuffix(".json") for f in folder.iterdir() if f.name.endswith(".json")
-    )
-
-
 def load_pairs(
     source: Any, *, input: str = "input", output: str = "output", name: str | None = None
 ) -> PairTask:
@@ -145,6 +138,8 @@ def load_pairs(
         return task if name is None else replace(task, name=name)
     if isinstance(source, (str, Path)):
         file = Path(source)
+        if source in bundled_tasks():
+            raise InputError(f"{source!r} is a task of classes: use load_task({source!r})")
         if file.suffix.lower() not in FORMATS:
             raise InputError(
                 f"there is no task of pairs {str(source)!r}. Bundled: "

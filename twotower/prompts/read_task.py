@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import InputError
-from .pair_task import PairTask, bundled_pairs, load_pairs
+from .bundled import bundled_pairs
+from .pair_task import PairTask, load_pairs
 from .tables import FORMATS, read_file
 from .task import Task, load_task
 

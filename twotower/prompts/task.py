@@ -13,6 +13,7 @@ import numpy as np
 
 from ..checks import encodable, finite, one_of, shown, whole, yes_or_no
 from ..errors import InputError
+from .bundled import bundled_pairs, bundled_tasks
 from .classes import class_name, is_missing, texts_by_class
 from .tables import FORMATS, Rows, Table, dataset_rows, read_file, read_object
 
@@ -170,14 +171,6 @@ HUB_TASKS = {
 }
 
 
-def bundled_tasks() -> list[str]:
-    """Return the names of the bundled tasks."""
-    folder = resources.files(__package__) / "tasks"
-    return sorted(
-        f.name.removesuffix(".json") for f in folder.iterdir() if f.name.endswith(".json")
-    )
-
-
 def load_task(
     source: Any,
     *,
@@ -258,6 +251,8 @@ def load_task(
     endings = ", ".join(FORMATS)
     if Path(source).is_file():
         raise InputError(f"{source} is not a readable table; give one of {endings}")
+    if source in bundled_pairs():
+        raise InputError(f"{source!r} is a task of pairs: use load_pairs({source!r})")
     raise InputError(
         f"there is no task {source!r}. Bundled: {', '.join(bundled_tasks())}. On the hub: "
         f"{', '.join(HUB_TASKS)}. Or give a table ({endings}), or hub:owner/dataset"

@@ -109,16 +109,17 @@ async function drawPrompt() {
   const most = Math.max(...shown.map((x) => Math.abs(x ?? 0)), 1e-9);
   const spans = header.tokens.map((token, i) => {
     const span = element("span", visible(token), { "data-position": i });
-    if (header.roles[i] === "label") {
-      span.classList.add("label");
-      if (header.classes[i] !== about.query_class) span.classList.add("other");
-    }
     if (header.roles[i] === "query") span.classList.add("query");
     if (shown[i] !== null)
       span.style.background = `rgba(var(${shown[i] < 0 ? "--below" : "--above"}), ${0.85 * Math.abs(shown[i]) / most})`;
     span.title = detail(header, about, read, i);
     return span;
   });
+  for (const [i] of header.named) {
+    spans[i].classList.add("named");
+    if (header.classes[i] !== about.query_class) spans[i].classList.add("other");
+  }
+  byId("legend").textContent = legend(header, about);
   const place = byId("tokens"), before = place.scrollTop, shownNow = `${state.run}.${state.prompt}`;
   place.replaceChildren(...spans);
   // Scroll a new prompt to its end, where the query is; keep the position of an old one.
@@ -126,6 +127,18 @@ async function drawPrompt() {
   place.dataset.shown = shownNow;
   state.token = null;
   drawPositions(header, about, read);
+}
+
+// The names of the user's spans, in their order.
+const spanNames = (header) =>
+  [...new Set(header.named.map(([i]) => header.roles[i]).filter((role) => role !== "label"))];
+
+function legend(header, about) {
+  const labels = header.named.some(([i]) => header.roles[i] === "label") ? ["label positions"] : [];
+  const marked = [...labels, ...spanNames(header)].join(", ");
+  const dotted = about.query_class ? "; a dotted line marks those of another class than the query's" : "";
+  return ["Darker: more (orange above 0, blue below).", marked && `Underlined: ${marked}${dotted}.`,
+          "Arrow keys go from token to token."].filter(Boolean).join(" ");
 }
 
 function fillShades(header, about) {
@@ -194,33 +207,37 @@ function detail(header, about, read, i) {
 
 function drawPositions(header, about, read) {
   const tops = header.tops[`${state.layer}.${state.head}`];
-  const head = ["position", "label", "class", "attention", "score", "content", "position part",
+  const place = spanNames(header).length ? "place" : "label", classes = about.query_class ? ["class"] : [];
+  const head = ["position", place, ...classes, "attention", "score", "content", "position part",
                 ...about.labels.map((label) => `OV ${label}`), ...(tops ? ["OV top token"] : [])];
-  const isText = (i) => i === 1 || i === 2 || i === 7 + about.labels.length;
+  const isText = (i) => [place, "class", "OV top token"].includes(head[i]);
+  byId("positions").closest(".scroll").hidden = !header.named.length;
+  byId("positions").caption.textContent = place === "place" ? "Named positions" : "Label positions";
   const row = element("tr");
   row.append(...head.map((x, i) => element("th", x, { scope: "col", class: isText(i) ? "text" : "" })));
   byId("positions").querySelector("thead").replaceChildren(row);
   const digits = digitsOf(header, "score");
-  const found = header.roles.flatMap((role, i) => role === "label" ? [i] : []);
-  byId("positions").querySelector("tbody").replaceChildren(...found.map((i) => {
+  byId("positions").querySelector("tbody").replaceChildren(...header.named.map(([i, name]) => {
     const score = read("score", i), content_ = read("score_content", i);
     const cells = [
-      header.positions[i], header.labelTexts[i], header.classes[i], number(read("attention", i)),
+      header.positions[i], name, ...(about.query_class ? [header.classes[i]] : []), number(read("attention", i)),
       number(score, digits), number(content_, digitsOf(header, "score_content")),
       number(read("score_position", i), digitsOf(header, "score_position")),
       ...about.labels.map((_, j) => number(read("label_logit", i, j), digitsOf(header, "label_logit"))),
       ...(tops ? [visible(tops[i])] : []),
     ];
-    const made = element("tr", null, { class: header.classes[i] === about.query_class ? "same" : "" });
+    const made = element("tr", null, { class: sameClass(header, about, i) ? "same" : "" });
     made.append(...cells.map((x, j) => element("td", x, { class: isText(j) ? "text" : "" })));
     return made;
   }));
-  drawScores(found.map((i) => ({
-    name: `${header.positions[i]} ${header.labelTexts[i]}`,
+  drawScores(header.named.map(([i, name]) => ({
+    name: `${header.positions[i]} ${name}`,
     content: read("score_content", i), score: read("score", i), position: read("score_position", i),
-    same: header.classes[i] === about.query_class,
+    same: sameClass(header, about, i),
   })), about);
 }
+
+const sameClass = (header, about, i) => Boolean(about.query_class) && header.classes[i] === about.query_class;
 
 // ---- drawings -----------------------------------------------------------------------------
 
@@ -328,10 +345,11 @@ function drawScores(rows, about) {
   const marks = rows.map((row) => plain(row.same ? row.name + " ●" : row.name));
   draw("scores", traces, { barmode: "relative", showlegend: true,
     legend: { orientation: "h", y: 1.2 }, title: { text: "" },
-    xaxis: { tickvals: x, ticktext: marks, tickangle: -90, showgrid: false }, margin: { l: 55, r: 15, t: 20, b: 90 },
+    xaxis: { tickvals: x, ticktext: marks, tickangle: -90, showgrid: false, automargin: true }, margin: { l: 55, r: 15, t: 20, b: 90 },
     yaxis: { title: { text: split ? "QK score, by part" : "QK score" } } });
-  place.setAttribute("aria-label", `QK scores of ${rows.length} label positions; a dot marks class ` +
-    `${about.query_class}; the table below holds the same numbers`);
+  const dot = about.query_class ? ` a dot marks class ${about.query_class};` : "";
+  place.setAttribute("aria-label",
+    `QK scores of ${rows.length} named positions;${dot} the table below holds the same numbers`);
 }
 
 const towers = { q: ["#0072B2", "into q"], k: ["#D55E00", "into k"], v: ["#009E73", "into v"],
