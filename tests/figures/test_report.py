@@ -125,12 +125,12 @@ def test_sorting_and_search(page: Page, run) -> None:
     by_effect = table.sort_values("margin_drop", ascending=False).index
     assert order() == [names[i] for i in by_effect]
     page.click("#heads thead button[data-sort='4']")
-    values = [number(x) for x in texts(page, "#heads tbody td:nth-child(6)")]
+    values = [number(x) for x in texts(page, "#heads tbody td:nth-child(7)")]
     assert values == sorted(values, reverse=True)
     np.testing.assert_allclose(values, sorted(table["ov_auc"], reverse=True), atol=0.00051)
     assert page.locator("th[aria-sort='descending']").inner_text().startswith("OV AUC")
     page.click("#heads thead button[data-sort='4']")
-    assert texts(page, "#heads tbody td:nth-child(6)") == [shown(x) for x in sorted(values)]
+    assert texts(page, "#heads tbody td:nth-child(7)") == [shown(x) for x in sorted(values)]
     page.click("#heads thead button[data-sort='-1']")
     assert order() == names
     page.fill("#search", "1.")

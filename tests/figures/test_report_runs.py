@@ -112,7 +112,7 @@ def test_two_runs(browser: Browser, run, other, tmp_path: Path) -> None:
             x for name in a for x in (float(a[name].values[1, 1]), float(b[name].values[1, 1]))
         ]
         np.testing.assert_allclose(
-            [number(x) for x in cells[: len(expected)]], expected, atol=0.00051
+            [number(x) for x in cells[1 : len(expected) + 1]], expected, atol=0.00051
         )
         page.select_option("#which", "difference")
         z = page.evaluate("document.getElementById('map').data[0].z[2][1]")

@@ -94,3 +94,21 @@ def test_in_the_report(browser: Browser, asked: xr.DataTree, tmp_path: Path) -> 
             assert cells == [str(view.positions[i]), view.name_of(i), shown(attention[i])]
         assert len(texts(page, "#tokens .named")) == len(view.named)
         assert not texts(page, "#tokens .other")
+
+
+def test_kinds_in_the_report(
+    browser: Browser, llama: tt.Model, asked: xr.DataTree, tmp_path: Path
+) -> None:
+    kinds = tt.head_kinds(llama, n=2, length=4)
+    kinds["kind"][1, 2] = "induction, writer"
+    run = asked.copy()
+    run["kinds"] = xr.DataTree(kinds)
+    page_of_it = write_report(run, tmp_path / "kinds.html")
+    with opened(browser, page_of_it, fragment="#head=1.2") as page:
+        assert page.locator("#chosen-title").text_content() == "Head 1.2: induction, writer"
+        assert texts(page, "#heads th")[1] == "kinds"
+        page.fill("#search", "induction")
+        expected = int(kinds["kind"].astype(str).str.contains("induction").sum())
+        names = texts(page, "#heads tbody th")
+        assert len(names) == expected
+        assert "1.2" in names

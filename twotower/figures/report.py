@@ -147,6 +147,8 @@ def _page(content: dict[str, Any], blobs: Sequence[Sequence[str]], library: str)
     return environment.get_template("report.html.j2").render(
         title=" and ".join(dict.fromkeys(models)),
         runs=content["runs"],
+        hint="18.6, 18., "
+        + ("induction" if any(run["kinds"] for run in content["runs"]) else "in-context"),
         content=_safe_json(content),
         blobs=blobs,
         library=library,

@@ -20,6 +20,7 @@ from .views import (
     head_table,
     marked_heads,
     not_finite,
+    part_of,
     prompt_view,
     prompts_of,
 )
@@ -111,8 +112,18 @@ def run_data(run: xr.DataTree, name: str, table: xr.Dataset | None) -> dict[str,
             if group in EXPECTED and (table is None or name not in table)
         ],
         "marked": [list(head) for head in marked_heads(run)],
+        "kinds": _kinds(run, layers, heads),
         "circuit": _circuit(run),
     }
+
+
+def _kinds(run: xr.DataTree, layers: list[int], heads: list[int]) -> list[str]:
+    """Return the names of each head's kinds (layer x head,), if the run has them."""
+    if "kinds" not in run.children:
+        return []
+    named = part_of(run, "kinds", "layer", "head")["kind"]
+    named = named.reindex(layer=layers, head=heads, fill_value="")
+    return [str(x) for x in named.transpose("layer", "head").values.ravel()]
 
 
 def _circuit(run: xr.DataTree) -> dict[str, Any] | None:

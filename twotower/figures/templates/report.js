@@ -417,8 +417,14 @@ const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replac
 
 // ---- heads: numbers and table -------------------------------------------------------------
 
+// The names of a head's kinds, of each run that has them.
+const kindsOf = (layer, head) => content.runs
+  .map((run) => [run.kinds[indexOf(run, layer, head)], content.runs.length > 1 ? ` (${run.name})` : ""])
+  .filter(([kinds]) => kinds).map(([kinds, whose]) => kinds + whose);
+
 function drawChosen() {
-  byId("chosen-title").textContent = `Head ${state.layer}.${state.head}`;
+  const kinds = kindsOf(state.layer, state.head).join("; ");
+  byId("chosen-title").textContent = `Head ${state.layer}.${state.head}${kinds && ": "}${kinds}`;
   byId("chosen-numbers").replaceChildren(...content.runs.flatMap((run) =>
     content.columns.filter(({ name }) => name in run.columns).map(({ name, title }) => {
       const group = element("div");
@@ -441,9 +447,9 @@ function drawTable() {
   const wanted = byId("search").value.trim().toLowerCase();
   let rows = run.layers.flatMap((layer) => run.heads.map((head) => {
     const whose = content.runs.filter((_, i) => marked[i].has(String([layer, head])));
-    const mark = !whose.length ? "" : content.runs.length > 1
-      ? `in-context, ${whose.map((one) => one.name).join(" and ")}` : "in-context";
-    return { layer, head, name: `${layer}.${head}`, mark,
+    const marks = !whose.length ? [] : content.runs.length > 1
+      ? [`in-context, ${whose.map((one) => one.name).join(" and ")}`] : ["in-context"];
+    return { layer, head, name: `${layer}.${head}`, mark: [...marks, ...kindsOf(layer, head)].join("; "),
              values: columns.map((c) => valueOf(content.runs[c.run], c.name, layer, head)) };
   }));
   rows = rows.filter((row) => row.name === wanted || row.name.startsWith(wanted)
@@ -464,15 +470,16 @@ function drawTable() {
     const button = element("button", title + arrow, { type: "button", "data-sort": i });
     cell.append(button);
     return cell;
-  }), element("th", "", { class: "text", scope: "col" }));
-  header.lastChild.textContent = "chosen as";
+  }));
+  const kinds = content.runs.some((one) => one.kinds.length) ? "kinds" : "chosen as";
+  header.firstChild.after(element("th", kinds, { class: "text", scope: "col" }));
   byId("heads").querySelector("thead").replaceChildren(header);
   byId("heads").querySelector("tbody").replaceChildren(...rows.map((row) => {
     const made = element("tr", null, { "data-head": row.name });
     const cell = element("th", null, { scope: "row" });
     cell.append(element("button", row.name, { type: "button" }));
-    made.append(cell, ...row.values.map((x, i) => element("td", number(x, 3, signed(columns[i].name)))),
-                element("td", row.mark, { class: "text" }));
+    made.append(cell, element("td", row.mark, { class: "text" }),
+                ...row.values.map((x, i) => element("td", number(x, 3, signed(columns[i].name)))));
     return made;
   }));
   byId("found").textContent = `${rows.length} of ${run.layers.length * run.heads.length} heads`;
