@@ -102,7 +102,7 @@ def test_kinds_in_the_report(
     kinds = tt.head_kinds(llama, n=2, length=4)
     kinds["kind"][1, 2] = "induction, writer"
     run = asked.copy()
-    run["kinds"] = xr.DataTree(kinds)
+    run["kinds"] = kinds
     page_of_it = write_report(run, tmp_path / "kinds.html")
     with opened(browser, page_of_it, fragment="#head=1.2") as page:
         assert page.locator("#chosen-title").text_content() == "Head 1.2: induction, writer"
