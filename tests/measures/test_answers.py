@@ -176,23 +176,62 @@ def test_classification_with_labels_of_several_tokens() -> None:
     np.testing.assert_allclose(groups["margin_drop"].isel(group=1), lost, atol=1e-4)
 
 
+def replaced(
+    reference: Reference, before: list[int], answer: list[int], new: torch.Tensor, head: tt.Head
+) -> float:
+    """Log-probability of an answer whose predictions get other outputs (m, D) of a head."""
+    m = len(answer)
+
+    def edit(layer: int, z: torch.Tensor) -> torch.Tensor:
+        if layer == head.layer:
+            z[..., -m:, head.head, :] = new
+        return z
+
+    found = reference.run(torch.tensor(before + answer[:-1]), edit).logits.log_softmax(-1)
+    return sum(float(found[i - m, token]) for i, token in enumerate(answer))
+
+
 @pytest.mark.parametrize("to", ["mean", "from", "resample"])
 def test_replacements_hold_where_the_answer_is_predicted(to: str) -> None:
-    """References give their last position's output for the answer's further tokens."""
+    """An answer follows its donor as well; a mean is that of the references' last positions."""
+    model, head = tiny("llama-grouped"), tt.Head(1, 1)
+    reference = Reference(model.module)
+    prompts = tt.contrast(model, TEXTS, RIGHT, [w[0] for w in WRONG])
+    others = prompts[[1, 2, 0]]
+    single = tt.contrast(model, ["x y z"], [" foo"])
+    changes = {"mean": tt.Mean(others), "from": tt.From(others), "resample": tt.Resample(single)}
+    effects = tt.head_effects(model, prompts, to=changes[to])
+    edited = tt.predict(model, prompts, tt.KnockOut([head], to=changes[to]))
+    clean = tt.predict(model, prompts)
+    assert prompts.answers.several
+    for row in range(3):
+        for label in range(2):
+            tokens = tokens_of(prompts, row, label)
+            if to == "mean":
+                all_z = [reference.run(torch.tensor(ids_of(others, i))).z[1] for i in range(3)]
+                new = torch.stack([z[-1, head.head] for z in all_z]).mean(dim=0)
+            else:
+                donor = ids_of(others, row) if to == "from" else ids_of(single, 0)
+                run = reference.run(torch.tensor(donor + tokens[:-1]))
+                new = run.z[1][-len(tokens) :, head.head]
+            expected = replaced(reference, ids_of(prompts, row), tokens, new, head)
+            assert abs(float(edited["logprob"][row, label]) - expected) < 1e-4
+            drop = effects["logprob_drop"].sel(head._asdict())[row, label]
+            assert abs(float(clean["logprob"][row, label] - drop) - expected) < 1e-4
+
+
+@pytest.mark.parametrize("positions", ["last", "all"])
+def test_a_prompt_is_its_own_donor_without_effect(positions: str) -> None:
     model = tiny("llama-grouped")
     prompts = tt.contrast(model, TEXTS, RIGHT, [w[0] for w in WRONG])
-    change = {
-        "mean": tt.Mean(prompts),
-        "from": tt.From(prompts[[1, 2, 0]]),
-        "resample": tt.Resample(prompts[[0]], 1) if to != "resample" else tt.Resample(prompts, 1),
-    }[to]
-    effects = tt.head_effects(model, prompts, to=change)
-    clean = tt.predict(model, prompts)
-    for head in [(1, 1), (2, 3)]:
-        edited = tt.predict(model, prompts, tt.KnockOut([head], to=change))
-        lost = clean["margin"] - edited["margin"]
-        got = effects["margin_drop"].sel(layer=head[0], head=head[1])
-        np.testing.assert_allclose(got, lost, atol=1e-4)
+    effects = tt.head_effects(model, prompts, positions, to=tt.From(prompts))
+    np.testing.assert_allclose(effects["margin_drop"], 0, atol=1e-5)
+    slopes = tt.attribution_patching(model, prompts, positions, to=tt.From(prompts))
+    np.testing.assert_allclose(slopes["margin_drop"], 0, atol=1e-5)
+    traced = tt.causal_tracing(model, prompts, prompts, positions)
+    np.testing.assert_allclose(traced["margin_gain"], 0, atol=1e-5)
+    completed = trace_effects(model, prompts, [" bar foo"] * 3, positions, to=tt.From(prompts))
+    np.testing.assert_allclose(completed["logprob_drop"].fillna(0), 0, atol=1e-5)
 
 
 @pytest.mark.parametrize("what", ["values", "attention"])

@@ -8,8 +8,10 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from ..errors import InputError
+from ..prompts.sequences import base_of, continued_as, owners
 
 if TYPE_CHECKING:
+    from ..models import Model
     from ..prompts import Prompts
 
 Key = tuple[str, int]
@@ -22,6 +24,37 @@ def check_donors(prompts: Prompts, donors: Prompts) -> None:
         raise InputError(
             f"there are {len(donors)} donors for {len(prompts)} prompts; give one for each"
         )
+
+
+def donors_of_sequences(model: Model, prompts: Prompts, donors: Prompts) -> Prompts:
+    """Return a donor for each prompt, or for each sequence with an answer's tokens after it.
+
+    The same tokens follow the donor, so that it gives its output where they are predicted.
+
+    Parameters
+    ----------
+    model
+        The model that runs them.
+    prompts
+        Prompts to measure, or their sequences.
+    donors
+        One donor for each prompt.
+
+    Raises
+    ------
+    InputError
+        If their number is wrong, they were made with another tokenizer, or they are too long
+        with the answer.
+    """
+    check_donors(base_of(prompts), donors)
+    donors.check_model(model)
+    found = continued_as(donors, prompts)
+    if model.max_positions is not None and found.n_positions > model.max_positions:
+        raise InputError(
+            f"a donor has {found.n_positions} tokens with its answer and the model takes "
+            f"{model.max_positions}; use shorter donors"
+        )
+    return found
 
 
 def position_keys(prompts: Prompts) -> list[list[Key]]:
@@ -39,8 +72,7 @@ def position_keys(prompts: Prompts) -> list[list[Key]]:
 def donor_columns(
     prompts: Prompts,
     at: Bool[np.ndarray, "prompt position"],
-    reference: Prompts,
-    donors: Int[np.ndarray, " prompt"],
+    donors: Prompts,
 ) -> Int[np.ndarray, "prompt position"]:
     """Return (prompt, position) columns of the donors' matching positions, counted from the end.
 
@@ -50,20 +82,18 @@ def donor_columns(
         Prompts to measure.
     at
         (prompt, position) boolean: positions that need a match. Others get -1.
-    reference
-        Prompts from which donors are taken.
     donors
-        (prompt,) number of each prompt's donor in `reference`.
+        One donor for each prompt.
 
     Raises
     ------
     InputError
         If a prompt and its donor do not align at these positions.
     """
-    reference_keys = position_keys(reference)
     columns = np.full(at.shape, -1, dtype=np.int64)
-    for i, (keys, donor) in enumerate(zip(position_keys(prompts), donors, strict=True)):
-        columns[i] = _match(keys, at[i], reference_keys[donor], i, int(donor))
+    keys = zip(position_keys(prompts), position_keys(donors), strict=True)
+    for i, (own, theirs) in enumerate(keys):
+        columns[i] = _match(own, at[i], theirs, owners(prompts)[i])
     return columns
 
 
@@ -72,7 +102,6 @@ def _match(
     at: Bool[np.ndarray, " position"],
     donor_keys: list[Key],
     prompt: int,
-    donor: int,
 ) -> Int[np.ndarray, " position"]:
     """Return the donor's column, counted from its end, for every position in `at`."""
     places: dict[Key, list[int]] = {}
@@ -86,13 +115,11 @@ def _match(
         if not at[mine].any():
             continue
         theirs = places.get(key, [])
-        if key[0] == "last" and len(theirs) == 1:
-            theirs = theirs * len(mine)
         if len(theirs) != len(mine):
             raise InputError(
                 f"prompt {prompt} has {len(mine)} tokens of role {key[0]!r} in demonstration "
-                f"{key[1]} and its donor, reference prompt {donor}, has {len(theirs)}: they cannot "
-                "be aligned. Use Mean(reference), or positions='last' or 'labels'"
+                f"{key[1]} and its donor has {len(theirs)}: they cannot be aligned. Use "
+                "Mean(reference), or positions='last' or 'labels'"
             )
         columns[mine] = theirs
     return columns

@@ -19,13 +19,12 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int
 
 from ..errors import InputError
-from ..prompts.sequences import base_of, continued_as
 from ..walk.batch import Batch, make_batch
 from ..walk.everywhere import Everywhere
 from ..walk.recorder import BatchEdit, Donors, Recorder
 from ..walk.scores import attention, content_scores, scores
 from ..walk.views import LayerView
-from .alignment import check_donors, donor_columns
+from .alignment import donor_columns, donors_of_sequences
 from .edits import DropPosition, Patch, ScaleAttention
 
 if TYPE_CHECKING:
@@ -82,18 +81,8 @@ class Prepared:
         """
         columns = None
         if isinstance(edit, Patch):
-            check_donors(base_of(prompts), edit.donor)
-            edit.donor.check_model(model)
-            # Answers of several tokens follow the donors too.
-            edit = replace(edit, donor=continued_as(edit.donor, prompts))
-            longest = edit.donor.n_positions
-            if model.max_positions is not None and longest > model.max_positions:
-                raise InputError(
-                    f"a donor has {longest} tokens with its answer and the model takes "
-                    f"{model.max_positions}; use shorter donors"
-                )
-            real = prompts.token_id >= 0
-            columns = donor_columns(prompts, real, edit.donor, np.arange(len(prompts)))
+            edit = replace(edit, donor=donors_of_sequences(model, prompts, edit.donor))
+            columns = donor_columns(prompts, prompts.token_id >= 0, edit.donor)
         elif isinstance(edit, DropPosition):
             if edit.distance != "zero" and not model.architecture.rotary:
                 raise InputError(

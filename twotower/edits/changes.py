@@ -32,7 +32,8 @@ class Mean:
     """Replace the head's output by its mean over reference prompts (mean ablation).
 
     There is one mean for each layer, head, role and number of demonstration. It is computed
-    once, over all reference prompts.
+    once, over all reference prompts. Where further tokens of an answer are predicted, it is the
+    mean of the reference prompts' last positions.
 
     Parameters
     ----------
@@ -55,7 +56,7 @@ class Resample:
     """Replace the head's output by that of a random reference prompt (resample ablation).
 
     Every prompt gets one donor that differs from it. Positions are matched by role and number
-    of demonstration.
+    of demonstration. An answer of several tokens follows the donor as it follows the prompt.
 
     Parameters
     ----------
@@ -85,7 +86,8 @@ class From:
     ----------
     donor
         One donor for each prompt, aligned to it by role and number of demonstration, such
-        as `prompts.reversed_labels()`.
+        as `prompts.reversed_labels()`. An answer of several tokens follows the donor as it
+        follows the prompt.
     """
 
     donor: Prompts

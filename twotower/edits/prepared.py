@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from ..errors import InputError
 from ..models.weights import hash_weights
-from ..prompts.sequences import base_of, owners
+from ..prompts.sequences import base_of
 from ..walk.batch import Batch, make_batch
 from ..walk.batch_size import Batches
 from ..walk.everywhere import Everywhere
@@ -24,7 +24,7 @@ from ..walk.not_finite import FINITE, note_missing, watch
 from ..walk.recorder import Donors, Recorder
 from ..walk.views import End, LayerView, PassingView
 from ..walk.walk import run_batch
-from .alignment import Key, check_donors, donor_columns, position_keys
+from .alignment import Key, donor_columns, donors_of_sequences, position_keys
 from .changes import Change, From, Mean, Resample, Times, Zero, check_change
 
 if TYPE_CHECKING:
@@ -123,13 +123,10 @@ def prepare_change(
         to.reference.check_model(model)
         return _Averaged(model, prompts, at, to.reference, kinds)
     if isinstance(to, Resample):
-        to.reference.check_model(model)
-        donors = _draw(base_of(prompts), to.reference, to.seed)[owners(prompts)]
-        return _Donated(model, prompts, at, to.reference, donors)
+        drawn = to.reference[_draw(base_of(prompts), to.reference, to.seed)]
+        return _Donated(model, prompts, at, drawn)
     if isinstance(to, From):
-        to.donor.check_model(model)
-        check_donors(base_of(prompts), to.donor)
-        return _Donated(model, prompts, at, to.donor, owners(prompts))
+        return _Donated(model, prompts, at, to.donor)
     if isinstance(to, Times):
         return PreparedChange(to.factor)
     if isinstance(to, Zero):
@@ -351,16 +348,16 @@ class _Donated(PreparedChange):
         model: Model,
         prompts: Prompts,
         at: Bool[np.ndarray, "prompt position"],
-        reference: Prompts,
-        donors: Int[np.ndarray, " prompt"],
+        donors: Prompts,
     ) -> None:
-        self.model, self.reference, self.donors = model, reference, donors
-        self.columns = donor_columns(prompts, at, reference, donors)
+        self.model = model
+        self.donors = donors_of_sequences(model, prompts, donors)
+        self.columns = donor_columns(prompts, at, self.donors)
 
     def for_batch(
         self, batch: Batch, layers: Sequence[Part], index: Int[torch.Tensor, "*at"] | None = None
     ) -> BatchChange:
-        donors = make_batch(self.model, self.reference, self.donors[batch.rows])
+        donors = make_batch(self.model, self.donors, batch.rows)
         columns = (torch.as_tensor(batch.part(self.columns)) + donors.width).clamp(min=0)
         columns = columns + torch.arange(len(columns))[:, None] * donors.width
         if index is not None:

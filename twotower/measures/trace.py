@@ -62,8 +62,8 @@ def trace_effects(
         predicted. "all": in the prompt too. Others as in `head_effects`; a role or a mask of the
         prompt's last position holds for the completion too.
     to
-        New output of the head, as in `head_effects`. For the completion's tokens, references and
-        donors give their output at their last position.
+        New output of the head, as in `head_effects`. The completion follows donors as it follows
+        the prompt. A mean is that of the references' last positions for all its tokens.
     spans
         For each prompt the places of its completion by name: a text that occurs in it once, or
         (start, end) in characters. The span "answer" is the final answer.
