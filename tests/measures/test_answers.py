@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from reference import Reference
-from tiny import TWO, byte_level, tiny
+from tiny import TWO, byte_level, hf_model, sentencepiece, tiny
+from transformers import GenerationConfig
 
 import twotower as tt
 from twotower.measures.complete import complete
@@ -374,7 +376,88 @@ def test_greedy_completions_with_heads_knocked_out(name: str, positions: str) ->
             for handle in handles:
                 handle.remove()
             expected = [token for token in tokens if token != end]
-            assert text == model.tokenizer.decode(expected, skip_special_tokens=True)
+            assert text == model.tokenizer.decode(expected)
+
+
+@pytest.mark.parametrize("rows", [[0], [0, *range(20, 60)], slice(None)])
+def test_tokens_whose_unembedding_is_zero(rows: Any) -> None:
+    """Such as that of a padding token; a proof does not divide by their logits."""
+    module = hf_model("llama-grouped")
+    with torch.no_grad():
+        module.lm_head.weight[rows] = 0
+    model = tt.load(module, tokenizer=byte_level(), check=rows != slice(None))
+    prompts = tt.contrast(model, TEXTS, RIGHT, [w[0] for w in WRONG])
+    head = tt.Head(1, 1)
+    effects = tt.head_effects(model, prompts)["margin_drop"].sel(head._asdict())
+    clean, edited = (
+        tt.predict(model, prompts, edits)["margin"] for edits in ([], tt.KnockOut([head]))
+    )
+    np.testing.assert_allclose(effects, clean - edited, atol=1e-5)
+
+
+PENALTIES = {
+    "repetition_penalty": 2.0,
+    "no_repeat_ngram_size": 1,
+    "suppress_tokens": list(range(0, 300, 2)),
+    "guidance_scale": 3.0,
+    "num_beams": 3,
+    "penalty_alpha": 0.6,
+    "prompt_lookup_num_tokens": 2,
+    "stop_strings": ["a"],
+}
+
+
+def test_settings_of_the_checkpoint_do_not_change_completions() -> None:
+    module = hf_model("llama-grouped")
+    model = tt.load(module, tokenizer=byte_level())
+    prompts = tt.build_prompts(model, TWO, shots=1, n=3, seed=1)
+    plain = complete(model, prompts, 8)
+    for name, value in PENALTIES.items():
+        module.generation_config = GenerationConfig(**{name: value})
+        assert complete(model, prompts, 8) == plain, name
+        assert getattr(module.generation_config, name) == value
+
+
+def test_generation_that_is_not_greedy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a server adds settings of its own."""
+    module = hf_model("llama-grouped")
+    model = tt.load(module, tokenizer=byte_level())
+    prompts = tt.build_prompts(model, TWO, shots=1, n=3, seed=1)
+    monkeypatch.setattr("twotower.measures.complete._own_settings", lambda *_: nullcontext())
+    module.generation_config = GenerationConfig(suppress_tokens=list(range(0, 300, 2)))
+    with pytest.raises(tt.errors.ModelError, match="it is not greedy"):
+        complete(model, prompts, 8)
+
+
+def test_completions_keep_spaces_and_control_tokens() -> None:
+    """Tokenized after its prompt, a completion gives the generated tokens."""
+    tokenizer = sentencepiece()
+    module = hf_model("llama-grouped")
+    module.resize_token_embeddings(len(tokenizer))
+    wanted = tokenizer.convert_tokens_to_ids(["▁foo", "<s>", "▁bar", "▁foo"])
+    with torch.no_grad():  # the logits name the token that follows the one before
+        for layer in module.model.layers:
+            layer.self_attn.o_proj.weight.mul_(0.01)
+            layer.mlp.down_proj.weight.mul_(0.01)
+        table = torch.randn(len(tokenizer), module.config.hidden_size)
+        module.set_input_embeddings(torch.nn.Embedding.from_pretrained(table))
+        head = torch.zeros_like(table)
+        before = tokenizer("cat:")["input_ids"][-1]
+        normed = torch.nn.functional.rms_norm(table, table.shape[1:]) * module.model.norm.weight
+        for token, following in zip([before, *wanted], wanted, strict=False):
+            head[following] = normed[token] * 10
+        module.lm_head = torch.nn.Linear(*head.shape[::-1], bias=False)
+        module.lm_head.weight.copy_(head)
+    module.config.tie_word_embeddings = False
+    model = tt.load(module.eval(), tokenizer=tokenizer)
+    prompts = tt.contrast(model, ["cat:"], [" foo"])
+    (text,) = complete(model, prompts, 3)
+    assert text == " foo<s> bar"
+    with pytest.raises(tt.errors.InputError, match=r"the completion .* contains '<s>'"):
+        trace_effects(model, prompts, [text])
+    found = trace_effects(model, prompts, [text], control_tokens=True)
+    assert found["token_text"].values.tolist() == [[" foo", "<s>", " bar"]]
+    assert tokenizer(f"cat:{text}")["input_ids"][-3:] == wanted[:3]
 
 
 def test_completions_that_are_refused() -> None:

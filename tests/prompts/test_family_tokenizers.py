@@ -78,6 +78,9 @@ def test_every_token_has_its_role(name: str) -> None:
         shown = prompts.label_text[number][-len(ids) :][at]
         assert labels == list(shown)
         assert roles[-1] == "last"
+        # The texts of tokens make up the prompt, with all its spaces.
+        texts = prompts.token[number][-len(ids) :]
+        assert "".join(texts[roles != "bos"]) == string
         starts = tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
         assert (roles[0] == "bos") == starts
         # The texts between labels are those of the task.

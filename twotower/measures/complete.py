@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import nnsight
@@ -13,7 +14,7 @@ from transformers import GenerationConfig
 from ..checks import shown, whole
 from ..edits.edits import Add, Edit, KnockOut, as_edits
 from ..edits.prepared_edits import AddVector, ChangeHeads, PreparedEdits
-from ..errors import InputError
+from ..errors import InputError, ModelError
 from ..models.measuring import measuring
 from ..models.remote import reached
 from ..models.wrapper import in_order
@@ -41,6 +42,9 @@ def complete(
 ) -> list[str]:
     """Return the model's greedy completions of prompts.
 
+    Each token is the one with the largest logit; the checkpoint's own settings of generation, such
+    as a penalty on repetition, are not used.
+
     Parameters
     ----------
     model, prompts
@@ -57,13 +61,16 @@ def complete(
     Returns
     -------
     list of str
-        The texts that follow the prompts, as `trace_effects` takes them.
+        The texts that follow the prompts, as `trace_effects` takes them. Control tokens that the
+        model generates before its end stay in them.
 
     Raises
     ------
     InputError
         If an edit is not one of heads' outputs, or prompts and completions are too long for the
         model.
+    ModelError
+        If the model generates other tokens than those with the largest logits.
     """
     whole("max_tokens", max_tokens, 1)
     if stop is not None and (not isinstance(stop, str) or not stop):
@@ -83,7 +90,7 @@ def complete(
         )
     texts = [""] * len(prompts)
     settings = _settings(model, max_tokens)
-    with measuring(model):
+    with measuring(model), _own_settings(model, settings):
         prepared = PreparedEdits(model, prompts, listed)
         feed = Batches(model, prompts, option("batch_size"), kind="complete")
         for batch in feed:
@@ -94,16 +101,40 @@ def complete(
                 with warnings.catch_warnings():
                     # nnsight warns where a loop over the steps ends with the generation.
                     warnings.filterwarnings("ignore", message=".*was never reached")
-                    found = _generate(model, batch, ready, settings)
-                for row, ids in zip(batch.rows, found.tolist(), strict=True):
-                    texts[row] = _text(model, ids, settings, stop)
+                    chosen, fed = _generate(model, batch, ready, settings)
+                for row, ids, given in zip(batch.rows, chosen, fed, strict=True):
+                    length = _length(ids, settings)
+                    if given[: max(length - 1, 0)] != ids[: max(length - 1, 0)]:
+                        raise ModelError(
+                            f"{model.name}, prompt {row}: generation goes on with other tokens "
+                            "than those with the largest logits, so it is not greedy; look at the "
+                            "model's generation_config"
+                        )
+                    before = prompts.token_id[row][prompts.token_id[row] >= 0].tolist()
+                    text = _text(model.tokenizer, before, ids[:length])
+                    texts[row] = text if stop is None else text.split(stop)[0]
     return texts
 
 
+@contextmanager
+def _own_settings(model: Model, settings: GenerationConfig) -> Iterator[None]:
+    """Replace the model's settings of generation, which fill those that are not given."""
+    known = None if model.remote else getattr(model.module, "generation_config", None)
+    if known is None:
+        yield
+        return
+    model.module.generation_config = settings
+    try:
+        yield
+    finally:
+        model.module.generation_config = known
+
+
 def _settings(model: Model, max_tokens: int) -> GenerationConfig:
-    """Return the settings of greedy decoding; penalties of the checkpoint do not apply."""
+    """Return the settings of greedy decoding, with the model's end tokens."""
     own = getattr(model.module, "generation_config", None)
-    end = getattr(own, "eos_token_id", None) or model.config.eos_token_id
+    end = getattr(own, "eos_token_id", None)
+    end = model.config.eos_token_id if end is None else end
     pad = model.tokenizer.pad_token_id
     first_end = end[0] if isinstance(end, list) else end
     return GenerationConfig(
@@ -117,8 +148,8 @@ def _settings(model: Model, max_tokens: int) -> GenerationConfig:
 
 def _generate(
     model: Model, batch: Batch, edits: Sequence[BatchEdit], settings: GenerationConfig
-) -> torch.Tensor:
-    """Return the generated tokens (B, tokens) of a batch."""
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Return the tokens with the largest logits by prompt, and those with which it goes on."""
     architecture, root = model.architecture, model.traced
     changes = [edit for edit in edits if isinstance(edit, ChangeHeads)]
     vectors = [edit for edit in edits if isinstance(edit, AddVector)]
@@ -136,8 +167,10 @@ def _generate(
                 with root.trace(**their_inputs):
                     walk(architecture, root, their_mask, recorder)
         with torch.no_grad(), root.generate(**inputs) as tracer:
-            chosen = nnsight.save([])
+            chosen, fed = nnsight.save([]), nnsight.save([])
             for step in tracer.iter[:]:
+                if step > 0:
+                    fed.append(root.inputs[1]["input_ids"][:, -1])
                 blocks = architecture.layers(root)
                 for layer in layers:
                     entered = residual = blocks[layer].input
@@ -153,18 +186,32 @@ def _generate(
                         z = edit.changed(layer, z, last=step > 0)
                     projection.input = z.flatten(-2)
                 chosen.append(architecture.unembedding(root).output[:, -1].argmax(dim=-1))
-    return torch.stack([tokens.cpu() for tokens in chosen], dim=1)
+    n = len(batch.rows)
+    return _by_prompt(chosen, n), _by_prompt(fed, n)
 
 
-def _text(model: Model, ids: list[int], settings: GenerationConfig, stop: str | None) -> str:
-    """Return the text of tokens up to the end token."""
+def _by_prompt(steps: Sequence[torch.Tensor], n: int) -> list[list[int]]:
+    """Return the tokens of each of n prompts, from those of each step."""
+    return [list(ids) for ids in zip(*(x.tolist() for x in steps), strict=True)] or [[]] * n
+
+
+def _length(ids: Sequence[int], settings: GenerationConfig) -> int:
+    """Return the number of tokens before the end token."""
     ends = (
         settings.eos_token_id
         if isinstance(settings.eos_token_id, list)
         else [settings.eos_token_id]
     )
-    length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
-    text: str = model.tokenizer.decode(
-        ids[:length], skip_special_tokens=True, clean_up_tokenization_spaces=False
+    return next((i for i, token in enumerate(ids) if token in ends), len(ids))
+
+
+def _text(tokenizer: Any, before: list[int], ids: list[int]) -> str:
+    """Return the text of tokens after those of the prompt.
+
+    Some tokenizers leave out a space at the beginning of a text; here it is not the beginning.
+    """
+    start, whole, alone = (
+        tokenizer.decode(some, clean_up_tokenization_spaces=False)
+        for some in (before, before + ids, ids)
     )
-    return text if stop is None else text.split(stop)[0]
+    return str(whole.removeprefix(start) if whole.startswith(start) else alone)

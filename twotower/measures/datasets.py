@@ -10,6 +10,7 @@ import numpy as np
 
 from ..checks import one_of
 from ..errors import InputError
+from ..prompts.pieces import token_texts
 from ..prompts.positions import position_mask
 from ..results import GROUPS, make_dataset, provenance
 from ..results.missing import count_values, mark_missing
@@ -141,8 +142,7 @@ def _answers(prompts: Prompts, model: Model) -> dict[str, np.ndarray]:
 
 def _texts(ids: np.ndarray, model: Model) -> np.ndarray:
     """Return the tokens' texts, and "" for a negative id (no token)."""
-    known = {int(i): "" if i < 0 else model.tokenizer.decode([int(i)]) for i in np.unique(ids)}
-    return np.array([known[int(i)] for i in ids.ravel()], dtype=object).reshape(ids.shape)
+    return np.array(token_texts(model.tokenizer, ids.ravel()), dtype=object).reshape(ids.shape)
 
 
 def kept_columns(prompts: Prompts, keep: Positions) -> np.ndarray | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checks import check_is, several
+from ..checks import check_is, several, yes_or_no
 from ..edits.changes import Change, Zero
 from ..errors import InputError
 from ..prompts.completions import Completions, read_completions
@@ -43,6 +43,7 @@ def trace_effects(
     to: Change = Zero(),
     spans: Sequence[Mapping[str, Any]] | None = None,
     keep: str | Sequence[str] | None = None,
+    control_tokens: bool = False,
 ) -> xr.Dataset:
     """Return the effect of changing every head on every token of a completion.
 
@@ -69,6 +70,8 @@ def trace_effects(
         (start, end) in characters. The span "answer" is the final answer.
     keep
         Names of the spans whose tokens are stored; by default all tokens.
+    control_tokens
+        Whether completions may contain the tokenizer's control tokens, as those of `complete` may.
 
     Returns
     -------
@@ -86,7 +89,8 @@ def trace_effects(
     check_is(prompts, "Prompts", "prompts")
     if keep is not None and not isinstance(keep, str):
         keep = several("keep", keep)
-    read = read_completions(prompts, completions, spans, model.max_positions)
+    yes_or_no("control_tokens", control_tokens)
+    read = read_completions(prompts, completions, spans, model.max_positions, control_tokens)
     kept = _kept(read, keep)
     sequences = with_completions(prompts, read.token_id)
     longest = int(sequences.target.shape[1])

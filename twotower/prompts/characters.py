@@ -176,6 +176,6 @@ def _named(characters: str) -> str:
 
 def _shown(segment: Segment) -> str:
     """Describe a segment, for a message."""
-    what = {"query": "the query", "label": "the label", "text": "the text"}.get(segment.role, "")
+    what = {name: f"the {name}" for name in ("query", "label", "text", "completion")}
     text = segment.text if len(segment.text) < 60 else f"{segment.text[:57]}..."
-    return f"{what or 'the template'} {text!r}"
+    return f"{what.get(segment.role, 'the template')} {text!r}"

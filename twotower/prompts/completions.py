@@ -10,8 +10,11 @@ import numpy as np
 
 from ..checks import encodable
 from ..errors import InputError
+from .characters import Characters
 from .contrast import cut_spans
+from .pieces import token_texts
 from .prompts import Prompts
+from .segments import Segment
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +41,7 @@ def read_completions(
     completions: Sequence[str],
     spans: Sequence[Mapping[str, Any]] | None = None,
     max_positions: int | None = None,
+    control_tokens: bool = False,
 ) -> Completions:
     """Return the tokens of completions after their prompts.
 
@@ -52,12 +56,15 @@ def read_completions(
         the span of its last character.
     max_positions
         Largest number of tokens of a prompt with its completion; None for no limit.
+    control_tokens
+        Whether completions may contain control tokens.
 
     Raises
     ------
     InputError
-        If lengths differ; if a completion is empty, merges with the end of its prompt, or is too
-        long; or if a span is empty, overlaps another, leaves the text, or has no token.
+        If lengths differ; if a completion is empty, merges with the end of its prompt, is too
+        long, or contains a control token or an unknown character; or if a span is empty, overlaps
+        another, leaves the text, or has no token.
     """
     for name, given in (("completions", completions), ("spans", spans)):
         listed = hasattr(given, "__len__") and not isinstance(given, (str, Mapping))
@@ -76,6 +83,7 @@ def read_completions(
     coded = tokenizer(
         whole, add_special_tokens=prompts.add_special_tokens, return_offsets_mapping=True
     )
+    characters = Characters(tokenizer, control_tokens)
     found = Completions([], [], [])
     for number, ids in enumerate(coded["input_ids"]):
         before = prompts.token_id[number][prompts.token_id[number] >= 0].tolist()
@@ -92,12 +100,15 @@ def read_completions(
             )
         tail = ids[len(before) :]
         start = len(prompts.items[number].string)
-        ends = [end - start for _, end in coded["offset_mapping"][number][len(before) :]]
+        places = coded["offset_mapping"][number][len(before) :]
+        places = [(max(first - start, 0), end - start) for first, end in places]
+        segment = Segment(completions[number], "completion")
+        read = [(i, *place, segment) for i, place in zip(tail, places, strict=True)]
+        characters.check(number, completions[number], read)
+        ends = [end for _, end in places]
         own = {} if spans is None else spans[number]
         found.token_id.append(tail)
-        found.token.append(
-            [tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in tail]
-        )
+        found.token.append(token_texts(tokenizer, tail))
         found.span.append(_spans(number, completions[number], own, ends))
     return found
 

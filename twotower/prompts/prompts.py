@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from ..checks import finite, one_of, whole
 from ..errors import InputError
 from .answers import Answers, check_label_positions, read_answers
+from .pieces import token_texts
 from .segments import PLACES, Prompt
 from .tokens import tokenize
 
@@ -479,13 +481,15 @@ def assemble(
         "demonstration_class": np.full(shape, "", dtype=object),
         "label_text": np.full(shape, "", dtype=object),
     }
-    pieces: dict[int, str] = {}
+    texts = iter(token_texts(tokenizer, chain.from_iterable(base)))
     for row, prompt in enumerate(tokens):
+        own = [next(texts) for _ in prompt]
+        first = next((i for i, (_, role, _) in enumerate(prompt) if role != "bos"), 0)
+        if not items[row].string.startswith(" "):  # the tokenizer may have added one
+            own[first] = own[first].removeprefix(" ")
+        arrays["token"][row, width - len(prompt) :] = own
         for column, (token, role, segment) in enumerate(prompt, start=width - len(prompt)):
-            if token not in pieces:
-                pieces[token] = tokenizer.decode([token], clean_up_tokenization_spaces=False)
             arrays["token_id"][row, column] = token
-            arrays["token"][row, column] = pieces[token]
             arrays["role"][row, column] = role
             arrays["demonstration"][row, column] = segment.demonstration
             arrays["demonstration_class"][row, column] = segment.demonstration_class

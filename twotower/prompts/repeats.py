@@ -9,6 +9,7 @@ import numpy as np
 from ..checks import whole
 from ..errors import InputError
 from .answers import Answers
+from .pieces import token_texts
 from .prompts import Prompts
 from .segments import Prompt, Segment
 
@@ -61,7 +62,7 @@ def random_repeats(model: LoadedModel, n: int, length: int, seed: int = 0) -> Pr
     )
     roles = ["bos"] * len(start) + ["text"] * length + ["label"] * (length - 1)
     roles[-1] = "last"
-    texts = [[tokenizer.decode([int(i)]) for i in row] for row in token_id]
+    texts = [token_texts(tokenizer, row) for row in token_id]
     items = [Prompt((Segment("".join(row), "text"),), "".join(row), "right", "") for row in texts]
     shape = token_id.shape
 
@@ -69,7 +70,7 @@ def random_repeats(model: LoadedModel, n: int, length: int, seed: int = 0) -> Pr
         return np.full(shape, value, dtype=kind)
 
     answers = drawn[:, -1][:, None, None]
-    right = np.array([[tokenizer.decode([int(row[0, 0])])] for row in answers], dtype=object)
+    right = np.array([token_texts(tokenizer, row[0]) for row in answers], dtype=object)
     return Prompts(
         tuple(items),
         ("right",),

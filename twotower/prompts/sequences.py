@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .answers import Answers
+from .pieces import token_texts
 from .prompts import BY_POSITION, Prompts
 
 if TYPE_CHECKING:
@@ -167,9 +168,7 @@ def continued(
         if ids:
             arrays["token_id"][row, -len(ids) :] = ids
             arrays["role"][row, -len(ids) :] = "answer"
-            arrays["token"][row, -len(ids) :] = [
-                prompts.tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in ids
-            ]
+            arrays["token"][row, -len(ids) :] = token_texts(prompts.tokenizer, ids)
     n_labels = target.shape[2]
     # What the walk reads at the last position of the sequence; scores come from `target`.
     last = np.maximum(target, 0)[np.arange(len(owner)), n_added][:, :, None]

@@ -34,6 +34,9 @@ CANDIDATES = 8
 TRIED = 3
 """Number of prompts to try, if numbers are not finite."""
 
+SMALL = 1e-3
+"""Smallest scale of an error beside the model's largest logit: labels' own logits may be 0."""
+
 KEY = ("second forward",)
 """Key of the result in the model's cache, which is emptied when the state changes."""
 
@@ -86,12 +89,12 @@ def _compare(model: Model, prompt: Prompts) -> dict[str, Any]:
         return {}
     strongest = int(np.abs(drops).argmax())
     head = heads[strongest]
-    clean, without = (_logits(model, prompt, out) for out in (None, head))
+    (clean, largest), (without, _) = (_logits(model, prompt, out) for out in (None, head))
     gold = int(prompt.gold_index[0])
     error = abs(_margin(clean, gold) - _margin(without, gold) - float(drops[strongest]))
-    size = float(np.abs([clean, without]).max())
+    size = max(float(np.abs([clean, without]).max()), SMALL * largest)
     allowed = Rounding.of(model).forward(model.dtype, model.n_layers)
-    error /= max(size, 1e-30)
+    error /= max(size, float(np.finfo(np.float32).tiny))
     if not error <= allowed:
         raise CheckError(
             f"{model.name}: knocking out head {head} in a forward of the transformers model lowers "
@@ -122,8 +125,8 @@ def _margin(logits: Sequence[float] | np.ndarray, gold: int) -> float:
     return float(logits[gold] - others.max())
 
 
-def _logits(model: Model, prompt: Prompts, out: Head | None) -> np.ndarray:
-    """Return the answers' logits, with a head's output set to zero at the last position.
+def _logits(model: Model, prompt: Prompts, out: Head | None) -> tuple[np.ndarray, float]:
+    """Return the answers' logits and the largest, with a head's output zero at the last position.
 
     Of one answer, return its log-probability.
     """
@@ -131,10 +134,11 @@ def _logits(model: Model, prompt: Prompts, out: Head | None) -> np.ndarray:
     inputs = {"input_ids": ids, "use_cache": False, "return_dict": True}
     with torch.no_grad(), _without(model, out):
         logits = model.module(**inputs).logits[0, -1]
+    largest = float(logits[logits.isfinite()].double().abs().max())
     if prompt.answers.alone:
         logits = logits.double().log_softmax(dim=-1)
     labels: np.ndarray = logits[prompt.answers.first[0].tolist()].double().cpu().numpy()
-    return labels
+    return labels, largest
 
 
 @contextmanager

@@ -294,8 +294,9 @@ class Proof(Recorder):
         normed = own.frozen_norm(end.residual, own.spread(end.residual))
         found = own.label_logits(normed)
         expected = readout.of_labels(end.logits).to(found.device)
-        size = dot(normed.square(), own.rows.square()).sqrt()
-        error = ((found - expected).abs() / (size + expected.abs())).amax(dim=-1)
+        size = dot(normed.square(), own.rows.square()).sqrt() + expected.abs()
+        tiny = torch.finfo(size.dtype).tiny  # the row of a padding token may be zero
+        error = ((found - expected).abs() / size.clamp(min=tiny)).amax(dim=-1)
         dtype = max(end.dtype, end.residual.dtype, key=roundoff)
         allowed = torch.full_like(error, self.rounding.module(dtype))
         self.claims.append(Claim("logits", [None], error[None], allowed))
