@@ -177,6 +177,7 @@ def test_an_added_vector_is_that_of_a_hook(name: str, positions: str) -> None:
     ("make", "message"),
     [
         (lambda m: tt.Add("x", 0), "vector must be numbers"),
+        (lambda m: tt.Add([1j], 0), "vector must be numbers"),
         (lambda m: tt.Add([[1.0]], 0), r"finite numbers \(d_model,\); this is of shape \(1, 1\)"),
         (lambda m: tt.Add([float("nan")], 0), "must be finite numbers"),
         (lambda m: tt.Add([1.0], -1), "layer=-1 must be a whole number"),

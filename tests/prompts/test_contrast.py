@@ -89,8 +89,15 @@ def test_chat_is_the_tokenizers_own_template() -> None:
         assert prompts.token_id[row][prompts.token_id[row] >= 0].tolist() == ids
         labels = prompts.token[row][prompts.role[row] == "label"].tolist()
         assert sorted(labels) == ["bar", "foo"]
+        for number in (0, 1):
+            own = "".join(prompts.token[row][prompts.demonstration[row] == number])
+            text, label = said[2 * number : 2 * number + 2]
+            assert own == f"{text}\n[assistant]{label}\n[user]"
     asked = tt.contrast(model, ["Who?"], ["Ann"], ["Bob"], template="chat")
     assert asked.strings == ["[user]Who?\n[assistant]"]
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}>"
+    short = tt.contrast(model, ["Who?"], ["Ann"], ["Bob"], template="chat")
+    assert short.token[0][-1] == ">"  # the template's only token is the last one
     with pytest.raises(tt.errors.InputError, match="needs a tokenizer with a chat template"):
         tt.contrast(tiny("gpt2"), ["Who?"], ["Ann"], template="chat")
 

@@ -78,6 +78,15 @@ def test_a_file_of_every_form(name: str, tmp_path: Path) -> None:
     assert (task.name, task.source) == ("t", f"file {name}")
 
 
+def test_first_tokens_of_answers_of_as_many_tokens_are_compared() -> None:
+    outputs = ["foo", "bar", "map key", "key map", "cup foo bar"]
+    pairs = list(zip("abcde", outputs, strict=True))
+    prompts = tt.build_prompts(MODEL, tt.PairTask("p", pairs[:4]), shots=1, n=4, scoring="first")
+    assert sorted(prompts.answers.n_tokens.tolist()) == [[1, 1], [1, 1], [2, 2], [2, 2]]
+    with pytest.raises(tt.errors.InputError, match="0 other outputs of . tokens, as 'cup foo bar'"):
+        tt.build_prompts(MODEL, tt.PairTask("p", pairs), shots=1, n=5, scoring="first")
+
+
 @pytest.mark.parametrize("name", WRITE)
 def test_a_task_is_of_pairs_if_its_columns_say_so(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
@@ -87,6 +96,8 @@ def test_a_task_is_of_pairs_if_its_columns_say_so(name: str, tmp_path: Path) -> 
     assert read_task("animals-cities") == tt.load_task("animals-cities")
     with pytest.raises(tt.errors.InputError, match="there is no task 'nope'"):
         read_task("nope")
+    with pytest.raises(tt.errors.InputError, match=r"has no column 'q'.* input= and output="):
+        tt.load_pairs(FRAME, input="q")
     with pytest.raises(tt.errors.InputError, match=r"use load_pairs\('capitals'\)"):
         tt.load_task("capitals")
     with pytest.raises(tt.errors.InputError, match=r"use load_task\('animals-cities'\)"):

@@ -199,8 +199,10 @@ class Add:
         values = getattr(self.vector, "vector", self.vector)
         try:
             if hasattr(values, "detach"):
-                values = values.detach().cpu().float().numpy()
-            found = np.array(values, dtype=np.float32)
+                values = values.detach().cpu()
+                values = values if values.is_complex() else values.float()
+                values = values.numpy()
+            found = np.array(values).astype(np.float32, casting="same_kind")
         except (TypeError, ValueError):
             raise InputError(
                 f"vector must be numbers (d_model,); this is {shown(self.vector)}"

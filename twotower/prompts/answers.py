@@ -132,7 +132,8 @@ def read_answers(
     ------
     InputError
         If the prompt's end and the answer share a token; if a label is not the same tokens
-        after every prompt; or if two answers of a prompt are scored by the same tokens.
+        after every prompt; if two answers of a prompt are scored by the same tokens; or if a
+        prompt's own answers are scored by their first tokens and have more or fewer tokens.
     """
     one_of("scoring", scoring, SCORINGS)
     by_prompt = any(prompt.answers for prompt in items)
@@ -168,6 +169,8 @@ def read_answers(
             token_id[row, column, : len(tail)] = tail
     found = Answers(np.array(texts, dtype=object).T, token_id, scoring, by_prompt)
     _check_differ(found)
+    if by_prompt and scoring == "first":
+        _check_lengths(found)
     return found
 
 
@@ -218,6 +221,21 @@ def _check_differ(answers: Answers) -> None:
                 raise InputError(
                     f"{where}{one!r} and {two!r} are the same tokens; answers must differ"
                 )
+
+
+def _check_lengths(answers: Answers) -> None:
+    """Check that the answers of each prompt have as many tokens.
+
+    The first token of a longer answer is only its beginning, and more probable than the answer.
+    """
+    for number, counts in enumerate(answers.n_tokens):
+        if (counts != counts[0]).any():
+            column = int((counts != counts[0]).argmax())
+            one, two = (answers.text[number, i] for i in (0, column))
+            raise InputError(
+                f"prompt {number}: {one!r} has {counts[0]} tokens and {two!r} {counts[column]}, so "
+                "their first tokens cannot be compared; use scoring='sum', 'mean' or 'characters'"
+            )
 
 
 def check_label_positions(

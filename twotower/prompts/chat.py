@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..checks import shown
@@ -73,15 +73,19 @@ class ChatTemplate:
         return (*found[:place], *segments, *found[place + 1 :])
 
     def _rendered(self, messages: Sequence[Segment]) -> tuple[Segment, ...]:
-        """Return messages and the template's text between them, as segments."""
+        """Return messages and the template's text between them, as segments.
+
+        The text after a message of a demonstration belongs to the demonstration.
+        """
         marked = self._render([f"{MARKS[0]}{i}{MARKS[1]}" for i in range(len(messages))])
         found: list[Segment] = []
-        rest = marked
+        rest, last = marked, Segment("", "separator")
         for i, message in enumerate(messages):
             before, mark, rest = rest.partition(f"{MARKS[0]}{i}{MARKS[1]}")
             if not mark:
                 raise InputError(f"the chat template leaves out a message: {message.text[:40]!r}")
-            found += [Segment(before, "separator"), message]
+            found += [replace(last, text=before, role="separator"), message]
+            last = message
         found.append(Segment(rest, "separator"))
         whole = self._render([message.text for message in messages])
         if whole != "".join(segment.text for segment in found):

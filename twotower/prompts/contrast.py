@@ -134,8 +134,6 @@ def contrast(
         scoring=scoring,
     )
     _check_roles(found)
-    if scoring == "first":
-        _check_lengths(found)
     return found
 
 
@@ -260,29 +258,11 @@ def _place(number: int, string: str, name: Any, at: Any, taken: Sequence[str]) -
     return start, stop
 
 
-def _check_lengths(prompts: Prompts) -> None:
-    """Check that the answers of each prompt have as many tokens.
-
-    The first token of a longer answer is only its beginning, and more probable than the answer.
-    """
-    n_tokens = prompts.answers.n_tokens
-    for number, counts in enumerate(n_tokens):
-        if (counts != counts[0]).any():
-            column = int((counts != counts[0]).argmax())
-            one, two = (prompts.answers.text[number, i] for i in (0, column))
-            raise InputError(
-                f"prompt {number}: {one!r} has {counts[0]} tokens and {two!r} {counts[column]}, so "
-                "their first tokens cannot be compared; use scoring='sum', 'mean' or 'characters'"
-            )
-
-
 def _check_roles(prompts: Prompts) -> None:
     """Check that every span has a token of its own."""
     for number, (prompt, roles) in enumerate(zip(prompts, prompts.role, strict=True)):
         for segment in prompt.segments:
-            if segment.role not in roles:
-                if segment.role == "text":
-                    continue
+            if segment.role not in roles and segment.role not in ROLES:
                 raise InputError(
                     f"prompt {number}: the span {segment.role!r} ({segment.text!r}) has no token "
                     "of its own: its characters belong to the next token, or to the last one, "

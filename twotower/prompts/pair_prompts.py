@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from .chat import ChatTemplate
 from .pair_task import PairTask
 from .prompts import Prompts, assemble
 from .segments import Prompt, Template
+from .tokens import encode
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,9 @@ class PairRecipe:
         """Make the first n prompts."""
         queue = np.random.default_rng([self.seed, 21]).permutation(len(self.task.pairs))
         names = ["right", "wrong", *(f"wrong {k}" for k in range(2, self.wrong + 1))]
+        tokens = self._tokens(tokenizer)
         return assemble(
-            [self._prompt(i, int(queue[i % len(queue)])) for i in range(n)],
+            [self._prompt(i, int(queue[i % len(queue)]), tokens) for i in range(n)],
             names[: 1 + self.wrong],
             tokenizer,
             recipe=self,
@@ -87,13 +90,35 @@ class PairRecipe:
             part.check_pairs()
         return first.make(n_first, tokenizer), second.make(n_second, tokenizer)
 
-    def _prompt(self, i: int, query: int) -> Prompt:
-        """Make prompt i, which asks about pair `query`."""
+    def _tokens(self, tokenizer: Any) -> dict[str, list[int]]:
+        """Return the tokens of each output if answers are scored by the first one, else none."""
+        outputs = sorted({output for _, output in self.task.pairs})
+        if self.scoring != "first":
+            return {output: [] for output in outputs}
+        coded = encode([self.template.gap + x for x in outputs], tokenizer, False)
+        return dict(zip(outputs, coded, strict=True))
+
+    def _prompt(self, i: int, query: int, tokens: Mapping[str, list[int]]) -> Prompt:
+        """Make prompt i, which asks about pair `query`.
+
+        First tokens are compared only if they differ, and the answers have as many tokens.
+        """
         pairs, rng = self.task.pairs, np.random.default_rng([self.seed, 22, i])
         free = [k for k in range(len(pairs)) if k != query]
         shown = [pairs[k] for k in rng.permutation(free)[: self.shots]]
         text, right = pairs[query]
-        others = sorted({output for _, output in pairs} - {right})
+        own = tokens[right]
+        others = [
+            x
+            for x, ids in tokens.items()
+            if x != right and len(ids) == len(own) and (not own or ids[0] != own[0])
+        ]
+        if len(others) < self.wrong:
+            raise InputError(
+                f"{self.task.name!r} has {len(others)} other outputs of {len(own)} tokens, as "
+                f"{right!r} has, and wrong={self.wrong}; first tokens of longer and shorter ones "
+                "cannot be compared: use scoring='sum', 'mean' or 'characters'"
+            )
         wrong = [others[k] for k in rng.permutation(len(others))[: self.wrong]]
         demonstrations = [(given, "", output) for given, output in shown]
         made = self.template.prompt(demonstrations, text, "", "right")

@@ -143,7 +143,8 @@ def _check_columns(what: str, columns: Sequence[Any], wanted: Sequence[str]) -> 
         if name not in columns:
             raise InputError(
                 f"{what} has no column {name!r}; it has {', '.join(map(str, columns))}. Name the "
-                "columns with text= and label= (--text-column and --label-column)"
+                "columns with text= and label=, those of pairs with input= and output= (of a run "
+                "with --text-column, --label-column, --input-column and --output-column)"
             )
         if list(columns).count(name) > 1:
             raise InputError(f"{what} has several columns {name!r}; keep one")
