@@ -130,12 +130,15 @@ def head_table(run: xr.DataTree | xr.Dataset) -> xr.Dataset:
 
 
 def _of_others(run: xr.DataTree, scores: xr.Dataset) -> bool:
-    """Check whether scores are of more or fewer prompts than the run has, as after `isel`."""
+    """Check whether scores are of more or fewer prompts than the run has, as after `isel`.
+
+    Repeated prompts, as in a bootstrap, are fewer different ones.
+    """
     if "qk" not in run.children:
         return False
     known = json.loads(scores.attrs.get("settings", "{}")).get("prompts")
-    now = measured_prompts(run.children["qk"]).sizes.get("prompt")
-    return known is not None and now is not None and known != now
+    now = measured_prompts(run.children["qk"]).get("prompt")
+    return known is not None and now is not None and known != len(set(now.values.tolist()))
 
 
 def marked_heads(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import InputError
+from ..results.together import alike
 from ..statistics import mean_known
 from .choose import in_context_heads
 
@@ -61,15 +62,14 @@ def agreement(exact: xr.Dataset, other: xr.Dataset, k: int = 12) -> Agreement:
     Raises
     ------
     InputError
-        If the two differ in heads or prompts, or are not effects.
+        If the two differ in weights, heads or prompts, or are not effects.
     """
     for effects in (exact, other):
         dims = getattr(getattr(effects, "margin_drop", None), "dims", ())
         if not {"prompt", "layer", "head"} <= set(dims):
             raise InputError("agreement needs the result of head_effects or attribution_patching")
+    exact, other = alike({"the first effects": exact, "the second": other})
     a, b = exact["margin_drop"], other["margin_drop"]
-    if a.sizes != b.sizes or exact.attrs.get("prompts_hash") != other.attrs.get("prompts_hash"):
-        raise InputError("the effects are of other heads or of other prompts")
     a, b = (x.transpose("prompt", "layer", "head") for x in (a, b))
     both = np.isfinite(a.values) & np.isfinite(b.values)
     a, b = a.where(both), b.where(both)

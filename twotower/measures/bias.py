@@ -12,6 +12,7 @@ from ..checks import check_is, one_of, several, whole
 from ..errors import InputError
 from ..results import make_dataset
 from ..results.forms import MISSING
+from ..results.together import alike
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -177,9 +178,11 @@ def bias_reduction(
     for biases in (before, after):
         if getattr(getattr(biases, "favoured", None), "dims", ()) != ("prompt",):
             raise InputError("bias_reduction needs the result of label_bias, before and after")
-    same = before.attrs.get("prompts_hash") == after.attrs.get("prompts_hash")
-    if not same or before["favoured"].values.tolist() != after["favoured"].values.tolist():
-        raise InputError("the biases are of other prompts, or towards other labels")
+    # Other weights are allowed: an edit may be a training.
+    about = {"prompts_hash": "prompts"}
+    before, after = alike({"the bias before": before, "that after": after}, about)
+    if before["favoured"].values.tolist() != after["favoured"].values.tolist():
+        raise InputError("the biases are towards other labels")
     values = np.stack([before[kind].values, after[kind].values]).astype(float)
     known = np.isfinite(values).all(axis=0)
     if not known.any():

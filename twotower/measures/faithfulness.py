@@ -15,7 +15,9 @@ from ..edits.edits import CutEdges, Edit, KnockOut
 from ..errors import InputError
 from ..head import Head, check_heads
 from ..prompts.positions import named
+from ..results.missing import blank
 from ..statistics import mean_known
+from ..walk.not_finite import FINITE
 from .datasets import dataset
 from .measurement import measurement
 from .predict import predict
@@ -126,6 +128,14 @@ def faithfulness(
         return np.asarray(predict(model, prompts, edit)["margin"].values)
 
     margins, clean, without = _margins(margin, every, checked.values(), counts)
+    # A mean over some prompts cannot be compared with one over others.
+    finite = np.isfinite(clean) & np.isfinite(without) & np.isfinite(margins).all(axis=(1, 2))
+    if not finite.any():
+        raise InputError(
+            "no prompt is finite with all heads, with none and with each ranking: load the model "
+            "with dtype='float32' or 'bfloat16'"
+        )
+    margins, clean, without = (blank(x, finite) for x in (margins, clean, without))
     span = float(mean_known(clean) - mean_known(without))
     if not span > 0:
         kind = "edges" if of_edges else "heads"
@@ -140,7 +150,7 @@ def faithfulness(
         "margin_without": without,
         "kept": kept,
         "area": area,
-        "finite": np.isfinite(clean) & np.isfinite(without),
+        FINITE: finite,
     }
     listed = {name: [_text(item) for item in own[:LISTED]] for name, own in checked.items()}
     lengths = {name: len(own) for name, own in checked.items()}

@@ -20,7 +20,7 @@ def unwrapped(model: Any) -> Any:
     ------
     ModelError
         If the wrapper does more than the model inside: prompt learning adds its own tokens, keys
-        or values before the prompt, and FSDP shards weights.
+        or values before the prompt, activated LoRA looks for tokens, and FSDP shards weights.
     """
     while True:
         inner = _inside(model)
@@ -46,5 +46,11 @@ def _inside(model: Any) -> Any:
             raise ModelError(
                 f"the adapter {name!r} uses prompt learning ({config.peft_type.value}): it adds "
                 "vectors before the prompt that match no tokens; load the model without it"
+            )
+        if getattr(config, "alora_invocation_tokens", None):
+            raise ModelError(
+                f"the adapter {name!r} is an activated LoRA: it acts only after certain tokens, "
+                "which the wrapper looks for and the model inside does not; merge it, or load the "
+                "model without it"
             )
     return model.get_base_model()
