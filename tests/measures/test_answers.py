@@ -376,7 +376,7 @@ def test_greedy_completions_with_heads_knocked_out(name: str, positions: str) ->
             for handle in handles:
                 handle.remove()
             expected = [token for token in tokens if token != end]
-            assert text == model.tokenizer.decode(expected)
+            assert text == model.tokenizer.decode(expected).rstrip("\N{REPLACEMENT CHARACTER}")
 
 
 @pytest.mark.parametrize("rows", [[0], [0, *range(20, 60)], slice(None)])

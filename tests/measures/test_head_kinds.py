@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from reference import Reference, ids_of
-from tiny import TWO, tiny
+from tiny import TWO, byte_level, hf_model, tiny
 
 import twotower as tt
 from twotower.measures.copying import TOP
@@ -167,10 +168,24 @@ def test_an_added_vector_is_that_of_a_hook(name: str, positions: str) -> None:
         np.testing.assert_allclose(found["logit"][row], expected, rtol=1e-4, atol=1e-4)
         end = model.config.eos_token_id
         tokens = tokens[: tokens.index(end)] if end in tokens else tokens
-        assert texts[row] == model.tokenizer.decode(tokens, skip_special_tokens=True)
+        assert texts[row] == model.tokenizer.decode(tokens).rstrip("\N{REPLACEMENT CHARACTER}")
     gain = found["logprob"] - clean["logprob"]
     right = gain.values[np.arange(3), prompts.gold_index]
     np.testing.assert_allclose(effects["logprob_gain"].sel(layer=1), right, atol=1e-5)
+
+
+def test_a_vector_of_other_weights_is_told() -> None:
+    model = tiny("llama-grouped")
+    other = tt.load(hf_model("llama-grouped", seed=5), tokenizer=byte_level())
+    prompts = tt.build_prompts(model, TWO, shots=1, n=2)
+    own, theirs = (tt.function_vector(m, prompts, [(0, 1)]) for m in (model, other))
+    found = tt.predict(model, prompts, tt.Add(own, 1))
+    (edit,) = json.loads(found.attrs["settings"])["edits"]
+    assert edit["made_on"]["weights_hash"] == found.attrs["weights_hash"]
+    with pytest.warns(tt.errors.TwoTowerWarning, match="made on other weights"):
+        found = tt.predict(model, prompts, tt.Add(theirs, 1))
+    (edit,) = json.loads(found.attrs["settings"])["edits"]
+    assert edit["made_on"]["weights_hash"] != found.attrs["weights_hash"]
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,30 @@ def one_at_a_time(model: Model, prompts: tt.Prompts) -> np.ndarray:
         return tt.predict(model, prompts).margin.values
 
 
+def test_a_hook_that_mixes_prompts_of_one_length() -> None:
+    model = load(hf_model("llama-grouped"))
+    prompts = tt.build_prompts(model, LONG, shots=1, n=12)
+    lengths, counts = np.unique(prompts.lengths, return_counts=True)
+    alike = prompts[prompts.lengths == lengths[counts.argmax()]]
+    assert len(alike) > 1
+    embedding = model.module.get_input_embeddings()
+    embedding.register_forward_hook(lambda module, given, out: out - out.mean(0) / 2)
+    for measure in (tt.predict, tt.head_effects):
+        with pytest.raises(tt.errors.CheckError, match="mixes prompts.*batch_size=1"):
+            measure(model, alike)
+    expected = margins(model.module, alike)
+    np.testing.assert_allclose(one_at_a_time(model, alike), expected, atol=1e-4)
+
+
+def test_a_shorter_context_after_loading() -> None:
+    """Rotary embeddings that depend on the longest earlier prompt are not measured beyond it."""
+    model = load(hf_model("llama-grouped"))
+    prompts = tt.build_prompts(model, LONG, shots=2, n=2)
+    model.module.config.max_position_embeddings = 16
+    with pytest.raises(tt.errors.InputError, match="the model takes 16"):
+        tt.predict(model, prompts)
+
+
 def test_a_hook_that_counts_columns() -> None:
     model = load(hf_model("llama-grouped"))
     prompts = tt.build_prompts(model, LONG, shots=2, n=4)

@@ -8,6 +8,7 @@ import xarray as xr
 from tiny import THREE, TWO
 
 import twotower as tt
+from twotower.measures.agreement import agreement
 from twotower.measures.scores import auc
 
 
@@ -210,6 +211,49 @@ def test_groups_of_other_models_or_prompts_are_refused(run: xr.DataTree) -> None
     other["ov"] = other["ov"].to_dataset().isel(head=[0, 1])
     with pytest.raises(tt.errors.InputError, match="other values of 'head'"):
         tt.two_tower_scores(other)
+
+
+def test_the_same_prompts_are_combined(run: xr.DataTree) -> None:
+    mixed = run.copy()
+    mixed["ov"] = mixed["ov"].to_dataset().isel(prompt=slice(None, None, -1))
+    xr.testing.assert_allclose(tt.two_tower_scores(mixed), tt.two_tower_scores(run))
+    parts = {name: run[name].to_dataset() for name in ("qk", "ov", "effects")}
+    half = run.sizes["prompt"] // 2 if "prompt" in run.sizes else parts["qk"].sizes["prompt"] // 2
+    parts = {name: part.isel(prompt=slice(half)) for name, part in parts.items()}
+    parts["ov"] = run["ov"].to_dataset().isel(prompt=slice(half, 2 * half))
+    with pytest.raises(tt.errors.InputError, match="other values of 'prompt'"):
+        tt.two_tower_scores(xr.DataTree.from_dict(parts))
+
+
+def test_repeated_prompts_are_scored_again(run: xr.DataTree) -> None:
+    """As in a bootstrap: as many prompts as before, and others."""
+    n = run["qk"].sizes["prompt"]
+    drawn = run.isel(prompt=[0, 0, *range(2, n)])
+    expected = tt.two_tower_scores(drawn)
+    table = drawn.tt.to_frame().set_index(["layer", "head"])
+    for name in ("qk_auc", "ov_auc"):
+        known = expected[name].to_series()
+        np.testing.assert_allclose(table[name].loc[known.index], known)
+    assert not np.allclose(expected["ov_auc"], tt.two_tower_scores(run)["ov_auc"])
+
+
+def test_effects_are_compared_head_by_head(llama: tt.Model, run: xr.DataTree) -> None:
+    exact = run["effects"].to_dataset()
+    other = exact.copy(deep=True)
+    other["margin_drop"] = other["margin_drop"] + 0.1 * np.random.default_rng(0).normal(
+        size=other["margin_drop"].shape
+    )
+    expected = agreement(exact, other, 3)
+    for turned in (
+        other.isel(layer=slice(None, None, -1)),
+        other.isel(head=slice(None, None, -1)),
+        other.isel(prompt=slice(None, None, -1)),
+    ):
+        assert agreement(exact, turned, 3) == expected
+    with pytest.raises(tt.errors.InputError, match="other values of 'prompt'"):
+        agreement(exact.isel(prompt=[0, 1]), other.isel(prompt=[2, 3]), 3)
+    with pytest.raises(tt.errors.InputError, match="different weights"):
+        agreement(exact, other.assign_attrs(weights_hash="other"), 3)
 
 
 def test_the_order_of_heads_does_not_matter(run: xr.DataTree) -> None:

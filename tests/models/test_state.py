@@ -337,6 +337,18 @@ def test_prompt_learning_is_refused_by_name(kind: str) -> None:
         tt.load(wrapper, tokenizer=byte_level())
 
 
+def test_an_activated_adapter_is_refused_by_name() -> None:
+    """It acts only after certain tokens, which peft's wrapper looks for."""
+    config = peft.LoraConfig(
+        target_modules=["q_proj"], task_type="CAUSAL_LM", alora_invocation_tokens=[7]
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapper = peft.get_peft_model(hf_model("llama-grouped"), config, adapter_name="mine")
+    with pytest.raises(tt.errors.ModelError, match="'mine' is an activated LoRA"):
+        tt.load(wrapper, tokenizer=byte_level())
+
+
 # ---- conditions ----------------------------------------------------------------------------
 
 
@@ -387,6 +399,24 @@ def test_autocast_is_left_out_with_one_warning(model, prompts) -> None:
         assert torch.is_autocast_enabled("cpu")
     assert len(given) == 1
     xr.testing.assert_equal(found.effects.dataset, expected.effects.dataset)
+
+
+def test_autocast_inside_the_forward_is_refused(model, prompts) -> None:
+    """As accelerate's `prepare` puts it there."""
+    model.module.forward = torch.autocast("cpu", torch.bfloat16)(model.module.forward)
+    for measure in (tt.predict, tt.head_effects, tt.head_kinds):
+        with pytest.raises(tt.errors.ModelError, match="forward computes under autocast"):
+            measure(model, prompts)
+
+
+def test_matrices_are_multiplied_in_float32(model, prompts) -> None:
+    expected = everything(model, prompts)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        same(expected, everything(model, prompts), 0)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_two_threads(model, prompts) -> None:

@@ -226,7 +226,7 @@ def test_refusals(llama: tt.Model, arguments: dict, message: str) -> None:
 def test_a_prompt_longer_than_the_context_is_refused() -> None:
     module = hf_model("gpt2")
     model = tt.load(module, tokenizer=byte_level())
-    model.architecture.max_positions = 30
+    module.config.n_positions = 30
     with pytest.raises(tt.errors.InputError, match="tokens and the model takes 30"):
         tt.build_prompts(model, TWO, shots=8, n=2)
 

@@ -190,6 +190,8 @@ BAD = {
     "utf-16 JSON": ("t.json", "[]".encode("utf-16"), "not utf-8 but UTF-16"),
     "no JSON": ("t.json", "[\n{nope}]", "t.json, line 2: Expecting property name"),
     "empty JSON": ("t.json", "", "holds no rows"),
+    "a key twice": ("t.json", '[{"text": "a", "label": "x", "label": "y"}]', "key 'label' twice"),
+    "in a line": ("t.jsonl", '{"text": "a", "text": "b", "label": "x"}', "the key 'text' twice"),
     "a number": ("t.json", "3", "must be a list of objects"),
     "a list of texts": ("t.json", '["a", "b"]', "row 1 of t lacks .* it has 'a'"),
     "other columns": ("t.json", '{"a": [1]}', "no column 'text'; it has a"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from surface import under
 from tiny import TWO, byte_level, hf_model, sentencepiece, tiny
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, normalizers
 from transformers import PreTrainedTokenizerFast
 
 import twotower as tt
@@ -85,7 +86,7 @@ def test_prompts_of_another_tokenizer_are_refused(
     known, wrong = byte_level().convert_tokens_to_ids(["x", ":"])
     with pytest.raises(
         tt.errors.InputError,
-        match=rf"another tokenizer: token {place} of prompt 0 is ':' \(id {wrong}\) there and "
+        match=rf"before it was changed: token {place} of prompt 0 is ':' \(id {wrong}\) there and "
         rf"'x' \(id {wrong}\) with this model|is ':' \(id {wrong}\) there and ':' \(id {known}\)",
     ):
         USES[use](other, own, prompts)
@@ -159,7 +160,7 @@ def test_special_tokens_of_the_prompts_are_compared_as_they_were_made() -> None:
 
 
 def test_an_unlike_tokenizer_is_refused(prompts: tt.Prompts) -> None:
-    with pytest.raises(tt.errors.InputError, match="another tokenizer: token 0 of prompt 0"):
+    with pytest.raises(tt.errors.InputError, match="before it was changed: token 0 of prompt 0"):
         tt.predict(loaded(sentencepiece()), prompts)
 
 
@@ -202,6 +203,24 @@ def test_a_label_beyond_the_unembedding() -> None:
         tt.errors.InputError, match="answer's token 'zzz' .* unembedding has 704 rows"
     ):
         tt.predict(wide, label)
+
+
+@pytest.mark.parametrize("change", ["normalizer", "tokens"])
+def test_a_tokenizer_that_changed_since_is_refused(change: str) -> None:
+    tokenizer = copy.deepcopy(byte_level())
+    model = tt.load(hf_model("llama-grouped"), tokenizer=tokenizer)
+    prompts = tt.build_prompts(model, TWO, shots=1, n=3)
+    expected = tt.predict(model, prompts)
+    if change == "normalizer":
+        tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    else:
+        tokenizer.add_tokens([" foo"])
+    with pytest.raises(tt.errors.InputError, match="or with this one before it was changed"):
+        tt.predict(model, prompts)
+    again = tt.load(model.module, tokenizer=copy.deepcopy(byte_level()))
+    np.testing.assert_array_equal(tt.predict(again, prompts)["margin"], expected["margin"])
+    with pytest.raises(tt.errors.InputError, match="or with this one before it was changed"):
+        tt.predict(tt.load(model.module, tokenizer=copy.deepcopy(tokenizer)), prompts[:2])
 
 
 def test_padding_beyond_the_embedding_does_no_harm() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -183,7 +183,8 @@ class Add:
     Parameters
     ----------
     vector
-        (d_model,) numbers, such as the result of `function_vector`.
+        (d_model,) numbers, such as the result of `function_vector`. If that was made on other
+        weights, a warning says so.
     layer
         The layer; later ones read the changed stream too.
     positions
@@ -194,6 +195,8 @@ class Add:
     vector: Any
     layer: int
     positions: Positions = "last"
+    made_on: dict[str, str] = field(init=False, repr=False)
+    """Model and weights on which the vector was made, if it knows them."""
 
     def __post_init__(self) -> None:
         values = getattr(self.vector, "vector", self.vector)
@@ -214,6 +217,9 @@ class Add:
         wrong = int((~np.isfinite(found)).sum())
         if wrong:
             raise InputError(f"vector must be finite numbers; {wrong} of {found.size} are not")
+        about = getattr(self.vector, "attrs", {})
+        made_on = {name: about[name] for name in ("model", "weights_hash") if about.get(name)}
+        object.__setattr__(self, "made_on", made_on)
         object.__setattr__(self, "vector", found)
         whole("layer", self.layer)
 
@@ -225,7 +231,8 @@ class Add:
     def describe(self) -> dict[str, Any]:
         """Return the edit as attributes of a dataset."""
         digest = hashlib.sha256(self.vector.tobytes()).hexdigest()
-        return _describe(self, {"layer": int(self.layer), "vector": digest})
+        made_on = {"made_on": self.made_on} if self.made_on else {}
+        return _describe(self, {"layer": int(self.layer), "vector": digest, **made_on})
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from ..errors import InputError
+from ..errors import InputError, TwoTowerWarning
 from ..head import check_heads
 from ..prompts.positions import position_mask
 from ..walk.batch import Batch
@@ -133,6 +134,14 @@ class _PreparedVector:
             raise InputError(
                 f"the vector has {len(edit.vector)} numbers and the model's residual stream "
                 f"{model.d_model}"
+            )
+        made_on = edit.made_on.get("weights_hash", model.weights_hash)
+        if made_on != model.weights_hash:
+            warnings.warn(
+                f"the vector to add was made on other weights, of {edit.made_on.get('model')!r}; "
+                "make it on this model if you did not mean that",
+                TwoTowerWarning,
+                stacklevel=2,
             )
         return cls(edit.layer, edit.vector, at)
 

@@ -62,7 +62,8 @@ def complete(
     -------
     list of str
         The texts that follow the prompts, as `trace_effects` takes them. Control tokens that the
-        model generates before its end stay in them.
+        model generates before its end stay in them; a last character that `max_tokens` cuts in
+        two is left out.
 
     Raises
     ------
@@ -208,10 +209,12 @@ def _length(ids: Sequence[int], settings: GenerationConfig) -> int:
 def _text(tokenizer: Any, before: list[int], ids: list[int]) -> str:
     """Return the text of tokens after those of the prompt.
 
-    Some tokenizers leave out a space at the beginning of a text; here it is not the beginning.
+    Some tokenizers leave out a space at the beginning of a text; here it is not the beginning. A
+    part of a character at the end is left out.
     """
     start, whole, alone = (
         tokenizer.decode(some, clean_up_tokenization_spaces=False)
         for some in (before, before + ids, ids)
     )
-    return str(whole.removeprefix(start) if whole.startswith(start) else alone)
+    text = str(whole.removeprefix(start) if whole.startswith(start) else alone)
+    return text.rstrip("\N{REPLACEMENT CHARACTER}")

@@ -115,7 +115,12 @@ class Architecture(abc.ABC):
             or 4 * self.d_model
         )
         self.vocabulary_size: int = config.vocab_size
-        self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
+
+    @property
+    def max_positions(self) -> int | None:
+        """Largest number of tokens of a prompt, as the configuration says now; None for any."""
+        found: int | None = getattr(self.config, "max_position_embeddings", None)
+        return found
 
     # ---- places -----------------------------------------------------------------
 

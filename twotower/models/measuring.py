@@ -79,11 +79,12 @@ def measuring(model: Model) -> Iterator[bool]:
 
 @contextmanager
 def _plain_arithmetic() -> Iterator[None]:
-    """Disable autocast, whose rounding does not follow the model's dtype, and a default device."""
+    """Disable autocast and TF32, which round unlike the model's dtype, and a default device."""
     with ExitStack() as stack:
+        stack.enter_context(_whole_float32())
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
-        devices = [x for x in ("cpu", "cuda", "mps", "xpu") if _autocast(x)]
+        devices = [x for x in ("cpu", "cuda", "mps", "xpu") if is_autocast(x)]
         if devices:
             warnings.warn(
                 "autocast is on, but measures ignore it and compute in the model's own dtype. "
@@ -99,7 +100,23 @@ def _plain_arithmetic() -> Iterator[None]:
         yield
 
 
-def _autocast(device: str) -> bool:
+@contextmanager
+def _whole_float32() -> Iterator[None]:
+    """Multiply float32 matrices in float32, whatever precision the user has allowed."""
+    parts: list[Any] = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
+    backends = [part for part in parts if hasattr(part, "fp32_precision")]  # from torch 2.9 on
+    known = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for backend, precision in zip(backends, known, strict=True):
+            backend.fp32_precision = precision
+
+
+def is_autocast(device: str) -> bool:
+    """Return whether autocast is on for a kind of device."""
     try:
         return torch.is_autocast_enabled(device)
     except RuntimeError:  # unknown to this version of torch

@@ -123,20 +123,26 @@ class Model:
         state = self.state or self.look()
         if ADAPTERS not in self.cache:
             self.cache[ADAPTERS] = [] if self.remote else adapters_of(self.module)
-        if WEIGHTS not in self.cache:
-            self.cache[WEIGHTS] = hash_weights(self.module)
         changed = state.differences(self.loaded or state)
-        hashes = (self.loaded_weights, self.cache[WEIGHTS])
+        hashes = (self.loaded_weights, self.weights_hash)
         if all(hashes) and hashes[0] != hashes[1] and "weights" not in changed:
             changed.insert(0, "weights")
         return {
-            "weights_hash": self.cache[WEIGHTS],
+            "weights_hash": self.weights_hash,
             "dtypes": ", ".join(state.dtypes),
             "adapters": json.dumps(self.cache[ADAPTERS]),
             "interventions": json.dumps(state.interventions()),
             "changed_since_loading": json.dumps(changed),
             "proof": self.proof.describe(),
         }
+
+    @property
+    def weights_hash(self) -> str:
+        """Hash of all weights, of when the state last changed."""
+        if WEIGHTS not in self.cache:
+            self.cache[WEIGHTS] = hash_weights(self.module)
+        known: str = self.cache[WEIGHTS]
+        return known
 
     @property
     def quantization(self) -> str | None:

@@ -33,6 +33,8 @@ def class_name(value: Any) -> str | None:
         value = value.item()
     if is_missing(value) or isinstance(value, (bytes, Mapping)):
         return None
+    if str(value) == object.__repr__(value):
+        return None  # a memory address is no name
     if isinstance(value, str):
         return str(value).strip() or None
     if isinstance(value, Iterable):

@@ -79,6 +79,11 @@ def read_completions(
         if not isinstance(text, str) or not text:
             raise InputError(f"prompt {number}: the completion is {text!r}; give a text")
         encodable(f"prompt {number}: the completion", text)
+        if "\N{REPLACEMENT CHARACTER}" in text:
+            raise InputError(
+                f"prompt {number}: the completion contains U+FFFD, as decoding gives for a part of "
+                "a character; cut the completion before it"
+            )
     whole = [p.string + text for p, text in zip(prompts, completions, strict=True)]
     coded = tokenizer(
         whole, add_special_tokens=prompts.add_special_tokens, return_offsets_mapping=True

@@ -51,6 +51,8 @@ class Prompts:
         Name of the task, and seed of the draw.
     add_special_tokens
         Whether the tokenizer adds its special tokens.
+    tokenizer_hash
+        Hash of the tokenizer when it made the prompts; "" if unknown.
     """
 
     items: tuple[Prompt, ...]
@@ -67,6 +69,7 @@ class Prompts:
     task_name: str = ""
     seed: int | None = None
     add_special_tokens: bool = True
+    tokenizer_hash: str = field(default="", repr=False)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -111,6 +114,7 @@ class Prompts:
             task_name=self.task_name,
             seed=self.seed,
             add_special_tokens=self.add_special_tokens,
+            tokenizer_hash=self.tokenizer_hash,
             **cut,
         )
 
@@ -454,6 +458,9 @@ def assemble(
         the tokenizer drops or does not know a character; or if a prompt with its longest answer
         is longer than `max_positions`.
     """
+    # Imported here, because `results` imports this room.
+    from ..results.provenance import tokenizer_hash
+
     items, labels = tuple(items), tuple(labels)
     if not items:
         raise InputError("there are no prompts")
@@ -499,6 +506,7 @@ def assemble(
         labels,
         answers,
         tokenizer=tokenizer,
+        tokenizer_hash=tokenizer_hash(tokenizer),
         recipe=recipe,
         task_name=task_name,
         seed=seed,

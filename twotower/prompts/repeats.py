@@ -41,6 +41,8 @@ def random_repeats(model: LoadedModel, n: int, length: int, seed: int = 0) -> Pr
     InputError
         If the vocabulary has too few ordinary tokens, or the model's context is too short.
     """
+    from ..results.provenance import tokenizer_hash  # `results` imports this room
+
     whole("n", n, 1)
     whole("length", length, 2)
     tokenizer = model.tokenizer
@@ -82,6 +84,7 @@ def random_repeats(model: LoadedModel, n: int, length: int, seed: int = 0) -> Pr
         demonstration_class=filled(""),
         label_text=filled(""),
         tokenizer=tokenizer,
+        tokenizer_hash=tokenizer_hash(tokenizer),
         task_name="random repeats",
         seed=seed,
     )

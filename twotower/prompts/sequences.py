@@ -180,6 +180,7 @@ def continued(
         task_name=prompts.task_name,
         seed=prompts.seed,
         add_special_tokens=prompts.add_special_tokens,
+        tokenizer_hash=prompts.tokenizer_hash,
         base=prompts,
         owner=owner,
         n_added=n_added,

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .model import LoadedModel
     from .prompts import Prompts
 
+_MADE = "the prompts were made with another tokenizer, or with this one before it was changed"
+
 _accepted: WeakKeyDictionary[Prompts, set[str]] = WeakKeyDictionary()
 """Hashes of the tokenizers that give the same tokens, by prompts object."""
 
@@ -22,7 +24,8 @@ _accepted: WeakKeyDictionary[Prompts, set[str]] = WeakKeyDictionary()
 def check_prompts(model: LoadedModel, prompts: Prompts) -> None:
     """Check that a model reads the same tokens in prompts.
 
-    Takes a few microseconds if the model's tokenizer made the prompts.
+    Takes a fraction of a millisecond if the model's tokenizer made the prompts, and was not
+    changed since.
 
     Parameters
     ----------
@@ -37,8 +40,11 @@ def check_prompts(model: LoadedModel, prompts: Prompts) -> None:
         If the model's tokenizer gives other tokens for the same texts, or the model has no
         embedding for a token.
     """
-    if prompts.tokenizer is not model.tokenizer:
-        _check_tokens(model.tokenizer, prompts)
+    from ..results.provenance import tokenizer_hash  # `results` imports this room
+
+    ours = tokenizer_hash(model.tokenizer)
+    if prompts.tokenizer is not model.tokenizer or ours != prompts.tokenizer_hash:
+        _check_tokens(model.tokenizer, prompts, ours)
     _check_sizes(model, prompts)
 
 
@@ -47,12 +53,8 @@ def embedding_rows(model: LoadedModel) -> int:
     return _rows(model.module.get_input_embeddings(), model.config)
 
 
-def _check_tokens(tokenizer: Any, prompts: Prompts) -> None:
-    # Imported here, because most prompts do not need it.
-    from ..results.provenance import tokenizer_hash
-
-    ours, theirs = tokenizer_hash(tokenizer), tokenizer_hash(prompts.tokenizer)
-    if (ours and ours == theirs) or ours in _accepted.get(prompts, ()):
+def _check_tokens(tokenizer: Any, prompts: Prompts, ours: str) -> None:
+    if (ours and ours == prompts.tokenizer_hash) or ours in _accepted.get(prompts, ()):
         return
     known = [ids[ids >= 0].tolist() for ids in prompts.token_id]
     for number, (made, again) in enumerate(
@@ -71,7 +73,7 @@ def _check_tokens(tokenizer: Any, prompts: Prompts) -> None:
             control_tokens=True,
         )
     except InputError as error:
-        raise InputError(f"the prompts were made with another tokenizer: {error}") from error
+        raise InputError(f"{_MADE}: {error}") from error
     both = (prompts.answers.token_id, found.token_id)
     if not np.array_equal(*both):
         raise InputError(_other_answer(prompts, *both))
@@ -89,7 +91,7 @@ def _other_answer(prompts: Prompts, made: np.ndarray, again: np.ndarray) -> str:
         old, new = (ids[ids >= 0].tolist() for ids in both)
         if old != new:
             return (
-                f"the prompts were made with another tokenizer: the tokens of {text!r} have the "
+                f"{_MADE}: the tokens of {text!r} have the "
                 f"ids {old} there and {new} with this model; build the prompts with this model"
             )
     raise AssertionError("the answers do not differ")
@@ -107,7 +109,7 @@ def _difference(
         text = "missing" if token is None else f"{maker.decode([token])!r} (id {token})"
         sides.append(text)
     return (
-        f"the prompts were made with another tokenizer: token {place} of prompt {number} is "
+        f"{_MADE}: token {place} of prompt {number} is "
         f"{sides[0]} there and {sides[1]} with this model; build the prompts with this model"
     )
 

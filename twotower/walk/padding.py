@@ -1,13 +1,13 @@
-"""Check that padding changes nothing: a prompt in a batch computes as it does by itself.
+"""Check that a batch changes nothing: a prompt in it, padded or not, computes as by itself.
 
 It runs the transformers model alone, without a trace, once for every state of the model and for
 every length at which its configuration says that attention changes. It finds models that count
-columns instead of tokens, and hooks that do.
+columns instead of tokens or mix prompts, and hooks that do.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 def prove_padding(model: Model, prompts: Prompts, batch: Batch) -> None:
     """Compare a batch's shortest prompt beside its longest one and alone, unless it was done.
 
+    Without padding, one comparison for each state is enough.
+
     Parameters
     ----------
     model
@@ -34,20 +36,24 @@ def prove_padding(model: Model, prompts: Prompts, batch: Batch) -> None:
     prompts
         Prompts of the batch.
     batch
-        The batch; without padding there is nothing to compare.
+        The batch; of a single prompt there is nothing to compare.
 
     Raises
     ------
     CheckError
         If the logits of the shortest prompt's last token differ by more than rounding allows.
     """
-    lengths = batch.mask.own.sum(dim=1)
-    short, long = (int(batch.rows[int(i)]) for i in (lengths.argmin(), lengths.argmax()))
-    ends = (int(lengths.min()), int(lengths.max()))
-    if model.remote or ends[0] == ends[1]:
+    if model.remote or len(batch.rows) < 2:
         return
+    lengths = batch.mask.own.sum(dim=1)
+    order = lengths.argsort(stable=True)
+    short, long = (int(batch.rows[int(i)]) for i in (order[0], order[-1]))
+    ends = (int(lengths.min()), int(lengths.max()))
     named = named_lengths(model.config).values()
-    key = ("padding", *(sum(length < end for length in named) for end in ends))
+    key: tuple[Any, ...] = ("padding", *(sum(length < end for length in named) for end in ends))
+    if ends[0] == ends[1]:  # nothing is padded, but prompts may be mixed
+        done = [known for known in model.cache if known[0] == "padding"]
+        key = done[0] if done else ("padding",)
     if key in model.cache:
         model.proof.add("padding", model.cache[key])
         return
@@ -58,11 +64,14 @@ def prove_padding(model: Model, prompts: Prompts, batch: Batch) -> None:
     error = float((alone - padded).abs().max() / alone.abs().max().clamp(min=1e-30))
     allowed = Rounding.of(model).forward(model.dtype, model.n_layers)
     if not error <= allowed:  # NaN too
+        how = f"padded from {ends[0]} to {ends[1]} tokens"
+        cause = "counts columns and not tokens"
+        if ends[0] == ends[1]:
+            how, cause = "in a batch with another prompt", "mixes prompts"
         raise CheckError(
-            f"{model.name}, prompt {short}: padded from {ends[0]} to {ends[1]} tokens, it has "
-            f"other logits than alone (error {error:.2g}, at most {allowed:.2g} is accepted). The "
-            "model, or a hook, counts columns and not tokens. Measure prompts one at a time: "
-            "tt.set_options(batch_size=1)"
+            f"{model.name}, prompt {short}: {how}, it has other logits than alone (error "
+            f"{error:.2g}, at most {allowed:.2g} is accepted). The model, or a hook, {cause}. "
+            "Measure prompts one at a time: tt.set_options(batch_size=1)"
         )
     model.cache[key] = Finding(error, allowed)
     model.proof.add("padding", model.cache[key])

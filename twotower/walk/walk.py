@@ -15,6 +15,8 @@ import nnsight
 import torch
 from jaxtyping import Float
 
+from ..errors import ModelError
+from ..models.measuring import is_autocast
 from ..models.remote import reached
 from ..models.wrapper import in_order
 from .batch import Batch
@@ -46,6 +48,12 @@ def walk(
     shared = architecture.shared_keys
     for index, block in enumerate(architecture.layers(root)):
         residual = entered = block.input
+        if index == 0 and is_autocast(residual.device.type):
+            raise ModelError(
+                "the model's forward computes under autocast, in another dtype than its own: "
+                "unwrap it (accelerator.unwrap_model(model, keep_fp32_wrapper=False)), or load it "
+                "in the dtype that you want to measure"
+            )
         for edit in edits:
             residual = edit.enter(index, residual)
         before = None

@@ -44,7 +44,6 @@ class Gemma4(Gemma2):
         self.d_key = self.d_head
         self.d_mlp = config.intermediate_size
         self.vocabulary_size = config.vocab_size
-        self.max_positions = config.max_position_embeddings
         self.logit_softcap = config.final_logit_softcapping
 
     def scaling(self, layer: int) -> float:

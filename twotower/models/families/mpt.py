@@ -24,9 +24,10 @@ class MPT(Architecture):
     projection_name = "out_proj"
     rotary = False
 
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        self.max_positions = config.max_seq_len
+    @property
+    def max_positions(self) -> int | None:
+        found: int = self.config.max_seq_len
+        return found
 
     def feed_forward(self, block: Any, x: torch.Tensor) -> torch.Tensor:
         mlp = self.mlp(block)
