@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -125,6 +126,10 @@ def test_rotary_tables_that_change_with_the_longest_prompt() -> None:
         right, wrong = (byte_level()(x)["input_ids"][-1] for x in (" foo", " bar"))
         expected.append(float(logits[right] - logits[wrong]))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    # The tables follow the last prompt, and are no change of the weights.
+    short, long = (tt.predict(model, prompts[[i]]).attrs for i in (0, 3))
+    assert short["weights_hash"] == long["weights_hash"]
+    assert json.loads(long["changed_since_loading"]) == []
 
 
 def test_a_model_whose_positions_see_later_ones() -> None:

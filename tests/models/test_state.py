@@ -686,6 +686,23 @@ def test_another_structure_is_refused(change: Callable[[Any], None]) -> None:
         tt.head_effects(model, prompts)
 
 
+def test_a_function_replaced_after_a_measure(
+    model, prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tt.predict(model, prompts)["margin"]
+    own = torch.nn.functional.embedding
+
+    def mixed(*arguments: Any, **options: Any) -> torch.Tensor:
+        out = own(*arguments, **options)
+        return out - out.mean(0, keepdim=True) / 2
+
+    monkeypatch.setattr(torch.nn.functional, "embedding", mixed)
+    with pytest.raises(tt.errors.CheckError, match="other logits than alone"):
+        tt.predict(model, prompts)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(tt.predict(model, prompts)["margin"], before)
+
+
 def test_a_backward_hook_does_not_reach_gradients(model, prompts) -> None:
     before = tt.attribution_patching(model, prompts)
     block(model).register_full_backward_hook(lambda m, given, out: tuple(3 * x for x in given))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from ..checks import check_measured
 from ..edits.changes import Change, Zero, check_change
 from ..edits.prepared import BatchChange, prepare_change
 from ..errors import InputError
-from ..models.state import tensors_of
 from ..prompts.positions import named, position_mask
 from ..prompts.sequences import with_answers
 from ..results.missing import blank
@@ -124,7 +124,8 @@ class GradientEffects(Measure):
     def prepare(self, model: Model, prompts: Prompts) -> MakeRecorder:
         if model.quantization:
             raise InputError("gradients need a model that is not quantized; use head_effects")
-        if any(weight.is_inference() for weight in tensors_of(model.module)):
+        weights = chain(model.module.parameters(), model.module.buffers())
+        if any(weight.is_inference() for weight in weights):
             raise InputError(
                 "gradients need weights that were not made in torch.inference_mode(); load the "
                 "model outside of it, or use head_effects"

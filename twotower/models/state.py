@@ -95,10 +95,10 @@ class State:
     Attributes
     ----------
     identity
-        Hash of the identities of all modules, edits, weights and buffers, and of the versions
-        of weights and buffers.
+        Hash of the identities of all modules, edits, weights and buffers, of the versions of
+        weights and buffers, and of sampled elements of buffers that are not saved.
     sample
-        Hash of sampled elements; the same for the same weights in every process.
+        Hash of sampled elements of what is saved; the same for the same weights in every process.
     hooks
         User hooks.
     edits
@@ -107,6 +107,9 @@ class State:
         For each adapted module: active, merged and disabled adapters, and their scales.
     kernel
         Attention implementation.
+    functions
+        Hash of the identities of the functions that modules call: torch's, those beside the
+        modules' classes, and the attention kernels.
     settings
         Hash of the configuration, and of the modules' own numbers, such as epsilons and scales.
     dtypes
@@ -121,6 +124,7 @@ class State:
     edits: tuple[str, ...]
     adapters: tuple[Any, ...]
     kernel: str | None
+    functions: str
     settings: str
     dtypes: tuple[str, ...]
     held: tuple[Any, ...] = field(default=(), compare=False, repr=False)
@@ -128,7 +132,7 @@ class State:
     def differences(self, other: State) -> list[str]:
         """Return the names of the parts that differ between two states."""
         parts = {"weights": "sample", "attention kernel": "kernel", "configuration": "settings"}
-        parts |= {name: name for name in ("hooks", "edits", "adapters", "dtypes")}
+        parts |= {name: name for name in ("hooks", "edits", "adapters", "functions", "dtypes")}
         return [name for name, at in parts.items() if getattr(self, at) != getattr(other, at)]
 
     def unfollowed(self) -> list[str]:
@@ -155,23 +159,41 @@ def take_state(model: Model) -> State:
     modules = list(root.named_modules(remove_duplicate=True))
     tensors = [] if model.remote else list(_tensors_in(modules))
     edits = getattr(model.traced, "_edits", ())
+    saved = [] if model.remote else list(_saved_in(modules))
+    others = {id(x): x for x in tensors}
+    for tensor in saved:
+        others.pop(id(tensor), None)
     own = [(id(module), id(type(module).forward)) for _, module in modules]
+    passing = _sample(list(others.values()))
     return State(
-        _hash([*map(_identity, tensors), *map(id, edits), *own]),
-        _sample(tensors),
+        _hash([*map(_identity, tensors), *map(id, edits), *own, passing]),
+        _sample(saved),
         (*(hook for _, _, hook in hooks_of(modules)), *_replaced(modules)),
         tuple(map(_written_at, edits)),
         tuple(_adapters(modules)),
         model.attention_kernel,
+        _functions(modules),
         _settings(root, modules),
         _dtypes(tensors),
         tuple(edits),
     )
 
 
-def tensors_of(root: torch.nn.Module) -> Iterator[torch.Tensor]:
-    """Iterate over a model's weights and buffers."""
-    return _tensors_in(list(root.named_modules(remove_duplicate=True)))
+def saved_of(root: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """Iterate over a model's weights and the buffers that are saved with them.
+
+    Others, such as rotary frequencies, may follow from the last prompt.
+    """
+    return _saved_in(list(root.named_modules(remove_duplicate=True)))
+
+
+def _saved_in(modules: list[tuple[str, torch.nn.Module]]) -> Iterator[torch.Tensor]:
+    for _, module in modules:
+        passing = module._non_persistent_buffers_set
+        buffers = (x for name, x in module._buffers.items() if name not in passing)
+        for tensor in itertools.chain(module._parameters.values(), buffers):
+            if tensor is not None:
+                yield tensor
 
 
 def _tensors_in(modules: list[tuple[str, torch.nn.Module]]) -> Iterator[torch.Tensor]:
@@ -221,6 +243,19 @@ def _spread(tensor: torch.Tensor) -> torch.Tensor:
         span = 1 + sum((n - 1) * step for n, step in steps)
     n = min(SAMPLES, span)
     return tensor.as_strided((n,), (max(1, (span - 1) // max(1, n - 1)),))
+
+
+def _functions(modules: list[tuple[str, torch.nn.Module]]) -> str:
+    """Return a hash of the identities of the functions that modules call."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    places = {type(module).__module__ for _, module in modules} | {"torch.nn.functional"}
+    found = []
+    for place in sorted(places):
+        names = vars(sys.modules[place]) if place in sys.modules else {}
+        found += [(place, name, id(value)) for name, value in names.items() if callable(value)]
+    kernels = ALL_ATTENTION_FUNCTIONS.valid_keys()
+    return _hash([*found, *((name, id(ALL_ATTENTION_FUNCTIONS[name])) for name in kernels)])
 
 
 def _settings(root: Any, modules: list[tuple[str, torch.nn.Module]]) -> str:

@@ -6,14 +6,14 @@ import hashlib
 
 import torch
 
-from .state import tensors_of
+from .state import saved_of
 
 WIDTH = 512
 """Number of integers in a row of those that are summed."""
 
 
 def hash_weights(root: torch.nn.Module) -> str:
-    """Return a hash of all weights and buffers of a model.
+    """Return a hash of all weights and saved buffers of a model.
 
     The bits of a tensor are read as rows of integers, which are summed by row and by column: a
     change of any element changes the hash. The same weights have the same hash on every device.
@@ -23,7 +23,7 @@ def hash_weights(root: torch.nn.Module) -> str:
     str
         Empty if weights are offloaded, or on a server: they cannot be read then.
     """
-    tensors = list(tensors_of(root))
+    tensors = list(saved_of(root))
     if any(tensor.is_meta for tensor in tensors):
         return ""
     sums = [part for tensor in tensors for part in _sums(tensor.detach())]
