@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..checks import check_measured
-from ..errors import CheckError
+from ..errors import CheckError, TwoTowerWarning
 from ..models.measuring import measuring
-from ..walk.not_finite import warns_once
+from ..walk.not_finite import outside, warns_once
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -34,11 +35,32 @@ def measurement(function: F) -> F:
         with measuring(model) as outermost:
             derived = outermost and bool(model.cache)
             try:
-                return function(model, prompts, *arguments, **options)
+                found = function(model, prompts, *arguments, **options)
             except CheckError:
                 if not derived:
                     raise
-            model.forget()
-            return function(model, prompts, *arguments, **options)
+                model.forget()
+                found = function(model, prompts, *arguments, **options)
+            if outermost and model.proof.unsteady:
+                _tell_unsteady(model)
+            return found
 
     return cast(F, warns_once(run))
+
+
+def _tell_unsteady(model: Model) -> None:
+    """Warn that rounding changed choices of experts, so that small effects are not certain."""
+    identities = model.proof.identities
+    sizes = [f"{x.error:.2g}" for name, x in identities.items() if name in model.proof.unsteady]
+    sizes += [f"{model.proof.second_forward['error']:.2g}"] * (
+        "second forward" in model.proof.unsteady
+    )
+    warnings.warn(
+        f"{model.name}: in {str(model.dtype).removeprefix('torch.')}, rounding changes which "
+        "experts some tokens get, so the same token computed beside others has other values "
+        f"(relative errors up to {', '.join(sizes)}; attribute proof, unsteady: "
+        f"{', '.join(sorted(model.proof.unsteady))}). Small effects are not certain; in float32 "
+        "they are",
+        TwoTowerWarning,
+        stacklevel=outside(),
+    )

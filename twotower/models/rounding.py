@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float32
 
 from ..options import option
+from .architecture import Architecture
 
 if TYPE_CHECKING:
     from .model import Model
@@ -28,6 +29,9 @@ element is four times the usual one, half a step is 2^-6 of the usual element.""
 ACCUMULATED = 128.0
 """Float32 roundings in a sum of n products: up to sqrt(n), so 128 for n = 16,384. Sums accumulate
 in float32 for every dtype. (Measured on SmolLM2-135M: 38 for a projection's output.)"""
+
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""Settings that hold a number of experts."""
 
 ROUNDINGS = 4.0
 """Roundings of a dtype that may add up, with the same sign, between the input and the output of a
@@ -52,14 +56,26 @@ class Rounding:
     ----------
     quantization
         "int8", "nf4", "fp4", another kind, or None.
+    score_roundings
+        Number of times that the attention kernel rounds a score in the dtype of its output.
     """
 
     quantization: str | None = None
+    score_roundings: int = 1
 
     @classmethod
     def of(cls, model: Model) -> Rounding:
-        """Return the tolerances for the current state of a model."""
-        return cls(model.quantization)
+        """Return the tolerances for the current state of a model.
+
+        A fused kernel rounds a score once. The eager one rounds the product and the scaled
+        product; with a softcap also the quotient, its tangent and the score; and with sinks the
+        difference from the largest score, which may be twice as large (as four roundings).
+        """
+        roundings, architecture = 1, model.architecture
+        if model.attention_kernel == "eager":
+            roundings = 2 + 3 * (architecture.score_softcap is not None)
+            roundings += 4 * (type(architecture).sinks is not Architecture.sinks)
+        return cls(model.quantization, roundings)
 
     @classmethod
     def of_proof(cls, model: Model) -> Rounding | None:
@@ -70,6 +86,17 @@ class Rounding:
         """Check whether a dtype hides a one-percent error in a single value."""
         return roundoff(dtype) > 1e-5
 
+    @staticmethod
+    def is_unsteady(model: Model) -> bool:
+        """Check whether rounding may change what a model computes, and not only its last digits.
+
+        A router chooses experts by the order of its scores. In a coarse dtype, two scores that are
+        nearly equal may change places when the same token is computed beside others.
+        """
+        config = model.config
+        several = any((getattr(config, name, None) or 0) > 1 for name in EXPERTS)
+        return several and (roundoff(model.dtype) > 1e-5 or bool(model.quantization))
+
     def attention(
         self,
         dtype: torch.dtype,
@@ -79,12 +106,13 @@ class Rounding:
         """Return the tolerance of a head's output, relative to the attended values' mean norm.
 
         A kernel rounds a score of size s by u s, which changes its weight by the relative error
-        u s. Weights, their sum and the output are each rounded once. Both sides sum products in
-        float32. The products of a score's sum may cancel: then its error follows their size, at
-        most the norms' product, not that of the score. Query and key are rotated (two roundings
-        each), multiplied, summed and scaled, on both sides: some twelve roundings that add up like
-        a random walk. (Measured: up to 3 u times the product in planted models with scores of up to
-        135, once 4; over kernels and dtypes up to 0.5 of the tolerance.)
+        u s; several roundings add up like a random walk. Weights, their sum and the output are
+        each rounded once. Both sides sum products in float32. The products of a score's sum may
+        cancel: then its error follows their size, at most the norms' product, not that of the
+        score. Query and key are rotated (two roundings each), multiplied, summed and scaled, on
+        both sides: some twelve roundings that add up like a random walk. (Measured: up to 3 u times
+        the product in planted models with scores of up to 135, once 4; over kernels and dtypes up
+        to 0.5 of the tolerance.)
 
         Parameters
         ----------
@@ -96,7 +124,7 @@ class Rounding:
             Largest product of the norms of query and visible key, times the scaling.
         """
         accumulated = roundoff(torch.float32) * (8 + 2 * size + 4 * products)
-        return roundoff(dtype) * (3 + size) + accumulated
+        return roundoff(dtype) * (3 + math.sqrt(self.score_roundings) * size) + accumulated
 
     def scale(
         self, dtype: torch.dtype, deviation: Float32[torch.Tensor, ""]

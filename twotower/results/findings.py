@@ -45,12 +45,15 @@ class Findings:
         of the model.
     made
         Whether the proof was made.
+    unsteady
+        Comparisons that did not hold because rounding may change a choice of experts.
     """
 
     identities: dict[str, Finding] = field(default_factory=dict)
     prompts: int = 0
     second_forward: dict[str, Any] = field(default_factory=dict)
     made: bool = True
+    unsteady: set[str] = field(default_factory=set)
 
     def add(self, identity: str, finding: Finding) -> None:
         """Keep a finding if it is the worst so far."""
@@ -67,6 +70,8 @@ class Findings:
         about: dict[str, Any] = {"made": self.made, "prompts": self.prompts, "identities": worst}
         if self.second_forward:
             about["second_forward"] = self.second_forward
+        if self.unsteady:
+            about["unsteady"] = sorted(self.unsteady)
         return json.dumps(about)
 
     @classmethod
@@ -78,6 +83,7 @@ class Findings:
             whole.made &= part["made"]
             whole.prompts += part["prompts"]
             whole.second_forward = whole.second_forward or part.get("second_forward", {})
+            whole.unsteady |= set(part.get("unsteady", []))
             for name, one in part["identities"].items():
                 whole.add(name, Finding(one["error"], one["allowed"]))
         return whole.describe()

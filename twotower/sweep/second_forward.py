@@ -63,9 +63,12 @@ def prove_state(model: Model, prompts: Prompts) -> None:
         under_way, model.proof = model.proof, Findings()
         try:
             model.cache[KEY] = _on_one_of(model, prompts)
+            under_way.unsteady |= model.proof.unsteady
         finally:
             model.proof = under_way
-    model.proof.second_forward = model.cache[KEY]
+    found = model.proof.second_forward = model.cache[KEY]
+    if found and found["error"] > found["allowed"]:
+        model.proof.unsteady.add("second forward")
 
 
 def _on_one_of(model: Model, prompts: Prompts) -> dict[str, Any]:
@@ -95,7 +98,7 @@ def _compare(model: Model, prompt: Prompts) -> dict[str, Any]:
     size = max(float(np.abs([clean, without]).max()), SMALL * largest)
     allowed = Rounding.of(model).forward(model.dtype, model.n_layers)
     error /= max(size, float(np.finfo(np.float32).tiny))
-    if not error <= allowed:
+    if not error <= allowed and not (np.isfinite(error) and Rounding.is_unsteady(model)):
         raise CheckError(
             f"{model.name}: knocking out head {head} in a forward of the transformers model lowers "
             f"the margin by {_margin(clean, gold) - _margin(without, gold):.4g}, in the sweep by "

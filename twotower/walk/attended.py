@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float32
 
 from ..models.rounding import Rounding
-from .proof import Claim
+from .proof import Claim, finite_claims
 from .views import LayerView
 
 
@@ -53,6 +53,8 @@ def claim_attention(
     largest = keys.repeat_interleave(norms.shape[1] // keys.shape[1], dim=1)[..., None]
     products = norms * largest * view.architecture.scaling(view.index)
     allowed = rounding.attention(view.own_z.dtype, size, products)
-    worst = (error / allowed).argmax(dim=-1, keepdim=True)
+    error, allowed = finite_claims(own, error, allowed)
+    strain = (error / allowed).where(error != 0, 0)
+    worst = strain.argmax(dim=-1, keepdim=True)
     found = [x.gather(-1, worst)[..., 0] for x in (error, allowed)]
     return Claim("attention", [view.index], found[0][None], found[1][None])

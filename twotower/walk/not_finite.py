@@ -183,10 +183,10 @@ def _open_notice() -> Iterator[Notice]:
     with collect_notices() as notice:
         yield notice
     if text := notice.text():
-        warnings.warn(text, NotFiniteWarning, stacklevel=_outside())
+        warnings.warn(text, NotFiniteWarning, stacklevel=outside())
 
 
-def _outside() -> int:
+def outside() -> int:
     """Return the `stacklevel` of the user's frame, the first one outside the package."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and _own(frame.f_globals.get("__name__", "")):

@@ -56,6 +56,8 @@ def prove_padding(model: Model, prompts: Prompts, batch: Batch) -> None:
         key = done[0] if done else ("padding",)
     if key in model.cache:
         model.proof.add("padding", model.cache[key])
+        if model.cache[key].strain > 1:
+            model.proof.unsteady.add("padding")
         return
     alone = _logits(model, prompts, [short])
     padded = _logits(model, prompts, [short, long])
@@ -63,7 +65,9 @@ def prove_padding(model: Model, prompts: Prompts, batch: Batch) -> None:
         return
     error = float((alone - padded).abs().max() / alone.abs().max().clamp(min=1e-30))
     allowed = Rounding.of(model).forward(model.dtype, model.n_layers)
-    if not error <= allowed:  # NaN too
+    if not error <= allowed and np.isfinite(error) and Rounding.is_unsteady(model):
+        model.proof.unsteady.add("padding")
+    elif not error <= allowed:  # NaN too
         how = f"padded from {ends[0]} to {ends[1]} tokens"
         cause = "counts columns and not tokens"
         if ends[0] == ends[1]:

@@ -74,6 +74,19 @@ class Claim:
     allowed: Float32[torch.Tensor, "*any"]
 
 
+def finite_claims(
+    own_z: Float[torch.Tensor, "*at D"],
+    error: Float32[torch.Tensor, "*at"],
+    allowed: Float32[torch.Tensor, "*at"],
+) -> tuple[Float32[torch.Tensor, "*at"], Float32[torch.Tensor, "*at"]]:
+    """Return errors (...,) and allowed ones of heads' outputs, 0 where the model's are not finite.
+
+    An overflow reaches the logits, and the prompt is missing then, unless an edit replaces it.
+    """
+    lost = ~own_z.isfinite().all(dim=-1)
+    return error.masked_fill(lost, 0), allowed.masked_fill(lost, 0)
+
+
 class Proof(Recorder):
     """Makes the claims about a batch's last positions, and collects those of other recorders.
 
@@ -132,6 +145,7 @@ class Proof(Recorder):
         left = view.own_z[:, column].float() - again.z
         error = left.norm(dim=-1) / again.length.clamp(min=torch.finfo(torch.float32).tiny)
         allowed = self.rounding.attention(view.own_z.dtype, again.score, again.products)
+        error, allowed = finite_claims(view.own_z[:, column], error, allowed)
         self.claims.append(Claim("attention", [view.index], error[None], allowed[None]))
 
     def _wait(self, last: LastAttention) -> None:
@@ -220,7 +234,8 @@ class Proof(Recorder):
         dtype = heads[0].own_z.dtype
         error = left.norm(dim=-1) / length
         products = torch.stack([layer.products for layer in again])
-        self._claim("attention", layers, error, self.rounding.attention(dtype, score, products))
+        allowed = self.rounding.attention(dtype, score, products)
+        self._claim("attention", layers, *finite_claims(own, error, allowed))
         slopes = [layer.slope for layer in again if layer.slope is not None]
         if slopes:
             length = length[..., None]
