@@ -1,40 +1,58 @@
-"""Mixtures of experts: the MLP is read and called as a whole."""
+"""Mixtures of experts in coarse dtypes: rounding may change which experts a token gets."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
+import warnings
 
-import numpy as np
 import pytest
 import torch
-from tiny import TWO, byte_level
-from transformers import MixtralConfig, MixtralForCausalLM
+from families import family_model
+from tiny import TWO, byte_level, draw_weights
 
 import twotower as tt
+from twotower.walk import judge
 
 
-@pytest.fixture(scope="module")
-def mixtral(tmp_path_factory: pytest.TempPathFactory) -> tt.Model:
-    folder: Path = tmp_path_factory.mktemp("mixtral")
-    torch.manual_seed(0)
-    config = MixtralConfig(
-        vocab_size=len(byte_level()), hidden_size=48, intermediate_size=64, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2,
-        max_position_embeddings=256, sliding_window=None, initializer_range=0.2,
-    )  # fmt: skip
-    MixtralForCausalLM(config).save_pretrained(folder)
-    byte_level().save_pretrained(folder)
-    return tt.load(folder)
+def experts(seed: int) -> tt.Model:
+    module = family_model("olmoe")
+    torch.manual_seed(seed)
+    draw_weights(module)
+    return tt.load(module.bfloat16(), tokenizer=byte_level())
 
 
-@pytest.mark.parametrize("positions", ["last", "labels", "all"])
-def test_a_sweep_equals_single_knock_outs(mixtral: tt.Model, positions: str) -> None:
-    prompts = tt.build_prompts(mixtral, TWO, shots=2, n=4)
-    drops = tt.head_effects(mixtral, prompts, positions=positions).margin_drop
-    clean = tt.predict(mixtral, prompts).margin
-    for layer, head in ((0, 0), (1, 2), (2, 3)):
-        edits = [tt.KnockOut([(layer, head)], positions=positions)]
-        alone = clean - tt.predict(mixtral, prompts, edits=edits).margin
-        found = drops.sel(layer=layer, head=head)
-        scale = float(np.abs(clean).max())
-        np.testing.assert_allclose(found.values, alone.values, atol=1e-5 * scale)
+def test_rounding_that_changes_a_choice_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = experts(12)
+    prompts = tt.build_prompts(model, TWO, shots=2, n=6, seed=11)
+    with pytest.warns(tt.errors.TwoTowerWarning, match="rounding changes which experts") as told:
+        found = tt.head_effects(model, prompts, logprobs=False)
+    assert len(told) == 1
+    assert told[0].filename == __file__
+    proof = json.loads(found.attrs["proof"])
+    assert proof["unsteady"] == ["unchanged row"]
+    one = proof["identities"]["unchanged row"]
+    assert one["error"] > one["allowed"]
+    # A model without experts would be refused.
+    monkeypatch.setattr(judge.Rounding, "is_unsteady", staticmethod(lambda model: False))
+    with pytest.raises(tt.errors.CheckError, match="nothing is changed leaves the clean run"):
+        tt.head_effects(model, prompts, logprobs=False)
+
+
+def test_others_are_not_told() -> None:
+    model = experts(1)
+    prompts = tt.build_prompts(model, TWO, shots=2, n=6, seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = tt.head_effects(model, prompts, logprobs=False)
+    assert "unsteady" not in json.loads(found.attrs["proof"])
+
+
+def test_a_mistake_in_every_prompt_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The experts of counterfactuals are given another input than those of the model."""
+    model = experts(1)
+    prompts = tt.build_prompts(model, TWO, shots=2, n=6, seed=0)
+    kind = type(model.architecture)
+    own = kind.feed_forward
+    monkeypatch.setattr(kind, "feed_forward", lambda self, block, x: own(self, block, 1.2 * x))
+    with pytest.raises(tt.errors.CheckError, match="leaves the clean run|lowers the margin"):
+        tt.head_effects(model, prompts, logprobs=False)

@@ -327,6 +327,20 @@ def test_a_vocabulary_entry_of_minus_infinity_is_fine() -> None:
     assert found.tolist() == [True, True, False, False, False, False]
 
 
+def test_an_overflow_that_an_edit_takes_away(prompts: tt.Prompts, bad: np.ndarray) -> None:
+    """Heads above the overflow read it, and nothing else does."""
+    model = given.model()
+    heads = [head for head in model.heads if head.layer > 0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = tt.predict(model, prompts, tt.KnockOut(heads, "all"))
+    assert bad.any()
+    assert np.isfinite(found["margin"]).all()
+    for number in np.flatnonzero(bad)[:2]:
+        alone = tt.predict(model, prompts[[int(number)]], tt.KnockOut(heads, "all"))
+        np.testing.assert_allclose(alone["margin"][0], found["margin"][number], atol=2e-2)
+
+
 def test_finite_prompts_have_no_warning_and_booleans(llama: tt.Model) -> None:
     prompts = tt.build_prompts(llama, TWO, shots=2, n=3, seed=1)
     with warnings.catch_warnings():

@@ -90,6 +90,15 @@ def test_not_a_number_is_refused() -> None:
         tt.load(module, tokenizer=byte_level())
 
 
+def test_an_overflow_is_called_so() -> None:
+    module = hf_model("gpt2", seed=1)
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.mul_(4 if weight.dim() > 1 else 1)
+    with pytest.raises(tt.errors.CheckError, match="Numbers overflow in float16; load"):
+        tt.load(module.half(), tokenizer=byte_level())
+
+
 def test_a_kernel_that_fails_with_padding() -> None:
     """transformers' eager attention in float64 is NaN where a query sees padding alone."""
     module = hf_model("llama-grouped", "eager", dtype=torch.float64)

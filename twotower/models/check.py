@@ -11,6 +11,7 @@ such a length, the check also runs on a small random model of the same kind (`le
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +93,7 @@ def check_model(model: Model, lengths: Sequence[int] = SHORT) -> dict[str, Findi
                 place = "" if layer is None else f", layer {layer}"
                 raise CheckError(
                     f"{model.name}{place}: {IDENTITIES[name]} (error {finding.error:.2g}, at most "
-                    f"{finding.allowed:.2g} is accepted). {_cause(model)}"
+                    f"{finding.allowed:.2g} is accepted). {_cause(model, finding)}"
                 )
             if name not in worst or finding.strain > worst[name].strain:
                 worst[name] = finding
@@ -104,7 +105,12 @@ def check_model(model: Model, lengths: Sequence[int] = SHORT) -> dict[str, Findi
     return worst
 
 
-def _cause(model: Model) -> str:
+def _cause(model: Model, finding: Finding) -> str:
+    if math.isnan(finding.error):
+        return (
+            f"Numbers overflow in {str(model.dtype).removeprefix('torch.')}; load the model with "
+            "dtype='bfloat16' or 'float32'"
+        )
     others = [] if model.state is None else model.state.interventions()
     if others:
         return f"Probably because of the {others[0]}; remove it, or write it as an edit"
