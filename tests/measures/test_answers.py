@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import not_finite
 import numpy as np
 import pytest
 import torch
 from reference import Reference
 from tiny import TWO, byte_level, hf_model, sentencepiece, tiny
 from transformers import GenerationConfig
+from transformers.cache_utils import DynamicLayer
 
 import twotower as tt
 from twotower.measures.complete import complete
@@ -427,6 +429,41 @@ def test_generation_that_is_not_greedy_is_refused(monkeypatch: pytest.MonkeyPatc
     module.generation_config = GenerationConfig(suppress_tokens=list(range(0, 300, 2)))
     with pytest.raises(tt.errors.ModelError, match="it is not greedy"):
         complete(model, prompts, 8)
+
+
+def test_a_cache_that_forgets_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llama-grouped")
+    prompts = tt.build_prompts(model, TWO, shots=1, n=3, seed=1)
+    own = DynamicLayer.update
+
+    def forgetful(self: Any, *arguments: Any, **options: Any) -> Any:
+        keys, values = own(self, *arguments, **options)
+        return keys, values * (1 if keys.shape[2] == arguments[0].shape[2] else 3)
+
+    complete(model, prompts, 4)
+    monkeypatch.setattr(DynamicLayer, "update", forgetful)
+    with pytest.raises(tt.errors.CheckError, match="not the largest logit in a forward without"):
+        complete(model, prompts, 4)
+
+
+def test_hooks_that_completions_cannot_prove_are_refused() -> None:
+    model = tt.load(hf_model("llama-grouped"), tokenizer=byte_level())
+    prompts = tt.build_prompts(model, TWO, shots=1, n=3, seed=1)
+    model.module.model.layers[1].mlp.register_forward_hook(lambda m, given, out: out * 2)
+    with pytest.raises(tt.errors.CheckError, match="forward hook"):
+        complete(model, prompts, 3)
+
+
+def test_completions_of_prompts_that_overflow() -> None:
+    model, prompts = not_finite.model(), not_finite.prompts()[:6]
+    bad = not_finite.holds(prompts)
+    assert 0 < bad.sum() < 6
+    with pytest.warns(tt.errors.NotFiniteWarning, match=rf"{bad.sum()} of 6 prompts"):
+        found = complete(model, prompts, 8)
+    for number in range(6):
+        alone = [""] if bad[number] else complete(model, prompts[[number]], 8)
+        assert found[number] == alone[0]
+    assert any(found)
 
 
 def test_completions_keep_spaces_and_control_tokens() -> None:

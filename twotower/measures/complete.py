@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import nnsight
+import numpy as np
 import torch
 from transformers import GenerationConfig
 
 from ..checks import shown, whole
+from ..edits.changes import From, Resample
 from ..edits.edits import Add, Edit, KnockOut, as_edits
 from ..edits.prepared_edits import AddVector, ChangeHeads, PreparedEdits
 from ..errors import InputError, ModelError
@@ -24,6 +26,7 @@ from ..walk.batch_size import Batches
 from ..walk.padding import prove_padding
 from ..walk.recorder import BatchEdit
 from ..walk.walk import donors_of, walk
+from .completed import prove_completions
 from .measurement import measurement
 
 if TYPE_CHECKING:
@@ -63,7 +66,7 @@ def complete(
     list of str
         The texts that follow the prompts, as `trace_effects` takes them. Control tokens that the
         model generates before its end stay in them; a last character that `max_tokens` cuts in
-        two is left out.
+        two is left out. A prompt is "" if its logits are not finite.
 
     Raises
     ------
@@ -72,6 +75,9 @@ def complete(
         model.
     ModelError
         If the model generates other tokens than those with the largest logits.
+    CheckError
+        If a forward without a cache gives other tokens. Not checked with edits that take from
+        donors.
     """
     whole("max_tokens", max_tokens, 1)
     if stop is not None and (not isinstance(stop, str) or not stop):
@@ -89,7 +95,7 @@ def complete(
             f"prompts of {prompts.n_positions} tokens with max_tokens={max_tokens} do not fit into "
             f"the model's {model.max_positions}; use a smaller max_tokens"
         )
-    texts = [""] * len(prompts)
+    found: list[list[int]] = [[]] * len(prompts)
     settings = _settings(model, max_tokens)
     with measuring(model), _own_settings(model, settings):
         prepared = PreparedEdits(model, prompts, listed)
@@ -104,17 +110,28 @@ def complete(
                     warnings.filterwarnings("ignore", message=".*was never reached")
                     chosen, fed = _generate(model, batch, ready, settings)
                 for row, ids, given in zip(batch.rows, chosen, fed, strict=True):
-                    length = _length(ids, settings)
-                    if given[: max(length - 1, 0)] != ids[: max(length - 1, 0)]:
+                    found[row] = _until_end(ids, settings)
+                    if given[: len(found[row]) - 1] != found[row][:-1]:
                         raise ModelError(
                             f"{model.name}, prompt {row}: generation goes on with other tokens "
                             "than those with the largest logits, so it is not greedy; look at the "
                             "model's generation_config"
                         )
-                    before = prompts.token_id[row][prompts.token_id[row] >= 0].tolist()
-                    text = _text(model.tokenizer, before, ids[:length])
-                    texts[row] = text if stop is None else text.split(stop)[0]
+        finite = np.ones(len(prompts), dtype=bool)
+        if option("proof") and not any(_of_donors(edit) for edit in listed):
+            finite = prove_completions(model, prompts, found, listed)
+    texts = []
+    for ids, all_ids, whole_run in zip(found, prompts.token_id, finite, strict=True):
+        before = all_ids[all_ids >= 0].tolist()
+        shown_ids = ids[:-1] if ids[-1] in _ends(settings) else ids
+        text = _text(model.tokenizer, before, shown_ids) if whole_run else ""
+        texts.append(text if stop is None else text.split(stop)[0])
     return texts
+
+
+def _of_donors(edit: Edit) -> bool:
+    """Return whether an edit takes outputs of donors, which are run without the completion."""
+    return isinstance(getattr(edit, "to", None), (From, Resample))
 
 
 @contextmanager
@@ -196,14 +213,17 @@ def _by_prompt(steps: Sequence[torch.Tensor], n: int) -> list[list[int]]:
     return [list(ids) for ids in zip(*(x.tolist() for x in steps), strict=True)] or [[]] * n
 
 
-def _length(ids: Sequence[int], settings: GenerationConfig) -> int:
-    """Return the number of tokens before the end token."""
-    ends = (
-        settings.eos_token_id
-        if isinstance(settings.eos_token_id, list)
-        else [settings.eos_token_id]
-    )
-    return next((i for i, token in enumerate(ids) if token in ends), len(ids))
+def _ends(settings: GenerationConfig) -> list[int | None]:
+    """Return the end tokens."""
+    known = settings.eos_token_id
+    return known if isinstance(known, list) else [known]
+
+
+def _until_end(ids: list[int], settings: GenerationConfig) -> list[int]:
+    """Return the tokens up to the first end token, with it."""
+    ends = _ends(settings)
+    length = next((i for i, token in enumerate(ids, start=1) if token in ends), len(ids))
+    return ids[:length]
 
 
 def _text(tokenizer: Any, before: list[int], ids: list[int]) -> str:

@@ -65,7 +65,7 @@ class PredictionsRecorder(Recorder):
         assert end.last_logits is not None
         logits = end.last_logits.to(end.logits.device)
         tokens, there = (x.on(logits.device) for x in (self.answers.tokens, self.answers.there))
-        top = torch.stack([own.argmax(dim=-1) for own in _reads(self.answers, logits)], dim=1)
+        top = torch.stack([own.argmax(dim=-1) for own in reads(self.answers, logits)], dim=1)
         greedy = ((top.unsqueeze(-1) == tokens) | ~there).all(dim=1)
         return {
             "logprob": answer_logprobs(self.answers, end),
@@ -81,18 +81,18 @@ def answer_logprobs(answers: BatchAnswers, end: End) -> Float[torch.Tensor, "B l
     tokens, there = (x.on(logits.device) for x in (answers.tokens, answers.there))
     found = [
         own.gather(1, tokens[:, step]) - own.logsumexp(dim=-1, keepdim=True)
-        for step, own in enumerate(_reads(answers, logits))
+        for step, own in enumerate(reads(answers, logits))
     ]
     total = torch.stack(found, dim=1).masked_fill(~there, 0).sum(dim=1)
     return total.masked_fill(~there.any(dim=1), torch.nan)
 
 
-def _reads(
+def reads(
     answers: BatchAnswers, logits: Float[torch.Tensor, "B kept vocabulary"]
 ) -> Iterator[Float[torch.Tensor, "B vocabulary"]]:
     """Yield the logits at each position that is read, in float32; one at a time, to save memory."""
-    reads = answers.reads.on(logits.device)
-    kept = reads - reads[:, -1:] - 1 + logits.shape[1]
-    for step in range(reads.shape[1]):
+    places = answers.reads.on(logits.device)
+    kept = places - places[:, -1:] - 1 + logits.shape[1]
+    for step in range(places.shape[1]):
         at = kept[:, step, None, None].expand(-1, 1, logits.shape[2])
         yield logits.gather(1, at)[:, 0].float()
