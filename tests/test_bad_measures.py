@@ -208,7 +208,7 @@ MEASURES = {
     "agreement elsewhere": (
         lambda g: agreement(g.effects, g.effects.isel(prompt=[0])),
         INPUT,
-        "of other heads or of other prompts",
+        "4 prompts and other 1; select the same prompts",
     ),
     "agreement of 0": (
         lambda g: agreement(g.effects, g.effects, 0),

@@ -163,5 +163,5 @@ def test_agreement(llama: tt.Model) -> None:
     half["margin_drop"][:, best.layer, best.head] = -100
     assert agreement(exact, half, k=2).missed == [best]
     assert agreement(exact, half, k=2).found == 0.5
-    with pytest.raises(tt.errors.InputError, match="other heads or of other prompts"):
+    with pytest.raises(tt.errors.InputError, match="on different models"):
         agreement(exact, tt.head_effects(tiny("gpt2"), make(tiny("gpt2"), 3)), k=2)

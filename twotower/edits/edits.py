@@ -190,13 +190,17 @@ class Add:
     positions
         "last" (the default), "labels", "all", `twotower.at`, or a boolean (prompt, position)
         array.
+
+    Attributes
+    ----------
+    made_on
+        Name and weights' hash of the model on which the vector was made, if it knows them.
     """
 
     vector: Any
     layer: int
     positions: Positions = "last"
     made_on: dict[str, str] = field(init=False, repr=False)
-    """Model and weights on which the vector was made, if it knows them."""
 
     def __post_init__(self) -> None:
         values = getattr(self.vector, "vector", self.vector)

@@ -68,7 +68,7 @@ def agreement(exact: xr.Dataset, other: xr.Dataset, k: int = 12) -> Agreement:
         dims = getattr(getattr(effects, "margin_drop", None), "dims", ())
         if not {"prompt", "layer", "head"} <= set(dims):
             raise InputError("agreement needs the result of head_effects or attribution_patching")
-    exact, other = alike({"the first effects": exact, "the second": other})
+    exact, other = alike({"exact": exact, "other": other})
     a, b = exact["margin_drop"], other["margin_drop"]
     a, b = (x.transpose("prompt", "layer", "head") for x in (a, b))
     both = np.isfinite(a.values) & np.isfinite(b.values)

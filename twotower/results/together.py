@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 SAME = {
-    "model": "model",
+    "model": "models",
     "weights_hash": "weights",
     "adapters": "adapters",
     "prompts_hash": "prompts",
