@@ -101,6 +101,8 @@ def carry_out(
         with Claim(store, engine), Bars(units, missing, progress) as bars:
             store.clean()
             driven = _measure(engine, store, missing, config, bars.seen, log)
+            if not driven.interrupted:  # a worker may have been killed on the way
+                store.clean()
     finally:
         engine.close()
     if driven.interrupted:
