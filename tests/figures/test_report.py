@@ -157,7 +157,7 @@ def test_the_keyboard_alone(page: Page, run) -> None:
             )
         )
     controls = {"theme", "details", "column", "map", "prompt", "shade", "previous", "next"}
-    controls |= {"tokens", "search", "0", "4", "Label positions", "Heads"}
+    controls |= {"tokens", "search", "0", "4", "Named positions", "Heads"}
     heads = {f"{x}.{y}" for x in range(3) for y in range(4)}
     assert controls | heads <= reached
     page.focus("#map")

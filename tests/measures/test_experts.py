@@ -33,7 +33,7 @@ def test_rounding_that_changes_a_choice_is_told(monkeypatch: pytest.MonkeyPatch)
     one = proof["identities"]["unchanged row"]
     assert one["error"] > one["allowed"]
     # A model without experts would be refused.
-    monkeypatch.setattr(judge.Rounding, "is_unsteady", staticmethod(lambda model: False))
+    monkeypatch.setattr(judge.Rounding, "is_unsteady", staticmethod(lambda model, error: False))
     with pytest.raises(tt.errors.CheckError, match="nothing is changed leaves the clean run"):
         tt.head_effects(model, prompts, logprobs=False)
 
@@ -56,3 +56,13 @@ def test_a_mistake_in_every_prompt_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(kind, "feed_forward", lambda self, block, x: own(self, block, 1.2 * x))
     with pytest.raises(tt.errors.CheckError, match="leaves the clean run|lowers the margin"):
         tt.head_effects(model, prompts, logprobs=False)
+
+
+def test_a_batch_that_mixes_prompts_is_refused() -> None:
+    """Its error is larger than that of other experts."""
+    model = experts(1)
+    prompts = tt.build_prompts(model, TWO, shots=2, n=6, seed=0)
+    embedding = model.module.get_input_embeddings()
+    embedding.register_forward_hook(lambda module, given, out: out - out.mean(0) / 2)
+    with pytest.raises(tt.errors.CheckError, match="other logits than alone"):
+        tt.predict(model, prompts)

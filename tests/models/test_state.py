@@ -410,6 +410,13 @@ def test_autocast_inside_the_forward_is_refused(model, prompts) -> None:
 
 
 def test_matrices_are_multiplied_in_float32(model, prompts) -> None:
+    """Also on a processor that would use another precision; a forward hook looks."""
+    seen = set()
+
+    def look(*_: Any) -> None:
+        seen.add((torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32))
+
+    handle = block(model).register_forward_hook(look)
     expected = everything(model, prompts)
     torch.set_float32_matmul_precision("medium")
     try:
@@ -417,6 +424,8 @@ def test_matrices_are_multiplied_in_float32(model, prompts) -> None:
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
+        handle.remove()
+    assert seen == {("highest", False)}
 
 
 def test_two_threads(model, prompts) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from tiny import byte_level, taking
+from tiny import byte_level, sentencepiece, taking
+from tokenizers import Tokenizer, normalizers
+from transformers import PreTrainedTokenizerFast
 
 import twotower as tt
 from twotower.prompts.read_task import read_task
@@ -19,6 +21,18 @@ MODEL: Any = taking(byte_level())
 PAIRS = [(f"word {k}", f"out{k}") for k in range(12)]
 TASK = tt.PairTask("outs", PAIRS, "d", "s")
 FRAME = pd.DataFrame(PAIRS, columns=["input", "output"])
+
+
+def prepending_sentencepiece() -> PreTrainedTokenizerFast:
+    """As Llama 2's: a mark is put before every text, so that no text begins without a blank."""
+    inner = Tokenizer.from_str(sentencepiece().backend_tokenizer.to_str())
+    inner.pre_tokenizer = None  # type: ignore[assignment]
+    inner.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
 
 
 # ---- from the package --------------------------------------------------------------
@@ -83,8 +97,15 @@ def test_first_tokens_of_answers_of_as_many_tokens_are_compared() -> None:
     pairs = list(zip("abcde", outputs, strict=True))
     prompts = tt.build_prompts(MODEL, tt.PairTask("p", pairs[:4]), shots=1, n=4, scoring="first")
     assert sorted(prompts.answers.n_tokens.tolist()) == [[1, 1], [1, 1], [2, 2], [2, 2]]
-    with pytest.raises(tt.errors.InputError, match="0 other outputs of . tokens, as 'cup foo bar'"):
-        tt.build_prompts(MODEL, tt.PairTask("p", pairs), shots=1, n=5, scoring="first")
+    fewer = tt.build_prompts(MODEL, tt.PairTask("p", pairs), shots=1, n=5, scoring="first")
+    assert " cup foo bar" not in set(fewer.answers.text.ravel())
+    odd = tt.PairTask("p", [("a", "foo"), ("b", "map key")])
+    with pytest.raises(tt.errors.InputError, match="no output of 'p' has 1 others of as many"):
+        tt.build_prompts(MODEL, odd, shots=1, n=1, scoring="first")
+    single = tt.PairTask("p", list(zip("abcd", ["foo", "bar", "map", "key"], strict=True)))
+    own = taking(prepending_sentencepiece())
+    found = tt.build_prompts(own, single, shots=1, n=4, scoring="first")
+    assert (found.answers.n_tokens == 1).all()
 
 
 @pytest.mark.parametrize("name", WRITE)

@@ -49,9 +49,10 @@ def donors_of_sequences(model: Model, prompts: Prompts, donors: Prompts) -> Prom
     check_donors(base_of(prompts), donors)
     donors.check_model(model)
     found = continued_as(donors, prompts)
+    answer = "" if found is donors else " with its answer"
     if model.max_positions is not None and found.n_positions > model.max_positions:
         raise InputError(
-            f"a donor has {found.n_positions} tokens with its answer and the model takes "
+            f"a donor has {found.n_positions} tokens{answer} and the model takes "
             f"{model.max_positions}; use shorter donors"
         )
     return found

@@ -56,7 +56,8 @@ class Resample:
     """Replace the head's output by that of a random reference prompt (resample ablation).
 
     Every prompt gets one donor that differs from it. Positions are matched by role and number
-    of demonstration. An answer of several tokens follows the donor as it follows the prompt.
+    of demonstration. An answer of several tokens follows the donor as it follows the prompt
+    (not in `complete`, where the donor's last position is taken throughout).
 
     Parameters
     ----------
@@ -87,7 +88,7 @@ class From:
     donor
         One donor for each prompt, aligned to it by role and number of demonstration, such
         as `prompts.reversed_labels()`. An answer of several tokens follows the donor as it
-        follows the prompt.
+        follows the prompt (not in `complete`, where the donor's last position is taken throughout).
     """
 
     donor: Prompts

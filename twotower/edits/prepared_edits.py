@@ -16,6 +16,7 @@ from ..head import check_heads
 from ..prompts.positions import position_mask
 from ..walk.batch import Batch
 from ..walk.everywhere import Everywhere
+from ..walk.not_finite import outside
 from ..walk.recorder import BatchEdit
 from ..walk.views import LayerView
 from .attention import AttentionEdit, AttentionEdits, Prepared
@@ -135,13 +136,13 @@ class _PreparedVector:
                 f"the vector has {len(edit.vector)} numbers and the model's residual stream "
                 f"{model.d_model}"
             )
-        made_on = edit.made_on.get("weights_hash", model.weights_hash)
-        if made_on != model.weights_hash:
+        made_on = edit.made_on.get("weights_hash")
+        if made_on and model.weights_hash not in ("", made_on):  # offloaded weights have no hash
             warnings.warn(
                 f"the vector to add was made on other weights, of {edit.made_on.get('model')!r}; "
                 "make it on this model if you did not mean that",
                 TwoTowerWarning,
-                stacklevel=2,
+                stacklevel=outside(),
             )
         return cls(edit.layer, edit.vector, at)
 

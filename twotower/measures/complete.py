@@ -66,7 +66,8 @@ def complete(
     list of str
         The texts that follow the prompts, as `trace_effects` takes them. Control tokens that the
         model generates before its end stay in them; a last character that `max_tokens` cuts in
-        two is left out. A prompt is "" if its logits are not finite.
+        two is left out. A prompt is "" if its logits are not finite. Bytes inside that are no
+        character become U+FFFD, which `trace_effects` refuses.
 
     Raises
     ------

@@ -6,7 +6,7 @@ which also refuses what measures cannot follow and finds logits that are not fin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -70,7 +70,7 @@ def prove_completions(
     model.proof.add(IDENTITY, Finding(error, allowed))
     if error <= allowed:
         return finite
-    if rounding.is_unsteady(model):
+    if rounding.is_unsteady(model, error):
         model.proof.unsteady.add(IDENTITY)
         return finite
     row, step = map(int, worst)
@@ -89,6 +89,9 @@ class _Gaps(Measure):
 
     group = "predictions"
     n_tokens: int = 1
+
+    def memory_key(self) -> Hashable:
+        return ("completions",)
 
     def prepare(self, model: Model, prompts: Prompts) -> MakeRecorder:
         return lambda batch: _GapsRecorder(batch, self.n_tokens)

@@ -83,7 +83,7 @@ def faithfulness(
     InputError
         If there is no ranking or an empty one, rankings of heads and of edges are mixed, a size is
         not a whole number from 1 to the number of all heads or edges, or the margin with all is not
-        larger than that without.
+        larger than that without; or if no prompt is finite in all of them.
     """
     if not isinstance(rankings, Mapping):
         raise InputError("rankings must be a dict: lists of heads or edges by name")

@@ -103,16 +103,30 @@ def _plain_arithmetic() -> Iterator[None]:
 @contextmanager
 def _whole_float32() -> Iterator[None]:
     """Multiply float32 matrices in float32, whatever precision the user has allowed."""
-    parts: list[Any] = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
-    backends = [part for part in parts if hasattr(part, "fp32_precision")]  # from torch 2.9 on
-    known = [backend.fp32_precision for backend in backends]
-    for backend in backends:
-        backend.fp32_precision = "ieee"
+    backends: Any = torch.backends
+    general = getattr(backends, "fp32_precision", "none")  # newer settings, from torch 2.9 on
+    try:
+        known = torch.get_float32_matmul_precision()
+    except RuntimeError:  # older and newer settings contradict each other
+        known = ""
+    if known and general == "none":
+        if known != "highest":
+            torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            if known != "highest":
+                torch.set_float32_matmul_precision(known)
+        return
+    parts = [backends.cuda.matmul, backends.mkldnn.matmul]
+    before = [part.fp32_precision for part in parts]
+    for part in parts:
+        part.fp32_precision = "ieee"
     try:
         yield
     finally:
-        for backend, precision in zip(backends, known, strict=True):
-            backend.fp32_precision = precision
+        for part, precision in zip(parts, before, strict=True):
+            part.fp32_precision = "none" if precision == general else precision
 
 
 def is_autocast(device: str) -> bool:

@@ -108,8 +108,8 @@ class State:
     kernel
         Attention implementation.
     functions
-        Hash of the identities of the functions that modules call: torch's, those beside the
-        modules' classes, and the attention kernels.
+        Hash of the identities of functions that modules call: those of torch.nn.functional, those
+        beside the modules' classes, and the attention kernels.
     settings
         Hash of the configuration, and of the modules' own numbers, such as epsilons and scales.
     dtypes
@@ -250,6 +250,7 @@ def _functions(modules: list[tuple[str, torch.nn.Module]]) -> str:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     places = {type(module).__module__ for _, module in modules} | {"torch.nn.functional"}
+    places.discard("__main__")  # what else a script defines
     found = []
     for place in sorted(places):
         names = vars(sys.modules[place]) if place in sys.modules else {}

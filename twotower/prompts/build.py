@@ -231,7 +231,8 @@ def build_prompts(
     scoring
         Score of a label or answer of several tokens: "sum" of their log-probabilities, each given
         the prompt and the tokens before it; "mean" per token; "characters", the sum per
-        character after leading blanks; or the log-probability of the "first" token.
+        character after leading blanks; or the log-probability of the "first" token. Of pairs, the
+        "first" tokens are compared only of answers of as many tokens: other pairs are not asked.
     wrong
         Of tasks of pairs: number of wrong answers of each prompt, drawn from the outputs of other
         pairs. 0: the rest of the vocabulary is the right answer's rival.

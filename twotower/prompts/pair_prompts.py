@@ -61,11 +61,18 @@ class PairRecipe:
 
     def make(self, n: int, tokenizer: Any) -> Prompts:
         """Make the first n prompts."""
-        queue = np.random.default_rng([self.seed, 21]).permutation(len(self.task.pairs))
+        order = np.random.default_rng([self.seed, 21]).permutation(len(self.task.pairs))
         names = ["right", "wrong", *(f"wrong {k}" for k in range(2, self.wrong + 1))]
-        tokens = self._tokens(tokenizer)
+        rivals = self._rivals(tokenizer)
+        queue = [k for k in map(int, order) if len(rivals[self.task.pairs[k][1]]) >= self.wrong]
+        if not queue:
+            raise InputError(
+                f"no output of {self.task.name!r} has {self.wrong} others of as many tokens with "
+                "another first token, and scoring='first' compares no others: use scoring='sum', "
+                "'mean' or 'characters'"
+            )
         return assemble(
-            [self._prompt(i, int(queue[i % len(queue)]), tokens) for i in range(n)],
+            [self._prompt(i, queue[i % len(queue)], rivals) for i in range(n)],
             names[: 1 + self.wrong],
             tokenizer,
             recipe=self,
@@ -90,35 +97,34 @@ class PairRecipe:
             part.check_pairs()
         return first.make(n_first, tokenizer), second.make(n_second, tokenizer)
 
-    def _tokens(self, tokenizer: Any) -> dict[str, list[int]]:
-        """Return the tokens of each output if answers are scored by the first one, else none."""
-        outputs = sorted({output for _, output in self.task.pairs})
-        if self.scoring != "first":
-            return {output: [] for output in outputs}
-        coded = encode([self.template.gap + x for x in outputs], tokenizer, False)
-        return dict(zip(outputs, coded, strict=True))
-
-    def _prompt(self, i: int, query: int, tokens: Mapping[str, list[int]]) -> Prompt:
-        """Make prompt i, which asks about pair `query`.
+    def _rivals(self, tokenizer: Any) -> dict[str, list[str]]:
+        """Return the outputs that may be wrong answers beside each output.
 
         First tokens are compared only if they differ, and the answers have as many tokens.
         """
+        outputs = sorted({output for _, output in self.task.pairs})
+        if self.scoring != "first":
+            return {own: [x for x in outputs if x != own] for own in outputs}
+        asked = self.template.prompt([], self.task.pairs[0][0], "", "right").string
+        texts = [asked, *(asked + self.template.gap + output for output in outputs)]
+        before, *coded = encode(texts, tokenizer, self.add_special_tokens)
+        tails = {x: ids[len(before) :] for x, ids in zip(outputs, coded, strict=True)}
+
+        def comparable(one: list[int], other: list[int]) -> bool:
+            return len(one) == len(other) and one[:1] != other[:1]
+
+        return {
+            own: [x for x in outputs if x != own and comparable(tails[x], tails[own])]
+            for own in outputs
+        }
+
+    def _prompt(self, i: int, query: int, rivals: Mapping[str, list[str]]) -> Prompt:
+        """Make prompt i, which asks about pair `query`."""
         pairs, rng = self.task.pairs, np.random.default_rng([self.seed, 22, i])
         free = [k for k in range(len(pairs)) if k != query]
         shown = [pairs[k] for k in rng.permutation(free)[: self.shots]]
         text, right = pairs[query]
-        own = tokens[right]
-        others = [
-            x
-            for x, ids in tokens.items()
-            if x != right and len(ids) == len(own) and (not own or ids[0] != own[0])
-        ]
-        if len(others) < self.wrong:
-            raise InputError(
-                f"{self.task.name!r} has {len(others)} other outputs of {len(own)} tokens, as "
-                f"{right!r} has, and wrong={self.wrong}; first tokens of longer and shorter ones "
-                "cannot be compared: use scoring='sum', 'mean' or 'characters'"
-            )
+        others = rivals[right]
         wrong = [others[k] for k in rng.permutation(len(others))[: self.wrong]]
         demonstrations = [(given, "", output) for given, output in shown]
         made = self.template.prompt(demonstrations, text, "", "right")

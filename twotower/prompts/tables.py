@@ -229,7 +229,7 @@ def _whole_classes(rows: Rows, label: str) -> Rows:
     ]
 
 
-def _loaded(path: Path, text: str) -> Any:
+def _loaded(where: str, text: str) -> Any:
     """Return the value of a JSON text, whose objects may not have a key twice."""
 
     def checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -237,7 +237,7 @@ def _loaded(path: Path, text: str) -> Any:
         if len(found) < len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
-            raise InputError(f"{path}: an object has the key {twice!r} twice; keep one")
+            raise InputError(f"{where}: an object has the key {twice!r} twice; keep one")
         return found
 
     return json.loads(text, object_pairs_hook=checked)
@@ -252,7 +252,7 @@ def _parsed_lines(path: Path, text: str) -> Rows:
     # Not splitlines(), which also splits at Unicode line separators.
     for number, line in enumerate(io.StringIO(text), start=1):
         try:
-            rows += [_loaded(path, line)] if line.strip() else []
+            rows += [_loaded(f"{path}, line {number}", line)] if line.strip() else []
         except json.JSONDecodeError as error:
             raise InputError(f"{path}, line {number}: {error.msg}") from error
     return rows
@@ -262,7 +262,7 @@ def _json(path: Path, wanted: Sequence[str]) -> Rows:
     """Read JSON: a list of objects, or an object in a format of pandas."""
     text = _decoded(path)
     try:
-        found = _loaded(path, text) if text.strip() else []
+        found = _loaded(str(path), text) if text.strip() else []
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":  # one line per row
             return _parsed_lines(path, text)

@@ -79,7 +79,7 @@ def tokenizer_hash(tokenizer: Any) -> str:
     parts = (backend.normalizer, backend.pre_tokenizer, backend.post_processor)
     try:
         state = [None if part is None else part.__getstate__() for part in parts]
-        state += [len(tokenizer), len(tokenizer.added_tokens_decoder), split]
+        state += [len(tokenizer), split]
         known = _hashes.get(tokenizer)
         if known is None or known[0] != state:
             content = _without_padding(backend).to_str() + ("split" if split else "")

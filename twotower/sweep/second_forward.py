@@ -98,7 +98,7 @@ def _compare(model: Model, prompt: Prompts) -> dict[str, Any]:
     size = max(float(np.abs([clean, without]).max()), SMALL * largest)
     allowed = Rounding.of(model).forward(model.dtype, model.n_layers)
     error /= max(size, float(np.finfo(np.float32).tiny))
-    if not error <= allowed and not (np.isfinite(error) and Rounding.is_unsteady(model)):
+    if not error <= allowed and not Rounding.is_unsteady(model, error):
         raise CheckError(
             f"{model.name}: knocking out head {head} in a forward of the transformers model lowers "
             f"the margin by {_margin(clean, gold) - _margin(without, gold):.4g}, in the sweep by "
@@ -137,7 +137,7 @@ def _logits(model: Model, prompt: Prompts, out: Head | None) -> tuple[np.ndarray
     inputs = {"input_ids": ids, "use_cache": False, "return_dict": True}
     with torch.no_grad(), _without(model, out):
         logits = model.module(**inputs).logits[0, -1]
-    largest = float(logits[logits.isfinite()].double().abs().max())
+    largest = float(logits.double().nan_to_num(0, 0, 0).abs().max())
     if prompt.answers.alone:
         logits = logits.double().log_softmax(dim=-1)
     labels: np.ndarray = logits[prompt.answers.first[0].tolist()].double().cpu().numpy()

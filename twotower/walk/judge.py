@@ -91,8 +91,9 @@ def judge(model: Model, batch: Batch, claims: Mapping[Any, torch.Tensor]) -> Non
         worst = np.unravel_index(int(strain.argmax()), strain.shape)
         model.proof.add(identity, Finding(float(error[worst]), float(allowed[worst])))
         failing = np.flatnonzero((strain > 1).reshape(len(strain), -1).any(axis=1))
-        few = (strain > 1).sum() <= max(1, SOME * strain.size)
-        if failing.size and few and identity == "unchanged row" and Rounding.is_unsteady(model):
+        few = failing.size and (strain > 1).sum() <= max(1, SOME * strain.size)
+        rows = identity == "unchanged row"
+        if few and rows and Rounding.is_unsteady(model, float(error.max())):
             model.proof.unsteady.add(identity)
             continue
         if failing.size:

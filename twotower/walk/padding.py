@@ -7,6 +7,7 @@ columns instead of tokens or mix prompts, and hooks that do.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,11 +62,15 @@ def prove_padding(model: Model, prompts: Prompts, batch: Batch) -> None:
         return
     alone = _logits(model, prompts, [short])
     padded = _logits(model, prompts, [short, long])
-    if not alone.isfinite().all():
+    if not alone.amax().isfinite():
         return
-    error = float((alone - padded).abs().max() / alone.abs().max().clamp(min=1e-30))
+    known = alone.isfinite()  # a model may rule out tokens by a logit of minus infinity
+    left = (alone - padded)[known].abs().max()
+    error = float(left / alone[known].abs().max().clamp(min=1e-30))
+    if padded[~known].isfinite().any():
+        error = math.inf
     allowed = Rounding.of(model).forward(model.dtype, model.n_layers)
-    if not error <= allowed and np.isfinite(error) and Rounding.is_unsteady(model):
+    if not error <= allowed and Rounding.is_unsteady(model, error):
         model.proof.unsteady.add("padding")
     elif not error <= allowed:  # NaN too
         how = f"padded from {ends[0]} to {ends[1]} tokens"
