@@ -92,9 +92,9 @@ def donor_columns(
         If a prompt and its donor do not align at these positions.
     """
     columns = np.full(at.shape, -1, dtype=np.int64)
-    keys = zip(position_keys(prompts), position_keys(donors), strict=True)
-    for i, (own, theirs) in enumerate(keys):
-        columns[i] = _match(own, at[i], theirs, owners(prompts)[i])
+    keys = zip(position_keys(prompts), position_keys(donors), owners(prompts), strict=True)
+    for i, (own, theirs, prompt) in enumerate(keys):
+        columns[i] = _match(own, at[i], theirs, prompt)
     return columns
 
 

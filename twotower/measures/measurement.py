@@ -50,17 +50,15 @@ def measurement(function: F) -> F:
 
 def _tell_unsteady(model: Model) -> None:
     """Warn that rounding changed choices of experts, so that small effects are not certain."""
-    identities = model.proof.identities
-    sizes = [f"{x.error:.2g}" for name, x in identities.items() if name in model.proof.unsteady]
-    sizes += [f"{model.proof.second_forward['error']:.2g}"] * (
-        "second forward" in model.proof.unsteady
-    )
+    errors = {name: one.error for name, one in model.proof.identities.items()}
+    errors["second forward"] = model.proof.second_forward.get("error", 0.0)
+    names = sorted(model.proof.unsteady)
+    sizes = ", ".join(f"{errors[name]:.2g}" for name in names)
     warnings.warn(
         f"{model.name}: in {str(model.dtype).removeprefix('torch.')}, rounding changes which "
         "experts some tokens get, so the same token computed beside others has other values "
-        f"(relative errors up to {', '.join(sizes)}; attribute proof, unsteady: "
-        f"{', '.join(sorted(model.proof.unsteady))}). Small effects are not certain; in float32 "
-        "they are",
+        f"(relative errors up to {sizes}; attribute proof, unsteady: {', '.join(names)}). Small "
+        "effects are not certain; in float32 they are",
         TwoTowerWarning,
         stacklevel=outside(),
     )

@@ -157,16 +157,12 @@ def take_state(model: Model) -> State:
     """
     root = model.module
     modules = list(root.named_modules(remove_duplicate=True))
-    tensors = [] if model.remote else list(_tensors_in(modules))
+    saved, passing = ([], []) if model.remote else _tensors_in(modules)
+    tensors = [*saved, *passing]
     edits = getattr(model.traced, "_edits", ())
-    saved = [] if model.remote else list(_saved_in(modules))
-    others = {id(x): x for x in tensors}
-    for tensor in saved:
-        others.pop(id(tensor), None)
     own = [(id(module), id(type(module).forward)) for _, module in modules]
-    passing = _sample(list(others.values()))
     return State(
-        _hash([*map(_identity, tensors), *map(id, edits), *own, passing]),
+        _hash([*map(_identity, tensors), *map(id, edits), *own, _sample(passing)]),
         _sample(saved),
         (*(hook for _, _, hook in hooks_of(modules)), *_replaced(modules)),
         tuple(map(_written_at, edits)),
@@ -179,28 +175,26 @@ def take_state(model: Model) -> State:
     )
 
 
-def saved_of(root: torch.nn.Module) -> Iterator[torch.Tensor]:
-    """Iterate over a model's weights and the buffers that are saved with them.
+def saved_of(root: torch.nn.Module) -> list[torch.Tensor]:
+    """Return a model's weights and the buffers that are saved with them.
 
     Others, such as rotary frequencies, may follow from the last prompt.
     """
-    return _saved_in(list(root.named_modules(remove_duplicate=True)))
+    return _tensors_in(list(root.named_modules(remove_duplicate=True)))[0]
 
 
-def _saved_in(modules: list[tuple[str, torch.nn.Module]]) -> Iterator[torch.Tensor]:
+def _tensors_in(
+    modules: list[tuple[str, torch.nn.Module]],
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Return weights and saved buffers, and the buffers that are not saved."""
+    saved: list[torch.Tensor] = []
+    passing: list[torch.Tensor] = []
     for _, module in modules:
-        passing = module._non_persistent_buffers_set
-        buffers = (x for name, x in module._buffers.items() if name not in passing)
-        for tensor in itertools.chain(module._parameters.values(), buffers):
+        for name, tensor in itertools.chain(module._parameters.items(), module._buffers.items()):
             if tensor is not None:
-                yield tensor
-
-
-def _tensors_in(modules: list[tuple[str, torch.nn.Module]]) -> Iterator[torch.Tensor]:
-    for _, module in modules:
-        for tensor in itertools.chain(module._parameters.values(), module._buffers.values()):
-            if tensor is not None:
-                yield tensor
+                here = passing if name in module._non_persistent_buffers_set else saved
+                here.append(tensor)
+    return saved, passing
 
 
 def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:

@@ -23,7 +23,7 @@ def hash_weights(root: torch.nn.Module) -> str:
     str
         Empty if weights are offloaded, or on a server: they cannot be read then.
     """
-    tensors = list(saved_of(root))
+    tensors = saved_of(root)
     if any(tensor.is_meta for tensor in tensors):
         return ""
     sums = [part for tensor in tensors for part in _sums(tensor.detach())]

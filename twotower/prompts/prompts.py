@@ -13,6 +13,7 @@ import numpy as np
 
 from ..checks import finite, one_of, whole
 from ..errors import InputError
+from ..results.provenance import tokenizer_hash
 from .answers import Answers, check_label_positions, read_answers
 from .pieces import token_texts
 from .segments import PLACES, Prompt
@@ -458,9 +459,6 @@ def assemble(
         the tokenizer drops or does not know a character; or if a prompt with its longest answer
         is longer than `max_positions`.
     """
-    # Imported here, because `results` imports this room.
-    from ..results.provenance import tokenizer_hash
-
     items, labels = tuple(items), tuple(labels)
     if not items:
         raise InputError("there are no prompts")

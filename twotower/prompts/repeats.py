@@ -8,6 +8,7 @@ import numpy as np
 
 from ..checks import whole
 from ..errors import InputError
+from ..results.provenance import tokenizer_hash
 from .answers import Answers
 from .pieces import token_texts
 from .prompts import Prompts
@@ -41,8 +42,6 @@ def random_repeats(model: LoadedModel, n: int, length: int, seed: int = 0) -> Pr
     InputError
         If the vocabulary has too few ordinary tokens, or the model's context is too short.
     """
-    from ..results.provenance import tokenizer_hash  # `results` imports this room
-
     whole("n", n, 1)
     whole("length", length, 2)
     tokenizer = model.tokenizer

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from ..errors import InputError
+from ..results.provenance import tokenizer_hash
 from .answers import read_answers
 from .tokens import encode
 
@@ -40,8 +41,6 @@ def check_prompts(model: LoadedModel, prompts: Prompts) -> None:
         If the model's tokenizer gives other tokens for the same texts, or the model has no
         embedding for a token.
     """
-    from ..results.provenance import tokenizer_hash  # `results` imports this room
-
     ours = tokenizer_hash(model.tokenizer)
     if prompts.tokenizer is not model.tokenizer or ours != prompts.tokenizer_hash:
         _check_tokens(model.tokenizer, prompts, ours)
