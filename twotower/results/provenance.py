@@ -55,7 +55,14 @@ def provenance(model: Any, prompts: Any, **settings: Any) -> dict[str, Any]:
     }
 
 
-_hashes: WeakKeyDictionary[Any, tuple[Any, str]] = WeakKeyDictionary()
+class _Remembered(WeakKeyDictionary[Any, tuple[Any, str]]):
+    """Hashes by tokenizer, left behind where the functions that use them go to a server."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), ())
+
+
+_hashes = _Remembered()
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
