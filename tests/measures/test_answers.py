@@ -11,14 +11,16 @@ import not_finite
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from reference import Reference
-from tiny import TWO, byte_level, hf_model, sentencepiece, tiny
+from tiny import TWO, WORDS, byte_level, hf_model, sentencepiece, tiny
 from transformers import GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
 import twotower as tt
 from twotower.measures.complete import complete
 from twotower.measures.trace import trace_effects
+from twotower.walk import readout, readouts
 
 TEXTS = ["When Mary and John left, John thanked", "Then Bob saw Al and Al greeted", "a b"]
 RIGHT = [" Mary", " Bob", " foo"]
@@ -525,3 +527,32 @@ def test_old_readouts_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("twotower.walk.readout.READOUT_BYTES", 1)
     assert held("d") == 1
     assert held("a") == 1
+
+
+@pytest.mark.parametrize("more", ["", " foo"], ids=["one token", "two tokens"])
+def test_very_many_answers(more: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers whose directions do not fit at once are read in parts, with the same numbers."""
+    texts = [f"{'a b ' * (i % 3)}{word}:" for i, word in enumerate(WORDS[:8])]
+    answers = [[f"{letter}{more}" for letter in letters] for letters in ("abcdefgh", "ijklmnop")]
+    model = tiny("gpt2")
+    prompts = tt.contrast(model, texts, answers[0], answers[1])
+    assert len(set(prompts.answers.first.ravel())) == 16
+    groups = ("predictions", "attribution", "effects", "ov")
+
+    def measured() -> list[Any]:
+        with tt.set_options(batch_size=2):
+            run = tt.analyze(model, prompts, measures=("attribution", "effects", "ov"))
+        return [run[name].to_dataset() for name in groups if name in run]
+
+    whole = measured()
+    model.cache.clear()
+    made, probe = [], readout._probe
+    monkeypatch.setattr(readout, "_probe", lambda a, b, ids: made.append(ids) or probe(a, b, ids))
+    monkeypatch.setattr(readouts, "WINDOW_BYTES", 5 * readout.bytes_per_label(model))
+    parts = measured()
+    assert len(parts) >= 3
+    for one, other in zip(whole, parts, strict=True):
+        xr.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    # The first labels when the measures are prepared, and then those of a batch and the next.
+    assert max(map(len, made)) == 5
+    assert len(made) < 8

@@ -10,7 +10,8 @@ import torch
 from ..checks import one_of
 from ..models.architecture import call
 from ..walk.batch import Batch
-from ..walk.readout import Readout, dot, get_readout
+from ..walk.readout import Readout, dot
+from ..walk.readouts import Readouts
 from ..walk.recorder import Recorder
 from ..walk.tensors import stack_heads
 from ..walk.views import End, LayerView
@@ -64,8 +65,8 @@ class Attribution(Measure):
         one_of("norm", self.norm, ("own", "frozen"))
 
     def prepare(self, model: Model, prompts: Prompts) -> MakeRecorder:
-        readout = get_readout(model, prompts.answers.vocabulary)
-        return lambda batch: AttributionRecorder(batch, readout.of(batch), self.norm)
+        readouts = Readouts(model, prompts)
+        return lambda batch: AttributionRecorder(batch, readouts.of(batch), self.norm)
 
 
 class AttributionRecorder(Recorder):

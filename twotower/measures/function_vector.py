@@ -17,7 +17,8 @@ from ..models.architecture import call
 from ..prompts.positions import named
 from ..results.missing import blank
 from ..walk.not_finite import FINITE
-from ..walk.readout import Readout, get_readout
+from ..walk.readout import Readout
+from ..walk.readouts import Readouts
 from ..walk.recorder import Recorder
 from ..walk.views import End, LayerView
 from .collect import collect
@@ -84,7 +85,7 @@ class _HeadOutputs(Measure):
     heads: tuple[tuple[int, int], ...]
 
     def prepare(self, model: Model, prompts: Prompts) -> MakeRecorder:
-        readout = get_readout(model, prompts.answers.vocabulary)
+        readout = Readouts(model, prompts).any_labels
         return lambda batch: HeadOutputsRecorder(self.heads, readout)
 
     def settings(self) -> dict[str, Any]:

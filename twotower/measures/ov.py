@@ -11,7 +11,8 @@ import torch
 from ..head import Head, as_list, check_heads
 from ..models.architecture import call
 from ..walk.batch import Batch
-from ..walk.readout import Readout, get_readout
+from ..walk.readout import Readout
+from ..walk.readouts import Readouts
 from ..walk.recorder import Recorder, Together
 from ..walk.tensors import keep, stack_heads
 from ..walk.views import End, LayerView
@@ -71,13 +72,13 @@ class LabelValues(Measure):
 
     def prepare(self, model: Model, prompts: Prompts) -> MakeRecorder:
         heads = check_heads(self.top_tokens, model)
-        readout = get_readout(model, prompts.answers.vocabulary)
+        readouts = Readouts(model, prompts)
 
         def make(batch: Batch) -> Recorder:
-            labels = LabelValuesRecorder(batch, readout.of(batch))
+            labels = LabelValuesRecorder(batch, readouts.of(batch))
             if not heads:
                 return labels
-            return Together([labels, TopTokens(batch, readout, heads)])
+            return Together([labels, TopTokens(batch, labels.readout, heads)])
 
         return make
 

@@ -24,7 +24,8 @@ from ..sweep.reads import HeadReads, Stream, some_heads
 from ..walk.batch import Batch
 from ..walk.everywhere import Everywhere
 from ..walk.proof import Claim
-from ..walk.readout import Readout, get_readout
+from ..walk.readout import Readout
+from ..walk.readouts import Readouts
 from ..walk.recorder import Recorder
 from ..walk.tensors import above_mean, keep
 from ..walk.views import End, LayerView, PassingView
@@ -209,14 +210,14 @@ class MarginParts(_Parts):
 
     def prepare(self, model: Model, prompts: Prompts) -> MakeRecorder:
         read = self.reading(model, prompts, ("v",))
-        readout = get_readout(model, prompts.answers.vocabulary)
+        readouts = Readouts(model, prompts)
         sources, rounding = self.sources(model), Rounding.of_proof(model)
 
         def make(batch: Batch) -> Recorder:
             reading = read(batch, 1)
             places = _Kept(batch, reading)
             shared = (reading, places, self.heads, sources, rounding)
-            return MarginPartsRecorder(batch, readout.of(batch), *shared)
+            return MarginPartsRecorder(batch, readouts.of(batch), *shared)
 
         return make
 

@@ -14,7 +14,7 @@ from ..prompts.positions import position_mask
 from ..prompts.sequences import Continued
 from ..walk.batch import Batch
 from ..walk.judge import refuse
-from ..walk.readout import get_readout
+from ..walk.readouts import Readouts
 from .counterfactuals import Group
 from .layout import make_layout
 from .memory import what_fits
@@ -69,7 +69,7 @@ def prepare_sweep(
     if not at.any():
         raise InputError("positions are empty: nothing would be changed")
     change = prepare_change(to, model, prompts, at)
-    readout = get_readout(model, prompts.answers.vocabulary)
+    readouts = Readouts(model, prompts)
     continued = isinstance(prompts, Continued)
     logprobs = logprobs or continued or prompts.answers.alone
     name = "group_effects"
@@ -99,6 +99,6 @@ def prepare_sweep(
         unembedded = fit.vectors if logprobs else 0
         how = (places, model.layer_devices, name, Rounding.of_proof(model))
         parts = (layout, rows, chunks, unembedded, shape, *how)
-        return Sweep(batch, readout.of(batch), *parts, tokens=tokens)
+        return Sweep(batch, readouts.of(batch), *parts, tokens=tokens)
 
     return make

@@ -21,7 +21,7 @@ from ..prompts.sequences import Continued
 from ..walk.batch import Batch
 from ..walk.everywhere import Everywhere
 from ..walk.judge import refuse
-from ..walk.readout import get_readout
+from ..walk.readouts import Readouts
 from .edge_list import Edges
 from .edges import EdgeSweep
 from .layout import Layout, make_layout
@@ -151,7 +151,7 @@ def prepare_edges(
         If no position would be changed, or the change does not fit the prompts.
     """
     read = prepare_reading(model, prompts, edges, positions, to, outputs)
-    readout = get_readout(model, prompts.answers.vocabulary)
+    readouts = Readouts(model, prompts)
     logprobs = logprobs or isinstance(prompts, Continued) or prompts.answers.alone
     n_edges = len(edges.listed)
 
@@ -163,7 +163,7 @@ def prepare_edges(
         reading.at_once = fit.reads
         return EdgeSweep(
             batch,
-            readout.of(batch),
+            readouts.of(batch),
             reading.layout,
             reading,
             fit.rows,

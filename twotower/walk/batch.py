@@ -32,6 +32,8 @@ class BatchAnswers:
     columns
         (B, label) index of these tokens in the readout's vocabulary; None if all prompts share
         them, in the readout's order.
+    coming
+        (n, label) the same of the prompts that come after the batch; empty if unknown.
     reads
         (B, R) columns of the positions that predict the answers' tokens.
     tokens
@@ -46,6 +48,7 @@ class BatchAnswers:
 
     ids: Everywhere
     columns: Everywhere | None
+    coming: Int[np.ndarray, "n label"]
     reads: Everywhere
     tokens: Everywhere
     there: Everywhere
@@ -59,8 +62,9 @@ class BatchAnswers:
         rows: Int[np.ndarray, " B"],
         width: int,
         devices: Sequence[torch.device],
+        following: Int[np.ndarray, " n"],
     ) -> BatchAnswers:
-        """Return the answers of some prompts, padded to a width."""
+        """Return the answers of some prompts, padded to a width, and of those that follow."""
         answers = prompts.answers
         ids, columns = answers.first[rows], answers.columns
         target = ids[:, None]
@@ -76,7 +80,10 @@ class BatchAnswers:
 
         places = (on(reads), on(np.maximum(target, 0)), on(target >= 0))
         own = None if columns is None else on(columns[rows])
-        return cls(on(ids), own, *places, answers.alone, isinstance(prompts, Continued))
+        coming = np.zeros((0, ids.shape[1]), dtype=np.int64)
+        if columns is not None:
+            coming = columns[following]
+        return cls(on(ids), own, coming, *places, answers.alone, isinstance(prompts, Continued))
 
     @property
     def n_reads(self) -> int:
@@ -156,6 +163,7 @@ def make_batch(
     prompts: Prompts,
     rows: Int[np.ndarray, " B"],
     columns: Int[np.ndarray, "prompt K"] | None = None,
+    following: Sequence[int] | Int[np.ndarray, " n"] = (),
 ) -> Batch:
     """Return a batch of some prompts.
 
@@ -169,6 +177,8 @@ def make_batch(
         (B,) indices of the prompts in the batch.
     columns
         (prompt, K) columns of per-position results to keep (see `columns_of`); None for all.
+    following
+        (n,) indices of the prompts that are measured next.
     """
     width = int(prompts.lengths[rows].max())
     ids = prompts.token_id[rows][:, prompts.n_positions - width :]
@@ -177,7 +187,7 @@ def make_batch(
     pad = model.tokenizer.pad_token_id
     pad = 0 if pad is None or pad >= embedding_rows(model) else pad
     device, devices = model.device, model.devices
-    answers = BatchAnswers.of(prompts, rows, width, devices)
+    answers = BatchAnswers.of(prompts, rows, width, devices, np.asarray(following, dtype=int))
     kept = None
     if columns is not None:
         cut = columns[rows] - (prompts.n_positions - width)

@@ -19,6 +19,7 @@ from ..checks import whole
 from ..errors import InputError
 from .batch import Batch, make_batch, ordered
 from .memory import BudgetError, free_bytes
+from .readouts import fits, labels_at_once
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -141,6 +142,8 @@ class Batches:
         if self.most is None:
             self.found = model.cache.setdefault(key, self.found)
         self.meter = Meter(model)
+        # Few, because recorders take them along to a server.
+        self.n_coming = 0 if fits(model, prompts) else labels_at_once(model)
         self.n = 0
         self.error: str | None = None
 
@@ -151,7 +154,8 @@ class Batches:
             n = self.most or max(1, int((padded <= self.found.tokens).sum()))
             n = self.n = min(n, len(padded))
             self.error = None
-            yield make_batch(self.model, self.prompts, self.left[:n], self.columns)
+            now, then = np.split(self.left, [n])
+            yield make_batch(self.model, self.prompts, now, self.columns, then[: self.n_coming])
             if self.error is None:
                 self.left = self.left[n:]
                 self.found.succeeded(int(padded[n - 1]), self.meter.headroom())

@@ -31,14 +31,14 @@ from .views import End, LayerView
 
 if TYPE_CHECKING:
     from ..models import Architecture, Model
-    from .batch import Batch
+    from .everywhere import Everywhere
 
 CACHE_BYTES = 1 << 21
 """Bytes of logits that fit into a CPU's cache."""
 
 READOUT_BYTES = 1 << 30
 """Bytes of label directions that a model remembers; the newest are always kept. A label takes
-half a megabyte in Llama-7B."""
+half a megabyte in Llama-7B; `readouts.WINDOW_BYTES` bounds a single readout."""
 
 
 @dataclass
@@ -71,8 +71,8 @@ class Readout:
 
     Notes
     -----
-    `of` returns the readout of a batch. If its prompts have their own answers, the tensors by
-    label have a dim for the prompt: rows (B, label, d_model), bias and label_ids (B, label),
+    `at` returns the readout of prompts with their own answers. Its tensors by label have a dim for
+    the prompt: rows (B, label, d_model), bias and label_ids (B, label),
     directions (B, head, d_head, label), projection_bias and write_bias (layer, B, label).
     """
 
@@ -101,11 +101,8 @@ class Readout:
             self._copies[device] = replace(self, norm=self.norm.on(device), **moved, _copies={})
         return self._copies[device]
 
-    def of(self, batch: Batch) -> Readout:
-        """Return the readout of the answers of a batch's prompts."""
-        columns = batch.answers.columns
-        if columns is None:
-            return self
+    def at(self, columns: Everywhere) -> Readout:
+        """Return the readout of prompts whose answers are the labels at columns (B, label)."""
         copies = {device: own._picked(columns.on(device)) for device, own in self._copies.items()}
         return replace(self._picked(columns.own), _copies=copies)
 
@@ -320,6 +317,11 @@ def _get_readout(model: Model, key: tuple[Any, ...], ids: list[int]) -> Readout:
         _forget_oldest(model)
     known: Readout = model.cache[key]
     return known
+
+
+def bytes_per_label(model: Model) -> int:
+    """Return the bytes of a label's directions in all layers."""
+    return 4 * model.n_layers * model.n_heads * model.d_head
 
 
 def _forget_oldest(model: Model) -> None:
