@@ -347,16 +347,25 @@ def test_completions_that_do_not_fit(
         trace_effects(model, prompts, completions, **options)
 
 
+def with_texts_of_all_tokens(name: str) -> tt.Model:
+    """A model whose tokenizer has a text for every token that it may generate."""
+    module, tokenizer = hf_model(name), copy.deepcopy(byte_level())
+    tokenizer.add_tokens([f"<{i}>" for i in range(len(tokenizer), module.config.vocab_size)])
+    return tt.load(module, tokenizer=tokenizer, check=False)
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("positions", ["last", "all"])
 def test_greedy_completions_with_heads_knocked_out(name: str, positions: str) -> None:
     """Equal to one plain forward for each token, with hooks; prompts are padded."""
-    model = tiny(name)
+    model = with_texts_of_all_tokens(name)
+    end = model.config.eos_token_id
     prompts = tt.build_prompts(model, TWO, shots=1, n=3, seed=1)
     heads = [(0, 1), (2, 0)]
     found = complete(model, prompts, 5, tt.KnockOut(heads, positions))
     plain = complete(model, prompts, 5)
-    end = model.config.eos_token_id
+    assert all(plain)
+    assert found != plain
     for heads_out, texts in ((heads, found), ([], plain)):
         for row, text in enumerate(texts):
             before = ids_of(prompts, row)
@@ -382,6 +391,55 @@ def test_greedy_completions_with_heads_knocked_out(name: str, positions: str) ->
                 handle.remove()
             expected = [token for token in tokens if token != end]
             assert text == model.tokenizer.decode(expected).rstrip("\N{REPLACEMENT CHARACTER}")
+
+
+@pytest.mark.parametrize("to", ["from", "resample"])
+def test_greedy_completions_with_outputs_of_donors(to: str) -> None:
+    """The same tokens follow the donor; equal to one plain forward of both for each token."""
+    model = with_texts_of_all_tokens("llama-grouped")
+    reference = Reference(model.module)
+    prompts = tt.build_prompts(model, TWO, shots=1, n=3, seed=1)
+    others = prompts[[1, 2, 0]]
+    if to == "resample":
+        others = tt.build_prompts(model, TWO, shots=2, n=1, seed=3)[[0, 0, 0]]
+    change = tt.From(others) if to == "from" else tt.Resample(others[[0]])
+    found = complete(model, prompts, 4, tt.KnockOut([(1, 2)], to=change))
+    for row, text in enumerate(found):
+        before, donor = ids_of(prompts, row), ids_of(others, row)
+        tokens: list[int] = []
+        while len(tokens) < 4:
+            z = reference.run(torch.tensor(donor + tokens)).z[1][len(donor) - 1 :, 2]
+
+            def edit(layer: int, own: torch.Tensor, z: torch.Tensor = z) -> torch.Tensor:
+                if layer == 1:
+                    own[..., -len(z) :, 2, :] = z
+                return own
+
+            logits = reference.run(torch.tensor(before + tokens), edit).logits
+            tokens.append(int(logits[-1].argmax()))
+        assert model.config.eos_token_id not in tokens
+        assert text == model.tokenizer.decode(tokens).rstrip("\N{REPLACEMENT CHARACTER}")
+
+
+def test_greedy_completions_with_every_edit() -> None:
+    """Edits that equal others give their completions; a prompt is its own donor without effect."""
+    model = with_texts_of_all_tokens("gptj")
+    prompts = tt.build_prompts(model, TWO, shots=1, n=3, seed=1)
+    heads = [(0, 1), (2, 0)]
+    plain, without = complete(model, prompts, 5), complete(model, prompts, 5, tt.KnockOut(heads))
+    assert plain != without
+    edges = [(head, "answer", "answer") for head in model.heads]
+    cut = complete(model, prompts, 5, tt.CutEdges(edges))
+    for edit, expected in (
+        (tt.ScaleAttention(heads, 0, "all"), without),
+        ([tt.KnockOut(heads[:1]), tt.ScaleAttention(heads[1:], 0, "all")], without),
+        (tt.KnockOut(heads, "all", to=tt.From(prompts)), plain),
+        (tt.Patch(heads, prompts, "values"), plain),
+        (tt.DropPosition([(0, 1)], "labels"), None),
+    ):
+        found = complete(model, prompts, 5, edit)
+        assert expected is None or found == expected, edit
+    assert cut not in (plain, without)
 
 
 @pytest.mark.parametrize("rows", [[0], [0, *range(20, 60)], slice(None)])
@@ -507,8 +565,6 @@ def test_completions_keep_spaces_and_control_tokens() -> None:
 def test_completions_that_are_refused() -> None:
     model = tiny("llama-grouped")
     prompts = tt.build_prompts(model, TWO, shots=1, n=2)
-    with pytest.raises(tt.errors.InputError, match="takes edits of heads' outputs"):
-        complete(model, prompts, 2, tt.ScaleAttention([(0, 0)], 0.5, "labels"))
     with pytest.raises(tt.errors.InputError, match="do not fit into the model's 256"):
         complete(model, prompts, 250)
     with pytest.raises(tt.errors.InputError, match="stop='' must be a text"):

@@ -56,8 +56,8 @@ class Resample:
     """Replace the head's output by that of a random reference prompt (resample ablation).
 
     Every prompt gets one donor that differs from it. Positions are matched by role and number
-    of demonstration. An answer of several tokens follows the donor as it follows the prompt
-    (not in `complete`, where the donor's last position is taken throughout).
+    of demonstration. An answer of several tokens, or a completion, follows the donor as it
+    follows the prompt.
 
     Parameters
     ----------
@@ -87,8 +87,8 @@ class From:
     ----------
     donor
         One donor for each prompt, aligned to it by role and number of demonstration, such
-        as `prompts.reversed_labels()`. An answer of several tokens follows the donor as it
-        follows the prompt (not in `complete`, where the donor's last position is taken throughout).
+        as `prompts.reversed_labels()`. An answer of several tokens, or a
+        completion, follows the donor as it follows the prompt.
     """
 
     donor: Prompts

@@ -25,9 +25,9 @@ from ..walk.batch import Batch
 from ..walk.batch_size import Batches
 from ..walk.padding import prove_padding
 from ..walk.recorder import BatchEdit
-from ..walk.walk import donors_of, walk
 from .completed import prove_completions
 from .measurement import measurement
+from .stepwise import step_by_step
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -55,9 +55,10 @@ def complete(
     max_tokens
         Largest number of tokens of a completion. It also ends at the model's end token.
     edits
-        Edits that are active at every step: `KnockOut` and `Add`. A generated position is
-        treated like the prompt's last one: "last" and "all" hold there too. References and
-        donors give their output at their last position.
+        Edits that are active at every step. A generated position is treated like the prompt's
+        last one: "last" and "all" hold there too, references give their mean at their last
+        position, and the same tokens follow donors. `Add` and `KnockOut` without donors act
+        while the model generates; with any other, each token takes a forward of the whole text.
     stop
         Text at which completions are cut, such as a line break; the text itself is left out.
 
@@ -72,34 +73,55 @@ def complete(
     Raises
     ------
     InputError
-        If an edit is not one of heads' outputs, or prompts and completions are too long for the
-        model.
+        If an edit does not fit the model or the prompts, or prompts and completions are too long
+        for the model.
     ModelError
         If the model generates other tokens than those with the largest logits.
     CheckError
-        If a forward without a cache gives other tokens. Not checked with edits that take from
-        donors.
+        If a forward without a cache gives other tokens.
     """
     whole("max_tokens", max_tokens, 1)
     if stop is not None and (not isinstance(stop, str) or not stop):
         raise InputError(f"stop={shown(stop)} must be a text")
     listed = as_edits(edits)
-    for edit in listed:
-        if not isinstance(edit, (KnockOut, Add)):
-            raise InputError(
-                f"complete() takes edits of heads' outputs and Add, not {type(edit).__name__}, "
-                "which has no keys for generated tokens"
-            )
     longest = prompts.n_positions + max_tokens
     if model.max_positions is not None and longest > model.max_positions:
         raise InputError(
             f"prompts of {prompts.n_positions} tokens with max_tokens={max_tokens} do not fit into "
             f"the model's {model.max_positions}; use a smaller max_tokens"
         )
-    found: list[list[int]] = [[]] * len(prompts)
     settings = _settings(model, max_tokens)
+    ends = _ends(settings)
+    if all(map(_while_generating, listed)):
+        found = _generated(model, prompts, listed, settings)
+    else:
+        found = step_by_step(model, prompts, max_tokens, listed, ends)
+    finite = np.ones(len(prompts), dtype=bool)
+    if option("proof"):
+        finite = prove_completions(model, prompts, found, listed)
+    texts = []
+    for ids, all_ids, whole_run in zip(found, prompts.token_id, finite, strict=True):
+        before = all_ids[all_ids >= 0].tolist()
+        shown_ids = ids[:-1] if ids[-1] in ends else ids
+        text = _text(model.tokenizer, before, shown_ids) if whole_run else ""
+        texts.append(text if stop is None else text.split(stop)[0])
+    return texts
+
+
+def _while_generating(edit: Edit) -> bool:
+    """Return whether an edit can act while the model generates, with its cache."""
+    if isinstance(edit, KnockOut):
+        return not isinstance(edit.to, (From, Resample))
+    return isinstance(edit, Add)
+
+
+def _generated(
+    model: Model, prompts: Prompts, edits: Sequence[Edit], settings: GenerationConfig
+) -> list[list[int]]:
+    """Return the tokens that the model generates after each prompt, with the end token."""
+    found: list[list[int]] = [[]] * len(prompts)
     with measuring(model), _own_settings(model, settings):
-        prepared = PreparedEdits(model, prompts, listed)
+        prepared = PreparedEdits(model, prompts, edits)
         feed = Batches(model, prompts, option("batch_size"), kind="complete")
         for batch in feed:
             with feed.attempt():
@@ -118,21 +140,7 @@ def complete(
                             "than those with the largest logits, so it is not greedy; look at the "
                             "model's generation_config"
                         )
-        finite = np.ones(len(prompts), dtype=bool)
-        if option("proof") and not any(_of_donors(edit) for edit in listed):
-            finite = prove_completions(model, prompts, found, listed)
-    texts = []
-    for ids, all_ids, whole_run in zip(found, prompts.token_id, finite, strict=True):
-        before = all_ids[all_ids >= 0].tolist()
-        shown_ids = ids[:-1] if ids[-1] in _ends(settings) else ids
-        text = _text(model.tokenizer, before, shown_ids) if whole_run else ""
-        texts.append(text if stop is None else text.split(stop)[0])
-    return texts
-
-
-def _of_donors(edit: Edit) -> bool:
-    """Return whether an edit takes outputs of donors, which are run without the completion."""
-    return isinstance(getattr(edit, "to", None), (From, Resample))
+    return found
 
 
 @contextmanager
@@ -173,38 +181,34 @@ def _generate(
     changes = [edit for edit in edits if isinstance(edit, ChangeHeads)]
     vectors = [edit for edit in edits if isinstance(edit, AddVector)]
     layers = sorted({*(x.index for x in vectors), *(n for x in changes for n in x.heads)})
-    where = {"remote": model.remote} if model.remote else {}
     inputs: dict[str, Any] = {
         "input_ids": batch.input_ids,
         "attention_mask": batch.attention_mask,
         "generation_config": settings,
     }
-    before = [(x.batch.inputs, x.batch.mask, [x.recorder]) for x in donors_of(edits, [])]
-    with in_order(model.name), reached(model.remote), root.session(**where):
-        with torch.no_grad():
-            for their_inputs, their_mask, recorder in before:
-                with root.trace(**their_inputs):
-                    walk(architecture, root, their_mask, recorder)
-        with torch.no_grad(), root.generate(**inputs) as tracer:
-            chosen, fed = nnsight.save([]), nnsight.save([])
-            for step in tracer.iter[:]:
-                if step > 0:
-                    fed.append(root.inputs[1]["input_ids"][:, -1])
-                blocks = architecture.layers(root)
-                for layer in layers:
-                    entered = residual = blocks[layer].input
-                    for vector in vectors:
-                        residual = vector.enter(layer, residual, last=step > 0)
-                    if residual is not entered:
-                        blocks[layer].input = residual
-                    if not any(layer in edit.heads for edit in changes):
-                        continue
-                    projection = architecture.projection(blocks[layer])
-                    z = projection.input.unflatten(-1, (architecture.heads_in(layer), -1))
-                    for edit in changes:
-                        z = edit.changed(layer, z, last=step > 0)
-                    projection.input = z.flatten(-2)
-                chosen.append(architecture.unembedding(root).output[:, -1].argmax(dim=-1))
+    name, remote = model.name, model.remote
+    if remote:
+        inputs["remote"] = remote
+    with in_order(name), reached(remote), torch.no_grad(), root.generate(**inputs) as tracer:
+        chosen, fed = nnsight.save([]), nnsight.save([])
+        for step in tracer.iter[:]:
+            if step > 0:
+                fed.append(root.inputs[1]["input_ids"][:, -1])
+            blocks = architecture.layers(root)
+            for layer in layers:
+                entered = residual = blocks[layer].input
+                for vector in vectors:
+                    residual = vector.enter(layer, residual, last=step > 0)
+                if residual is not entered:
+                    blocks[layer].input = residual
+                if not any(layer in edit.heads for edit in changes):
+                    continue
+                projection = architecture.projection(blocks[layer])
+                z = projection.input.unflatten(-1, (architecture.heads_in(layer), -1))
+                for edit in changes:
+                    z = edit.changed(layer, z, last=step > 0)
+                projection.input = z.flatten(-2)
+            chosen.append(architecture.unembedding(root).output[:, -1].argmax(dim=-1))
     n = len(batch.rows)
     return _by_prompt(chosen, n), _by_prompt(fed, n)
 
