@@ -70,7 +70,8 @@ def server(
     own = (x for x in request.session.items if x.path == request.path)
     asked = [x.callspec.params for x in own if hasattr(x, "callspec")]
     known = (*ARCHITECTURES, *MIXED)
-    names = {"gpt2", "llama", *(x["name"] for x in asked if x.get("name") in known)}
+    names = {"gpt2", "llama", "llama-grouped"}
+    names |= {x["name"] for x in asked if x.get("name") in known}
     folder, threads = tmp_path_factory.mktemp("checkpoints"), torch.get_num_threads()
     torch.set_num_threads(1)  # as on the server, since sums are rounded otherwise
     with pytest.MonkeyPatch.context() as patch:
@@ -126,7 +127,7 @@ def test_mixers(name: str, server: Server) -> None:
 
 
 def test_completions(server: Server) -> None:
-    model, here, given = server.model("llama"), tiny("llama"), prompts("llama")
+    model, here, given = server.model("llama-grouped"), tiny("llama-grouped"), prompts("gpt2")
     for edit in ([], tt.KnockOut([(1, 2)]), tt.KnockOut([(1, 2)], to=tt.From(given))):
         found = tt.complete(model, given, 3, edit)
         assert found == tt.complete(here, given, 3, edit)
