@@ -33,9 +33,9 @@ def test_examples(llama: tt.Model, prompts: tt.Prompts) -> None:
     assert found.failed == 0
 
 
-@pytest.mark.parametrize("first", ["twotower", "xarray"])
+@pytest.mark.parametrize("first", ["twotower", "xarray", "twotower.accessor"])
 def test_it_is_there_whatever_is_imported_first(first: str) -> None:
-    second = {"twotower": "xarray", "xarray": "twotower"}[first]
+    second = "twotower" if first == "xarray" else "xarray"
     code = f"import {first}, {second}; xarray.Dataset.tt; xarray.DataTree.tt"
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -23,6 +23,4 @@ __all__ += ["__version__"]
 @_wrapt.when_imported("xarray")
 def _register_accessors(_module: _ModuleType) -> None:
     """Give datasets and runs their `.tt`; xarray is imported when it is first needed."""
-    from . import accessor
-
-    accessor.register()
+    from . import accessor as accessor  # registers itself

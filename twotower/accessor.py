@@ -165,7 +165,7 @@ class _Questions:
                 return dataset
             if "role" not in dataset.coords:
                 raise InputError("the coordinate 'role' is missing; call roles() first")
-            known = {*ROLES[1:], *map(str, np.unique(dataset["role"].values))}
+            known = {*ROLES[1:], *map(str, dataset["role"].values.ravel())}
             unknown = [role for role in roles if role not in known]
             if unknown:
                 listed = ", ".join(sorted(known - {"pad"}))
@@ -293,6 +293,7 @@ def _estimate(array: xr.DataArray, dim: str, level: float) -> xr.DataArray:
     return found.assign_attrs(about)
 
 
+@xr.register_dataset_accessor("tt")
 class DatasetQuestions(_Questions):
     """Methods of `dataset.tt`, for one group of a run.
 
@@ -333,6 +334,7 @@ class DatasetQuestions(_Questions):
         return frame[frame["role"] != "pad"].reset_index(drop=True) if "role" in frame else frame
 
 
+@xr.register_datatree_accessor("tt")
 class RunQuestions(_Questions):
     """Methods of `run.tt`, for a whole run.
 
@@ -407,10 +409,3 @@ class RunQuestions(_Questions):
         from .figures.views import head_table
 
         return head_table(self._data).to_dataframe(dim_order=["layer", "head"]).reset_index()
-
-
-def register() -> None:
-    """Register `.tt` with xarray, once."""
-    if not hasattr(xr.Dataset, "tt"):
-        xr.register_dataset_accessor("tt")(DatasetQuestions)
-        xr.register_datatree_accessor("tt")(RunQuestions)

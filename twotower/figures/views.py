@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..head import as_head
 from ..prompts.segments import ROLES
 from ..results import measured_prompts
+from ..results.forms import with_dims
 from ..results.missing import finite_prompts
 from ..results.schema import BY_POSITION, head_columns
 
@@ -59,14 +60,9 @@ def part_of(run: xr.DataTree, name: str, *dims: str) -> xr.Dataset:
     Raises
     ------
     InputError
-        If a dim is missing, for example after `isel` or a mean.
+        If a dim is missing, for example after `isel` or a mean, or there is another one.
     """
-    node = run.children[name]
-    found = measured_prompts(node)
-    for dim in dims:
-        if dim not in found.dims:
-            raise InputError(f"{name} has no dim {dim!r}; use a run with all its dims")
-    return found
+    return with_dims(measured_prompts(run.children[name]), name, *dims)
 
 
 def head_table(run: xr.DataTree | xr.Dataset) -> xr.Dataset:
@@ -291,8 +287,10 @@ def prompt_view(run: xr.DataTree, prompt: int) -> PromptView:
     groups = [name for name in ("qk", "ov") if name in run.children]
     if not groups:
         raise InputError("the run has neither qk nor ov, so it has no values by position")
-    for name in groups:
-        part_of(run, name, "prompt", "layer", "head", "position")
+    dims = {"qk": ("layer", "head", "position"), "ov": ("layer", "head", "position", "label")}
+    for name, own in {**dims, "predictions": ("label",)}.items():
+        if name in run.children:
+            part_of(run, name, "prompt", *own)
     known = prompts_of(run)
     whole("prompt", prompt)
     if prompt not in known:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import InputError
+from ..results.forms import with_dims
 from ..results.together import alike
 from ..statistics import mean_known
 from .choose import in_context_heads
@@ -64,13 +65,13 @@ def agreement(exact: xr.Dataset, other: xr.Dataset, k: int = 12) -> Agreement:
     InputError
         If the two differ in weights, heads or prompts, or are not effects.
     """
+    dims = ("prompt", "layer", "head")
     for effects in (exact, other):
-        dims = getattr(getattr(effects, "margin_drop", None), "dims", ())
-        if not {"prompt", "layer", "head"} <= set(dims):
+        if not set(dims) <= set(getattr(getattr(effects, "margin_drop", None), "dims", ())):
             raise InputError("agreement needs the result of head_effects or attribution_patching")
-    exact, other = alike({"exact": exact, "other": other})
+    given = {"exact": exact, "other": other}
+    exact, other = alike({x: with_dims(part, x, *dims) for x, part in given.items()})
     a, b = exact["margin_drop"], other["margin_drop"]
-    a, b = (x.transpose("prompt", "layer", "head") for x in (a, b))
     both = np.isfinite(a.values) & np.isfinite(b.values)
     a, b = a.where(both), b.where(both)
     strongest, others = (

@@ -11,7 +11,7 @@ import numpy as np
 from ..checks import check_is, one_of, several, whole
 from ..errors import InputError
 from ..results import make_dataset
-from ..results.forms import MISSING
+from ..results.forms import MISSING, with_dims
 from ..results.together import alike
 
 if TYPE_CHECKING:
@@ -116,7 +116,10 @@ def label_bias(predictions: xr.Dataset, favoured: Sequence[str] | np.ndarray) ->
     name = "logit" if hasattr(predictions, "logit") else "logprob"
     if not {"prompt", "label"} <= set(getattr(getattr(predictions, name, None), "dims", ())):
         raise InputError("label_bias needs the result of predict: logit (prompt, label)")
+    predictions = with_dims(predictions, "predictions", "prompt", "label")
     labels = [str(label) for label in predictions["label"].values]
+    if len(labels) < 2:
+        raise InputError("there is a single label, and a bias is one towards a label over others")
     favoured = np.asarray(several("favoured", favoured), dtype=object)
     n = predictions.sizes["prompt"]
     if favoured.shape != (n,):
@@ -124,7 +127,7 @@ def label_bias(predictions: xr.Dataset, favoured: Sequence[str] | np.ndarray) ->
     for label in favoured:
         if label not in labels:
             raise InputError(f"favoured label {label!r} is not among {', '.join(labels)}")
-    logit = predictions[name].transpose("prompt", "label").values
+    logit = predictions[name].values
     column = np.array([labels.index(label) for label in favoured])
     own = logit[np.arange(n), column]
     others = (logit.sum(axis=1) - own) / (len(labels) - 1)

@@ -9,6 +9,7 @@ import numpy as np
 from ..checks import one_of, shown, whole
 from ..errors import InputError
 from ..results import measured_prompts
+from ..results.forms import with_dims
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -62,8 +63,9 @@ def in_context_heads(
     if not {"prompt", "layer", "head"} <= set(dims) or "position" in dims:
         source = "head_effects" if by == "margin_drop" else "attribution"
         raise InputError(f"by={by!r} needs the result of {source}, or a run that holds it")
-    values = _strength(measured_prompts(effects), label, by)
-    mean = values.where(np.isfinite(values)).mean("prompt").transpose("layer", "head")
+    given = with_dims(measured_prompts(effects), GROUP_OF[by], "prompt", "layer", "head")
+    values = _strength(given, label, by)
+    mean = values.where(np.isfinite(values)).mean("prompt")
     ranked = int(np.isfinite(mean).sum())
     if not ranked:
         raise InputError(
@@ -108,6 +110,8 @@ def _strength(effects: xr.Dataset, label: str | None, by: str) -> xr.DataArray:
     name = "logprob_drop" if by == "margin_drop" else by
     if name not in effects:
         raise InputError("a label's heads need effects with logprobs=True")
+    if "label" not in effects[name].dims:
+        raise InputError(f"{name} has no dim 'label'; use a result with all its labels")
     known = [str(x) for x in effects["label"].values]
     if not isinstance(label, str) or label not in known:
         raise InputError(f"label {shown(label)} is not among {', '.join(known)}")
@@ -128,7 +132,20 @@ def above_others(logits: xr.DataArray) -> xr.DataArray:
     logits
         Array with the dim `label` and the coordinate `gold`. If any logit is NaN, the result
         is NaN.
+
+    Raises
+    ------
+    InputError
+        If the label that is right in a prompt has been selected away.
     """
+    if "label" not in logits.dims:
+        raise InputError(f"{logits.name} has no dim 'label'; use a result with all its labels")
+    known, gold = ({*map(str, np.atleast_1d(logits[x].values))} for x in ("label", "gold"))
+    if gold - known:
+        raise InputError(
+            f"the right answer {min(gold - known)!r} of some prompts is not among the labels "
+            f"{', '.join(sorted(known))}; select prompts with these answers, or keep all labels"
+        )
     if logits.sizes["label"] == 1:
         return logits.isel(label=0, drop=True)
     is_gold = logits["label"] == logits["gold"]

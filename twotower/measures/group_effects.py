@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..head import check_heads
 from ..prompts.positions import named, position_mask
 from ..results import measured_prompts
+from ..results.forms import with_dims
 from ..sweep.counterfactuals import Group, plan
 from ..sweep.prepare import prepare_sweep
 from ..walk.not_finite import FINITE
@@ -245,7 +246,8 @@ def strongest_group(effects: xr.Dataset, k: int) -> list[Head]:
     dims = getattr(getattr(effects, "margin_drop", None), "dims", ())
     if not {"prompt", "group"} <= set(dims) or "n_heads" not in effects:
         raise InputError("strongest_group needs the result of group_effects or subset_effects")
-    mean = measured_prompts(effects)["margin_drop"].mean("prompt")
+    effects = with_dims(measured_prompts(effects), "effects", "prompt", "group")
+    mean = effects["margin_drop"].mean("prompt")
     mean = mean.isel(group=np.flatnonzero(effects["n_heads"].values == k))
     if not mean.size:
         raise InputError(f"no group has {k} heads")

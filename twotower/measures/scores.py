@@ -10,11 +10,15 @@ import numpy as np
 
 from ..errors import InputError
 from ..results import make_dataset, measured_prompts
+from ..results.forms import with_dims
 from ..results.together import alike
 from ..statistics import mean_known
 
 if TYPE_CHECKING:
     import xarray as xr
+
+
+DIMS = ("prompt", "layer", "head", "position")
 
 
 def two_tower_scores(run: xr.DataTree) -> xr.Dataset:
@@ -36,8 +40,8 @@ def two_tower_scores(run: xr.DataTree) -> xr.Dataset:
     Raises
     ------
     InputError
-        If the run lacks `qk` or `ov`, its prompts have answers of their own, or its groups were
-        measured on different weights or prompts.
+        If the run lacks `qk` or `ov` or a dim of theirs, its prompts have answers of their own, or
+        its groups were measured on different weights or prompts.
 
     Notes
     -----
@@ -49,13 +53,16 @@ def two_tower_scores(run: xr.DataTree) -> xr.Dataset:
         if name not in getattr(run, "children", ()):
             raise InputError(f"two-tower scores need the group {name!r}; analyze with it")
     names = [name for name in ("qk", "ov", "effects") if name in run.children]
-    parts = alike({name: measured_prompts(run.children[name]) for name in names})
+    dims = {"qk": DIMS, "ov": (*DIMS, "label"), "effects": DIMS[:3]}
+    parts = alike({x: with_dims(measured_prompts(run.children[x]), x, *dims[x]) for x in names})
     qk, ov = parts[:2]
     if qk.attrs.get("answers") == "by prompt":
         raise InputError(
             "two-tower scores compare the classes of demonstrations, and these prompts have right "
             "and wrong answers of their own"
         )
+    if ov.sizes["label"] < 2:
+        raise InputError("ov has a single label, and two-tower scores compare labels")
     arrays = {"qk_auc": qk_auc(qk["score"]), "qk_size": qk_size(qk["score"])}
     if "score_content" in qk:
         arrays["qk_auc_content"] = qk_auc(qk["score_content"])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import SchemaError
+from ..errors import InputError, SchemaError
 from .schema import COORDINATES, DIMS, GROUPS, SCHEMA_VERSION, TABLE, Variable
 
 if TYPE_CHECKING:
@@ -71,14 +71,53 @@ def measured_prompts(dataset: xr.Dataset | xr.DataTree) -> xr.Dataset:
 
     A prompt is missing if it is not measured yet, or if its logits are not finite.
     """
-    import xarray as xr
-
-    if isinstance(dataset, xr.DataTree):
-        dataset = dataset.to_dataset(inherit=False)
+    dataset = _as_dataset(dataset)
     known = [name for name in MISSING if _by_prompt(dataset, name)]
     for name in known:
         dataset = dataset.isel(prompt=dataset[name].values.astype(bool))
     return with_booleans(dataset.drop_vars(known)) if known else dataset
+
+
+def _as_dataset(group: xr.Dataset | xr.DataTree) -> xr.Dataset:
+    import xarray as xr
+
+    return group.to_dataset(inherit=False) if isinstance(group, xr.DataTree) else group
+
+
+def with_dims(dataset: xr.Dataset | xr.DataTree, name: str, *dims: str) -> xr.Dataset:
+    """Return a group that has these dims and no unknown ones, with dims in the schema's order.
+
+    Parameters
+    ----------
+    dataset
+        A measure's result, in which dims may have been selected or averaged away since.
+    name
+        Its name in messages.
+    *dims
+        Dims that it must have.
+
+    Raises
+    ------
+    InputError
+        If it lacks a dim, or a coordinate of its dims, or has a dim that no group has.
+    """
+    dataset = _as_dataset(dataset).copy()
+    for dim in dims:
+        if dim not in dataset.dims:
+            raise InputError(f"{name} has no dim {dim!r}; use a run with all its dims")
+    for own in dataset.dims:
+        if own not in DIMS:
+            raise InputError(f"{name} has a dim {own!r} that no measure gives; select from it")
+    for coordinate, about in COORDINATES.items():
+        there = coordinate in OPTIONAL or coordinate in dataset.coords
+        if not there and set(about.dims) <= set(dataset.dims):
+            raise InputError(f"{name} lacks the coordinate {coordinate!r}, which measures give")
+    known = {**COORDINATES, **GROUPS.get(dataset.attrs.get("twotower_group", name), {})}
+    for variable, array in list(dataset.variables.items()):
+        order = known[str(variable)].dims if variable in known else ()
+        if array.dims != order and {*array.dims} == {*order}:
+            dataset[variable] = dataset[variable].transpose(*order)
+    return dataset
 
 
 def _by_prompt(dataset: xr.Dataset, name: str) -> bool:
