@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from ..head import Head
 
+IN_VIEW = ("gold", "query_class", "role", "label_text", "demonstration_class")
+"""Coordinates that the view of a prompt shows."""
+
 N_MARKED = 12
 """Default number of marked heads."""
 
@@ -54,15 +57,15 @@ def one_run(run: Any, part: str | None = None) -> xr.DataTree:
     return found
 
 
-def part_of(run: xr.DataTree, name: str, *dims: str) -> xr.Dataset:
-    """Return the measured prompts of a group, which must have all these dims.
+def part_of(run: xr.DataTree, name: str, *needed: str) -> xr.Dataset:
+    """Return the measured prompts of a group, which must have these dims and coordinates.
 
     Raises
     ------
     InputError
         If a dim is missing, for example after `isel` or a mean, or there is another one.
     """
-    return with_dims(measured_prompts(run.children[name]), name, *dims)
+    return with_dims(measured_prompts(run.children[name]), name, *needed)
 
 
 def head_table(run: xr.DataTree | xr.Dataset) -> xr.Dataset:
@@ -287,10 +290,11 @@ def prompt_view(run: xr.DataTree, prompt: int) -> PromptView:
     groups = [name for name in ("qk", "ov") if name in run.children]
     if not groups:
         raise InputError("the run has neither qk nor ov, so it has no values by position")
-    dims = {"qk": ("layer", "head", "position"), "ov": ("layer", "head", "position", "label")}
-    for name, own in {**dims, "predictions": ("label",)}.items():
+    by_position = ("prompt", "layer", "head", "position", *IN_VIEW)
+    needed = {"qk": by_position, "ov": (*by_position, "label"), "predictions": ("prompt", "label")}
+    for name, own in needed.items():
         if name in run.children:
-            part_of(run, name, "prompt", *own)
+            part_of(run, name, *own)
     known = prompts_of(run)
     whole("prompt", prompt)
     if prompt not in known:

@@ -63,7 +63,8 @@ def in_context_heads(
     if not {"prompt", "layer", "head"} <= set(dims) or "position" in dims:
         source = "head_effects" if by == "margin_drop" else "attribution"
         raise InputError(f"by={by!r} needs the result of {source}, or a run that holds it")
-    given = with_dims(measured_prompts(effects), GROUP_OF[by], "prompt", "layer", "head")
+    needed = ("prompt", "layer", "head", *(() if label is None else ("gold",)))
+    given = with_dims(measured_prompts(effects), GROUP_OF[by], *needed)
     values = _strength(given, label, by)
     mean = values.where(np.isfinite(values)).mean("prompt")
     ranked = int(np.isfinite(mean).sum())
@@ -140,11 +141,14 @@ def above_others(logits: xr.DataArray) -> xr.DataArray:
     """
     if "label" not in logits.dims:
         raise InputError(f"{logits.name} has no dim 'label'; use a result with all its labels")
-    known, gold = ({*map(str, np.atleast_1d(logits[x].values))} for x in ("label", "gold"))
-    if gold - known:
+    if "gold" not in logits.coords:
+        raise InputError(f"{logits.name} lacks the coordinate 'gold', which measures give")
+    known, gold = (np.atleast_1d(logits[x].values).tolist() for x in ("label", "gold"))
+    gone = {x for x in gold if isinstance(x, str)} - {*known}  # NaN where a prompt is missing
+    if gone:
         raise InputError(
-            f"the right answer {min(gold - known)!r} of some prompts is not among the labels "
-            f"{', '.join(sorted(known))}; select prompts with these answers, or keep all labels"
+            f"the right answer {min(gone)!r} of some prompts is not among the labels "
+            f"{', '.join(known)}; select prompts with these answers, or keep all labels"
         )
     if logits.sizes["label"] == 1:
         return logits.isel(label=0, drop=True)

@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
-DIMS = ("prompt", "layer", "head", "position")
+BY_HEAD = ("prompt", "layer", "head")
+BY_POSITION = (*BY_HEAD, "position", "role")
+NEEDED = {
+    "qk": (*BY_POSITION, "demonstration_class", "query_class"),
+    "ov": (*BY_POSITION, "label", "label_text"),
+    "effects": BY_HEAD,
+}
+"""Dims and coordinates that scores are computed from, by group."""
 
 
 def two_tower_scores(run: xr.DataTree) -> xr.Dataset:
@@ -53,8 +60,7 @@ def two_tower_scores(run: xr.DataTree) -> xr.Dataset:
         if name not in getattr(run, "children", ()):
             raise InputError(f"two-tower scores need the group {name!r}; analyze with it")
     names = [name for name in ("qk", "ov", "effects") if name in run.children]
-    dims = {"qk": DIMS, "ov": (*DIMS, "label"), "effects": DIMS[:3]}
-    parts = alike({x: with_dims(measured_prompts(run.children[x]), x, *dims[x]) for x in names})
+    parts = alike({x: with_dims(measured_prompts(run.children[x]), x, *NEEDED[x]) for x in names})
     qk, ov = parts[:2]
     if qk.attrs.get("answers") == "by prompt":
         raise InputError(

@@ -84,8 +84,8 @@ def _as_dataset(group: xr.Dataset | xr.DataTree) -> xr.Dataset:
     return group.to_dataset(inherit=False) if isinstance(group, xr.DataTree) else group
 
 
-def with_dims(dataset: xr.Dataset | xr.DataTree, name: str, *dims: str) -> xr.Dataset:
-    """Return a group that has these dims and no unknown ones, with dims in the schema's order.
+def with_dims(dataset: xr.Dataset | xr.DataTree, name: str, *needed: str) -> xr.Dataset:
+    """Return a group that has some dims and no unknown ones, with dims in the schema's order.
 
     Parameters
     ----------
@@ -93,25 +93,23 @@ def with_dims(dataset: xr.Dataset | xr.DataTree, name: str, *dims: str) -> xr.Da
         A measure's result, in which dims may have been selected or averaged away since.
     name
         Its name in messages.
-    *dims
-        Dims that it must have.
+    *needed
+        Dims and coordinates that it must have.
 
     Raises
     ------
     InputError
-        If it lacks a dim, or a coordinate of its dims, or has a dim that no group has.
+        If it lacks one of them, or has a dim that no group has.
     """
     dataset = _as_dataset(dataset).copy()
-    for dim in dims:
-        if dim not in dataset.dims:
-            raise InputError(f"{name} has no dim {dim!r}; use a run with all its dims")
+    for one in needed:
+        if one in DIMS and one not in dataset.dims:
+            raise InputError(f"{name} has no dim {one!r}; use a run with all its dims")
+        if one not in DIMS and one not in dataset.coords:
+            raise InputError(f"{name} lacks the coordinate {one!r}, which measures give")
     for own in dataset.dims:
         if own not in DIMS:
             raise InputError(f"{name} has a dim {own!r} that no measure gives; select from it")
-    for coordinate, about in COORDINATES.items():
-        there = coordinate in OPTIONAL or coordinate in dataset.coords
-        if not there and set(about.dims) <= set(dataset.dims):
-            raise InputError(f"{name} lacks the coordinate {coordinate!r}, which measures give")
     known = {**COORDINATES, **GROUPS.get(dataset.attrs.get("twotower_group", name), {})}
     for variable, array in list(dataset.variables.items()):
         order = known[str(variable)].dims if variable in known else ()

@@ -46,6 +46,7 @@ class Readouts:
         self.most = labels_at_once(model)
         n = len(self.vocabulary) if fits(model, prompts) else self.most
         self.window = np.arange(n)
+        _ = self.any_labels  # made now, so that no batch waits for it in vain
 
     @property
     def any_labels(self) -> Readout:
