@@ -151,6 +151,18 @@ def test_frames(run: xr.DataTree) -> None:
     assert label["attention"] == run.qk.attention.sel(at).item()
 
 
+def test_frames_have_each_number_once(run: xr.DataTree) -> None:
+    """Tokens are coordinates of effects, and prompts have different numbers of them."""
+    effects = run.effects.to_dataset()
+    assert len(set((effects["role"] != "pad").sum("position").values)) > 1
+    frame = effects.tt.to_frame()
+    assert len(frame) == effects["logprob_drop"].size
+    means = frame.groupby(["layer", "head"])["margin_drop"].mean().to_numpy()
+    np.testing.assert_allclose(
+        means, effects["margin_drop"].mean("prompt").values.ravel(), rtol=1e-5
+    )
+
+
 def test_stored_runs_stay_lazy(stored: xr.DataTree, run: xr.DataTree) -> None:
     answers = {
         "head": stored.tt.head(1, 2).qk.attention,

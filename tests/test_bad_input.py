@@ -15,6 +15,7 @@ from tiny import TWO
 import twotower as tt
 from twotower.results.place import Place
 from twotower.runs.configuration import Configuration
+from twotower.statistics import bootstrap_mean
 
 TEXT, SPANS = "cat: foo\nParis: bar\ndog:", [(5, 8), (16, 19)]
 
@@ -156,6 +157,53 @@ CASES = {
         lambda g: tt.KnockOut([(0, 0)], "all", to=tt.Times(10**400)),
         INPUT,
         "finite number",
+    ),
+    "edits an array without dims": (
+        lambda g: predict(g, np.array(tt.KnockOut([(0, 0)]))),
+        INPUT,
+        "must be a list of edits",
+    ),
+    "heads an array without dims": (
+        lambda g: tt.KnockOut(np.array(3)),
+        INPUT,
+        "must be a list of",
+    ),
+    "edges none": (lambda g: tt.CutEdges(None), INPUT, "edges=None must be a list"),
+    "no demonstrations": (lambda g: tt.at(demonstration=[]), INPUT, "names no demonstration"),
+    "a span that overlaps itself": (
+        lambda g: tt.contrast(g.model, ["b aaa:"], [" c"], [" d"], [{"A": "aa"}]),
+        INPUT,
+        "occurs 2 times",
+    ),
+    "answers a dict": (
+        lambda g: tt.contrast(g.model, ["b:"], {" foo": 1}),
+        INPUT,
+        "right=",
+    ),
+    "prompts as the model": (
+        lambda g: tt.build_prompts(g.prompts, TWO),
+        INPUT,
+        "model must be the result of load",
+    ),
+    "heads by a list": (
+        lambda g: g.effects.tt.heads(2, by=["margin_drop"]),
+        INPUT,
+        "is not known",
+    ),
+    "measures an array": (
+        lambda g: tt.analyze(g.model, g.prompts, measures=np.zeros((2, 2))),
+        INPUT,
+        "choose a list from",
+    ),
+    "a mean over two dims": (
+        lambda g: bootstrap_mean(np.zeros((4, 3))),
+        INPUT,
+        r"shape \(4, 3\) must be by prompt",
+    ),
+    "an edge from a number": (
+        lambda g: tt.faithfulness(g.model, g.prompts, {"mine": [(1.1, "2.0", "q")]}),
+        INPUT,
+        "1.1 is not a head",
     ),
     "edits none": (lambda g: predict(g, None), INPUT, "must be a list of edits"),
     "edits a number": (lambda g: predict(g, 3), INPUT, "must be a list of edits"),

@@ -99,7 +99,12 @@ class _Questions:
         """
         from .measures.choose import GROUP_OF, in_context_heads, strongest
 
-        if by in GROUP_OF or label is not None or not hasattr(self._data, "children"):
+        if (
+            not isinstance(by, str)
+            or by in GROUP_OF
+            or label is not None
+            or not hasattr(self._data, "children")
+        ):
             return in_context_heads(self._data, k, by=by, label=label)
         from .figures.views import head_table
 
@@ -317,6 +322,8 @@ class DatasetQuestions(_Questions):
     def to_frame(self) -> pd.DataFrame:
         """Make a tidy table with one row per combination of coordinates, without padding.
 
+        Dims that no variable has, only coordinates, are left out: each number would be repeated.
+
         Returns
         -------
         pandas.DataFrame
@@ -330,8 +337,13 @@ class DatasetQuestions(_Questions):
         data: xr.Dataset = self._data
         if not data.dims:
             raise InputError("the dataset has no dims, so it has no rows to list")
+        if data.data_vars:
+            data = data.drop_dims({*data.dims} - {x for a in data.values() for x in a.dims})
         frame = data.to_dataframe(dim_order=list(data.dims)).reset_index()
-        return frame[frame["role"] != "pad"].reset_index(drop=True) if "role" in frame else frame
+        if "role" not in frame:
+            return frame
+        # Where runs of other lengths were joined, roles are missing.
+        return frame[~frame["role"].isin(["pad"]) & frame["role"].notna()].reset_index(drop=True)
 
 
 @xr.register_datatree_accessor("tt")

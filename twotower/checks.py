@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Rational, Real
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,10 @@ def several(name: str, value: Any) -> list[Any]:
     InputError
         If the value is something else; the message names the argument.
     """
-    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+    # An array without dims has the method of a list and raises when it is called.
+    number = getattr(value, "ndim", 1) == 0
+    other = isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable)
+    if number or other:
         raise InputError(f"{name}={shown(value)} must be a list")
     return list(value)
 

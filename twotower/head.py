@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from .checks import shown
 from .errors import InputError
 
 
@@ -53,7 +54,7 @@ def as_head(value: Any) -> Head:
             raise TypeError
         layer, head = (operator.index(x) for x in value)
     except (TypeError, ValueError):
-        raise InputError(f"{value!r} is not a head; give (layer, head)") from None
+        raise InputError(f"{shown(value)} is not a head; give (layer, head)") from None
     return Head(layer, head)
 
 
@@ -73,9 +74,11 @@ def parse_head(text: str) -> Head:
 
 def as_list(heads: Any) -> list[Any]:
     """Return heads as a list; a single head becomes a list of one."""
-    if isinstance(heads, str) or not isinstance(heads, Iterable):
-        raise InputError(f"heads={heads!r} must be a list of (layer, head)")
-    return [heads] if isinstance(heads, Head) else list(heads)
+    if isinstance(heads, Head):
+        return [heads]
+    if isinstance(heads, str) or not isinstance(heads, Iterable) or getattr(heads, "ndim", 1) == 0:
+        raise InputError(f"heads={shown(heads)} must be a list of (layer, head)")
+    return list(heads)
 
 
 def check_heads(heads: Iterable[Any], model: HasHeads) -> list[Head]:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .errors import InputError
+
 
 class Estimate(NamedTuple):
     """An estimate from n prompts with its bootstrap interval.
@@ -66,10 +68,24 @@ def bootstrap_mean(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> 
         Seed of the resampling.
     resamples
         Number of bootstrap samples.
+
+    Raises
+    ------
+    InputError
+        If the values have further dims; their mean would count each value as a prompt.
     """
-    values = np.asarray(values, dtype=float)
+    values = _by_prompt(values)
     values = values[~np.isnan(values)]
     return bootstrap(lambda rows: values[rows].mean(axis=-1), len(values), seed, resamples)
+
+
+def _by_prompt(values: np.ndarray) -> np.ndarray:
+    found = np.asarray(values, dtype=float)
+    if found.ndim != 1:
+        raise InputError(
+            f"values of shape {found.shape} must be by prompt; average other dims first"
+        )
+    return found
 
 
 def bootstrap(
@@ -122,7 +138,7 @@ def reduction(
     Estimate or None
         None if the interval of the mean of `before` includes 0.
     """
-    before, after = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
+    before, after = _by_prompt(before), _by_prompt(after)
     both = ~(np.isnan(before) | np.isnan(after))
     before, after = before[both], after[both]
     first = bootstrap_mean(before, seed)

@@ -66,7 +66,7 @@ def scores(reference: Reference, prompts: tt.Prompts, row: int, *edit: Any) -> n
         total = logprobs(reference, ids_of(prompts, row), tokens, *edit).sum()
         per = {
             "mean": len(tokens),
-            "characters": len(prompts.answers.text[row, label].strip()),
+            "characters": len(prompts.answers.text[row, label].lstrip()),
         }.get(prompts.answers.scoring, 1)
         found.append(total / per)
     return np.array(found)
@@ -612,3 +612,9 @@ def test_very_many_answers(more: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # The first labels when the measures are prepared, and then those of a batch and the next.
     assert max(map(len, made)) == 5
     assert len(made) < 8
+
+
+def test_characters_after_leading_blanks() -> None:
+    model = tiny("gpt2")
+    prompts = tt.contrast(model, ["cat:"], [" foo\n"], [" bar\n\n"], scoring="characters")
+    assert prompts.answers.weights.tolist() == [[1 / 4, 1 / 5]]

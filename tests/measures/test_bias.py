@@ -10,7 +10,7 @@ import xarray as xr
 from tiny import THREE, TWO
 
 import twotower as tt
-from twotower.measures.bias import bias_reduction, recent_label
+from twotower.measures.bias import bias_reduction, majority_label, recent_label
 from twotower.statistics import reduction
 
 FAVOURED = ["foo", "foo", "bar"] * 3
@@ -132,3 +132,26 @@ def test_bias_is_saved_and_opened(answers: xr.Dataset, tmp_path: Path) -> None:
     tt.save(bias, tmp_path / "bias.zarr")
     back = tt.open(tmp_path / "bias.zarr")["bias"].to_dataset()
     xr.testing.assert_equal(back, bias)
+
+
+def test_labels_of_several_tokens_count_once(llama: tt.Model) -> None:
+    shots = {"foo": 2, "elephant": 1}
+    prompts = tt.build_prompts(llama, TWO, labels=("foo", "elephant"), shots=shots, n=4, seed=0)
+    held = prompts.label_text[prompts.where("labels")]
+    assert (held == "elephant").sum() > 2 * (held == "foo").sum()
+    assert majority_label(prompts).tolist() == ["foo"] * 4
+    last = [[x.label for x in prompt.segments if x.role == "label"][-1] for prompt in prompts.items]
+    assert recent_label(prompts).tolist() == last
+    even = tt.build_prompts(llama, TWO, labels=("foo", "elephant"), shots=2, n=2, seed=0)
+    with pytest.raises(tt.errors.InputError, match="'foo': 2, 'elephant': 2"):
+        majority_label(even)
+
+
+def test_favoured_labels_that_name_their_prompts(answers: xr.Dataset) -> None:
+    """They are put in the order of the predictions."""
+    favoured = xr.DataArray(FAVOURED, {"prompt": answers["prompt"]}, "prompt")
+    expected = tt.label_bias(answers, FAVOURED)
+    found = tt.label_bias(answers, favoured.sortby("prompt", ascending=False))
+    xr.testing.assert_equal(found, expected)
+    with pytest.raises(tt.errors.InputError, match="names other prompts"):
+        tt.label_bias(answers, favoured.assign_coords(prompt=favoured["prompt"] + 1))

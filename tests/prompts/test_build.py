@@ -382,3 +382,8 @@ def test_a_class_without_texts() -> None:
 def test_a_text_in_two_classes() -> None:
     with pytest.raises(tt.errors.InputError, match="'cat' is in the classes"):
         tt.Task("t", {"animal": ANIMALS, "city": [*CITIES, "cat"]})
+
+
+def test_texts_that_differ_in_blanks_are_the_same() -> None:
+    task = tt.Task("t", {"a": ["cat", "cat ", " dog", "dog", "sea  lion", "sea lion"], "b": ["x"]})
+    assert task.texts["a"] == ("cat", " dog", "sea  lion")

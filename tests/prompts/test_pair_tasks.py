@@ -248,3 +248,12 @@ def test_parts_that_would_be_too_small(fraction: float) -> None:
         TASK.split(fraction, seed=0)
     with pytest.raises(tt.errors.InputError, match="must be strictly between 0 and 1"):
         TASK.split(1.0, seed=0)
+
+
+def test_outputs_that_are_decimals_stay_as_they_are(tmp_path: Path) -> None:
+    rows = [("half", "0.5"), ("one", "1.0"), ("two", "2.00")]
+    path = tmp_path / "numbers.csv"
+    path.write_text("input,output\n" + "".join(f"{a},{b}\n" for a, b in rows))
+    assert tt.load_pairs(path).pairs == tuple(rows)
+    path.write_text("input,output\n" + "".join(f"{a},{b}\n" for a, b in [*rows[1:2], ("x", "3.0")]))
+    assert tt.load_pairs(path).pairs == (("one", "1.0"), ("x", "3.0"))

@@ -153,6 +153,8 @@ def test_numbers_of_a_csv_are_whole_where_pandas_made_them_decimals(tmp_path: Pa
     assert tt.load_task(tmp_path / "t.csv").texts == {"0": ("b",), "1": ("a", "c")}
     (tmp_path / "t.csv").write_text("text,label\na,1.0\nb,v2.0\nc,007\n")
     assert set(tt.load_task(tmp_path / "t.csv").texts) == {"1.0", "v2.0", "007"}
+    (tmp_path / "t.csv").write_text("text,label\na,1.10\nb,1.9\nc,2.0\n")
+    assert set(tt.load_task(tmp_path / "t.csv").texts) == {"1.10", "1.9", "2.0"}
 
 
 def test_columns_that_are_not_there_or_twice() -> None:

@@ -24,7 +24,7 @@ LABELS = ("foo", "bar", "map")
 
 
 @pytest.fixture(scope="module")
-def run() -> xr.DataTree:
+def model() -> tt.Model:
     config = LlamaConfig(
         vocab_size=704,
         hidden_size=36,
@@ -33,7 +33,11 @@ def run() -> xr.DataTree:
         num_attention_heads=3,
         max_position_embeddings=256,
     )
-    model = tt.load(with_random_weights(config), tokenizer=byte_level(), check=False)
+    return tt.load(with_random_weights(config), tokenizer=byte_level(), check=False)
+
+
+@pytest.fixture(scope="module")
+def run(model: tt.Model) -> xr.DataTree:
     prompts = tt.build_prompts(model, THREE, labels=LABELS, shots=2, n=3, seed=0)
     found = tt.analyze(model, prompts)
     groups = tt.group_effects(model, prompts, [[(0, 0), (1, 1)], [(1, 2), (2, 2)], [(0, 1)]])
@@ -159,3 +163,42 @@ def test_labels_without_the_right_one(run: xr.DataTree) -> None:
         tt.label_bias(group(run, "predictions").sel(label=["foo"]), ["foo"] * 3)
     with pytest.raises(tt.errors.InputError, match="ov has a single label"):
         tt.two_tower_scores(changed(run, lambda x: x.isel(label=[0])))
+
+
+def test_scores_of_joined_runs_are_those_of_all_prompts(run: xr.DataTree) -> None:
+    """Two runs number their prompts alike, so that there are as many numbers as scored prompts."""
+
+    def joined(*parts: xr.Dataset) -> xr.Dataset:
+        if "prompt" not in parts[0].dims:
+            return parts[0]
+        return xr.concat(parts, "prompt", data_vars="minimal", coords="minimal", compat="override")
+
+    two = xr.map_over_datasets(joined, run, changed(run, lambda x: x.isel(prompt=[0, 0, 0])))
+    table = head_table(two)
+    scores = tt.two_tower_scores(two)
+    for name in ("qk_auc", "ov_auc"):
+        np.testing.assert_array_equal(table[name], scores[name])
+        assert not np.array_equal(scores[name], run["scores"][name])
+    with pytest.raises(tt.errors.InputError, match="several prompts 0"):
+        prompt_view(two, 0)
+    assert "qk_auc" not in head_table(changed(run, lambda x: x.isel(prompt=[])))
+
+
+@pytest.mark.parametrize("dim", ["prompt", "position"])
+def test_positions_of_a_result_in_another_order(dim: str, model: tt.Model) -> None:
+    prompts = tt.build_prompts(model, THREE, labels=LABELS, shots=2, n=3, seed=0)
+    mask = tt.predict(model, prompts)["role"] == "label"
+    expected = tt.head_effects(model, prompts, mask.values)
+    found = tt.head_effects(model, prompts, mask.sortby(dim, ascending=False).T)
+    xr.testing.assert_equal(found, expected)
+    with pytest.raises(tt.errors.InputError, match=f"all values of '{dim}'"):
+        tt.head_effects(model, prompts, mask.isel({dim: [0, *range(mask.sizes[dim] - 1)]}))
+
+
+def test_a_changed_mask_does_not_change_an_edit(model: tt.Model) -> None:
+    prompts = tt.build_prompts(model, THREE, labels=LABELS, shots=2, n=3, seed=0)
+    mask = prompts.where("all")
+    edit = tt.KnockOut([(0, 1)], mask)
+    before = tt.predict(model, prompts, edit)
+    mask[:] = False
+    xr.testing.assert_equal(tt.predict(model, prompts, edit), before)

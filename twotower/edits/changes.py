@@ -114,7 +114,7 @@ class Times:
     factor: float
 
     def __post_init__(self) -> None:
-        finite("factor", self.factor)
+        object.__setattr__(self, "factor", finite("factor", self.factor))
 
     def describe(self) -> dict[str, Any]:
         """Return the change as attributes of a dataset."""

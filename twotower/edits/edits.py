@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from ..checks import check_is, finite, one_of, shown, whole, yes_or_no
+from ..checks import check_is, finite, one_of, several, shown, whole, yes_or_no
 from ..errors import InputError
 from ..head import as_list
 from ..prompts.positions import named
@@ -49,6 +50,7 @@ class KnockOut:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "heads", tuple(as_list(self.heads)))
+        _own_arrays(self)
         check_change(self.to)
 
     def describe(self) -> dict[str, Any]:
@@ -88,7 +90,9 @@ class ScaleAttention:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "heads", tuple(as_list(self.heads)))
-        if finite("factor", self.factor) < 0:
+        _own_arrays(self)
+        object.__setattr__(self, "factor", finite("factor", self.factor))
+        if self.factor < 0:
             raise InputError(f"factor={self.factor} must be 0 or more: it multiplies weights")
         yes_or_no("renormalize", self.renormalize)
 
@@ -131,6 +135,7 @@ class DropPosition:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "heads", tuple(as_list(self.heads)))
+        _own_arrays(self)
         one_of("distance", self.distance, DISTANCES)
 
     def describe(self) -> dict[str, Any]:
@@ -168,6 +173,7 @@ class Patch:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "heads", tuple(as_list(self.heads)))
+        _own_arrays(self)
         check_is(self.donor, "Prompts", "donor")
         one_of("what", self.what, PATCHED)
 
@@ -225,6 +231,7 @@ class Add:
         made_on = {name: about[name] for name in ("model", "weights_hash") if about.get(name)}
         object.__setattr__(self, "made_on", made_on)
         object.__setattr__(self, "vector", found)
+        _own_arrays(self)
         whole("layer", self.layer)
 
     @property
@@ -282,13 +289,14 @@ class CutEdges:
     to: Change = Zero()
 
     def __post_init__(self) -> None:
-        edges = tuple(self.edges)
+        edges = tuple(several("edges", self.edges))
         if not edges:
             raise InputError("there are no edges to cut")
         for edge in edges:
             if isinstance(edge, str) or not isinstance(edge, Sequence) or len(edge) != 3:
-                raise InputError(f"{edge!r} is not an edge; write (source, target, into)")
+                raise InputError(f"{shown(edge)} is not an edge; write (source, target, into)")
         object.__setattr__(self, "edges", edges)
+        _own_arrays(self)
         check_change(self.to)
 
     def describe(self) -> dict[str, Any]:
@@ -316,14 +324,24 @@ def as_edits(edits: Edit | Iterable[Edit]) -> list[Edit]:
     InputError
         If an element is not an edit.
     """
-    if not isinstance(edits, (Edit, Iterable)):
-        raise InputError(f"edits={edits!r} must be a list of edits, such as [KnockOut(heads)]")
-    found = [edits] if isinstance(edits, Edit) else list(edits)
+    if isinstance(edits, Edit):
+        return [edits]
+    if not isinstance(edits, Iterable) or getattr(edits, "ndim", 1) == 0:
+        raise InputError(f"edits={shown(edits)} must be a list of edits, such as [KnockOut(heads)]")
+    found = list(edits)
     for edit in found:
         if not isinstance(edit, Edit):
             names = ", ".join(kind.__name__ for kind in get_args(Edit))
-            raise InputError(f"{edit!r} is not an edit; use one of {names}")
+            raise InputError(f"{shown(edit)} is not an edit; use one of {names}")
     return found
+
+
+def _own_arrays(edit: Any) -> None:
+    """Copy an edit's arrays of positions, which the user may change later."""
+    for name in ("positions", "keys", "outputs"):
+        given = getattr(edit, name, None)
+        if hasattr(given, "__array__"):
+            object.__setattr__(edit, name, copy.deepcopy(given))
 
 
 def _describe(edit: HeadEdit | Add, about: dict[str, Any]) -> dict[str, Any]:

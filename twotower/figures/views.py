@@ -110,7 +110,9 @@ def head_table(run: xr.DataTree | xr.Dataset) -> xr.Dataset:
         mean = array.mean("prompt") if "prompt" in array.dims else array
         found[name] = mean.assign_attrs(about)
     scores = part_of(run, "scores", "layer", "head") if "scores" in run.children else None
-    unscored = scores is None or bool(scores["qk_auc"].isnull().all()) or _of_others(run, scores)
+    if scores is not None and _of_others(run, scores):
+        scores = None
+    unscored = scores is None or bool(scores["qk_auc"].isnull().all())
     by_prompt = run.attrs.get("answers") == "by prompt"
     if unscored and {"qk", "ov"} <= set(run.children) and prompts_of(run) and not by_prompt:
         for name in ("qk", "ov"):
@@ -131,13 +133,14 @@ def head_table(run: xr.DataTree | xr.Dataset) -> xr.Dataset:
 def _of_others(run: xr.DataTree, scores: xr.Dataset) -> bool:
     """Check whether scores are of more or fewer prompts than the run has, as after `isel`.
 
-    Repeated prompts, as in a bootstrap, are fewer different ones.
+    Prompts may be repeated, as in a bootstrap, or the same number may stand for several, as after
+    runs were joined.
     """
     if "qk" not in run.children:
         return False
     known = json.loads(scores.attrs.get("settings", "{}")).get("prompts")
     now = measured_prompts(run.children["qk"]).get("prompt")
-    return known is not None and now is not None and known != len(set(now.values.tolist()))
+    return known is not None and now is not None and {known} != {now.size, len({*now.values})}
 
 
 def marked_heads(
@@ -299,6 +302,8 @@ def prompt_view(run: xr.DataTree, prompt: int) -> PromptView:
     whole("prompt", prompt)
     if prompt not in known:
         raise InputError(f"prompt {prompt} {_state(run, groups[0], prompt)}")
+    if known.count(prompt) > 1:
+        raise InputError(f"there are several prompts {prompt}; number them anew to see one")
     parts = {
         name: node.to_dataset(inherit=False).sel(prompt=prompt).load()
         for name, node in run.children.items()

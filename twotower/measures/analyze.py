@@ -93,7 +93,7 @@ def choose_measures(
     """
     listed = isinstance(measures, Iterable) and not isinstance(measures, str)
     measures = list(measures) if listed else []
-    if not measures or not all(x in MEASURES or isinstance(x, Measure) for x in measures):
+    if not measures or not all(map(_is_measure, measures)):
         raise InputError(
             f"measures={measures!r}: choose a list from {', '.join(MEASURES)}, or give "
             "instances of Measure"
@@ -137,3 +137,7 @@ def prompts_dataset(model: Model, prompts: Prompts) -> xr.Dataset:
         "text": np.array([p.text for p in prompts], dtype=object),
     }
     return dataset("prompts", arrays, model, prompts, {})
+
+
+def _is_measure(given: Any) -> bool:
+    return isinstance(given, Measure) or (isinstance(given, str) and given in MEASURES)

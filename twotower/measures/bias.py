@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -120,7 +120,7 @@ def label_bias(predictions: xr.Dataset, favoured: Sequence[str] | np.ndarray) ->
     labels = [str(label) for label in predictions["label"].values]
     if len(labels) < 2:
         raise InputError("there is a single label, and a bias is one towards a label over others")
-    favoured = np.asarray(several("favoured", favoured), dtype=object)
+    favoured = np.asarray(several("favoured", _aligned(favoured, predictions)), dtype=object)
     n = predictions.sizes["prompt"]
     if favoured.shape != (n,):
         raise InputError(f"favoured has the shape {favoured.shape}; there are {n} prompts")
@@ -203,8 +203,23 @@ def bias_reduction(
 
 
 def _labels_held(prompts: Prompts) -> list[np.ndarray]:
-    """Return the labels of each prompt's demonstrations, in order."""
-    return [text[at] for text, at in zip(prompts.label_text, prompts.where("labels"), strict=True)]
+    """Return the label of each demonstration, by prompt, in order; it may have several tokens."""
+    found = []
+    rows = zip(prompts.label_text, prompts.demonstration, prompts.where("labels"), strict=True)
+    for text, number, at in rows:
+        _, first = np.unique(number[at], return_index=True)
+        found.append(text[at][first])
+    return found
+
+
+def _aligned(favoured: Any, predictions: xr.Dataset) -> Any:
+    """Return favoured labels that name their prompts in the order of the predictions."""
+    if "prompt" not in getattr(favoured, "coords", ()):
+        return favoured
+    try:
+        return favoured.sel(prompt=predictions["prompt"]).values
+    except (KeyError, ValueError) as error:
+        raise InputError("favoured names other prompts than the predictions") from error
 
 
 def _needs_labels(prompts: Prompts) -> None:

@@ -12,8 +12,9 @@ from ..checks import several, whole
 from ..edits.changes import Change, Mean, check_change
 from ..edits.cut import all_edges
 from ..edits.edits import CutEdges, Edit, KnockOut
+from ..edits.sources import Source
 from ..errors import InputError
-from ..head import Head, check_heads
+from ..head import as_head, check_heads
 from ..prompts.positions import named
 from ..results.missing import blank
 from ..statistics import mean_known
@@ -207,7 +208,7 @@ def _edges(ranking: Ranking, model: Model) -> list[tuple[str, str, str]]:
 
 
 def _name(part: Any) -> str:
-    return part if isinstance(part, str) else str(Head(*part) if isinstance(part, tuple) else part)
+    return str(part if isinstance(part, (str, Source)) else as_head(part))
 
 
 def _text(item: Any) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checks import check_is, several, yes_or_no
+from ..checks import check_is, several, shown, yes_or_no
 from ..edits.changes import Change, Zero
 from ..errors import InputError
 from ..prompts.completions import Completions, read_completions
@@ -89,6 +89,8 @@ def trace_effects(
     check_is(prompts, "Prompts", "prompts")
     if keep is not None and not isinstance(keep, str):
         keep = several("keep", keep)
+        if not all(isinstance(name, str) for name in keep):
+            raise InputError(f"keep={shown(keep)} must be names of spans")
     yes_or_no("control_tokens", control_tokens)
     read = read_completions(prompts, completions, spans, model.max_positions, control_tokens)
     kept = _kept(read, keep)

@@ -96,7 +96,7 @@ class Answers:
         if self.scoring == "mean":
             return 1 / self.n_tokens
         if self.scoring == "characters":
-            lengths = [[len(text.strip()) for text in row] for row in self.text]
+            lengths = [[len(text.lstrip()) for text in row] for row in self.text]
             return 1 / np.array(lengths, dtype=np.float64)
         return np.ones(self.text.shape)
 

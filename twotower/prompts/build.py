@@ -253,7 +253,7 @@ def build_prompts(
         few texts; if the tokenizer drops or does not know a character; if a prompt is longer than
         the model's context; or if an argument does not apply to the kind of task.
     """
-    if not hasattr(model, "tokenizer"):
+    if not hasattr(model, "max_positions"):
         check_is(model, "Model", "model")
     if not isinstance(task, PairTask):
         check_is(task, "Task", "task")

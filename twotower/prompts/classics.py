@@ -173,7 +173,7 @@ def classic_prompts(
     >>> partners = classic_prompts(model, "indirect-object", n=20, corrupted=True)
     >>> effects = head_effects(model, clean, to=From(partners))
     """
-    if not hasattr(model, "tokenizer"):
+    if not hasattr(model, "max_positions"):
         check_is(model, "Model", "model")
     one_of("name", name, CLASSICS)
     whole("n", n, 1, MOST_PROMPTS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from ..checks import check_is, encodable, shown, yes_or_no
@@ -93,7 +93,7 @@ def contrast(
     >>> prompts.labels
     ('right', 'wrong')
     """
-    if not hasattr(model, "tokenizer"):
+    if not hasattr(model, "max_positions"):
         check_is(model, "Model", "model")
     yes_or_no("add_special_tokens", add_special_tokens)
     yes_or_no("control_tokens", control_tokens)
@@ -138,7 +138,8 @@ def contrast(
 
 
 def _listed(name: str, given: Any) -> list[Any]:
-    if isinstance(given, str) or not hasattr(given, "__len__"):
+    # A set has no order, and of a dict only the keys would count.
+    if isinstance(given, (str, Mapping, Set)) or not hasattr(given, "__len__"):
         raise InputError(f"{name}= must be a list with an entry for each prompt")
     return list(given)
 
@@ -237,9 +238,10 @@ def _place(number: int, string: str, name: Any, at: Any, taken: Sequence[str]) -
             f"{', '.join(taken)}"
         )
     if isinstance(at, str):
-        if not at or string.count(at) != 1:
+        times = sum(string.startswith(at, i) for i in range(len(string))) if at else 0
+        if times != 1:
             raise InputError(
-                f"prompt {number}: {at!r} occurs {string.count(at) if at else 0} times; "
+                f"prompt {number}: {at!r} occurs {times} times; "
                 f"give the span {name!r} as (start, end), in characters"
             )
         start = string.index(at)

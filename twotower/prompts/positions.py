@@ -126,6 +126,8 @@ def at(
     if demonstration is not None:
         listed = demonstration if isinstance(demonstration, Iterable) else [demonstration]
         numbers = tuple(whole("demonstration", number) for number in listed)
+        if not numbers:
+            raise InputError("demonstration=[] names no demonstration")
     if same_class is not None:
         yes_or_no("same_class", same_class)
     found = At(
@@ -171,8 +173,9 @@ def position_mask(
     if isinstance(positions, str):
         one_of(name, positions, PLACES)
         return prompts.where(positions)
-    if hasattr(positions, "mask") and hasattr(positions, "describe"):
+    if isinstance(positions, At):
         return positions.mask(prompts)
+    positions = _in_order(positions, name)
     # Objects of other kinds fail below; a dataset cannot even become an array.
     mask = np.asarray(None if hasattr(positions, "data_vars") else positions)
     # Imported here: `at` needs no tokens.
@@ -187,6 +190,23 @@ def position_mask(
             f"{prompts.token_id.shape}; this is {found}"
         )
     return mask & (prompts.token_id >= 0)
+
+
+def _in_order(positions: Any, name: str) -> Any:
+    """Return positions in the order of the prompts, if they are an array with named positions."""
+    if not hasattr(positions, "coords") or hasattr(positions, "data_vars"):
+        return positions
+    if {*positions.dims} != {"prompt", "position"}:
+        raise InputError(
+            f"{name} has the dims {', '.join(positions.dims)}; it needs prompt, position"
+        )
+    for dim, n in positions.sizes.items():
+        if dim in positions.coords:
+            positions = positions.sortby(dim)
+            # Prompts count from 0, and positions of results up to the last, which is 0.
+            if not np.array_equal(positions[dim], np.arange(n) - (n - 1) * (dim == "position")):
+                raise InputError(f"{name} is not of all values of {dim!r}, each once")
+    return positions.transpose("prompt", "position")
 
 
 def named(positions: Positions) -> Any:

@@ -13,7 +13,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from ..errors import InputError
 Rows = list[dict[str, Any]]
 """Rows of a table, by column."""
 
-DECIMAL = re.compile(r"[+-]?\d+(\.\d*)?")
+WHOLE = re.compile(r"[+-]?\d+(\.0)?")
+SEPARATED = (".csv", ".tsv")
 SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 
 
@@ -197,7 +198,7 @@ def _separated(separator: str) -> Callable[[Path, Sequence[str]], Rows]:
                     rows.append(dict(zip(header, fields, strict=True)))
         except csv.Error as error:
             raise InputError(f"{path} cannot be read: line {line}: {error}") from error
-        return _whole_classes(rows, wanted[1])
+        return rows
 
     return read
 
@@ -219,14 +220,16 @@ def _check_header(path: Path, header: list[str], wanted: Sequence[str], separato
         _check_columns(str(path), header, wanted)
 
 
-def _whole_classes(rows: Rows, label: str) -> Rows:
-    """Remove the ".0" of numeric classes, which pandas adds if a cell of the column is empty."""
-    values = [row[label].strip() for row in rows]
-    if not all(DECIMAL.fullmatch(value) for value in values if value):
-        return rows
-    return [
-        {**row, label: re.sub(r"\.0*$", "", value)} for row, value in zip(rows, values, strict=True)
-    ]
+def whole_classes(table: Table, label: str) -> Table:
+    """Remove the ".0" of whole classes, which pandas writes if a cell of the column is empty.
+
+    Other decimals, such as versions, stay.
+    """
+    texts = [row[label].strip() for row in table.rows]
+    if not all(WHOLE.fullmatch(text) for text in texts if text):
+        return table
+    pairs = zip(table.rows, texts, strict=True)
+    return replace(table, rows=[{**row, label: text.removesuffix(".0")} for row, text in pairs])
 
 
 def _loaded(where: str, text: str) -> Any:

@@ -15,7 +15,16 @@ from ..checks import encodable, finite, one_of, shown, whole, yes_or_no
 from ..errors import InputError
 from .bundled import bundled_pairs, bundled_tasks
 from .classes import class_name, is_missing, texts_by_class
-from .tables import FORMATS, Rows, Table, dataset_rows, read_file, read_object
+from .tables import (
+    FORMATS,
+    SEPARATED,
+    Rows,
+    Table,
+    dataset_rows,
+    read_file,
+    read_object,
+    whole_classes,
+)
 
 KINDS = ("words", "sentences")
 """Kinds of texts."""
@@ -102,17 +111,18 @@ class Task:
                     )
                 encodable(f"task {self.name!r}: the text", text)
             texts = tuple(map(str, texts))
-            unique = tuple(dict.fromkeys(texts))
+            unique: dict[str, str] = {}
+            for text in texts:  # those that differ only in blanks are the same
+                unique.setdefault(" ".join(text.split()), text)
             if not unique:
                 raise InputError(f"task {self.name!r}: class {name!r} has no texts")
-            for text in unique:
-                key = " ".join(text.split())
+            for key, text in unique.items():
                 if owner.setdefault(key, name) != name:
                     raise InputError(
                         f"task {self.name!r}: {text!r} is in the classes "
                         f"{owner[key]!r} and {name!r}; keep it in one"
                     )
-            kept[name] = unique
+            kept[name] = tuple(unique.values())
         object.__setattr__(self, "texts", kept)
 
     @property
@@ -247,7 +257,10 @@ def load_task(
         entry = HubTask(at, text, label, split, config)
         return _from_hub(at, entry, max_per_class, seed, name)
     if Path(source).suffix.lower() in FORMATS:
-        return _task(read_file(Path(source), text, label), text, label, name, strict=True)
+        table = read_file(Path(source), text, label)
+        if Path(source).suffix.lower() in SEPARATED:
+            table = whole_classes(table, label)
+        return _task(table, text, label, name, strict=True)
     endings = ", ".join(FORMATS)
     if Path(source).is_file():
         raise InputError(f"{source} is not a readable table; give one of {endings}")
