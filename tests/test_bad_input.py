@@ -168,6 +168,25 @@ CASES = {
         INPUT,
         "must be a list of",
     ),
+    **{
+        f"{name} an array without dims": (ask, INPUT, "must|is not|needs|names|choose")
+        for name, ask in {
+            "groups": lambda g: tt.group_effects(g.model, g.prompts, np.array(1)),
+            "sources": lambda g: tt.edge_effects(g.model, g.prompts, np.array(1)),
+            "a source": lambda g: tt.edge_effects(g.model, g.prompts, [np.array(1)]),
+            "roles": lambda g: tt.at(role=np.array(1)),
+            "demonstrations": lambda g: tt.at(demonstration=np.array(-1)),
+            "texts": lambda g: tt.contrast(g.model, np.array("b"), [" a"]),
+            "wrong answers": lambda g: tt.contrast(g.model, ["b:"], [" a"], [np.array(1)]),
+            "a task": lambda g: tt.Task("t", np.array(1)),
+            "pairs": lambda g: tt.PairTask("t", np.array(1)),
+            "labels": lambda g: tt.build_prompts(g.model, TWO, labels=np.array(1)),
+            "strings": lambda g: tt.prompts_from_strings(g.model, np.array(1), [], []),
+            "spans": lambda g: strings(g.model, spans=np.array(1)),
+            "orders": lambda g: g.prompts.reordered(np.array(1)),
+            "completions": lambda g: tt.trace_effects(g.model, g.prompts, np.array(1)),
+        }.items()
+    },
     "edges none": (lambda g: tt.CutEdges(None), INPUT, "edges=None must be a list"),
     "no demonstrations": (lambda g: tt.at(demonstration=[]), INPUT, "names no demonstration"),
     "a span that overlaps itself": (

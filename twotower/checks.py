@@ -132,6 +132,20 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def is_list(value: Any, sized: bool = False) -> bool:
+    """Return whether a value can be iterated over, and perhaps counted, and is no text.
+
+    It is tried, because arrays without dims have the methods of lists, which raise.
+    """
+    if isinstance(value, (str, bytes)):
+        return False
+    try:
+        iter(value)
+        return not sized or len(value) >= 0
+    except TypeError:
+        return False
+
+
 def several(name: str, value: Any) -> list[Any]:
     """Return the items of a list or another collection, which is not a text.
 
@@ -140,10 +154,7 @@ def several(name: str, value: Any) -> list[Any]:
     InputError
         If the value is something else; the message names the argument.
     """
-    # An array without dims has the method of a list and raises when it is called.
-    number = getattr(value, "ndim", 1) == 0
-    other = isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable)
-    if number or other:
+    if isinstance(value, Mapping) or not is_list(value):
         raise InputError(f"{name}={shown(value)} must be a list")
     return list(value)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from .checks import shown
+from .checks import is_list, shown
 from .errors import InputError
 
 
@@ -76,7 +76,7 @@ def as_list(heads: Any) -> list[Any]:
     """Return heads as a list; a single head becomes a list of one."""
     if isinstance(heads, Head):
         return [heads]
-    if isinstance(heads, str) or not isinstance(heads, Iterable) or getattr(heads, "ndim", 1) == 0:
+    if not is_list(heads):
         raise InputError(f"heads={shown(heads)} must be a list of (layer, head)")
     return list(heads)
 

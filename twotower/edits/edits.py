@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from ..checks import check_is, finite, one_of, several, shown, whole, yes_or_no
+from ..checks import check_is, finite, is_list, one_of, several, shown, whole, yes_or_no
 from ..errors import InputError
 from ..head import as_list
 from ..prompts.positions import named
@@ -326,7 +326,7 @@ def as_edits(edits: Edit | Iterable[Edit]) -> list[Edit]:
     """
     if isinstance(edits, Edit):
         return [edits]
-    if not isinstance(edits, Iterable) or getattr(edits, "ndim", 1) == 0:
+    if not is_list(edits):
         raise InputError(f"edits={shown(edits)} must be a list of edits, such as [KnockOut(heads)]")
     found = list(edits)
     for edit in found:

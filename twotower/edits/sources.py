@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..checks import is_list, shown
 from ..errors import InputError
 from ..head import as_head, check_heads, parse_head
 
@@ -91,13 +91,15 @@ def as_sources(model: Model, given: Any) -> list[Group]:
         return [(one,) for one in known]
     if isinstance(given, str) and given == "heads":
         return [(one,) for one in known if one.kind == "head"]
-    if isinstance(given, str) or not isinstance(given, Iterable):
-        raise InputError(f"sources={given!r} must be a list of heads and names, or 'heads'")
+    if not is_list(given):
+        raise InputError(f"sources={shown(given)} must be a list of heads and names, or 'heads'")
     groups: list[Group] = []
     for item in given:
         alone = isinstance(item, str | Source) or _is_head(item)
-        if not alone and not isinstance(item, Iterable):
-            raise InputError(f"{item!r} is not a source; write a head, 'mlp 2', or 'embedding'")
+        if not alone and not is_list(item):
+            raise InputError(
+                f"{shown(item)} is not a source; write a head, 'mlp 2', or 'embedding'"
+            )
         parts = [_as_source(model, one, known) for one in ([item] if alone else item)]
         if not parts:
             raise InputError("a group of sources is empty")

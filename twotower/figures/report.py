@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checks import whole, writable_file
+from ..checks import is_list, whole, writable_file
 from ..errors import InputError
 from .packing import compressed
 from .report_data import (
@@ -78,7 +78,7 @@ def write_report(
     runs = [one_run(run)] if other is None else [one_run(run), one_run(other)]
     if not isinstance(path, (str, Path)):
         raise InputError(f"path={path!r} must be a path")
-    if isinstance(names, str) or not isinstance(names, Sequence):
+    if not is_list(names, sized=True):
         raise InputError(f"names={names!r} must be {len(runs)} texts")
     if len(names) < len(runs) or not all(isinstance(name, str) for name in names):
         raise InputError(f"names={names!r} must be {len(runs)} texts")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..checks import is_list
 from ..errors import InputError
 from ..results import make_tree, provenance
 from .attribution import Attribution, Norm
@@ -91,8 +92,7 @@ def choose_measures(
     InputError
         If a measure is unknown, or two have the same group.
     """
-    listed = isinstance(measures, Iterable) and not isinstance(measures, str)
-    measures = list(measures) if listed else []
+    measures = list(measures) if is_list(measures) else []
     if not measures or not all(map(_is_measure, measures)):
         raise InputError(
             f"measures={measures!r}: choose a list from {', '.join(MEASURES)}, or give "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checks import whole, yes_or_no
+from ..checks import is_list, shown, whole, yes_or_no
 from ..edits.changes import Change, Zero, check_change
 from ..errors import InputError
 from ..head import check_heads
@@ -134,8 +134,8 @@ def group_arrays(
 
 
 def _checked(groups: Iterable[Sequence[tuple[int, int]]], model: Model) -> list[Group]:
-    if isinstance(groups, str) or not isinstance(groups, Iterable):
-        raise InputError(f"groups={groups!r} must be a list of groups of (layer, head)")
+    if not is_list(groups):
+        raise InputError(f"groups={shown(groups)} must be a list of groups of (layer, head)")
     found: list[Group] = []
     for group in groups:
         heads = check_heads(group, model)

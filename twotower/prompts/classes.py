@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import is_list
 from ..errors import InputError
 
 MISSING = ("NAType", "NaTType")
@@ -72,7 +73,7 @@ def texts_by_class(texts: Any) -> list[tuple[Any, Any]]:
         rows = list(texts.items())
         single = all(isinstance(text, str) for _, text in rows)
         return _grouped([(text, cls) for cls, text in rows]) if single else rows
-    pairs = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, str) else []
+    pairs = list(texts) if is_list(texts) else []
     if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs) or not pairs:
         raise InputError(
             "texts must be a dict of class name to texts, or a list of tuples (text, class)"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import encodable
+from ..checks import encodable, is_list
 from ..errors import InputError
 from .characters import Characters
 from .contrast import cut_spans
@@ -67,7 +67,7 @@ def read_completions(
         another, leaves the text, or has no token.
     """
     for name, given in (("completions", completions), ("spans", spans)):
-        listed = hasattr(given, "__len__") and not isinstance(given, (str, Mapping))
+        listed = is_list(given, sized=True) and not isinstance(given, Mapping)
         if given is None and name == "spans":
             continue
         if given is None or not listed or len(given) != len(prompts):

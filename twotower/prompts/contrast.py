@@ -6,7 +6,7 @@ import operator
 from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
-from ..checks import check_is, encodable, shown, yes_or_no
+from ..checks import check_is, encodable, is_list, shown, yes_or_no
 from ..errors import InputError
 from .chat import chat_template
 from .prompts import Prompts, assemble
@@ -139,7 +139,7 @@ def contrast(
 
 def _listed(name: str, given: Any) -> list[Any]:
     # A set has no order, and of a dict only the keys would count.
-    if isinstance(given, (str, Mapping, Set)) or not hasattr(given, "__len__"):
+    if isinstance(given, (Mapping, Set)) or not is_list(given, sized=True):
         raise InputError(f"{name}= must be a list with an entry for each prompt")
     return list(given)
 
@@ -167,7 +167,7 @@ def _wrong(wrong: Any, n: int) -> list[list[str]]:
         raise InputError(f"there are {n} texts and {len(given)} entries of wrong=")
     found = []
     for number, entry in enumerate(given):
-        if not isinstance(entry, str) and not hasattr(entry, "__len__"):
+        if not isinstance(entry, str) and not is_list(entry, sized=True):
             raise InputError(
                 f"wrong= must hold a text or a list of texts for each prompt; entry {number} is "
                 f"{entry!r}"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from ..checks import encodable, yes_or_no
+from ..checks import encodable, is_list, shown, yes_or_no
 from ..errors import InputError
 from .classes import class_name
 from .task import Task
@@ -40,8 +40,8 @@ def order_labels(task: Task, labels: Any, permute: bool | None) -> tuple[tuple[s
     by_class = isinstance(labels, Mapping)
     if by_class:
         words = _of_dict(task, labels)
-    elif isinstance(labels, (str, AbstractSet)) or not isinstance(labels, Iterable):
-        raise InputError(f"labels={labels!r} must be a list of words, one per class")
+    elif isinstance(labels, AbstractSet) or not is_list(labels):
+        raise InputError(f"labels={shown(labels)} must be a list of words, one per class")
     else:
         words = list(labels)
     if len(words) != len(task.classes):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import encodable, finite, shown, whole
+from ..checks import encodable, finite, is_list, shown, whole
 from ..errors import InputError
 from .bundled import bundled_pairs, bundled_tasks
 from .classes import is_missing
@@ -59,7 +59,7 @@ class PairTask:
             encodable(f"the task's {about}", getattr(self, about))
         listed = self.pairs.items() if isinstance(self.pairs, Mapping) else self.pairs
         table = hasattr(listed, "columns") or hasattr(listed, "column_names")
-        if table or isinstance(listed, str) or not isinstance(listed, Iterable):
+        if table or not is_list(listed):
             raise InputError(
                 f"task {self.name!r} needs a list of (input, output); read files and tables by "
                 "load_pairs"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool
 
-from ..checks import one_of, shown, whole, yes_or_no
+from ..checks import is_list, one_of, shown, whole, yes_or_no
 from ..errors import InputError
 from .segments import PLACES, ROLES
 
@@ -124,7 +124,7 @@ def at(
         raise InputError("padding cannot be selected")
     numbers = None
     if demonstration is not None:
-        listed = demonstration if isinstance(demonstration, Iterable) else [demonstration]
+        listed: Any = demonstration if is_list(demonstration) else [demonstration]
         numbers = tuple(whole("demonstration", number) for number in listed)
         if not numbers:
             raise InputError("demonstration=[] names no demonstration")
@@ -146,8 +146,7 @@ def _texts(name: str, given: Any) -> tuple[str, ...] | None:
     if given is None:
         return None
     listed = [given] if isinstance(given, str) else given
-    ok = isinstance(listed, Iterable)
-    texts = tuple(listed) if ok else ()
+    texts = tuple(listed) if is_list(listed) else ()
     if not texts or not all(isinstance(text, str) for text in texts):
         raise InputError(f"{name}={shown(given)} must be a text, or several")
     return texts

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checks import finite, one_of, whole
+from ..checks import finite, is_list, one_of, shown, whole
 from ..errors import InputError
 from ..results.provenance import tokenizer_hash
 from .answers import Answers, check_label_positions, read_answers
@@ -310,8 +310,10 @@ class Prompts:
             If an order does not name each demonstration once, or if the prompts were made from
             strings, where separators between demonstrations are unknown.
         """
-        if not hasattr(orders, "__len__") or len(orders) != len(self):
-            raise InputError(f"orders={orders!r} must be {len(self)} lists, one for each prompt")
+        if not is_list(orders, sized=True) or len(orders) != len(self):
+            raise InputError(
+                f"orders={shown(orders)} must be {len(self)} lists, one for each prompt"
+            )
         items = [p.reordered(order) for p, order in zip(self.items, orders, strict=True)]
         return self._with(items)
 

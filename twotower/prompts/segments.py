@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..checks import encodable, shown
+from ..checks import encodable, is_list, shown
 from ..errors import InputError
 
 ROLES = ("pad", "bos", "text", "separator", "label", "query", "last", "answer")
@@ -127,8 +127,8 @@ class Prompt:
         """
         numbers = [s.demonstration for s in self.segments]
         known = sorted({n for n in numbers if n >= 0})
-        if not hasattr(order, "__len__") or sorted(order) != known:
-            raise InputError(f"order={order!r} does not name each demonstration once")
+        if not is_list(order) or sorted(order) != known:
+            raise InputError(f"order={shown(order)} does not name each demonstration once")
         if not any(s.role == "separator" and s.demonstration >= 0 for s in self.segments):
             raise InputError(
                 "demonstrations of a prompt from a string cannot be reordered; use build_prompts"

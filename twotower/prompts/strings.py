@@ -6,7 +6,7 @@ import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..checks import check_is, encodable, yes_or_no
+from ..checks import check_is, encodable, is_list, yes_or_no
 from ..errors import InputError
 from .chat import chat_template
 from .prompts import Prompts, assemble
@@ -129,7 +129,7 @@ def _given(**arguments: Any) -> dict[str, Any]:
 def _check_texts(**given: Any) -> None:
     """Check that arguments are lists of texts."""
     for name, value in given.items():
-        listed = hasattr(value, "__len__") and not isinstance(value, str)
+        listed = is_list(value, sized=True)
         if not listed or not all(isinstance(text, str) for text in value):
             raise InputError(f"{name}= must be a list of texts")
         for text in value:
@@ -141,7 +141,7 @@ def _check_lengths(
 ) -> None:
     """Check that there is one entry for each prompt."""
     for name, value in {"label_spans": label_spans, **given}.items():
-        if not hasattr(value, "__len__"):
+        if not is_list(value, sized=True):
             raise InputError(f"{name}= must be a list with an entry for each prompt")
     if not len(strings) == len(label_spans) == len(gold):
         raise InputError(

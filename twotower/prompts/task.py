@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import encodable, finite, one_of, shown, whole, yes_or_no
+from ..checks import encodable, finite, is_list, one_of, shown, whole, yes_or_no
 from ..errors import InputError
 from .bundled import bundled_pairs, bundled_tasks
 from .classes import class_name, is_missing, texts_by_class
@@ -101,7 +101,7 @@ class Task:
                 )
             # Iterating over a table gives its column names.
             table = hasattr(texts, "columns") or hasattr(texts, "column_names")
-            if table or isinstance(texts, str) or not isinstance(texts, Iterable):
+            if table or not is_list(texts):
                 raise InputError(f"task {self.name!r}: class {name!r} needs a list of texts")
             texts = tuple(texts)
             for text in texts:
