@@ -208,7 +208,7 @@ def _labels_held(prompts: Prompts) -> list[np.ndarray]:
     rows = zip(prompts.label_text, prompts.demonstration, prompts.where("labels"), strict=True)
     for text, number, at in rows:
         _, first = np.unique(number[at], return_index=True)
-        found.append(text[at][first])
+        found.append(text[at][np.sort(first)])
     return found
 
 
