@@ -224,6 +224,16 @@ CASES = {
         INPUT,
         "1.1 is not a head",
     ),
+    "means over no prompts": (
+        lambda g: tt.head_effects(g.model, g.prompts, to=tt.Mean(g.prompts[99:])),
+        INPUT,
+        "there are no prompts",
+    ),
+    "no donors": (
+        lambda g: tt.causal_tracing(g.model, g.prompts, g.prompts[99:]),
+        INPUT,
+        "no prompts|0 donors",
+    ),
     "edits none": (lambda g: predict(g, None), INPUT, "must be a list of edits"),
     "edits a number": (lambda g: predict(g, 3), INPUT, "must be a list of edits"),
     # measures

@@ -167,8 +167,9 @@ def test_an_added_vector_is_that_of_a_hook(name: str, positions: str) -> None:
         expected = logits[list(prompts.label_ids)]
         np.testing.assert_allclose(found["logit"][row], expected, rtol=1e-4, atol=1e-4)
         end = model.config.eos_token_id
-        tokens = tokens[: tokens.index(end)] if end in tokens else tokens
-        assert texts[row] == model.tokenizer.decode(tokens).rstrip("\N{REPLACEMENT CHARACTER}")
+        ended = end in tokens
+        text = model.tokenizer.decode(tokens[: tokens.index(end)] if ended else tokens)
+        assert texts[row] == (text if ended else text.rstrip("\N{REPLACEMENT CHARACTER}"))
     gain = found["logprob"] - clean["logprob"]
     right = gain.values[np.arange(3), prompts.gold_index]
     np.testing.assert_allclose(effects["logprob_gain"].sel(layer=1), right, atol=1e-5)

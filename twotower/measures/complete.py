@@ -21,6 +21,7 @@ from ..models.measuring import measuring
 from ..models.remote import reached
 from ..models.wrapper import in_order
 from ..options import option
+from ..prompts.characters import BROKEN
 from ..walk.batch import Batch
 from ..walk.batch_size import Batches
 from ..walk.padding import prove_padding
@@ -102,8 +103,7 @@ def complete(
     texts = []
     for ids, all_ids, whole_run in zip(found, prompts.token_id, finite, strict=True):
         before = all_ids[all_ids >= 0].tolist()
-        shown_ids = ids[:-1] if ids[-1] in ends else ids
-        text = _text(model.tokenizer, before, shown_ids) if whole_run else ""
+        text = _text(model.tokenizer, before, ids, ends) if whole_run else ""
         texts.append(text if stop is None else text.split(stop)[0])
     return texts
 
@@ -231,15 +231,20 @@ def _until_end(ids: list[int], settings: GenerationConfig) -> list[int]:
     return ids[:length]
 
 
-def _text(tokenizer: Any, before: list[int], ids: list[int]) -> str:
-    """Return the text of tokens after those of the prompt.
+def _text(tokenizer: Any, before: list[int], ids: list[int], ends: Sequence[int | None]) -> str:
+    """Return the text of tokens after those of the prompt, without an end token.
 
-    Some tokenizers leave out a space at the beginning of a text; here it is not the beginning. A
-    part of a character at the end is left out.
+    Some tokenizers leave out a space at the beginning of a text; here it is not the beginning.
+    Where generation was cut, up to three bytes of a character are left out at the end; some
+    tokenizers show each of them.
     """
+    ended = ids[-1] in ends
+    ids = ids[:-1] if ended else ids
     start, whole, alone = (
         tokenizer.decode(some, clean_up_tokenization_spaces=False)
         for some in (before, before + ids, ids)
     )
     text = str(whole.removeprefix(start) if whole.startswith(start) else alone)
-    return text.rstrip("\N{REPLACEMENT CHARACTER}")
+    for _ in range(0 if ended else 3):
+        text = text.removesuffix(BROKEN)
+    return text

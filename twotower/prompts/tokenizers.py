@@ -41,6 +41,8 @@ def check_prompts(model: LoadedModel, prompts: Prompts) -> None:
         If the model's tokenizer gives other tokens for the same texts, or the model has no
         embedding for a token.
     """
+    if not len(prompts):
+        raise InputError("there are no prompts: what was given is empty")
     ours = tokenizer_hash(model.tokenizer)
     if prompts.tokenizer is not model.tokenizer or ours != prompts.tokenizer_hash:
         _check_tokens(model.tokenizer, prompts, ours)
