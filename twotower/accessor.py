@@ -99,12 +99,8 @@ class _Questions:
         """
         from .measures.choose import GROUP_OF, in_context_heads, strongest
 
-        if (
-            not isinstance(by, str)
-            or by in GROUP_OF
-            or label is not None
-            or not hasattr(self._data, "children")
-        ):
+        other = isinstance(by, str) and by not in GROUP_OF and label is None
+        if not other or not hasattr(self._data, "children"):
             return in_context_heads(self._data, k, by=by, label=label)
         from .figures.views import head_table
 
@@ -343,7 +339,7 @@ class DatasetQuestions(_Questions):
         if "role" not in frame:
             return frame
         # Where runs of other lengths were joined, roles are missing.
-        return frame[~frame["role"].isin(["pad"]) & frame["role"].notna()].reset_index(drop=True)
+        return frame[~frame["role"].isin(["pad", np.nan])].reset_index(drop=True)
 
 
 @xr.register_datatree_accessor("tt")

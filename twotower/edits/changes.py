@@ -87,8 +87,8 @@ class From:
     ----------
     donor
         One donor for each prompt, aligned to it by role and number of demonstration, such
-        as `prompts.reversed_labels()`. An answer of several tokens, or a
-        completion, follows the donor as it follows the prompt.
+        as `prompts.reversed_labels()`. An answer of several tokens, or a completion, follows
+        the donor as it follows the prompt.
     """
 
     donor: Prompts
